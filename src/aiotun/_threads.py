@@ -1,0 +1,191 @@
+"""Runs a function in a short-lived thread, inside a network namespace if asked.
+
+A network namespace belongs to a thread. Only a thread that ends right afterwards may change it:
+the event loop's own thread would take the whole program along, and a pool's thread would surprise
+whoever runs there next. A fresh thread starts in the namespace of the thread that starts it.
+"""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar, cast
+
+from .errors import LinkError, NotPermittedError
+
+__all__ = ["NetnsArg", "open_netns", "run", "run_blocking", "setns", "start"]
+
+T = TypeVar("T")
+
+NetnsArg = str | os.PathLike[str] | int
+"""A namespace as users name one: a name under /run/netns, a path, or an open fd."""
+
+# sched.h
+_CLONE_NEWNET = 0x4000_0000
+
+
+def open_netns(netns: NetnsArg | None) -> int:
+    """Open a namespace and give the fd, which is the caller's to close.
+
+    Args:
+        netns: a name under /run/netns, a path, an open fd (which is duplicated), or None for the
+            calling thread's own.
+
+    Raises:
+        LinkError: there is none; it is never created.
+        NotPermittedError: it may not be opened.
+    """
+    if isinstance(netns, int):
+        return os.dup(netns)
+    if netns is None:
+        path = "/proc/thread-self/ns/net"
+    else:
+        path = os.fspath(netns)
+        if "/" not in path:
+            path = f"/run/netns/{path}"
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise NotPermittedError(
+            error.errno, f"the network namespace {path} may not be opened: {error.strerror}", path
+        ) from error
+    except OSError as error:
+        raise LinkError(
+            error.errno,
+            f"there is no network namespace {path}; create it first, with 'ip netns add'",
+            path,
+        ) from error
+
+
+def setns(fd: int) -> None:
+    """Move the calling thread into the network namespace that `fd` stands for.
+
+    Raises:
+        LinkError: `fd` is no network namespace.
+        NotPermittedError: the thread lacks CAP_SYS_ADMIN there or here.
+    """
+    try:
+        _setns(fd)
+    except PermissionError as error:
+        raise NotPermittedError(
+            error.errno,
+            "entering another network namespace needs CAP_SYS_ADMIN in it and here; "
+            "run as root, or start the whole program inside it",
+        ) from error
+    except OSError as error:
+        raise LinkError(error.errno, f"fd {fd} is not a network namespace") from error
+
+
+def _setns(fd: int) -> None:
+    if hasattr(os, "setns"):  # Python 3.12
+        os.setns(fd, _CLONE_NEWNET)
+        return
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(fd, _CLONE_NEWNET) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+class _Outcome(Generic[T]):
+    """What a function in its thread came to: a value or an error."""
+
+    __slots__ = ("error", "value")
+
+    def __init__(self) -> None:
+        self.value: T | None = None
+        self.error: BaseException | None = None
+
+    def fill(self, function: Callable[[], T], netns: int | None) -> None:
+        """Run the function, in that namespace, and keep what it gives or raises."""
+        try:
+            if netns is not None:
+                setns(netns)
+            self.value = function()
+        except BaseException as error:  # noqa: BLE001 - raised again by get(), in its own thread
+            self.error = error
+
+    def get(self) -> T:
+        if self.error is not None:
+            raise self.error
+        return cast(T, self.value)
+
+
+def run_blocking(function: Callable[[], T], netns: int | None = None) -> T:
+    """Run a function in a short-lived thread and wait for it without an event loop."""
+    outcome: _Outcome[T] = _Outcome()
+    thread = threading.Thread(target=outcome.fill, args=(function, netns), name="aiotun")
+    thread.start()
+    thread.join()
+    return outcome.get()
+
+
+def start(function: Callable[[], None], then: Callable[[], None]) -> None:
+    """Run a function in a short-lived thread, then `then` in the same thread; wait for neither.
+
+    The thread is no daemon: the interpreter waits for it at its end. Where no thread can be
+    started any more, both run here and now.
+    """
+
+    def body() -> None:
+        try:
+            function()
+        finally:
+            then()
+
+    try:
+        threading.Thread(target=body, name="aiotun").start()
+    except RuntimeError:  # too many threads, or the interpreter is ending
+        body()
+
+
+async def run(
+    function: Callable[[], T],
+    netns: int | None = None,
+    *,
+    on_cancel: Callable[[], None] | None = None,
+    undo: Callable[[T], None] | None = None,
+) -> T:
+    """Run a function in a short-lived thread and wait for it.
+
+    Args:
+        function: called without arguments; what it gives or raises comes out here.
+        netns: an open namespace fd which the thread enters first.
+        on_cancel: called here, at once, when the waiting task is cancelled: a word to the function.
+        undo: called in a thread with the function's value where that can't be delivered any more.
+
+    Cancellation: a system call in another thread can't be interrupted, so this waits until the
+    thread is done, undoes what it gave, and only then lets the cancellation through.
+    """
+    loop = asyncio.get_running_loop()
+    over = loop.create_future()
+    outcome: _Outcome[T] = _Outcome()
+
+    def finish() -> None:
+        if not over.done():
+            over.set_result(None)
+
+    def body() -> None:
+        outcome.fill(function, netns)
+        try:
+            loop.call_soon_threadsafe(finish)
+        except RuntimeError:  # the loop was closed under the waiting task: nobody takes the value
+            if undo is not None and outcome.error is None:
+                undo(outcome.get())
+
+    threading.Thread(target=body, name="aiotun").start()
+    cancelled: asyncio.CancelledError | None = None
+    while not over.done():
+        try:
+            await asyncio.shield(over)
+        except asyncio.CancelledError as error:
+            cancelled = error
+            if on_cancel is not None:
+                on_cancel()
+    if cancelled is None:
+        return outcome.get()
+    if undo is not None and outcome.error is None:
+        value, undone = outcome.get(), undo
+        await run(lambda: undone(value), netns)
+    raise cancelled

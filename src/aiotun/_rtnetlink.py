@@ -10,7 +10,7 @@ import errno
 import socket
 import threading
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from . import _linkdecode
 from ._linktypes import LinkAddress, LinkInfo, LinkStats, Route
@@ -205,7 +205,9 @@ class Session:
         try:
             return await request
         except _pyroute2().NetlinkError as error:
-            raise _refusal(error.code, error.args[1], what, name, hint) from error
+            # pyroute2's own frames hold the error, and so would it them.
+            cause = error.with_traceback(None)
+            raise _refusal(error.code, error.args[1], what, name, hint) from cause
         except OSError as error:
             code = error.errno or errno.EIO
             raise _refusal(code, error.strerror or str(error), what, name, hint) from error
@@ -268,7 +270,25 @@ def in_session(work: Callable[[Session], Awaitable[T]]) -> T:
         LinkError: netlink could not be opened; and what `work` raises.
     """
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-        return runner.run(_converse(work))
+        value, error = runner.run(_outcome(work))
+    if error is None:
+        return cast(T, value)
+    try:
+        raise error
+    finally:
+        del error
+
+
+async def _outcome(work: Callable[[Session], Awaitable[T]]) -> tuple[T | None, Exception | None]:
+    """Give what comes of the work, an error too.
+
+    An error that a loop's task raises makes a ring of the two and all frames between. The Link in
+    them, and the namespace that it holds open, would wait for the collector.
+    """
+    try:
+        return await _converse(work), None
+    except Exception as error:  # noqa: BLE001 - raised again by in_session
+        return None, error
 
 
 async def _converse(work: Callable[[Session], Awaitable[T]]) -> T:

@@ -258,7 +258,7 @@ def _link_address(
 ) -> LinkAddress:
     for each in (own, peer):
         if each is not None:
-            _refuse_zone(each.ip, text)
+            _refuse_zone(each, text)
     if peer is not None:
         if own.version != peer.version:
             raise ValueError(f"{text!r} mixes IPv4 and IPv6; {_ADDRESS_FORMS}")
@@ -394,7 +394,7 @@ def _destination(
         inside = ipaddress.ip_interface(word)
     except ValueError as error:
         raise ValueError(f"{text!r} is no route ({error}); {_ROUTE_FORMS}") from error
-    _refuse_zone(inside.ip, text)
+    _refuse_zone(inside, text)
     if inside.ip != inside.network.network_address:
         raise ValueError(
             f"{text!r} has host bits set: the network is {inside.network}, "

@@ -6,10 +6,11 @@ netlink on uvloop.
 """
 
 import asyncio
+import contextlib
 import errno
 import socket
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar, cast
 
 from . import _linkdecode
@@ -269,8 +270,11 @@ def in_session(work: Callable[[Session], Awaitable[T]]) -> T:
     Raises:
         LinkError: netlink could not be opened; and what `work` raises.
     """
-    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-        value, error = runner.run(_outcome(work))
+    pyroute2 = _pyroute2()
+    with _opening():
+        loop = asyncio.SelectorEventLoop()
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        value, error = runner.run(_outcome(pyroute2, work))
     if error is None:
         return cast(T, value)
     try:
@@ -279,40 +283,42 @@ def in_session(work: Callable[[Session], Awaitable[T]]) -> T:
         del error
 
 
-async def _outcome(work: Callable[[Session], Awaitable[T]]) -> tuple[T | None, Exception | None]:
+async def _outcome(
+    pyroute2: Any, work: Callable[[Session], Awaitable[T]]
+) -> tuple[T | None, Exception | None]:
     """Give what comes of the work, an error too.
 
     An error that a loop's task raises makes a ring of the two and all frames between. The Link in
     them, and the namespace that it holds open, would wait for the collector.
     """
     try:
-        return await _converse(work), None
+        return await _converse(pyroute2, work), None
     except Exception as error:  # noqa: BLE001 - raised again by in_session
         return None, error
 
 
-async def _converse(work: Callable[[Session], Awaitable[T]]) -> T:
-    pyroute2 = _pyroute2()
-    with _netlink() as sock:
+async def _converse(pyroute2: Any, work: Callable[[Session], Awaitable[T]]) -> T:
+    with _opening():
+        # Ours, and not pyroute2's own, which stays open where setting it up fails.
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE)
+    with sock:
+        # pyroute2 asks for the kernel's own sentences only on sockets that it made.
+        with _opening():
+            sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
         async with pyroute2.AsyncIPRoute(ext_ack=True, use_socket=sock) as ipr:
-            # Before anything else: cancelled in its first request, pyroute2 would log an error.
-            await ipr.setup_endpoint()
+            with _opening():
+                # By itself, before any request: where it fails, no request is left half-made.
+                await ipr.setup_endpoint()
             return await work(Session(ipr))
 
 
-def _netlink() -> socket.socket:
-    """Open the socket ourselves: pyroute2 leaves its own open where setting it up fails."""
-    sock = None
+@contextlib.contextmanager
+def _opening() -> Iterator[None]:
     try:
-        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE)
-        # pyroute2 asks for the kernel's own sentences only on sockets that it made.
-        sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
+        yield
     except OSError as error:
-        if sock is not None:
-            sock.close()
         raise LinkError(
             error.errno,
-            f"netlink could not be opened: {error.strerror}; it takes a free file descriptor "
-            "and a kernel and sandbox that allow AF_NETLINK",
+            f"netlink could not be opened: {error.strerror}; it takes four free file descriptors "
+            "and a sandbox that allows AF_NETLINK",
         ) from error
-    return sock

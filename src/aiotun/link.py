@@ -41,8 +41,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-# if.h: IFALIASZ counts the terminating NUL.
-_ALIAS_BYTES = 255
+# if.h: IFALIASZ is 256, and the kernel wants less of what it is sent: pyroute2 sends a NUL too.
+_ALIAS_BYTES = 254
 
 _S32 = 0x7FFF_FFFF
 _U32 = 0xFFFF_FFFF
@@ -220,7 +220,7 @@ class Link:
         """Set the free text that is kept with the link (IFLA_IFALIAS); an empty one removes it.
 
         Args:
-            text: at most 255 bytes.
+            text: at most 254 bytes.
 
         Raises:
             ValueError: it is longer, or contains a NUL.

@@ -273,28 +273,29 @@ def in_session(work: Callable[[Session], Awaitable[T]]) -> T:
     pyroute2 = _pyroute2()
     with _opening():
         loop = asyncio.SelectorEventLoop()
+    errors: list[Exception] = []
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
-        value, error = runner.run(_outcome(pyroute2, work))
-    if error is None:
+        value = runner.run(_catch(_converse(pyroute2, work), errors))
+    if not errors:
         return cast(T, value)
+    error = errors.pop()
     try:
         raise error
     finally:
         del error
 
 
-async def _outcome(
-    pyroute2: Any, work: Callable[[Session], Awaitable[T]]
-) -> tuple[T | None, Exception | None]:
-    """Give what comes of the work, an error too.
+async def _catch(conversation: Awaitable[T], errors: list[Exception]) -> T | None:
+    """Await the conversation; put aside what it raises.
 
-    An error that a loop's task raises makes a ring of the two and all frames between. The Link in
+    An error that comes out of a task makes a ring of the two and all frames between. The Link in
     them, and the namespace that it holds open, would wait for the collector.
     """
     try:
-        return await _converse(pyroute2, work), None
+        return await conversation
     except Exception as error:  # noqa: BLE001 - raised again by in_session
-        return None, error
+        errors.append(error)
+        return None
 
 
 async def _converse(pyroute2: Any, work: Callable[[Session], Awaitable[T]]) -> T:

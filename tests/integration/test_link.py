@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import ipaddress
 import itertools
 import json
@@ -557,7 +558,15 @@ class TestNamespaces:
         assert caught.value.errno == errno.ENOENT
         assert "nowhere" not in named_namespaces()
 
+    @pytest.fixture
+    def uncollected(self) -> Iterator[None]:
+        gc.disable()
+        yield
+        gc.enable()
+
+    @pytest.mark.usefixtures("uncollected")
     async def test_the_fd_goes_with_the_link(self, elsewhere: Elsewhere) -> None:
+        """At once, without the collector, after an error too."""
         link = Link("lo", netns=elsewhere.path)
         with pytest.raises(LinkError):
             await link.remove_address("192.0.2.1")

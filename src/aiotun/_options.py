@@ -21,9 +21,8 @@ from ._linktypes import (
     parse_mac,
     parse_route,
 )
-from ._packetio import Mode, Offload
+from ._packetio import Mode, Offload, check_offload
 from ._threads import NetnsArg
-from .queue import check_offload
 
 __all__ = ["Options", "TapOptions", "TunOptions", "check"]
 

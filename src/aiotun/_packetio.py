@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from . import _abi
+from ._abi import Iff
 from .errors import DeviceClosedError
 
 if TYPE_CHECKING:
@@ -16,7 +17,16 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-__all__ = ["DecodeErrors", "Mode", "Offload", "PacketIO", "PacketStats"]
+__all__ = [
+    "DecodeErrors",
+    "Mode",
+    "Offload",
+    "PacketIO",
+    "PacketStats",
+    "check_offload",
+    "mode_of",
+    "read_into",
+]
 
 T = TypeVar("T")
 
@@ -28,6 +38,21 @@ Offload = Literal["off", "split", "raw"]
 
 DecodeErrors = Literal["skip", "raise"]
 """What `decoded` does with bytes that are no packet: count and go on, or raise."""
+
+
+def check_offload(offload: Offload) -> None:
+    """Raise for what is no offload mode, or none that is built."""
+    if offload == "split":
+        raise NotImplementedError(
+            "offload='split' is not built yet; use offload='off', or 'raw' and split yourself"
+        )
+    if offload not in ("off", "raw"):
+        raise ValueError(f"offload is 'off', 'split' or 'raw', not {offload!r}")
+
+
+def mode_of(flags: Iff) -> Mode:
+    """Tell TUN from TAP by the kernel's flags."""
+    return "tap" if flags & Iff.TAP else "tun"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -321,9 +346,9 @@ class _Batches:
 
 # Where recv_into puts what does not fit, so that no packet is torn without our noticing. Nobody
 # reads it, so that all queues of all threads may share it.
-OVERFLOW = bytearray(_abi.READ_SIZE)
+_OVERFLOW = bytearray(_abi.READ_SIZE)
 
 
 def read_into(fd: int, view: memoryview) -> int:
     """Read one packet into `view`; give its whole length, even where it did not fit."""
-    return os.readv(fd, (view, OVERFLOW))
+    return os.readv(fd, (view, _OVERFLOW))

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ._flow import flow_hash
 from ._packetio import Mode, PacketIO, PacketStats
+from ._queuebase import BUDGET, QueueBase, close_queues
 from ._waiting import Line, Waiter
 from .errors import AiotunError, DeviceClosedError, DeviceLostError, LinkDownError
-from .queue import BUDGET, Queue, close_queues
+from .queue import Queue
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -44,7 +45,7 @@ class QueueGroup(PacketIO):
         # Queues that had packets when last seen; the first one is whose turn it is.
         self._ready: deque[Queue] = deque()
         # Open queues that the loop does not watch, and has to before a task may wait here.
-        self._unwatched = set(queues)
+        self._unwatched: set[QueueBase] = set(queues)
         self._budget = BUDGET
         self._undecodable = 0
         for queue in queues:
@@ -68,11 +69,10 @@ class QueueGroup(PacketIO):
         self._has_packets(queue)
         self._unwatched.add(queue)
 
-    def leave(self, queue: Queue) -> None:
+    def leave(self, queue: QueueBase) -> None:
         """Note that a queue was closed."""
         self._unwatched.discard(queue)
-        if queue in self._ready:
-            self._ready.remove(queue)
+        self._ready = deque(each for each in self._ready if each is not queue)
         if self.closed:
             self.line.dismiss()
 
@@ -227,6 +227,6 @@ class QueueGroup(PacketIO):
     def _check_open(self) -> None:
         queues = self._open_queues()
         if not queues:
-            raise DeviceClosedError(f"{self._shown} was closed")
+            raise DeviceClosedError(f"{self._shown} was closed here; open it again to go on")
         for queue in queues:
             queue._check_open()

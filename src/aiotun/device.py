@@ -13,13 +13,13 @@ from ._interface import Interface
 from ._linktypes import parse_mac
 from ._opening import Opened, Opening
 from ._options import TapOptions, TunOptions
-from ._packetio import Mode, Offload, PacketIO, PacketStats
+from ._packetio import Mode, Offload, PacketIO, PacketStats, check_offload, mode_of
 from ._several import QueueGroup
 from ._threads import NetnsArg
 from ._waiting import Waiter
 from .errors import DeviceClosedError, DeviceMismatchError
 from .link import Link
-from .queue import Queue, check_offload, mode_of
+from .queue import Queue
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -286,7 +286,7 @@ class Device(PacketIO):
             if not queue.closed:
                 queue._check_open()
                 return queue.fileno()
-        raise DeviceClosedError(f"{self.name} was closed")
+        raise DeviceClosedError(f"{self.name} was closed here; open it again to go on")
 
 
 class TunDevice(Device):
@@ -435,7 +435,7 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
         NotPermittedError: a step needs a privilege that this user lacks.
         DeviceBusyError: somebody else has the device, or it exists and `exclusive` was given.
         DeviceMismatchError: it exists, and is of another kind or has other flags.
-        LinkError: the kernel refused an address, a route or the like, or there is no such namespace.
+        LinkError: the kernel refused an address, a route or the like; or no such namespace.
 
     *Cancellation*: waits for the step under way (milliseconds), then undoes all.
 

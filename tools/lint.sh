@@ -1,0 +1,14 @@
+#!/bin/sh
+# Everything that can be said about the source without running it.
+set -eu
+bin=.venv/bin
+echo "ruff check" && $bin/python -m ruff check --quiet .
+echo "ruff format" && $bin/python -m ruff format --check --quiet .
+echo "mypy" && $bin/python -m mypy
+# The types that users see must be complete: 100% or failure.
+echo "pyright --verifytypes"
+said=$($bin/python -m pyright --pythonpath $bin/python --verifytypes aiotun --ignoreexternal 2>&1) || {
+    echo "$said"
+    exit 1
+}
+echo "$said" | grep -i "completeness"

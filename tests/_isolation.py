@@ -71,12 +71,11 @@ def _unshare() -> list[str]:
         ways.insert(0, ["-n", "-m"])
     said = ""
     for way in ways:
-        done = subprocess.run(
-            [program, *way, "true"], stdin=subprocess.DEVNULL, capture_output=True, text=True
-        )
+        trial = [program, *way, sys.executable, "-ISc", ""]
+        done = subprocess.run(trial, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode == 0:
             return [program, *way]
-        said = done.stderr.strip()
+        said = done.stderr.strip().removeprefix("unshare: ")
     raise IsolationError(
         f"private namespaces are not allowed here ({said}); run as root, or let root allow user "
         "namespaces: sysctl user.max_user_namespaces=10000 "

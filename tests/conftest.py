@@ -1,18 +1,15 @@
 """What every test gets: private namespaces, both event loops, and a check that nothing leaks."""
 
 import asyncio
-import gc
 import os
 import sys
-import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 
 import pytest
 import uvloop
 
 from . import _isolation
+from ._leaks import LeakCheck
 
 # --- The whole run -------------------------------------------------------------------------------
 
@@ -90,41 +87,14 @@ def pytest_asyncio_loop_factories(
     return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
 
 
-def _open_files() -> Counter[str]:
-    """Count the open fds that a test could leak: devices, network namespaces and sockets."""
-    found: Counter[str] = Counter()
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            link = os.readlink(f"/proc/self/fd/{fd}")
-        except FileNotFoundError:  # the one that listed the folder
-            continue
-        if link == "/dev/net/tun" or link.startswith(("net:[", "socket:[")):
-            found[link] += 1
-    return found
-
-
-def _our_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("aiotun")]
-
-
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
     """Fail a test that leaves open files or threads of ours behind."""
-    before = _open_files()
+    check = LeakCheck()
     yield
-    # Closing ends in short-lived threads, so those are waited for first: at most 5 s together.
-    deadline = time.monotonic() + 5
-    for thread in _our_threads():
-        thread.join(max(0.0, deadline - time.monotonic()))
-    threads = _our_threads()
-    leaked = _open_files() - before
-    if leaked:
-        gc.collect()  # also lets ResourceWarning be raised in the test that deserves it
-        leaked = _open_files() - before
-    if threads or leaked:
-        pytest.fail(
-            f"the test leaked fds {sorted(leaked.elements())} and threads {threads}", pytrace=False
-        )
+    problem = check.problem()
+    if problem is not None:
+        pytest.fail(problem, pytrace=False)
 
 
 @pytest.fixture(autouse=True)
@@ -148,4 +118,3 @@ def netns(no_leaks: None) -> Iterator[int]:
             _isolation.setns(before)
     finally:
         os.close(before)
-

@@ -73,10 +73,9 @@ def _version() -> str:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError("must be a whole number above 0")
+    return int(text)
 
 
 # --- The private namespace -----------------------------------------------------------------------
@@ -119,10 +118,11 @@ def _unshare() -> list[str]:
     ways = ["-n", "-rn"] if os.geteuid() == 0 else ["-rn"]
     said = ""
     for way in ways:
-        done = subprocess.run([program, way, "true"], capture_output=True, text=True)
+        trial = [program, way, sys.executable, "-ISc", ""]
+        done = subprocess.run(trial, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode == 0:
             return [program, way]
-        said = done.stderr.strip()
+        said = done.stderr.strip().removeprefix("unshare: ")
     raise _Failure(
         f"this machine lets nobody but root make a network namespace ({said}); run as root, or let "
         "root allow it: sysctl user.max_user_namespaces=10000 "
@@ -184,19 +184,16 @@ async def _ping_all(count: int) -> int:
     return 0
 
 
-async def _system_pings(
-    program: str, address: str, count: int
-) -> AsyncIterator[tuple[int, float]]:
+async def _system_pings(program: str, address: str, count: int) -> AsyncIterator[tuple[int, float]]:
     """Let ping(8) ask, and give (sequence number, milliseconds) of each reply it prints."""
     args = ["-n", "-c", str(count), "-i", str(_INTERVAL), "-W", str(int(_TIMEOUT)), address]
-    pipe = asyncio.subprocess.PIPE
-    # In C its numbers have points. Interrupted together with us it would print of its own.
+    # In C its numbers have points. In our session Ctrl-C would reach it too, and make it print.
     ping = await asyncio.create_subprocess_exec(
         program,
         *args,
         stdin=asyncio.subprocess.DEVNULL,
-        stdout=pipe,
-        stderr=pipe,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "LC_ALL": "C"},
         start_new_session=True,
     )

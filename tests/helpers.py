@@ -28,7 +28,10 @@ ROOT = Path(__file__).parent.parent
 REAL_ROOT = Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
 
 
-async def wait_until(predicate: Callable[[], bool], timeout: float = 5.0) -> None:
+async def wait_until(
+    predicate: Callable[[], bool],
+    timeout: float = 5.0,  # noqa: ASYNC109 - nothing is cancelled, it only gives up
+) -> None:
     """Let the loop run until `predicate` holds: for what the kernel or a thread does in its time.
 
     Looks at every turn of the loop first, and after 50 turns every 2 ms.

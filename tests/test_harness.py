@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,8 @@ def test_a_conftest_found_too_late_is_refused(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "deep").symlink_to(ROOT / "tests")
     done = run_pytest("-c", str(ROOT / "pyproject.toml"), str(tmp_path), cwd=tmp_path)
-    assert done.returncode == 4
+    assert done.returncode != 0
+    assert "name the tests folder" in done.stdout
     assert "passed" not in done.stdout
 
 
@@ -162,11 +164,13 @@ async def test_the_loop_is_what_the_name_says(request: pytest.FixtureRequest) ->
 def test_leaks_are_seen() -> None:
     check = LeakCheck()
     assert check.problem() is None
-    for opened in (
-        os.open("/dev/net/tun", os.O_RDWR),
-        os.open("/proc/self/ns/net", os.O_RDONLY),
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach(),
-    ):
+    openers: list[Callable[[], int]] = [
+        lambda: os.open("/dev/net/tun", os.O_RDWR),
+        lambda: os.open("/proc/self/ns/net", os.O_RDONLY),
+        lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach(),
+    ]
+    for opener in openers:
+        opened = opener()
         assert "left behind: fds ['" in str(check.problem())
         os.close(opened)
         assert check.problem() is None
@@ -206,7 +210,7 @@ def test_mark():
     assert "3 skipped" in done.stdout
     done = run_here(tmp_path, source, CI="true")
     assert done.returncode == 1
-    assert "2 failed, 1 skipped" in done.stdout
+    assert "1 failed, 1 skipped, 1 error" in done.stdout
     done = run_here(
         tmp_path,
         "import pytest\npytest.skip('missing: sheep(1)', allow_module_level=True)\n",

@@ -27,14 +27,14 @@ __all__ = ["main"]
 
 # Set when the command starts itself anew: the inode of the network namespace it came from.
 _OUTSIDE = "AIOTUN_DEMO_OUTSIDE"
-_ADDRESSES = ("10.203.0.1/24", "fd03:a107:203::1/64")
-_PINGED = ("10.203.0.2", "fd03:a107:203::2")
+# The device's addresses, each with the neighbour that the program answers for.
+_PINGED = (("10.203.0.1/24", "10.203.0.2"), ("fd03:a107:203::1/64", "fd03:a107:203::2"))
 _INTERVAL = 0.2  # seconds; the shortest that ping(8) allows everybody
 _TIMEOUT = 1.0  # seconds for one answer
 _LINE = re.compile(r"seq=(\d+) .*time[=<]([0-9.]+) ?ms")
 
 
-class _Failure(Exception):
+class _CommandError(Exception):
     """What the command can't do; the text is the one line that the user sees."""
 
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return _demo(args.count, args.uvloop)
-    except (_Failure, aiotun.AiotunError) as error:
+    except (_CommandError, aiotun.AiotunError) as error:
         text = getattr(error, "strerror", None) or str(error)
         print(f"aiotun: {text}", file=sys.stderr)
         return 1
@@ -87,14 +87,16 @@ def _demo(count: int, uvloop: bool) -> int:
         _start_inside(["demo", "--count", str(count), *(["--uvloop"] if uvloop else [])])
     _check_inside()
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(_ping_all(count))
+        # On a machine without IPv6 there is no such file, and the address could not be given.
+        ipv6 = Path("/proc/net/if_inet6").exists()
+        return runner.run(_ping_all(_PINGED if ipv6 else _PINGED[:1], count))
 
 
 def _uvloop() -> Callable[[], asyncio.AbstractEventLoop]:
     try:
         import uvloop
     except ImportError:
-        raise _Failure("uvloop is not installed; pip install 'aiotun[uvloop]'") from None
+        raise _CommandError("uvloop is not installed; pip install 'aiotun[uvloop]'") from None
     return uvloop.new_event_loop
 
 
@@ -110,10 +112,10 @@ def _start_inside(args: list[str]) -> None:
 
 def _unshare() -> list[str]:
     if sys.platform != "linux":
-        raise _Failure("TUN devices of this kind exist on Linux only")
+        raise _CommandError("TUN devices of this kind exist on Linux only")
     program = shutil.which("unshare")
     if program is None:
-        raise _Failure("unshare(1) is missing; install util-linux")
+        raise _CommandError("unshare(1) is missing; install util-linux")
     # In a container even root may lack what -n needs; with -r a user namespace gives it.
     ways = ["-n", "-rn"] if os.geteuid() == 0 else ["-rn"]
     said = ""
@@ -123,7 +125,7 @@ def _unshare() -> list[str]:
         if done.returncode == 0:
             return [program, way]
         said = done.stderr.strip().removeprefix("unshare: ")
-    raise _Failure(
+    raise _CommandError(
         f"this machine lets nobody but root make a network namespace ({said}); run as root, or let "
         "root allow it: sysctl user.max_user_namespaces=10000 "
         "(and kernel.apparmor_restrict_unprivileged_userns=0 where that exists)"
@@ -134,7 +136,7 @@ def _check_inside() -> None:
     """Make no device where somebody else's network is, whatever the environment says."""
     others = [name for _, name in socket.if_nameindex() if name != "lo"]
     if os.environ[_OUTSIDE] == str(_namespace()) or others:
-        raise _Failure(f"{_OUTSIDE} is set, but this is no private namespace; unset it")
+        raise _CommandError(f"{_OUTSIDE} is set, but this is no private namespace; unset it")
 
 
 def _namespace() -> int:
@@ -151,18 +153,16 @@ async def _answer(tun: aiotun.TunDevice) -> None:
             await tun.send(answer)
 
 
-async def _ping_all(count: int) -> int:
+async def _ping_all(pinged: Sequence[tuple[str, str]], count: int) -> int:
     times: list[float] = []
-    ipv6 = Path("/proc/net/if_inet6").exists()
-    addresses = _ADDRESSES if ipv6 else _ADDRESSES[:1]
-    pinged = _PINGED if ipv6 else _PINGED[:1]
+    addresses = [own for own, _ in pinged]
     async with aiotun.open_tun("demo0", addresses=addresses) as tun:
         ping = shutil.which("ping")
         print(f"{tun.name} has {', '.join(addresses)}, in a network namespace of its own.")
         print(f"A Python program answers; {ping or 'the kernel (no ping(8) here)'} asks.")
         answering = asyncio.create_task(_answer(tun))
         try:
-            for address in pinged:
+            for _, address in pinged:
                 asking = _system_pings(ping, address, count) if ping else _pings(address, count)
                 async with contextlib.aclosing(asking):
                     async for seq, milliseconds in asking:
@@ -180,7 +180,9 @@ async def _ping_all(count: int) -> int:
         line += f", min/avg/max {min(times):.3f}/{average:.3f}/{max(times):.3f} ms"
     print(line, flush=True)
     if len(times) < sent:
-        raise _Failure(f"{sent - len(times)} of {sent} pings were not answered in {_TIMEOUT} s")
+        raise _CommandError(
+            f"{sent - len(times)} of {sent} pings were not answered within {_TIMEOUT} s"
+        )
     return 0
 
 
@@ -208,7 +210,7 @@ async def _system_pings(program: str, address: str, count: int) -> AsyncIterator
                 yield int(found[1]), float(found[2])
         said = (await ping.stderr.read()).decode(errors="replace").strip()
         if await ping.wait() != 0 and replies == 0 and said:
-            raise _Failure(f"{program} failed: {said.splitlines()[-1]}")
+            raise _CommandError(f"{program} failed: {said.splitlines()[-1]}")
     finally:
         if ping.returncode is None:
             ping.kill()
@@ -238,7 +240,7 @@ def _icmp_socket(address: str) -> Iterator[socket.socket]:
             socket.IPPROTO_ICMPV6 if version6 else socket.IPPROTO_ICMP,
         )
     except OSError as error:
-        raise _Failure(f"no ICMP socket here ({error.strerror}); install ping(8)") from error
+        raise _CommandError(f"no ICMP socket here ({error.strerror}); install ping(8)") from error
     with sock:
         yield sock
 

@@ -47,7 +47,7 @@ async def wait_until(
 
 def checksum(data: bytes) -> int:
     """The Internet checksum (RFC 1071), the slow and obvious way."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data[: len(data) & ~1]))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data[: len(data) & ~1]))
     if len(data) % 2:
         total += data[-1] << 8
     while total > 0xFFFF:

@@ -39,7 +39,7 @@ def test_the_kernel_answers_our_echo_request(
     ):
         back.settimeout(5)
         out.sendto(packet, (address, 0))
-        kinds = set()
+        kinds: set[int] = set()
         while not kinds & {0, 129}:  # the request comes by too
             got = back.recv(2048)
             body = got if family == socket.AF_INET6 else got[20:]

@@ -17,7 +17,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from pathlib import Path
 
 import aiotun
@@ -186,7 +186,9 @@ async def _ping_all(pinged: Sequence[tuple[str, str]], count: int) -> int:
     return 0
 
 
-async def _system_pings(program: str, address: str, count: int) -> AsyncIterator[tuple[int, float]]:
+async def _system_pings(
+    program: str, address: str, count: int
+) -> AsyncGenerator[tuple[int, float]]:
     """Let ping(8) ask, and give (sequence number, milliseconds) of each reply it prints."""
     args = ["-n", "-c", str(count), "-i", str(_INTERVAL), "-W", str(int(_TIMEOUT)), address]
     # In C its numbers have points. In our session Ctrl-C would reach it too, and make it print.
@@ -217,7 +219,7 @@ async def _system_pings(program: str, address: str, count: int) -> AsyncIterator
             await ping.wait()
 
 
-async def _pings(address: str, count: int) -> AsyncIterator[tuple[int, float]]:
+async def _pings(address: str, count: int) -> AsyncGenerator[tuple[int, float]]:
     """Ask through the kernel's own ICMP socket, as ping(8) does."""
     with _icmp_socket(address) as sock:
         for seq in range(1, count + 1):

@@ -57,7 +57,12 @@ def enter(command: Sequence[str], env: Mapping[str, str]) -> None:
     _check_node()
     outside = f"{_inode('net')}:{_inode('mnt')}"
     script = [sys.executable, "-P", os.path.abspath(__file__), *command]
-    os.execve(unshare[0], [*unshare, "--", *script], {**env, MARKER: outside})
+    inside = {**env, MARKER: outside}
+    if os.geteuid() != 0:
+        # Inside everybody is root by name, and pytest would look for its files of the last runs in
+        # /tmp/pytest-of-root, which may be the real root's.
+        inside["LOGNAME"] = f"uid{os.geteuid()}"
+    os.execve(unshare[0], [*unshare, "--", *script], inside)
 
 
 def _unshare() -> list[str]:

@@ -128,5 +128,7 @@ def ordinary_python() -> tuple[list[str], dict[str, str]]:
         "HOME": "/",
         "PYTHONPATH": f"{places['source']}:{places['packages']}",
         "PYTHONDONTWRITEBYTECODE": "1",
+        # A Python with a shared library looks for it where it was installed.
+        "LD_LIBRARY_PATH": str(places["base"] / "lib"),
     }
     return [*user, str(places["base"] / "bin" / version)], env

@@ -88,10 +88,13 @@ def pytest_asyncio_loop_factories(
 
 
 @pytest.fixture(autouse=True)
-def no_leaks() -> Iterator[None]:
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves open files or threads of ours behind."""
     check = LeakCheck()
     yield
+    # All other fixtures of the test have ended by now, but pytest holds their values for longer;
+    # a Link among them holds its namespace as long as it lives.
+    request.node.funcargs.clear()
     problem = check.problem()
     if problem is not None:
         pytest.fail(problem, pytrace=False)

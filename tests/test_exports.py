@@ -19,18 +19,37 @@ ALLOWED: dict[str, set[str]] = {
     "__init__": set(MODULES) - {"__main__", "cli"},
     "__main__": {"cli"},
     "_abi": set(),
+    "_flow": set(),
+    "_interface": set(),
     "_ioctl": {"_abi", "errors"},
+    "_linkdecode": {"_abi", "_linktypes"},
+    "_linktypes": {"_abi"},
+    "_packetio": {"_abi", "decode", "errors"},
+    "_rtnetlink": {"_linkdecode", "_linktypes", "errors"},
+    "_several": {"_flow", "_packetio", "_waiting", "errors", "queue"},
     "_threads": {"errors"},
+    "_waiting": set(),
     "cli": {"aiotun", "reply"},
-    "decode": {"errors", "offload"},
+    "decode": {"_packetio", "errors", "offload"},
     "errors": set(),
-    "link": {"_ioctl", "_threads", "errors"},
+    "link": {"_ioctl", "_linktypes", "_rtnetlink", "_threads", "errors"},
     "offload": {"_abi"},
-    "queue": {"_ioctl", "errors", "offload"},
+    "queue": {
+        "_abi",
+        "_interface",
+        "_ioctl",
+        "_packetio",
+        "_several",
+        "_threads",
+        "_waiting",
+        "errors",
+        "offload",
+    },
     "reply": {"errors", "offload"},
 }
-# Foreign packages, and the only module that may import each.
-FOREIGN = {"pyroute2": {"link"}, "dpkt": {"decode"}, "uvloop": {"cli"}}
+# Foreign packages, and the only modules that may import each.
+# (_rtnetlink is link's own part, and nobody else's.)
+FOREIGN = {"pyroute2": {"link", "_rtnetlink"}, "dpkt": {"decode"}, "uvloop": {"cli"}}
 PRINTING = {"__main__", "cli"}
 
 

@@ -80,7 +80,7 @@ def _unshare() -> list[str]:
         done = subprocess.run(trial, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode == 0:
             return [program, *way]
-        said = done.stderr.strip().removeprefix("unshare: ")
+        said = said or done.stderr.strip().removeprefix("unshare: ")
     raise IsolationError(
         f"private namespaces are not allowed here ({said}); run as root, or let root allow user "
         "namespaces: sysctl user.max_user_namespaces=10000 "

@@ -124,7 +124,7 @@ def _unshare() -> list[str]:
         done = subprocess.run(trial, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode == 0:
             return [program, way]
-        said = done.stderr.strip().removeprefix("unshare: ")
+        said = said or done.stderr.strip().removeprefix("unshare: ")
     raise _CommandError(
         f"this machine lets nobody but root make a network namespace ({said}); run as root, or let "
         "root allow it: sysctl user.max_user_namespaces=10000 "

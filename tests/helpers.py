@@ -102,7 +102,7 @@ def ip(*args: str) -> Any:
 def ordinary_python() -> tuple[list[str], dict[str, str]]:
     """Give a command that starts Python as an ordinary user (nobody), and its environment.
 
-    Skips where nobody else can be had. The interpreter, its packages and this checkout may lie
+    Skips where nobody else can be had, or where they may make no namespaces. The interpreter, its packages and this checkout may lie
     where only root can go (a home folder): then they are made visible under the private /run.
     """
     if not REAL_ROOT:
@@ -110,6 +110,10 @@ def ordinary_python() -> tuple[list[str], dict[str, str]]:
     setpriv = shutil.which("setpriv")
     if setpriv is None:
         pytest.skip("missing: setpriv(1); install util-linux")
+    user = [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
+    trial = subprocess.run([*user, "unshare", "-rn", "true"], capture_output=True, text=True)
+    if trial.returncode != 0:
+        pytest.skip(f"missing: user namespaces for ordinary users ({trial.stderr.strip()})")
     package = Path(aiotun.__file__).parent.parent
     places = {
         "base": Path(sys.base_prefix),
@@ -122,7 +126,6 @@ def ordinary_python() -> tuple[list[str], dict[str, str]]:
         _isolation.bind(str(place), str(target))
         places[name] = target
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    user = [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
     env = {
         "PATH": os.environ["PATH"],
         "HOME": "/",

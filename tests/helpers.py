@@ -102,8 +102,9 @@ def ip(*args: str) -> Any:
 def ordinary_python() -> tuple[list[str], dict[str, str]]:
     """Give a command that starts Python as an ordinary user (nobody), and its environment.
 
-    Skips where nobody else can be had, or where they may make no namespaces. The interpreter, its packages and this checkout may lie
-    where only root can go (a home folder): then they are made visible under the private /run.
+    Skips where nobody else can be had, or where they may make no namespaces. The interpreter, its
+    packages and this checkout may lie where only root can go (a home folder), so they are made
+    visible under the private /run.
     """
     if not REAL_ROOT:
         pytest.skip("an ordinary user's run already: there is no other user to become")

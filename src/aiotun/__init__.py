@@ -1,5 +1,17 @@
-"""aiotun: asyncio packet I/O on Linux TUN and TAP devices."""
+"""aiotun: asyncio packet I/O on Linux TUN and TAP devices.
 
+`open_tun` and `open_tap` open a device, which exchanges IP packets or Ethernet frames with the
+kernel::
+
+    async with aiotun.open_tun("tun0", addresses=["10.0.0.1/24"]) as tun:
+        async for packet in tun:
+            await tun.send(reply_to(packet))
+"""
+
+from ._linktypes import LinkAddress, LinkInfo, LinkStats, Route, TunTapInfo
+from ._packetio import PacketIO, PacketStats
+from .decode import decode_frame, decode_packet
+from .device import Device, TapDevice, TunDevice, open_tap, open_tun
 from .errors import (
     AiotunError,
     DeviceBusyError,
@@ -14,18 +26,36 @@ from .errors import (
     PacketTruncatedError,
     TunUnavailableError,
 )
+from .link import Link
+from .queue import Queue
 
 __all__ = [
     "AiotunError",
+    "Device",
     "DeviceBusyError",
     "DeviceClosedError",
     "DeviceLostError",
     "DeviceMismatchError",
+    "Link",
+    "LinkAddress",
     "LinkDownError",
     "LinkError",
+    "LinkInfo",
+    "LinkStats",
     "NotPermittedError",
     "PacketDecodeError",
     "PacketError",
+    "PacketIO",
+    "PacketStats",
     "PacketTruncatedError",
+    "Queue",
+    "Route",
+    "TapDevice",
+    "TunDevice",
+    "TunTapInfo",
     "TunUnavailableError",
+    "decode_frame",
+    "decode_packet",
+    "open_tap",
+    "open_tun",
 ]

@@ -25,6 +25,7 @@ __all__ = [
     "RouteArg",
     "TunTapInfo",
     "check_name",
+    "check_new_name",
     "make_route",
     "parse_address",
     "parse_mac",
@@ -217,6 +218,23 @@ def check_name(name: str) -> str:
             f"{name!r} is no interface name; leave out '/', ':' and spaces, "
             "and do not use '.' or '..'"
         )
+    return name
+
+
+def check_new_name(name: str) -> str:
+    """Check that the kernel would give an interface this name, and give it back.
+
+    ``"vpn%d"`` is one: the kernel puts the lowest free number in.
+
+    Raises:
+        TypeError, ValueError: as `check_name`, or the kernel keeps the name for itself.
+    """
+    check_name(name)
+    # It would make directories of these names under /proc/sys/net/ipv4/conf, where they are.
+    if name in ("all", "default"):
+        raise ValueError(f"the kernel calls no interface {name!r}; choose another name")
+    if "%" in name and (name.count("%") > 1 or "%d" not in name):
+        raise ValueError(f"{name!r} may have one '%d', for a number, and no other '%'")
     return name
 
 
@@ -420,8 +438,12 @@ def make_route(
     return Route(dst, via, metric, MAIN_TABLE if table is None else table)
 
 
-def parse_mac(value: str) -> str:
-    """Read a unicast MAC such as ``"02:00:00:00:00:01"`` and give it in lower case.
+def parse_mac(value: str, *, multicast: bool = False) -> str:
+    """Read a MAC such as ``"02:00:00:00:00:01"``, and give it in lower case.
+
+    Args:
+        value: the text.
+        multicast: whether it may be one that stands for many, which no interface has.
 
     Raises:
         TypeError: it is no text.
@@ -432,7 +454,7 @@ def parse_mac(value: str) -> str:
     if not re.fullmatch(r"(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}", value):
         raise ValueError(f"{value!r} is no MAC; write six pairs, as in '02:00:00:00:00:01'")
     mac = value.lower()
-    if int(mac[:2], 16) & 1:
+    if int(mac[:2], 16) & 1 and not multicast:
         raise ValueError(
             f"{value!r} is a multicast MAC, which no interface may have; "
             "make the first pair even, as in '02:00:00:00:00:01'"

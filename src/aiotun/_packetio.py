@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import os
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from . import _abi
@@ -77,7 +77,7 @@ class PacketIO(abc.ABC):
 
     # Receiving
 
-    async def recv(self) -> bytes:
+    def recv(self) -> Coroutine[Any, Any, bytes]:
         """Receive one whole packet, waiting until there is one.
 
         While the link is down this waits, too: no packet comes until it is up again.
@@ -89,7 +89,7 @@ class PacketIO(abc.ABC):
             DeviceClosedError: closed here, before or while waiting.
             DeviceLostError: the interface went away.
         """
-        return await self._receive(self._take)
+        return self._receive(self._take)
 
     async def recv_into(self, buffer: Buffer) -> int:
         """Receive one packet into the caller's buffer; see `recv`.
@@ -139,7 +139,7 @@ class PacketIO(abc.ABC):
             DeviceClosedError, DeviceLostError: as `recv`.
         """
 
-    def __aiter__(self) -> Self:
+    def __aiter__(self) -> AsyncIterator[bytes]:
         """Iterate over packets.
 
         Iteration ends when the device is closed here, also where it was closed before; if the
@@ -186,7 +186,7 @@ class PacketIO(abc.ABC):
     # Sending
 
     @abc.abstractmethod
-    async def send(self, packet: Buffer) -> None:
+    def send(self, packet: Buffer) -> Coroutine[Any, Any, None]:
         """Send one whole packet; waits only while the kernel's send buffer is full.
 
         The kernel handles a packet before the call returns, but what becomes of it there is not
@@ -205,7 +205,7 @@ class PacketIO(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def send_many(self, packets: Iterable[Buffer]) -> int:
+    def send_many(self, packets: Iterable[Buffer]) -> Coroutine[Any, Any, int]:
         """Send packets in order; waits only while the kernel's send buffer is full.
 
         Returns:

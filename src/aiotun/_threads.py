@@ -13,7 +13,7 @@ from typing import Generic, TypeVar, cast
 
 from .errors import LinkError, NotPermittedError
 
-__all__ = ["NetnsArg", "open_netns", "run", "run_blocking", "setns", "start"]
+__all__ = ["Namespace", "NetnsArg", "open_netns", "run", "run_blocking", "setns", "start"]
 
 T = TypeVar("T")
 
@@ -57,13 +57,35 @@ def open_netns(netns: NetnsArg | None) -> int:
         ) from error
 
 
+class Namespace:
+    """An open network namespace, closed when nobody holds it any more.
+
+    Apart from what uses it, so that a request under way keeps it open where its asker has gone.
+    """
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd  # owned from here on
+
+    # The function is bound here: at the interpreter's end the module may be empty already.
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self.fd)
+
+
 def setns(fd: int) -> None:
     """Move the calling thread into the network namespace that `fd` stands for.
+
+    Where it is there already nothing is done: that would take CAP_SYS_ADMIN all the same, and what
+    only looks around needs no privilege at all.
 
     Raises:
         LinkError: `fd` is no network namespace.
         NotPermittedError: the thread lacks CAP_SYS_ADMIN there or here.
     """
+    here, there = os.stat("/proc/thread-self/ns/net"), os.fstat(fd)
+    if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
+        return
     try:
         _setns(fd)
     except PermissionError as error:

@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
 
 from . import _threads
+from ._interface import Interface
 from ._linktypes import (
     AddressArg,
     LinkAddress,
@@ -21,6 +22,7 @@ from ._linktypes import (
     RouteArg,
     TunTapInfo,
     check_name,
+    check_new_name,
     parse_address,
     parse_mac,
     parse_route,
@@ -46,31 +48,6 @@ _ALIAS_BYTES = 254
 
 _S32 = 0x7FFF_FFFF
 _U32 = 0xFFFF_FFFF
-
-
-class _Namespace:
-    """An open network namespace, closed when nobody holds it any more.
-
-    Apart from `Link`, so that a request under way keeps it open even where its Link has gone.
-    """
-
-    __slots__ = ("fd",)
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    # The function is bound here: at the interpreter's end the module may be empty already.
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        close(self.fd)
-
-    def fd_to_enter(self) -> int | None:
-        """Give the fd, or None where the calling thread is in this namespace already.
-
-        Entering needs CAP_SYS_ADMIN even there, and what only looks needs no privilege at all.
-        """
-        here = os.stat("/proc/thread-self/ns/net")
-        held = os.fstat(self.fd)
-        return None if (here.st_dev, here.st_ino) == (held.st_dev, held.st_ino) else self.fd
 
 
 class Link:
@@ -103,11 +80,9 @@ class Link:
     """
 
     def __init__(self, name: str, netns: _threads.NetnsArg | None = None) -> None:
-        self._name = check_name(name)
-        self._index: int | None = None
-        self._mtu: int | None = None
+        self._interface = Interface(check_name(name))
         self._netns = netns
-        self._held_namespace: _Namespace | None = None
+        self._held_namespace: _threads.Namespace | None = None
         # Held during a request, in its thread: what one finds out (the name) must not be
         # overwritten by another that looked before.
         self._lock = threading.Lock()
@@ -120,26 +95,26 @@ class Link:
             )
 
     @classmethod
-    def _held(cls, name: str, index: int, netns_fd: int) -> "Link":
+    def _held(cls, interface: Interface, namespace: _threads.Namespace) -> "Link":
         """Make the link of a device, which has looked everything up already.
 
         Args:
-            name: the interface's name now.
-            index: its number, by which it is found from then on, whatever its name.
-            netns_fd: its namespace; owned by the Link from here on.
+            interface: shared with the device and kept up to date; found by its index, from now
+                on, whatever its name.
+            namespace: where it is.
         """
-        self = cls(name)
-        self._index = index
-        self._held_namespace = _Namespace(netns_fd)
+        self = cls(interface.name)
+        self._interface = interface
+        self._held_namespace = namespace
         return self
 
     @property
     def name(self) -> str:
         """The interface's name; follows `rename` and what `info` finds."""
-        return self._name
+        return self._interface.name
 
     def __repr__(self) -> str:
-        return f"<Link {self._name}>"
+        return f"<Link {self.name}>"
 
     async def up(self) -> None:
         """Bring the link up (IFF_UP).
@@ -180,7 +155,7 @@ class Link:
                 f"'ip -d link show {info.name}' tells the minmtu and maxmtu",
                 mtu=mtu,
             )
-            self._mtu = mtu
+            self._interface.mtu = mtu
 
         await self._request(work)
 
@@ -245,7 +220,7 @@ class Link:
                 is no such link or namespace.
             NotPermittedError: CAP_NET_ADMIN is missing.
         """
-        check_name(name)
+        check_new_name(name)
 
         async def work(session: Session, info: LinkInfo) -> None:
             try:
@@ -259,7 +234,7 @@ class Link:
                     info.name,
                 ) from error
             # Stored here, in the thread, so that it is right also where the caller was cancelled.
-            self._name = (await session.get(info.index)).name
+            self._interface.name = (await session.get(info.index)).name
 
         await self._request(work)
 
@@ -419,20 +394,21 @@ class Link:
             namespace = self._held_namespace = _open(self._netns)
 
         async def conversation(session: Session) -> T:
-            info = await session.get(self._name if self._index is None else self._index)
-            self._name, self._mtu = info.name, info.mtu
+            known = self._interface
+            info = await session.get(known.name if known.index is None else known.index)
+            known.name, known.mtu = info.name, info.mtu
             return await work(session, info)
 
-        def function(_: _Namespace = namespace) -> T:  # which keeps the fd open so long
+        def function(_: _threads.Namespace = namespace) -> T:  # which keeps the fd open so long
             with self._lock:
                 return in_session(conversation)
 
-        return await _threads.run(function, namespace.fd_to_enter())
+        return await _threads.run(function, namespace.fd)
 
 
-def _open(netns: _threads.NetnsArg | None) -> _Namespace:
+def _open(netns: _threads.NetnsArg | None) -> _threads.Namespace:
     try:
-        return _Namespace(_threads.open_netns(netns))
+        return _threads.Namespace(_threads.open_netns(netns))
     except AiotunError:
         raise
     except OSError as error:

@@ -307,7 +307,8 @@ class Queue(PacketIO):
     # Sending
 
     async def send(self, packet: Buffer) -> None:
-        self._bind()
+        if not self._free:  # else the loop has just resumed this task, and it is the right one
+            self._bind()
         if not self._senders:
             try:
                 _write(self._fd, packet)
@@ -434,6 +435,11 @@ class Queue(PacketIO):
     def name(self) -> str:
         """The interface's present name."""
         return self._interface.name
+
+    @property
+    def offload(self) -> Offload:
+        """What packets look like here: ``"raw"`` ones have a virtio-net header."""
+        return self._offload
 
     @property
     def disabled(self) -> bool:

@@ -236,13 +236,13 @@ class TestSetting:
 
     async def test_mtu(self, tun: str) -> None:
         link = Link(tun)
-        known = [link._mtu]
+        known = [link._interface.mtu]
         await link.set_mtu(1400)
         assert show(tun)["mtu"] == 1400
-        known.append(link._mtu)
+        known.append(link._interface.mtu)
         ip(f"link set {tun} mtu 1300")
         assert (await link.info()).mtu == 1300
-        assert [*known, link._mtu] == [None, 1400, 1300]
+        assert [*known, link._interface.mtu] == [None, 1400, 1300]
 
     @pytest.mark.parametrize(
         ("mtu", "sentence"),
@@ -255,7 +255,7 @@ class TestSetting:
         assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, tun)
         assert "maxmtu" in str(caught.value)
         assert caught.value.__cause__ is not None
-        assert link._mtu == 1500
+        assert link._interface.mtu == 1500
 
     async def test_mac(self, tap: str) -> None:
         link = Link(tap)

@@ -1,0 +1,294 @@
+"""Opening a device: attach the queues, configure the link, and take it all back if that fails.
+
+All of it is blocking and runs in one short-lived thread, in the device's network namespace. It is
+done in an order in which every step but the last ones can be undone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import functools
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from . import _ioctl, _threads
+from ._abi import VNET_HDR_SIZE, Iff, OffloadFlag
+from ._interface import Interface
+from ._options import Options
+from .errors import AiotunError, DeviceBusyError, DeviceMismatchError
+from .link import LinkAddress, LinkInfo, Route, Session, in_session
+
+__all__ = ["Opened", "Opening"]
+
+_RAW_OFFLOADS = OffloadFlag.CSUM | OffloadFlag.TSO4 | OffloadFlag.TSO6 | OffloadFlag.TSO_ECN
+_USO = OffloadFlag.USO4 | OffloadFlag.USO6  # Linux 6.2; both or neither
+
+Undo = Callable[[Session], Awaitable[None]]
+
+
+@dataclasses.dataclass(slots=True)
+class Opened:
+    """What an opening came to: queues and an interface, owned by whoever takes this."""
+
+    fds: list[int]
+    interface: Interface
+    namespace: _threads.Namespace
+
+
+class _AbortedError(Exception):
+    """The task that wanted the device was cancelled. Never leaves this module."""
+
+
+class Opening:
+    """One opening. `run` and `undo` are called in a thread, `abort` from anywhere."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._fds: list[int] = []
+        self._name = ""
+        self._created = False
+        # How to take back each step done on an interface that existed before, the first one first.
+        self._undo: list[Undo] = []
+        self._aborted = threading.Event()
+
+    def abort(self) -> None:
+        """Ask `run`, which may be under way, to stop after the step that it is at."""
+        self._aborted.set()
+
+    def run(self) -> Opened:
+        """Open the device.
+
+        Raises:
+            AiotunError: a step failed, and what was done before is undone.
+        """
+        namespace = _threads.Namespace(_threads.open_netns(self._options.netns))
+        _threads.setns(namespace.fd)
+        try:
+            self._attach()
+            index = _ioctl.get_index(self._name)
+            info = in_session(lambda session: self._set_up(session, index))
+            self._hand_over(info)
+        except BaseException:
+            self._take_all_back()
+            raise
+        return Opened(self._fds, Interface(info.name, info.index, info.mtu), namespace)
+
+    def undo(self, opened: Opened) -> None:
+        """Take back an opening that had succeeded when nobody wanted it any more."""
+        _threads.setns(opened.namespace.fd)
+        self._take_all_back()
+
+    def _take_all_back(self) -> None:
+        try:
+            # What we created goes with its last queue.
+            if self._undo and not self._created:
+                in_session(self._take_back)
+        finally:
+            self._close()
+
+    # The queues
+
+    def _attach(self) -> None:
+        wanted = self._options
+        flags = Iff.TAP if wanted.mode == "tap" else Iff.TUN
+        if not wanted.packet_info:
+            flags |= Iff.NO_PI
+        if wanted.offload == "raw":
+            flags |= Iff.VNET_HDR
+        if wanted.napi:
+            flags |= Iff.NAPI
+        if wanted.multi_queue:
+            flags |= Iff.MULTI_QUEUE
+        self._attach_first(flags)
+        while len(self._fds) < wanted.queues:
+            self._check_aborted()
+            _ioctl.attach(self._open(), self._name, flags)
+
+    def _attach_first(self, flags: Iff) -> None:
+        """Attach one queue, and find out without a race whether that created the interface."""
+        name = self._options.name or ""
+        fd = self._open()
+        if name and "%" not in name:
+            try:
+                self._name = _ioctl.attach(fd, name, flags | Iff.TUN_EXCL)
+                self._created = True
+            except DeviceBusyError:
+                if self._options.exclusive:
+                    raise
+                self._name = _ioctl.attach(fd, name, flags)
+        else:  # the kernel picks a name that is free
+            self._name = _ioctl.attach(fd, name, flags)
+            self._created = True
+
+    def _open(self) -> int:
+        fd = _ioctl.open_node()
+        self._fds.append(fd)
+        return fd
+
+    def _close(self) -> None:
+        fds, self._fds = self._fds, []
+        try:
+            if self._created and fds and self._options.persist:
+                _ioctl.set_persist(fds[0], self._name, on=False)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    # The headers and offloads, which are the device's and not the queue's
+
+    def _set_headers(self, info: LinkInfo) -> None:
+        """Check that packets will look as we expect, and say what the kernel may leave to us."""
+        wanted, device = self._options, info.tuntap
+        if device is None:  # pragma: no cover - attached just now, so it is one
+            raise DeviceMismatchError(errno.EINVAL, "this is no TUN or TAP device", self._name)
+        raw = wanted.offload == "raw"
+        for what, is_so, shall in (
+            ("virtio-net header", device.vnet_header, raw),
+            ("packet-info header", device.packet_info, wanted.packet_info),
+        ):
+            if is_so != shall:
+                raise self._mismatch(f"a {what}" if is_so else f"no {what}")
+        if device.queues > len(self._fds):
+            # Others are attached, and rely on what they set. The flags agree; so must the size.
+            size = _ioctl.get_vnet_header_size(self._fds[0], self._name)
+            if raw and size != VNET_HDR_SIZE:
+                raise self._mismatch(f"a virtio-net header of {size} bytes")
+            return
+        # A persistent device remembers both from whoever was attached before.
+        if raw:
+            _ioctl.set_vnet_header_size(self._fds[0], self._name, VNET_HDR_SIZE)
+            try:
+                _ioctl.set_offload(self._fds[0], self._name, _RAW_OFFLOADS | _USO)
+            except DeviceMismatchError:
+                _ioctl.set_offload(self._fds[0], self._name, _RAW_OFFLOADS)
+        else:
+            _ioctl.set_offload(self._fds[0], self._name, OffloadFlag(0))
+
+    def _mismatch(self, found: str) -> DeviceMismatchError:
+        return DeviceMismatchError(
+            errno.EINVAL,
+            f"another program holds {self._name} with {found}, which is the device's and not one "
+            "queue's; open it with the same offload and packet_info, or end that program",
+            self._name,
+        )
+
+    # The link
+
+    async def _set_up(self, session: Session, index: int) -> LinkInfo:
+        info = await session.get(index)
+        self._set_headers(info)
+        wanted = self._options
+        for fd in self._fds:
+            if wanted.sndbuf is not None:
+                _ioctl.set_sndbuf(fd, self._name, wanted.sndbuf)
+        if wanted.carrier is not None:
+            _ioctl.set_carrier(self._fds[0], self._name, wanted.carrier)
+        await self._configure(session, info)
+        self._check_aborted()
+        return await session.get(index)
+
+    async def _configure(self, session: Session, info: LinkInfo) -> None:
+        """Make the link what was asked for, without a request where it is that already.
+
+        So an ordinary user may open what root prepared: reading takes no privilege.
+        """
+        wanted = self._options
+        hint = f"'ip -d link show {info.name}' tells what it can have"
+        for option, attribute, new, old in (
+            ("MAC", "address", wanted.mac, info.mac),
+            ("MTU", "mtu", wanted.mtu, info.mtu),
+            ("queue length", "txqlen", wanted.txqueuelen, info.txqueuelen),
+        ):
+            if new is not None and new != old:
+                what = f"set the {option} to {new}"
+                await self._set(session, info, what, hint, attribute, new, old)
+        if wanted.bridge is not None and wanted.bridge != info.master:
+            await self._enslave(session, info, wanted.bridge)
+        if wanted.addresses:
+            await self._add_addresses(session, info)
+        if wanted.up and not info.up:
+            await self._set(session, info, "bring the link up", hint, "state", "up", "down")
+        if wanted.routes:
+            await self._add_routes(session, info)
+
+    async def _set(
+        self,
+        session: Session,
+        info: LinkInfo,
+        what: str,
+        hint: str,
+        attribute: str,
+        new: Any,
+        old: Any,
+    ) -> None:
+        self._check_aborted()
+        await session.set(info, what, hint, **{attribute: new})
+        if old is not None:
+            back = f"put the {attribute} back to {old}"
+            self._undo.append(lambda session: session.set(info, back, **{attribute: old}))
+
+    async def _enslave(self, session: Session, info: LinkInfo, bridge: str) -> None:
+        master = await session.get(bridge)
+        before = 0 if info.master is None else (await session.get(info.master)).index
+        what, hint = f"set the master to {bridge}", f"look whether {bridge} is a bridge"
+        await self._set(session, info, what, hint, "master", master.index, before)
+
+    async def _add_addresses(self, session: Session, info: LinkInfo) -> None:
+        present = {(each.interface, each.peer) for each in await session.addresses(info)}
+        for address in self._options.addresses:
+            if (address.interface, address.peer) in present:
+                continue
+            self._check_aborted()
+            await session.add_address(info, address)
+            present.add((address.interface, address.peer))
+            self._undo.append(functools.partial(_remove_address, info, address))
+
+    async def _add_routes(self, session: Session, info: LinkInfo) -> None:
+        present = set(await session.routes(info))
+        for route in self._options.routes:
+            if route in present:
+                continue
+            self._check_aborted()
+            await session.add_route(info, route)
+            present.add(route)
+            self._undo.append(functools.partial(_remove_route, info, route))
+
+    async def _take_back(self, session: Session) -> None:
+        """Undo what was done to an interface that existed, the last step first.
+
+        One that can't be undone (somebody else was there in between) does not keep the others.
+        """
+        while self._undo:
+            undo = self._undo.pop()
+            try:
+                await undo(session)
+            except AiotunError:
+                continue
+
+    # What can't be taken back
+
+    def _hand_over(self, info: LinkInfo) -> None:
+        """Set group, owner and persistence, where they are not so already."""
+        wanted, device, fd = self._options, info.tuntap, self._fds[0]
+        self._check_aborted()
+        if wanted.group is not None and (device is None or wanted.group != device.group):
+            _ioctl.set_group(fd, self._name, wanted.group)
+        if wanted.owner is not None and (device is None or wanted.owner != device.owner):
+            _ioctl.set_owner(fd, self._name, wanted.owner)
+        if wanted.persist is not None and (device is None or wanted.persist != device.persist):
+            _ioctl.set_persist(fd, self._name, wanted.persist)
+
+    def _check_aborted(self) -> None:
+        if self._aborted.is_set():
+            raise _AbortedError
+
+
+async def _remove_address(info: LinkInfo, address: LinkAddress, session: Session) -> None:
+    await session.remove_address(info, address)
+
+
+async def _remove_route(info: LinkInfo, route: Route, session: Session) -> None:
+    await session.remove_route(info, route)

@@ -1,0 +1,201 @@
+"""What `open_tun` and `open_tap` can be told, checked before anything happens."""
+
+from __future__ import annotations
+
+import dataclasses
+import grp
+import os
+import pwd
+from collections.abc import Iterable
+from typing import TypedDict, TypeVar
+
+from . import _abi
+from ._linktypes import (
+    AddressArg,
+    LinkAddress,
+    Route,
+    RouteArg,
+    check_name,
+    check_new_name,
+    parse_address,
+    parse_mac,
+    parse_route,
+)
+from ._packetio import Mode, Offload
+from ._threads import NetnsArg
+from .queue import check_offload
+
+__all__ = ["Options", "TapOptions", "TunOptions", "check"]
+
+T = TypeVar("T")
+
+# The kernel's limits (ip.h, tun.c): any more would not fit an IP packet, with a TAP's header.
+_MTU_MIN, _MTU_MAX = 68, {"tun": 65_535, "tap": 65_521}
+
+_S32, _U32 = 0x7FFF_FFFF, 0xFFFF_FFFF
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options:
+    """The options of one opening, read and found good."""
+
+    mode: Mode
+    name: str | None
+    queues: int
+    multi_queue: bool
+    addresses: list[LinkAddress]
+    routes: list[Route]
+    mtu: int | None
+    txqueuelen: int | None
+    up: bool
+    mac: str | None
+    bridge: str | None
+    netns: NetnsArg | None
+    persist: bool | None
+    owner: int | None
+    group: int | None
+    exclusive: bool
+    offload: Offload
+    packet_info: bool
+    napi: bool
+    carrier: bool | None
+    sndbuf: int | None
+
+
+class TunOptions(TypedDict, total=False):
+    """The keyword arguments of `open_tun`; it says what they mean."""
+
+    queues: int
+    multi_queue: bool | None
+    addresses: Iterable[AddressArg]
+    routes: Iterable[RouteArg | Route]
+    mtu: int | None
+    txqueuelen: int | None
+    up: bool
+    netns: NetnsArg | None
+    persist: bool | None
+    owner: int | str | None
+    group: int | str | None
+    exclusive: bool
+    offload: Offload
+    packet_info: bool
+    napi: bool
+    carrier: bool | None
+    sndbuf: int | None
+
+
+class TapOptions(TunOptions, total=False):
+    """The keyword arguments of `open_tap`; it says what they mean."""
+
+    mac: str | None
+    bridge: str | None
+
+
+def check(
+    mode: Mode,
+    name: str | None,
+    *,
+    queues: int = 1,
+    multi_queue: bool | None = None,
+    addresses: Iterable[AddressArg] = (),
+    routes: Iterable[RouteArg | Route] = (),
+    mtu: int | None = None,
+    txqueuelen: int | None = None,
+    up: bool = True,
+    mac: str | None = None,
+    bridge: str | None = None,
+    netns: NetnsArg | None = None,
+    persist: bool | None = None,
+    owner: int | str | None = None,
+    group: int | str | None = None,
+    exclusive: bool = False,
+    offload: Offload = "off",
+    packet_info: bool = False,
+    napi: bool = False,
+    carrier: bool | None = None,
+    sndbuf: int | None = None,
+) -> Options:
+    """Check the options of `open_tun` and `open_tap`, each by itself and together.
+
+    Raises:
+        TypeError, ValueError: one is wrong; no system call was made but for looking up users.
+        NotImplementedError: ``offload="split"``.
+    """
+    if name is not None:
+        check_new_name(name)
+    if mode == "tun" and (mac is not None or bridge is not None):
+        raise TypeError("a TUN device has no mac and joins no bridge; open_tap makes one that does")
+    _within("queues", queues, 1, _abi.MAX_QUEUES)
+    if multi_queue is False and queues > 1:
+        raise ValueError(f"{queues} queues need a multi-queue device; leave multi_queue out")
+    if mtu is not None:
+        _within("mtu", mtu, _MTU_MIN, _MTU_MAX[mode])
+    if txqueuelen is not None:
+        _within("txqueuelen", txqueuelen, 0, _U32)
+    if sndbuf is not None:
+        _within("sndbuf", sndbuf, 1, _S32)
+    check_offload(offload)
+    if packet_info and offload != "off":
+        raise ValueError("packet_info=True goes with offload='off' only: one header is enough")
+    if netns is not None and (
+        isinstance(netns, bool) or not isinstance(netns, str | int | os.PathLike)
+    ):
+        raise TypeError(f"netns is a name, a path, an open fd or None, not {netns!r}")
+    return Options(
+        mode=mode,
+        name=name,
+        queues=queues,
+        multi_queue=queues > 1 if multi_queue is None else bool(multi_queue),
+        addresses=[parse_address(address) for address in _several("addresses", addresses)],
+        routes=[parse_route(route) for route in _several("routes", routes)],
+        mtu=mtu,
+        txqueuelen=txqueuelen,
+        up=bool(up),
+        mac=None if mac is None else parse_mac(mac),
+        bridge=None if bridge is None else check_name(bridge),
+        netns=netns,
+        persist=persist,
+        owner=_user(owner),
+        group=_group(group),
+        exclusive=bool(exclusive),
+        offload=offload,
+        packet_info=bool(packet_info),
+        napi=bool(napi),
+        carrier=carrier,
+        sndbuf=sndbuf,
+    )
+
+
+def _within(what: str, value: object, lowest: int, highest: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{what} is an int, not {value!r}")
+    if not lowest <= value <= highest:
+        raise ValueError(f"{what} may be {lowest} to {highest}, not {value}")
+
+
+def _several(what: str, values: Iterable[T]) -> Iterable[T]:
+    if isinstance(values, str | bytes):
+        raise TypeError(f"{what} is a list, even of one: {what}=[{values!r}]")
+    return values
+
+
+def _user(owner: int | str | None) -> int | None:
+    if isinstance(owner, str):
+        try:
+            return pwd.getpwnam(owner).pw_uid
+        except KeyError:
+            raise ValueError(f"owner={owner!r}: there is no such user on this machine") from None
+    if owner is not None:
+        _within("owner", owner, 0, _S32)
+    return owner
+
+
+def _group(group: int | str | None) -> int | None:
+    if isinstance(group, str):
+        try:
+            return grp.getgrnam(group).gr_gid
+        except KeyError:
+            raise ValueError(f"group={group!r}: there is no such group on this machine") from None
+    if group is not None:
+        _within("group", group, 0, _S32)
+    return group

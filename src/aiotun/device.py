@@ -1,0 +1,462 @@
+"""Devices: one interface, the queues that this program holds on it, and its link."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, Unpack
+
+from . import _abi, _ioctl, _options, _threads
+from ._abi import Iff
+from ._interface import Interface
+from ._linktypes import parse_mac
+from ._opening import Opened, Opening
+from ._options import TapOptions, TunOptions
+from ._packetio import Mode, Offload, PacketIO, PacketStats
+from ._several import QueueGroup
+from ._threads import NetnsArg
+from ._waiting import Waiter
+from .errors import DeviceClosedError, DeviceMismatchError
+from .link import Link
+from .queue import Queue, check_offload, mode_of
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Buffer
+
+__all__ = ["Device", "Opener", "TapDevice", "TunDevice", "open_tap", "open_tun"]
+
+T = TypeVar("T")
+D = TypeVar("D", bound="Device")
+
+
+class Device(PacketIO):
+    """A TUN or TAP device; see `open_tun`, `open_tap` and `TunDevice.from_fd`.
+
+    It receives from whichever of its queues is ready, in turn, and sends on the queue that the
+    packet's flow belongs to. A queue and its device may be used at the same time.
+
+    Attributes:
+        queues: the queues, those that were closed or detached among them.
+        link: the interface's addresses, routes and state; works on after the device is closed, for
+            as long as the interface lives.
+    """
+
+    __slots__ = ("__weakref__", "_interface", "_io", "link", "queues")
+
+    _kind: ClassVar[Mode]
+
+    def __init__(self, opened: Opened, *, offload: Offload, packet_info: bool) -> None:
+        # Internal: use open_tun, open_tap or from_fd.
+        self._interface = opened.interface
+        keep: set[Waiter] = set()
+        self.queues: tuple[Queue, ...] = tuple(
+            Queue(
+                fd,
+                opened.interface,
+                self._kind,
+                offload=offload,
+                packet_info=packet_info,
+                keep=keep,
+            )
+            for fd in opened.fds
+        )
+        self.link = Link._held(opened.interface, opened.namespace)
+        # What packets go through: the only queue, or all of them as one.
+        self._io: Queue | QueueGroup = (
+            self.queues[0] if len(self.queues) == 1 else QueueGroup(self.queues, keep)
+        )
+
+    @classmethod
+    def from_fd(
+        cls,
+        fd: int,
+        *more: int,
+        netns: NetnsArg | None = None,
+        packet_info: bool = False,
+        offload: Offload | None = None,
+    ) -> Self:
+        """Make a device of queues that somebody else opened.
+
+        They were inherited, say, or received by SCM_RIGHTS. The fds become the device's,
+        non-blocking and close-on-exec; where this raises they are still the caller's. The kernel is
+        asked for kind, name, index, MTU and virtio-net header.
+
+        Args:
+            fd, more: the queues, all of the same interface.
+            netns: the interface's network namespace, unless it is this thread's.
+            packet_info: whether packets come with the 4-byte header; the kernel does not tell.
+            offload: None means ``"raw"`` where the device has a virtio-net header, else ``"off"``.
+
+        Raises:
+            ValueError: an fd that is not open, or is no TUN/TAP queue, or is given twice.
+            DeviceMismatchError: they are of another kind, of different interfaces, or their
+                virtio-net header differs from what `offload` and `packet_info` say.
+            DeviceLostError: the interface is gone.
+            LinkError: there is no such interface in that namespace, or no such namespace.
+        """
+        fds = [fd, *more]
+        if len(set(fds)) < len(fds):
+            raise ValueError(f"an fd stands twice in {fds}; each queue has its own")
+        if offload is not None:
+            check_offload(offload)
+        found = [_ask(each) for each in fds]
+        name, flags = found[0]
+        for other, _ in found[1:]:
+            if other != name:
+                text = f"the fds are queues of {name} and of {other}; make a device of each"
+                raise DeviceMismatchError(errno.EINVAL, text, name)
+        if mode_of(flags) != cls._kind:
+            text = f"{name} is a {mode_of(flags).upper()} device; make it one of the other class"
+            raise DeviceMismatchError(errno.EINVAL, text, name)
+        offload = cls._check_header(fds[0], name, flags, offload, packet_info)
+        namespace = _threads.Namespace(_threads.open_netns(netns))
+
+        def look_up() -> Interface:
+            return Interface(name, _ioctl.get_index(name), _ioctl.get_mtu(name))
+
+        interface = _threads.run_blocking(look_up, namespace.fd)
+        for each in fds:
+            os.set_blocking(each, False)
+            os.set_inheritable(each, False)
+        opened = Opened(fds, interface, namespace)
+        return cls(opened, offload=offload, packet_info=packet_info)
+
+    @staticmethod
+    def _check_header(
+        fd: int, name: str, flags: Iff, offload: Offload | None, packet_info: bool
+    ) -> Offload:
+        has_header = bool(flags & Iff.VNET_HDR)
+        if offload is None:
+            offload = "raw" if has_header else "off"
+        if (offload == "raw") != has_header:
+            what = "a" if has_header else "no"
+            text = f"{name} has {what} virtio-net header, so offload={offload!r} does not fit it"
+            raise DeviceMismatchError(errno.EINVAL, text, name)
+        if has_header and packet_info:
+            raise ValueError("packet_info=True goes with offload='off' only")
+        if has_header:
+            size = _ioctl.get_vnet_header_size(fd, name)
+            if size != _abi.VNET_HDR_SIZE:
+                text = f"{name} has a virtio-net header of {size} bytes; have its opener set 10"
+                raise DeviceMismatchError(errno.EINVAL, text, name)
+        return offload
+
+    # What is known of it
+
+    @property
+    def name(self) -> str:
+        """The interface's name; follows a rename made through `link`."""
+        return self._interface.name
+
+    @property
+    def index(self) -> int:
+        """The interface's number, which a rename does not change."""
+        return self._interface.index or 0
+
+    @property
+    def mtu(self) -> int:
+        """The link's IP MTU in bytes; follows a change made through `link`."""
+        return self._interface.mtu or 0
+
+    @property
+    def mode(self) -> Mode:
+        """``"tun"`` or ``"tap"``."""
+        return self._kind
+
+    @property
+    def offload(self) -> Offload:
+        """What was asked for at opening."""
+        return self.queues[0].offload
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"queues={len(self.queues)}"
+        return f"<{type(self).__name__} {self.name} {state}>"
+
+    # Packets: whatever has the queues does it
+
+    # (Not coroutines of their own where that would cost every packet one more.)
+
+    def recv(self) -> Coroutine[Any, Any, bytes]:
+        return self._io.recv()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._io
+
+    async def __anext__(self) -> bytes:
+        return await self._io.__anext__()
+
+    def recv_nowait(self) -> bytes:
+        return self._io.recv_nowait()
+
+    def send(self, packet: Buffer) -> Coroutine[Any, Any, None]:
+        return self._io.send(packet)
+
+    def send_many(self, packets: Iterable[Buffer]) -> Coroutine[Any, Any, int]:
+        return self._io.send_many(packets)
+
+    def send_nowait(self, packet: Buffer) -> None:
+        self._io.send_nowait(packet)
+
+    def close(self) -> None:
+        self._io.close()
+
+    async def aclose(self) -> None:
+        await self._io.aclose()
+
+    @property
+    def closed(self) -> bool:
+        return self._io.closed
+
+    def fileno(self) -> int:
+        return self._io.fileno()
+
+    @property
+    def stats(self) -> PacketStats:
+        return self._io.stats
+
+    @property
+    def _mode(self) -> Mode:
+        return self._kind
+
+    @property
+    def _header_bytes(self) -> int:
+        return self._io._header_bytes
+
+    async def _receive(self, take: Callable[[], T]) -> T:
+        return await self._io._receive(take)
+
+    def _take(self) -> bytes:
+        return self._io._take()
+
+    def _take_into(self, view: memoryview) -> int:
+        return self._io._take_into(view)
+
+    def _take_many(self, limit: int) -> list[bytes]:
+        return self._io._take_many(limit)
+
+    def _count_undecodable(self) -> None:
+        self._io._count_undecodable()
+
+    # The rest of the kernel's TUN/TAP interface
+
+    def set_carrier(self, on: bool) -> None:
+        """Plug the cable in, or pull it (TUNSETCARRIER).
+
+        Without carrier the kernel routes nothing to the interface. Reading and writing go on.
+
+        Raises:
+            DeviceMismatchError: the kernel is older than 5.0.
+            DeviceClosedError, DeviceLostError: as `recv`.
+        """
+        _ioctl.set_carrier(self._any_fd(), self.name, on)
+
+    def set_steering_ebpf(self, program: int | None) -> None:
+        """Have a BPF program choose the queue for each packet (TUNSETSTEERINGEBPF).
+
+        Args:
+            program: the fd of a program of the type BPF_PROG_TYPE_SOCKET_FILTER; what it returns,
+                modulo the number of queues, is the queue. None goes back to the kernel's own way.
+
+        Raises:
+            DeviceMismatchError: the kernel does not take that fd for such a program.
+            DeviceClosedError, DeviceLostError: as `recv`.
+        """
+        number = -1 if program is None else program
+        _ioctl.set_steering_ebpf(self._any_fd(), self.name, number)
+
+    def set_filter_ebpf(self, program: int | None) -> None:
+        """Have a BPF program drop or cut packets before they are queued (TUNSETFILTEREBPF).
+
+        Args:
+            program: the fd of a program of the type BPF_PROG_TYPE_SOCKET_FILTER; 0 drops the
+                packet, any other number is how many bytes to keep. None takes it off.
+
+        Raises:
+            DeviceMismatchError: the kernel does not take that fd for such a program.
+            DeviceClosedError, DeviceLostError: as `recv`.
+        """
+        number = -1 if program is None else program
+        _ioctl.set_filter_ebpf(self._any_fd(), self.name, number)
+
+    def _any_fd(self) -> int:
+        for queue in self.queues:
+            if not queue.closed:
+                queue._check_open()
+                return queue.fileno()
+        raise DeviceClosedError(f"{self.name} was closed")
+
+
+class TunDevice(Device):
+    """A device whose packets are IP packets."""
+
+    __slots__ = ()
+
+    _kind: ClassVar[Mode] = "tun"
+
+
+class TapDevice(Device):
+    """A device whose packets are Ethernet frames."""
+
+    __slots__ = ()
+
+    _kind: ClassVar[Mode] = "tap"
+
+    def attach_filter(self, program: Sequence[tuple[int, int, int, int]] | None) -> None:
+        """Have a classic BPF program drop frames before they are queued (TUNATTACHFILTER).
+
+        Args:
+            program: its instructions as ``(code, jt, jf, k)`` (filter.h), such as
+                ``tcpdump -ddd`` prints; what it returns is how many bytes to keep. None takes the
+                filter off (TUNDETACHFILTER).
+
+        Raises:
+            DeviceMismatchError: the kernel finds the program wrong.
+            DeviceClosedError, DeviceLostError: as `recv`.
+        """
+        _ioctl.attach_filter(self._any_fd(), self.name, program)
+
+    def set_tx_filter(self, macs: Iterable[str], *, all_multicast: bool = False) -> None:
+        """Receive only frames for these addresses (TUNSETTXFILTER).
+
+        Args:
+            macs: addresses such as ``"02:00:00:00:00:01"``; multicast and broadcast ones are
+                filtered like any other. None at all: every frame is received again.
+            all_multicast: receive multicast frames as well.
+
+        Raises:
+            ValueError: one is no MAC.
+            DeviceClosedError, DeviceLostError: as `recv`.
+        """
+        packed = [bytes.fromhex(parse_mac(mac, multicast=True).replace(":", "")) for mac in macs]
+        _ioctl.set_tx_filter(self._any_fd(), self.name, packed, all_multicast)
+
+
+def _ask(fd: int) -> tuple[str, Iff]:
+    try:
+        return _ioctl.get_flags(fd)
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.ENOTTY, errno.EINVAL):
+            raise
+        what = "not open" if error.errno == errno.EBADF else "not a queue of a TUN or TAP device"
+        raise ValueError(f"fd {fd} is {what}") from error
+
+
+class Opener(Generic[D]):
+    """What `open_tun` and `open_tap` give: await it, or enter it with ``async with``; once."""
+
+    __slots__ = ("_device", "_kind", "_options", "_used")
+
+    def __init__(self, kind: type[D], options: _options.Options) -> None:
+        self._kind = kind
+        self._options = options
+        self._device: D | None = None
+        self._used = False
+
+    def __await__(self) -> Generator[Any, None, D]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> D:
+        self._device = await self._open()
+        return self._device
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        device, self._device = self._device, None
+        if device is not None:
+            await device.aclose()
+
+    async def _open(self) -> D:
+        if self._used:
+            raise RuntimeError("this opener was used before; call open_tun or open_tap again")
+        self._used = True
+        opening = Opening(self._options)
+        opened = await _threads.run(opening.run, on_cancel=opening.abort, undo=opening.undo)
+        return self._kind(
+            opened, offload=self._options.offload, packet_info=self._options.packet_info
+        )
+
+
+def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[TunDevice]:
+    """Open a TUN device, creating it where it does not exist.
+
+    Arguments are checked at once; nothing else happens before the result is awaited, or entered
+    with ``async with``, which closes the device at the end. It can be used once.
+
+    If a step fails, or the opening is cancelled, no fd stays open and an interface that was created
+    is gone. On one that existed, addresses and routes that were added are removed, and MTU, queue
+    length, state, MAC and master put back. What was configured stays after an ordinary close, if
+    the interface does.
+
+    On a device that is already as asked for, no call is made that needs privilege, so an ordinary
+    user can open what root prepared.
+
+    Args:
+        name: 1 to 15 bytes; None lets the kernel pick ``tunN``, ``"vpn%d"`` the lowest free number.
+        queues (int): how many, 1 to 256; the kernel spreads flows over them. 1 unless given.
+        multi_queue (bool): whether the device is one for several queues; unless given, if `queues`
+            is above 1. True with one queue attaches to a device that others share.
+        addresses: ``"10.0.0.1/24"``, ``"fd00::1/64"``, ``"10.0.0.1 peer 10.0.0.2/32"``, or objects
+            of the ipaddress module.
+        routes: ``"DST [via GATEWAY] [metric N] [table N]"``, DST a network, an address or
+            ``default``, or objects of the ipaddress module; always through this device.
+        mtu (int): the link's IP MTU in bytes, 68 to 65535.
+        txqueuelen (int): how many packets each queue holds in the kernel.
+        up (bool): whether to bring the link up, which is the default; False leaves it as it is.
+        netns: the network namespace to open it in: a name under /run/netns, a path, or an open fd.
+            The program itself does not move, and a missing one is not created.
+        persist (bool): whether the interface outlives its last queue; unless given, that stays as
+            it is.
+        owner, group: who may attach later without privilege, by name or number.
+        exclusive (bool): whether to fail if the interface exists.
+        offload: ``"off"``, the default, for plain packets; ``"raw"`` for a 10-byte virtio-net
+            header and then a packet of up to 64 KiB, both ways; ``"split"`` is not built yet.
+        packet_info (bool): whether each packet has the kernel's 4-byte ``tun_pi`` header in front.
+        napi (bool): whether the kernel receives by NAPI what is sent here (IFF_NAPI).
+        carrier (bool): the carrier to begin with.
+        sndbuf (int): how many bytes may be under way in the kernel before `send` waits
+            (TUNSETSNDBUF); without a limit it never does.
+
+    Returns:
+        An opener of a `TunDevice`.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+        NotImplementedError: ``offload="split"``.
+
+    Awaiting or entering it raises:
+        TunUnavailableError: this machine has no TUN/TAP driver.
+        NotPermittedError: a step needs a privilege that this user lacks.
+        DeviceBusyError: somebody else has the device, or it exists and `exclusive` was given.
+        DeviceMismatchError: it exists, and is of another kind or has other flags.
+        LinkError: the kernel refused an address, a route or the like, or there is no such namespace.
+
+    *Cancellation*: waits for the step under way (milliseconds), then undoes all.
+
+    Source: ``include/uapi/linux/if_tun.h``, ``Documentation/networking/tuntap.rst``.
+    """
+    return Opener(TunDevice, _options.check("tun", name, **options))
+
+
+def open_tap(name: str | None = None, **options: Unpack[TapOptions]) -> Opener[TapDevice]:
+    """Open a TAP device, creating it where it does not exist.
+
+    Takes what `open_tun` takes, behaves and raises as it does; `mtu` goes to 65521, the kernel
+    picks ``tapN``, and there are two more:
+
+    Args:
+        name: as `open_tun`.
+        mac (str): the interface's own address, such as ``"02:00:00:00:00:01"``; unless given, one
+            that the kernel made up.
+        bridge (str): attach the interface to this bridge, which must exist.
+
+    Returns:
+        An opener of a `TapDevice`.
+    """
+    return Opener(TapDevice, _options.check("tap", name, **options))

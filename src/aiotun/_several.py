@@ -40,8 +40,8 @@ class QueueGroup(PacketIO):
     )
 
     def __init__(self, queues: tuple[Queue, ...], keep: set[Waiter]) -> None:
-        self.queues = queues
-        self.line = Line(keep)  # tasks that want a packet of any queue
+        self.queues: tuple[Queue, ...] = queues
+        self.line: Line = Line(keep)  # tasks that want a packet of any queue
         # Queues that had packets when last seen; the first one is whose turn it is.
         self._ready: deque[Queue] = deque()
         # Open queues that the loop does not watch, and has to before a task may wait here.

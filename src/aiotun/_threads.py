@@ -66,7 +66,7 @@ class Namespace:
     __slots__ = ("fd",)
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd  # owned from here on
+        self.fd: int = fd  # owned from here on
 
     # The function is bound here: at the interpreter's end the module may be empty already.
     def __del__(self, close: Callable[[int], None] = os.close) -> None:

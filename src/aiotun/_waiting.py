@@ -47,7 +47,7 @@ class Waiter:
         # None, or a one-tuple of the message that the task was cancelled with.
         self._message: tuple[object] | None = None
         # Orders the waiters of several lines. One that goes back to the front is older than all.
-        self.ticket = -1 if front else next(_tickets)
+        self.ticket: int = -1 if front else next(_tickets)
         line.enter(self, front=front)
 
     def wake(self) -> None:

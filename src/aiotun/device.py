@@ -63,7 +63,7 @@ class Device(PacketIO):
             )
             for fd in opened.fds
         )
-        self.link = Link._held(opened.interface, opened.namespace)
+        self.link: Link = Link._held(opened.interface, opened.namespace)
         # What packets go through: the only queue, or all of them as one.
         self._io: Queue | QueueGroup = (
             self.queues[0] if len(self.queues) == 1 else QueueGroup(self.queues, keep)

@@ -1,0 +1,1 @@
+"""The tests of aiotun; `tests.helpers` has what they share."""

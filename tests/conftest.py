@@ -1,0 +1,123 @@
+"""What every test gets: private namespaces, both event loops, and a check that nothing leaks."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping
+
+import pytest
+import uvloop
+
+from . import _isolation
+from ._leaks import LeakCheck
+
+# --- The whole run -------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """Before anything is collected: go on in namespaces of our own, or not at all."""
+    if _isolation.MARKER in os.environ:
+        return None  # pytest_configure looks whether it is true
+    # pytest has put its own files in the place of stdout and stderr, which would outlive the exec.
+    capture = config.pluginmanager.getplugin("capturemanager")
+    if capture is not None:
+        capture.suspend_global_capture(in_=True)
+    os.chdir(config.invocation_params.dir)
+    # The original command line keeps everything that was said: -X, -m, -p no:..., a debugger.
+    command = [sys.executable, *sys.orig_argv[1:]]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        _isolation.enter(command, os.environ)
+    except (_isolation.IsolationError, OSError) as error:
+        sys.stderr.write(f"aiotun tests: {error}\n")
+        sys.stderr.flush()
+    return pytest.ExitCode.USAGE_ERROR
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse to run anywhere else.
+
+    Also where this file was loaded too late for the hook above: pytest looks only into the folders
+    that its arguments name.
+    """
+    if _isolation.MARKER not in os.environ:
+        pytest.exit("aiotun tests: name the tests folder, or a file in it, on the command line", 4)
+    why = _isolation.problem(os.environ)
+    if why is not None:
+        pytest.exit(f"aiotun tests: {why}", 4)
+
+
+# --- Skips that are no excuse in CI --------------------------------------------------------------
+
+
+def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn a skip for something that the machine lacks into a failure, where CI should have it."""
+    if not os.environ.get("CI") or report.outcome != "skipped" or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    reason = reason.removeprefix("Skipped: ")
+    if reason.startswith("missing:"):
+        report.outcome = "failed"
+        report.longrepr = f"{reason}\n(in CI a test may not be skipped for that)"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _forbid_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _forbid_skip(report)
+    return report
+
+
+# --- Every test ----------------------------------------------------------------------------------
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run every async test twice: both loops are promised to behave the same."""
+    return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves open files or threads of ours behind."""
+    check = LeakCheck()
+    yield
+    # All other fixtures of the test have ended by now, but pytest holds their values for longer;
+    # a Link among them holds its namespace as long as it lives.
+    request.node.funcargs.clear()
+    problem = check.problem()
+    if problem is not None:
+        pytest.fail(problem, pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def netns(no_leaks: None) -> Iterator[int]:
+    """Give the test an empty network namespace of its own, with `lo` up; the value is its fd.
+
+    Only this thread moves, and threads that it starts. A loop of wider scope that was made before
+    has sockets in the namespace before, but those are pairs that never meet a network.
+    """
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _isolation.unshare_netns()
+        try:
+            _isolation.prepare_netns()
+            inside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                yield inside
+            finally:
+                os.close(inside)
+        finally:
+            _isolation.setns(before)
+    finally:
+        os.close(before)

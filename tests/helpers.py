@@ -1,0 +1,138 @@
+"""What several tests need; each piece small, and none of them aiotun's own code."""
+
+import asyncio
+import functools
+import ipaddress
+import json
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aiotun
+
+from . import _isolation
+
+ROOT = Path(__file__).parent.parent
+
+# Not the root of a user namespace, who is an ordinary user outside.
+REAL_ROOT = Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
+
+
+async def wait_until(
+    predicate: Callable[[], bool],
+    timeout: float = 5.0,  # noqa: ASYNC109 - nothing is cancelled, it only gives up
+) -> None:
+    """Let the loop run until `predicate` holds: for what the kernel or a thread does in its time.
+
+    Looks at every turn of the loop first, and after 50 turns every 2 ms.
+    """
+    deadline = time.monotonic() + timeout
+    turns = 0
+    while not predicate():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {timeout} s: {predicate}")
+        turns += 1
+        await asyncio.sleep(0 if turns < 50 else 0.002)
+
+
+def checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071), the slow and obvious way."""
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data[: len(data) & ~1]))
+    if len(data) % 2:
+        total += data[-1] << 8
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total ^ 0xFFFF
+
+
+def make_icmp_echo(
+    src: str, dst: str, ident: int = 1, seq: int = 1, payload: bytes = b"ping"
+) -> bytes:
+    """An echo request from `src` to `dst`: ICMP, or ICMPv6 where they are IPv6 addresses."""
+    source, destination = ipaddress.ip_address(src), ipaddress.ip_address(dst)
+    addresses = source.packed + destination.packed
+    if source.version == 4:
+        body = struct.pack("!BBHHH", 8, 0, 0, ident, seq) + payload
+        body = body[:2] + struct.pack("!H", checksum(body)) + body[4:]
+        head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0, 64, 1, 0)
+        value = checksum(head + addresses)
+        return head[:10] + struct.pack("!H", value) + addresses + body
+    body = struct.pack("!BBHHH", 128, 0, 0, ident, seq) + payload
+    value = checksum(addresses + struct.pack("!II", len(body), 58) + body)
+    body = body[:2] + struct.pack("!H", value) + body[4:]
+    return struct.pack("!IHBB", 6 << 28, len(body), 58, 64) + addresses + body
+
+
+def udp_burst(address: str, port: int, count: int, size_bytes: int = 32) -> list[bytes]:
+    """Send `count` numbered datagrams at once, from this thread's namespace; give their payloads.
+
+    What the kernel has no room for it drops without a word: that is the sender's view of a slow
+    reader.
+    """
+    payloads = [struct.pack("!I", number).ljust(size_bytes, b".") for number in range(count)]
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        for payload in payloads:
+            sock.sendto(payload, (address, port))
+    return payloads
+
+
+def ip(*args: str) -> Any:
+    """Run iproute2 in this thread's namespace and give what it says, parsed; [] for nothing."""
+    program = shutil.which("ip")
+    if program is None:
+        pytest.skip("missing: ip(8); install iproute2")
+    done = subprocess.run([program, "-j", *args], check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise AssertionError(f"ip {' '.join(args)}: {done.stderr.strip()}")
+    return json.loads(done.stdout) if done.stdout.strip() else []
+
+
+@functools.cache
+def ordinary_python() -> tuple[list[str], dict[str, str]]:
+    """Give a command that starts Python as an ordinary user (nobody), and its environment.
+
+    Skips where nobody else can be had, or where they may make no namespaces. The interpreter, its
+    packages and this checkout may lie where only root can go (a home folder), so they are made
+    visible under the private /run.
+    """
+    if not REAL_ROOT:
+        pytest.skip("an ordinary user's run already: there is no other user to become")
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        pytest.skip("missing: setpriv(1); install util-linux")
+    user = [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
+    trial = subprocess.run([*user, "unshare", "-rn", "true"], capture_output=True, text=True)
+    if trial.returncode != 0:
+        pytest.skip(f"missing: user namespaces for ordinary users ({trial.stderr.strip()})")
+    package = Path(aiotun.__file__).parent.parent
+    places = {
+        "base": Path(sys.base_prefix),
+        "packages": Path(sysconfig.get_path("purelib")),
+        "source": package,
+    }
+    for name, place in places.items():
+        target = Path("/run/aiotun-user", name)
+        target.mkdir(parents=True, exist_ok=True)
+        _isolation.bind(str(place), str(target))
+        places[name] = target
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    env = {
+        "PATH": os.environ["PATH"],
+        "HOME": "/",
+        "PYTHONPATH": f"{places['source']}:{places['packages']}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        # A Python with a shared library looks for it where it was installed.
+        "LD_LIBRARY_PATH": str(places["base"] / "lib"),
+    }
+    return [*user, str(places["base"] / "bin" / version)], env

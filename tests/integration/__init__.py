@@ -1,0 +1,1 @@
+"""Tests against the kernel: real devices in private network namespaces."""

@@ -1,0 +1,28 @@
+"""The `aiotun` command's arguments; what the demo does is in tests/integration/test_demo.py."""
+
+import pytest
+
+from aiotun import cli
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exits:
+        cli.main(["--version"])
+    assert exits.value.code == 0
+    assert capsys.readouterr().out.startswith("aiotun 0.")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "required: COMMAND"),
+        (["sing"], "invalid choice"),
+        (["demo", "--count", "0"], "a whole number above 0"),
+        (["demo", "--count", "many"], "a whole number above 0"),
+    ],
+)
+def test_wrong_usage_is_2(args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exits:
+        cli.main(args)
+    assert exits.value.code == 2
+    assert said in capsys.readouterr().err

@@ -1,0 +1,139 @@
+"""The public surface, and who may import what (the table of rooms in the design)."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import aiotun
+
+PACKAGE = Path(aiotun.__file__).parent
+MODULES = {path.stem: path for path in PACKAGE.glob("*.py")}
+
+# Which of our own modules a module may import. A new module is added here first: what it may know
+# of the others is part of its design.
+ALLOWED: dict[str, set[str]] = {
+    "__init__": set(MODULES) - {"__main__", "cli"},
+    "__main__": {"cli"},
+    "_abi": set(),
+    "_flow": set(),
+    "_interface": set(),
+    "_ioctl": {"_abi", "errors"},
+    "_linkdecode": {"_abi", "_linktypes"},
+    "_linktypes": {"_abi"},
+    "_opening": {"_abi", "_interface", "_ioctl", "_options", "_threads", "errors", "link"},
+    "_options": {"_abi", "_linktypes", "_packetio", "_threads", "queue"},
+    "_packetio": {"_abi", "decode", "errors"},
+    "_rtnetlink": {"_linkdecode", "_linktypes", "errors"},
+    "_several": {"_flow", "_packetio", "_waiting", "errors", "queue"},
+    "_threads": {"errors"},
+    "_waiting": set(),
+    "cli": {"aiotun", "reply"},
+    "decode": {"_packetio", "errors", "offload"},
+    "device": {
+        "_abi",
+        "_interface",
+        "_ioctl",
+        "_linktypes",
+        "_opening",
+        "_options",
+        "_packetio",
+        "_several",
+        "_threads",
+        "_waiting",
+        "capture",
+        "decode",
+        "errors",
+        "link",
+        "queue",
+    },
+    "errors": set(),
+    "link": {"_interface", "_ioctl", "_linktypes", "_rtnetlink", "_threads", "errors"},
+    "offload": {"_abi"},
+    "queue": {
+        "_abi",
+        "_interface",
+        "_ioctl",
+        "_packetio",
+        "_several",
+        "_threads",
+        "_waiting",
+        "errors",
+        "offload",
+    },
+    "reply": {"errors", "offload"},
+}
+# Foreign packages, and the only modules that may import each.
+# (_rtnetlink is link's own part, and nobody else's.)
+FOREIGN = {"pyroute2": {"link", "_rtnetlink"}, "dpkt": {"decode"}, "uvloop": {"cli"}}
+PRINTING = {"__main__", "cli"}
+
+
+def imports(tree: ast.AST) -> tuple[set[str], set[str]]:
+    """Give (our modules, other top-level packages) that a module imports, wherever in it."""
+    ours: set[str] = set()
+    others: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            module = node.module or ""
+            # "from aiotun import reply" imports a module, "from aiotun import Link" does not.
+            names = [f"{module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 1
+            names = [f"aiotun.{node.module or alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            top, _, rest = name.partition(".")
+            if top != "aiotun":
+                others.add(top)
+            elif rest.partition(".")[0] in MODULES:
+                ours.add(rest.partition(".")[0])
+            else:
+                ours.add("aiotun")
+    return ours, others
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_modules_import_only_what_they_may(module: str) -> None:
+    assert module in ALLOWED, f"{module} is new: say in ALLOWED what it may import of ours"
+    tree = ast.parse(MODULES[module].read_text())
+    ours, others = imports(tree)
+    assert ours <= ALLOWED[module]
+    for package in others & FOREIGN.keys():
+        assert module in FOREIGN[package]
+    calls = {
+        node.func.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert "print" not in calls or module in PRINTING
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"__main__"}))
+def test_modules_say_what_is_theirs(module: str) -> None:
+    found = importlib.import_module("aiotun" if module == "__init__" else f"aiotun.{module}")
+    assert found.__doc__
+    assert len(set(found.__all__)) == len(found.__all__)
+    for name in found.__all__:
+        assert hasattr(found, name)
+
+
+def test_all_is_what_is_public() -> None:
+    public = {
+        name
+        for name, value in vars(aiotun).items()
+        if not name.startswith("_") and not isinstance(value, type(sys))
+    }
+    assert public == set(aiotun.__all__) - set(MODULES)
+
+
+def test_importing_loads_neither_pyroute2_nor_dpkt() -> None:
+    code = "import sys, aiotun; print({'pyroute2', 'dpkt', 'uvloop'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

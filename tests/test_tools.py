@@ -1,0 +1,85 @@
+"""The Makefile's own errors: one line that says what is missing, before anything is installed."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .helpers import ROOT
+
+
+def make(target: str, python: str) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("make")
+    if program is None:
+        pytest.skip("missing: make(1)")
+    # What an outer make, of which the tests may be a target, hands down.
+    env = {
+        key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))
+    }
+    return subprocess.run(
+        [program, "-C", str(ROOT), target, f"PYTHON={python}"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+
+
+def find(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    base = {key: value for key, value in os.environ.items() if key != "PYTHON"}
+    return subprocess.run(
+        ["/bin/sh", str(ROOT / "tools" / "python.sh"), *args],
+        env={**base, **env},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (None, "there is no '"),
+        ("echo is Python 3.9, and aiotun needs 3.11 or newer; exit 1", "needs 3.11 or newer"),
+        ("echo has no venv module; exit 1", "has no venv module"),
+    ],
+)
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_an_unusable_python_is_one_line(
+    target: str, script: str | None, said: str, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    if script is not None:
+        python.write_text(f"#!/bin/sh\n{script}\n")
+        python.chmod(0o755)
+    done = make(target, str(python))
+    assert done.returncode == 2  # make's own way to say that a target failed
+    first, *others = done.stderr.splitlines()
+    assert first.startswith("aiotun: ")
+    assert said in first
+    assert len(others) == 1
+    assert others[0].startswith("make")
+
+
+def test_the_named_python_is_used() -> None:
+    done = find(PYTHON=sys.executable)
+    assert done.stdout == f"{sys.executable}\n"
+
+
+def test_what_only_looks_like_a_python_is_passed_over(tmp_path: Path) -> None:
+    # As pyenv's shims do for a version that is not switched on.
+    for name in ("python3", "python3.12"):
+        (tmp_path / name).write_text("#!/bin/sh\necho command not found >&2\nexit 127\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "python3.13").symlink_to(sys.executable)
+    (tmp_path / "tail").symlink_to(shutil.which("tail") or "")
+    done = find("--all", PATH=str(tmp_path), PYENV_ROOT=str(tmp_path / "none"))
+    assert len(done.stdout.splitlines()) == 1
+    (tmp_path / "python3.13").unlink()
+    done = find(PATH=str(tmp_path), PYENV_ROOT=str(tmp_path / "none"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("aiotun: no Python 3.11 or newer here")
+    assert done.stderr.count("\n") == 1

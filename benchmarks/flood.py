@@ -76,7 +76,7 @@ class Flood:
         reader = Reader(tun)
         dropped = tx_dropped()
         flooder = str(compiled("flooder.c"))
-        with child(flooder, "10.77.0.2", str(SECONDS + 0.3), core=FIRST_CORE) as process:
+        with child(flooder, DEVICE, str(SECONDS + 0.3), core=FIRST_CORE) as process:
             await asyncio.wait_for(reader.started.wait(), 10)
             count, start, switches = reader.count, time.perf_counter(), preemptions()
             late = await lateness(SECONDS)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ._harness import LOOPS, BenchError, Table, has_uvloop
 from ._namespace import isolate
@@ -84,8 +84,8 @@ def measure(names: Sequence[str], runs: int, loops: Sequence[str]) -> tuple[list
             for table in load(name)(runs, loops):
                 print(f"\n{table}")
                 tables.append(table)
-        except BenchError as error:
-            print(f"\n{name}: broken: {error}", file=sys.stderr)
+        except (BenchError, OSError) as error:
+            print(f"\n{name}: broken: {type(error).__name__}: {error}", file=sys.stderr)
             worked = False
     return tables, worked
 
@@ -95,9 +95,9 @@ def summary(tables: Sequence[Table]) -> str:
     return f"{sum(map(bool, verdicts))} of {len(verdicts)} targets reached"
 
 
-def terminate(number: int, frame: object) -> NoReturn:
-    """Leave by an exception, so that children are ended on the way out."""
-    sys.exit(128 + number)
+def terminate(number: int, frame: object) -> None:
+    """End as by Ctrl-C: the event loop unwinds, and children are ended on the way out."""
+    signal.raise_signal(signal.SIGINT)
 
 
 def main(arguments: Sequence[str]) -> int:

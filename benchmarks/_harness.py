@@ -11,6 +11,8 @@ import shutil
 import signal
 import statistics
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -229,6 +231,24 @@ def wait_ready(process: "subprocess.Popen[str]", timeout: float = 20) -> None:
         if not line:
             break
     raise BenchError(f"{process.args!r} did not get ready")
+
+
+@contextlib.contextmanager
+def warm_environment() -> Iterator[dict[str, str]]:
+    """An environment for fresh interpreters that find compiled modules, as installed ones do."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": cache}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        yield environment
+
+
+def fresh(*arguments: str, environment: dict[str, str]) -> list[str]:
+    """The words that a fresh interpreter prints."""
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BenchError(f"a fresh interpreter failed: {done.stderr.strip()}")
+    return done.stdout.split()
 
 
 @contextlib.contextmanager

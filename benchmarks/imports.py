@@ -4,13 +4,9 @@ Each sample comes from a fresh interpreter with compiled modules at hand, as an 
 has them; neither pyroute2 nor dpkt may be loaded.
 """
 
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 
-from ._harness import BenchError, Row, Table, expect
+from ._harness import Row, Table, expect, fresh, warm_environment
 
 PROGRAM = """
 import sys, time
@@ -25,20 +21,14 @@ print(middle - start, end - middle, *({"pyroute2", "dpkt"} & set(sys.modules)))
 
 def sample(environment: dict[str, str]) -> tuple[float, float]:
     """Milliseconds that asyncio and then aiotun took to import."""
-    command = [sys.executable, "-c", PROGRAM]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise BenchError(f"import aiotun: {done.stderr.strip()}")
-    base, ours, *loaded = done.stdout.split()
+    base, ours, *loaded = fresh("-c", PROGRAM, environment=environment)
     expect("modules loaded by import aiotun", loaded, [])
     return float(base) * 1000, float(ours) * 1000
 
 
 def run(runs: int, loops: Sequence[str]) -> Iterator[Table]:
     """The event loop makes no difference here: one table."""
-    with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "PYTHONPYCACHEPREFIX": cache}
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    with warm_environment() as environment:
         sample(environment)
         samples = [sample(environment) for _ in range(runs * 3)]
     rows = [

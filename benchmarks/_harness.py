@@ -67,7 +67,8 @@ class Row:
             ratios = [a / b for a, b in zip(self.samples, self.baseline, strict=True)]
             return f"{self.figure:.2f}x ({min(ratios):.2f}-{max(ratios):.2f})"
         if self.percentile != 50:
-            return f"p{self.percentile} {_number(self.figure)}"
+            name = "max" if self.percentile == 100 else f"p{self.percentile}"
+            return f"{name} {_number(self.figure)}"
         return "" if self.target is None else _number(self.figure)
 
     @property

@@ -18,7 +18,9 @@ __all__ = [
     "NODE",
     "PI_SIZE",
     "READ_SIZE",
+    "SOCK_FILTER",
     "SOCK_FPROG",
+    "TUN_FILTER",
     "VNET_HDR_SIZE",
     "Iff",
     "Ioctl",
@@ -51,6 +53,13 @@ IFREQ = struct.Struct("16sH22x")
 
 # filter.h: struct sock_fprog { unsigned short len; struct sock_filter *filter; }.
 SOCK_FPROG = struct.Struct("@HP")
+
+# filter.h: struct sock_filter { __u16 code; __u8 jt; __u8 jf; __u32 k; }.
+SOCK_FILTER = struct.Struct("@HBBI")
+
+# if_tun.h: struct tun_filter { __u16 flags; __u16 count; __u8 addr[][ETH_ALEN]; }; flag 1 is
+# TUN_FLT_ALLMULTI.
+TUN_FILTER = struct.Struct("@HH")
 
 # ethtool.h: struct ethtool_drvinfo, as far as we read it: cmd, driver, version, fw_version,
 # bus_info.
@@ -140,7 +149,6 @@ class Ioctl(enum.IntEnum):
 class Siocgif(enum.IntEnum):
     """Questions about an interface, put to any socket in its namespace (sockios.h)."""
 
-    FLAGS = 0x8913
     MTU = 0x8921
     INDEX = 0x8933
     ETHTOOL = 0x8946

@@ -108,7 +108,14 @@ class _Outcome(Generic[T]):
 
     def get(self) -> T:
         if self.error is not None:
-            raise self.error
+            # Its traceback will hold this frame: without letting go of it here the two would be a
+            # ring, and what the caller's frames hold (a namespace's fd) would wait for the
+            # collector.
+            error, self.error = self.error, None
+            try:
+                raise error
+            finally:
+                del error
         return cast(T, self.value)
 
 

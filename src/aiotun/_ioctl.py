@@ -1,0 +1,346 @@
+"""The only caller of ``fcntl.ioctl``: one function an ioctl, errno turned into our errors.
+
+Every function that talks to a queue takes its fd and the interface's name (for the messages) and
+blocks for as long as the kernel takes: microseconds, except `attach`, which may wait for the
+kernel's networking lock.
+"""
+
+import array
+import errno
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Iterable, Sequence
+
+from . import _abi
+from ._abi import Iff, Ioctl, OffloadFlag, Siocgif
+from .errors import (
+    AiotunError,
+    DeviceBusyError,
+    DeviceLostError,
+    DeviceMismatchError,
+    LinkError,
+    NotPermittedError,
+    TunUnavailableError,
+)
+
+__all__ = [
+    "attach",
+    "attach_filter",
+    "get_flags",
+    "get_index",
+    "get_mtu",
+    "get_vnet_header_size",
+    "open_node",
+    "set_carrier",
+    "set_filter_ebpf",
+    "set_group",
+    "set_offload",
+    "set_owner",
+    "set_persist",
+    "set_queue",
+    "set_sndbuf",
+    "set_steering_ebpf",
+    "set_tx_filter",
+    "set_vnet_header_size",
+]
+
+_INT = struct.Struct("@i")
+
+
+def open_node() -> int:
+    """Open /dev/net/tun, close-on-exec and non-blocking; the new fd is the caller's to close.
+
+    The interface will live in the network namespace that the calling thread is in now.
+
+    Raises:
+        TunUnavailableError: no node, or no driver behind it.
+        NotPermittedError: the node's mode keeps this user out.
+    """
+    try:
+        return os.open(_abi.NODE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except PermissionError as error:
+        raise NotPermittedError(
+            error.errno,
+            f"this user may not open {_abi.NODE}; "
+            f"let root run 'chmod 0666 {_abi.NODE}' (the mode that distributions give it)",
+        ) from error
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            mend = "load the driver with 'modprobe tun', or in a container pass the node in"
+            text = f"there is no {_abi.NODE}; {mend} ('--device {_abi.NODE}')"
+        elif error.errno in (errno.ENODEV, errno.ENXIO):
+            text = f"no driver stands behind {_abi.NODE}; load it with 'modprobe tun'"
+        else:
+            raise
+        raise TunUnavailableError(error.errno, text) from error
+
+
+def attach(fd: int, name: str, flags: Iff) -> str:
+    """TUNSETIFF: make `fd` a queue of the interface, which is created where there is none.
+
+    Args:
+        fd: from `open_node`.
+        name: of at most 15 bytes; may be empty or hold ``%d``, for the kernel to pick.
+        flags: one of TUN and TAP, and what else is wanted.
+
+    Returns:
+        The name that the interface got.
+
+    Raises:
+        NotPermittedError: creating without CAP_NET_ADMIN, or a device that is another user's.
+        DeviceBusyError: somebody holds its only queue, all queues are taken, or TUN_EXCL was given
+            and it exists.
+        DeviceMismatchError: it is of another kind, or differs in multi-queue.
+    """
+    request = bytearray(_abi.IFREQ.pack(os.fsencode(name), flags))
+    try:
+        fcntl.ioctl(fd, Ioctl.TUNSETIFF, request, True)
+    except OSError as error:
+        raise _attach_error(error, name, flags) from error
+    return _name(request)
+
+
+def _attach_error(error: OSError, name: str, flags: Iff) -> Exception:
+    code, shown = error.errno, name or "a new interface"
+    if code in (errno.EPERM, errno.EACCES):
+        if name and _exists(name):
+            text = (
+                f"{shown} belongs to another user or group; attach as the one it belongs to, or "
+                "let root change that with 'ip tuntap' (owner and group must both fit)"
+            )
+        else:
+            kind = "tap" if flags & Iff.TAP else "tun"
+            text = (
+                f"creating {shown} needs CAP_NET_ADMIN; run as root or inside 'unshare -rn', or "
+                f"let root prepare it: 'ip tuntap add dev {name or kind + '0'} mode {kind} "
+                f'user "$USER"\''
+            )
+        return NotPermittedError(code, text, name or None)
+    if code == errno.EBUSY:
+        if flags & Iff.TUN_EXCL:
+            text = f"{shown} exists already; delete it, choose another name, or leave out exclusive"
+        else:
+            text = (
+                f"another program holds the only queue of {shown}; end it, or choose another name"
+            )
+        return DeviceBusyError(code, text, name)
+    if code == errno.E2BIG:
+        text = f"all {_abi.MAX_QUEUES} queues of {shown} are taken; open fewer"
+        return DeviceBusyError(code, text, name)
+    if code == errno.EINVAL:
+        return DeviceMismatchError(code, _mismatch(name, flags), name or None)
+    if code == errno.ENOTTY:
+        return TunUnavailableError(code, f"{_abi.NODE} is not the TUN/TAP driver's node")
+    return error
+
+
+def _mismatch(name: str, flags: Iff) -> str:
+    wanted = "TAP" if flags & Iff.TAP else "TUN"
+    kind = get_kind(name)
+    if kind is None:
+        return f"the kernel refuses {name!r} as the name of a new interface; choose another"
+    if kind != wanted.lower():
+        what = f"a {kind.upper()} device" if kind in ("tun", "tap") else f"a {kind} interface"
+        return f"{name} is {what}, not a {wanted} device; choose another name, or open it as it is"
+    if flags & Iff.MULTI_QUEUE:
+        return f"{name} is a single-queue device; open it with queues=1 and without multi_queue"
+    return f"{name} is a multi-queue device; open it with multi_queue=True"
+
+
+def get_flags(fd: int) -> tuple[str, Iff]:
+    """TUNGETIFF: the interface's present name and its flags (mind NO_PI: see `Iff`).
+
+    Raises:
+        DeviceLostError: the interface is gone, or `fd` was never attached.
+        OSError: `fd` is something else altogether (ENOTTY, EBADF).
+    """
+    request = bytearray(_abi.IFREQ_SIZE)
+    try:
+        fcntl.ioctl(fd, Ioctl.TUNGETIFF, request, True)
+    except OSError as error:
+        raise _common(error, None, "be asked for its flags") from error
+    return _name(request), Iff(_abi.IFREQ.unpack(request)[1])
+
+
+def set_persist(fd: int, name: str, on: bool) -> None:
+    """TUNSETPERSIST: keep the interface after its last queue is closed, or stop keeping it."""
+    _by_value(fd, Ioctl.TUNSETPERSIST, int(on), name, "change its persistence")
+
+
+def set_owner(fd: int, name: str, uid: int) -> None:
+    """TUNSETOWNER: the user who may attach without CAP_NET_ADMIN."""
+    _by_value(fd, Ioctl.TUNSETOWNER, uid, name, f"take user {uid} as its owner")
+
+
+def set_group(fd: int, name: str, gid: int) -> None:
+    """TUNSETGROUP: the group that may attach without CAP_NET_ADMIN."""
+    _by_value(fd, Ioctl.TUNSETGROUP, gid, name, f"take group {gid} as its group")
+
+
+def set_offload(fd: int, name: str, mask: OffloadFlag) -> None:
+    """TUNSETOFFLOAD: what the kernel may leave to us in the packets it hands over.
+
+    Raises:
+        DeviceMismatchError: this kernel does not know one of the bits.
+    """
+    _by_value(fd, Ioctl.TUNSETOFFLOAD, int(mask), name, f"take the offloads {mask!r}")
+
+
+def get_vnet_header_size(fd: int, name: str) -> int:
+    """TUNGETVNETHDRSZ: the size in bytes of the virtio-net header, used or not."""
+    argument = bytearray(_INT.size)
+    _by_pointer(fd, Ioctl.TUNGETVNETHDRSZ, argument, name, "tell its header size")
+    return int(_INT.unpack(argument)[0])
+
+
+def set_vnet_header_size(fd: int, name: str, size: int) -> None:
+    """TUNSETVNETHDRSZ: the size in bytes of the virtio-net header."""
+    _by_pointer(fd, Ioctl.TUNSETVNETHDRSZ, _INT.pack(size), name, f"take a {size}-byte header")
+
+
+def set_sndbuf(fd: int, name: str, size: int) -> None:
+    """TUNSETSNDBUF: how many bytes may be under way before a write says EAGAIN."""
+    _by_pointer(fd, Ioctl.TUNSETSNDBUF, _INT.pack(size), name, f"take a {size}-byte send buffer")
+
+
+def set_queue(fd: int, name: str, on: bool) -> None:
+    """TUNSETQUEUE: let the kernel choose this queue, or stop it; packets waiting here are dropped.
+
+    Raises:
+        DeviceMismatchError: a single-queue device, or the queue is in that state already.
+    """
+    flags = Iff.ATTACH_QUEUE if on else Iff.DETACH_QUEUE
+    request = _abi.IFREQ.pack(b"", flags)
+    _by_pointer(
+        fd, Ioctl.TUNSETQUEUE, request, name,
+        f"{'enable' if on else 'disable'} one of its queues (only multi-queue devices can)",
+    )  # fmt: skip
+
+
+def set_carrier(fd: int, name: str, on: bool) -> None:
+    """TUNSETCARRIER: plug the cable in, or pull it."""
+    _by_pointer(fd, Ioctl.TUNSETCARRIER, _INT.pack(int(on)), name, "change its carrier")
+
+
+def set_steering_ebpf(fd: int, name: str, program: int) -> None:
+    """TUNSETSTEERINGEBPF: the fd of a socket-filter program that picks the queue; -1 drops it."""
+    _by_pointer(fd, Ioctl.TUNSETSTEERINGEBPF, _INT.pack(program), name, "take that BPF program")
+
+
+def set_filter_ebpf(fd: int, name: str, program: int) -> None:
+    """TUNSETFILTEREBPF: the fd of a socket-filter program that says how much to keep."""
+    _by_pointer(fd, Ioctl.TUNSETFILTEREBPF, _INT.pack(program), name, "take that BPF program")
+
+
+def attach_filter(fd: int, name: str, program: Sequence[tuple[int, int, int, int]] | None) -> None:
+    """TUNATTACHFILTER, or TUNDETACHFILTER for None: a classic BPF program (filter.h); TAP only."""
+    if program is None:
+        request = _abi.SOCK_FPROG.pack(0, 0)
+        _by_pointer(
+            fd, Ioctl.TUNDETACHFILTER, request, name, "drop its filter (only a TAP has one)"
+        )
+        return
+    code = array.array("B", b"".join(_abi.SOCK_FILTER.pack(*step) for step in program))
+    address, _ = code.buffer_info()
+    request = _abi.SOCK_FPROG.pack(len(program), address)
+    _by_pointer(
+        fd, Ioctl.TUNATTACHFILTER, request, name,
+        "take that filter (only a TAP takes one, and the kernel checks the program)",
+    )  # fmt: skip
+
+
+def set_tx_filter(fd: int, name: str, macs: Iterable[bytes], all_multicast: bool) -> None:
+    """TUNSETTXFILTER: hand over only frames for these 6-byte addresses; for none: every frame."""
+    addresses = list(macs)
+    header = _abi.TUN_FILTER.pack(int(all_multicast), len(addresses))
+    request = bytearray(header + b"".join(addresses))
+    _by_pointer(
+        fd, Ioctl.TUNSETTXFILTER, request, name, "take a transmit filter (only a TAP takes one)"
+    )
+
+
+def get_index(name: str) -> int:
+    """SIOCGIFINDEX: the interface's index in the calling thread's namespace.
+
+    Raises:
+        LinkError: there is no such interface here.
+    """
+    return int(_INT.unpack_from(_ask(name, Siocgif.INDEX), 16)[0])
+
+
+def get_mtu(name: str) -> int:
+    """SIOCGIFMTU: the link's IP MTU in bytes.
+
+    Raises:
+        LinkError: there is no such interface here.
+    """
+    return int(_INT.unpack_from(_ask(name, Siocgif.MTU), 16)[0])
+
+
+def get_kind(name: str) -> str | None:
+    """ETHTOOL_GDRVINFO: ``"tun"``, ``"tap"`` or another driver's name; None: no such interface."""
+    info = array.array("B", _abi.ETHTOOL_DRVINFO.pack(_abi.ETHTOOL_GDRVINFO, b"", b"", b"", b""))
+    address, _ = info.buffer_info()
+    request = bytearray(struct.pack("@16sP16x", os.fsencode(name), address))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
+        try:
+            fcntl.ioctl(asker, Siocgif.ETHTOOL, request, True)
+        except OSError as error:
+            return None if error.errno == errno.ENODEV else "foreign"
+    _, driver, _, _, bus = _abi.ETHTOOL_DRVINFO.unpack(info.tobytes())
+    text = (bus if driver.rstrip(b"\0") == b"tun" else driver).split(b"\0")[0].decode()
+    return text or "foreign"
+
+
+def _exists(name: str) -> bool:
+    try:
+        get_index(name)
+    except LinkError:
+        return False
+    return True
+
+
+def _ask(name: str, question: Siocgif) -> bytes:
+    request = bytearray(_abi.IFREQ.pack(os.fsencode(name), 0))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
+        try:
+            fcntl.ioctl(asker, question, request, True)
+        except OSError as error:
+            text = f"there is no interface {name} in this network namespace"
+            raise LinkError(error.errno, text, name) from error
+    return bytes(request)
+
+
+def _by_value(fd: int, request: Ioctl, value: int, name: str, what: str) -> None:
+    try:
+        fcntl.ioctl(fd, request, value)
+    except OSError as error:
+        raise _common(error, name, what) from error
+
+
+def _by_pointer(fd: int, request: Ioctl, data: bytes | bytearray, name: str, what: str) -> None:
+    try:
+        fcntl.ioctl(fd, request, data, isinstance(data, bytearray))
+    except OSError as error:
+        raise _common(error, name, what) from error
+
+
+def _common(error: OSError, name: str | None, what: str) -> AiotunError | OSError:
+    """The errnos that mean the same at every ioctl of an attached queue."""
+    code, shown = error.errno, name or "the device"
+    if code in (errno.EPERM, errno.EACCES):
+        text = f"{shown} may not {what}: this user lacks CAP_NET_ADMIN; run as root"
+        return NotPermittedError(code, text, name)
+    if code == errno.EBADFD:
+        text = f"{shown} is gone (somebody deleted it); close this device and open it again"
+        return DeviceLostError(code, text, name)
+    if code == errno.EINVAL:
+        text = f"{shown} cannot {what}; look at its kind, its queues and the kernel's version"
+        return DeviceMismatchError(code, text, name)
+    return error
+
+
+def _name(request: bytearray) -> str:
+    return os.fsdecode(bytes(request[: _abi.IFNAMSIZ]).split(b"\0", 1)[0])

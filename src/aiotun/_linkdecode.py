@@ -1,0 +1,149 @@
+"""Reads rtnetlink's messages, as pyroute2 hands them over, into our own classes; no I/O.
+
+Sources: ``include/uapi/linux/if_link.h``, ``if_addr.h`` and ``rtnetlink.h``. A message is a mapping
+whose ``get`` also takes an attribute's name in lower case without its prefix, or a path of them.
+"""
+
+import dataclasses
+import ipaddress
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, Protocol
+
+from ._abi import Iff
+from ._linktypes import LinkAddress, LinkInfo, LinkStats, Route, TunTapInfo, make_route
+
+__all__ = ["Message", "addresses", "link_info", "link_stats", "routes", "scope_number"]
+
+
+class Message(Protocol):
+    """What pyroute2 gives, as far as we use it."""
+
+    def __getitem__(self, key: str) -> Any: ...
+
+    def get(self, key: str | tuple[str, ...], default: Any = None) -> Any: ...
+
+
+# socket.h. Others (MPLS, say) may come in a dump and are passed over.
+_FAMILIES = {2: 4, 10: 6}
+
+# if.h
+_IFF_UP = 0x1
+
+# rtnetlink.h: enum rt_scope_t. Others are numbers without a name.
+_SCOPES = {"global": 0, "site": 200, "link": 253, "host": 254}
+_SCOPE_NAMES = {number: name for name, number in _SCOPES.items()}
+
+# rtnetlink.h
+_RT_TABLE_LOCAL = 255
+_RTN_UNICAST = 1
+_RTM_F_CLONED = 0x200
+
+
+def link_info(message: Message, master: str | None) -> LinkInfo:
+    """Read an RTM_NEWLINK message; the master's name is not in it."""
+    return LinkInfo(
+        name=message.get("ifname"),
+        index=message["index"],
+        mtu=message.get("mtu", 0),
+        mac=message.get("address") or None,
+        up=bool(message["flags"] & _IFF_UP),
+        carrier=bool(message.get("carrier")),
+        master=master,
+        alias=message.get("ifalias") or None,
+        txqueuelen=message.get("txqlen", 0),
+        tuntap=_tuntap(message),
+    )
+
+
+def _tuntap(message: Message) -> TunTapInfo | None:
+    if message.get(("linkinfo", "kind")) != "tun":  # a TAP device too
+        return None
+
+    def tun(name: str) -> Any:
+        return message.get(("linkinfo", "data", f"tun_{name}"))
+
+    multi_queue = bool(tun("multi_queue"))
+    persist = bool(tun("persist"))
+    if multi_queue:
+        queues = (tun("num_queues") or 0) + (tun("num_disabled_queues") or 0)
+    else:
+        # A device that does not persist is gone without its queue.
+        queues = int(not persist or bool(message.get("carrier")))
+    return TunTapInfo(
+        name=message.get("ifname"),
+        index=message["index"],
+        mode="tap" if tun("type") == Iff.TAP else "tun",
+        multi_queue=multi_queue,
+        queues=queues,
+        persist=persist,
+        owner=tun("owner"),
+        group=tun("group"),
+        packet_info=bool(tun("pi")),
+        vnet_header=bool(tun("vnet_hdr")),
+        attached=queues > 0,
+    )
+
+
+def link_stats(message: Message) -> LinkStats:
+    """Read the counters out of an RTM_NEWLINK message."""
+    counters = message.get("stats64") or {}
+    names = (field.name for field in dataclasses.fields(LinkStats))
+    return LinkStats(**{name: counters.get(name, 0) for name in names})
+
+
+def addresses(messages: list[Message], index: int) -> list[LinkAddress]:
+    """Read the addresses of one link out of a dump of all (RTM_NEWADDR)."""
+    return [
+        _address(message)
+        for message in messages
+        if message["index"] == index and message["family"] in _FAMILIES
+    ]
+
+
+def _address(message: Message) -> LinkAddress:
+    prefix_length = message["prefixlen"]
+    # if_addr.h: IFA_ADDRESS is the peer where there is one, else the same as IFA_LOCAL; IPv6
+    # without a peer sends no IFA_LOCAL at all.
+    far = message.get("address")
+    own = message.get("local") or far
+    far = far or own
+    scope = message["scope"]
+    scope_name = _SCOPE_NAMES.get(scope, str(scope))
+    reached = ipaddress.ip_interface(f"{far}/{prefix_length}")
+    if own == far:
+        return LinkAddress(reached, None, scope_name)
+    return LinkAddress(ipaddress.ip_interface(own), reached, scope_name)
+
+
+def scope_number(name: str) -> int:
+    """Give the number of a scope as `LinkAddress` names it."""
+    return _SCOPES[name] if name in _SCOPES else int(name)
+
+
+def routes(messages: list[Message], index: int) -> list[Route]:
+    """Read the unicast routes through one link out of a dump of all (RTM_NEWROUTE)."""
+    return [route for message in messages for route in _routes(message, index)]
+
+
+def _routes(message: Message, index: int) -> Iterator[Route]:
+    """Give a message's routes through this link: several hops may stand in one message."""
+    table = message.get("table") or message["table"]
+    if (
+        message["family"] not in _FAMILIES
+        or message["type"] != _RTN_UNICAST
+        or table == _RT_TABLE_LOCAL
+        or message["flags"] & _RTM_F_CLONED
+    ):
+        return
+    anywhere = "0.0.0.0" if _FAMILIES[message["family"]] == 4 else "::"
+    dst = ipaddress.ip_network(f"{message.get('dst') or anywhere}/{message['dst_len']}")
+    for hop in message.get("multipath") or (message,):
+        if hop.get("oif") == index:
+            yield make_route(dst, _gateway(hop), message.get("priority"), table)
+
+
+def _gateway(hop: Message) -> IPv4Address | IPv6Address | None:
+    # RTA_VIA holds a gateway of the other family.
+    gateway = hop.get("gateway") or hop.get(("via", "addr"))
+    return ipaddress.ip_address(gateway) if gateway else None

@@ -1,0 +1,442 @@
+"""What links, addresses and routes are, as values: their classes and their text; no I/O."""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
+from typing import Literal
+
+from ._abi import IFNAMSIZ
+
+__all__ = [
+    "MAIN_TABLE",
+    "AddressArg",
+    "LinkAddress",
+    "LinkInfo",
+    "LinkStats",
+    "Route",
+    "RouteArg",
+    "TunTapInfo",
+    "check_name",
+    "make_route",
+    "parse_address",
+    "parse_mac",
+    "parse_route",
+]
+
+MAIN_TABLE = 254
+"""RT_TABLE_MAIN (rtnetlink.h): where routes live unless told otherwise."""
+
+# ipv6_route.h: IP6_RT_PRIO_USER, which the kernel puts where a route comes without a metric. An
+# IPv4 route then has 0.
+_DEFAULT_METRICS = {4: 0, 6: 1024}
+
+_U32 = 0xFFFF_FFFF
+
+_ADDRESS_FORMS = "write '10.0.0.1/24', 'fd00::1/64' or '10.0.0.1 peer 10.0.0.2/32'"
+_ROUTE_FORMS = (
+    "write 'DST [via GATEWAY] [metric N] [table N]', DST a network, an address or 'default', "
+    "such as '10.2.0.0/16 via 10.0.0.2 metric 50'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkAddress:
+    """An IP address on a link.
+
+    Attributes:
+        interface: the address with its network's prefix length; where there is a peer, with the
+            whole length.
+        peer: the other end of a point-to-point link with the prefix length of what is reached
+            there, or None.
+        scope: ``"global"``, ``"site"``, ``"link"``, ``"host"``, or another scope's number as text.
+    """
+
+    interface: IPv4Interface | IPv6Interface
+    peer: IPv4Interface | IPv6Interface | None = None
+    scope: str = "global"
+
+    def __str__(self) -> str:
+        if self.peer is None:
+            return str(self.interface)
+        return f"{self.interface.ip} peer {self.peer}"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route through a link.
+
+    Attributes:
+        dst: the destinations.
+        via: the gateway, or None where they are on the link itself.
+        metric: the smallest wins; None is the kernel's default (0 for IPv4, 1024 for IPv6).
+        table: the routing table's number; 254 is the main one.
+    """
+
+    dst: IPv4Network | IPv6Network
+    via: IPv4Address | IPv6Address | None = None
+    metric: int | None = None
+    table: int = MAIN_TABLE
+
+    def __str__(self) -> str:
+        text = str(self.dst)
+        if self.via is not None:
+            text += f" via {self.via}"
+        if self.metric is not None:
+            text += f" metric {self.metric}"
+        if self.table != MAIN_TABLE:
+            text += f" table {self.table}"
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class TunTapInfo:
+    """What a TUN or TAP device is, as if_link.h's IFLA_TUN attributes tell it.
+
+    Attributes:
+        name: the interface's name.
+        index: its number.
+        mode: ``"tun"`` for packets, ``"tap"`` for frames.
+        multi_queue: whether it takes several queues.
+        queues: how many it has now, disabled ones among them.
+        persist: whether it stays when the last queue is closed.
+        owner: the user who may attach, or None for no such limit.
+        group: the group whose members may attach, or None.
+        packet_info: whether each packet comes with the 4-byte ``tun_pi`` header.
+        vnet_header: whether each packet comes with the virtio-net header.
+        attached: whether a program holds a queue. The kernel does not tell this for a persistent
+            single-queue device, so it is read off the carrier there: a program that switched the
+            carrier off goes unseen.
+    """
+
+    name: str
+    index: int
+    mode: Literal["tun", "tap"]
+    multi_queue: bool
+    queues: int
+    persist: bool
+    owner: int | None
+    group: int | None
+    packet_info: bool
+    vnet_header: bool
+    attached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LinkInfo:
+    """What a link is at one moment.
+
+    Attributes:
+        name: the interface's name.
+        index: its number, which stays through a rename.
+        mtu: the largest IP packet, in bytes.
+        mac: the hardware address, or None where there is none (a TUN device).
+        up: whether it is administratively up.
+        carrier: whether something is attached at the other end of the wire.
+        master: the name of the bridge or bond that it belongs to, or None.
+        alias: the free text kept with it, or None.
+        txqueuelen: the packets that its queue towards the wire may hold.
+        tuntap: more, for a TUN or TAP device, or None.
+    """
+
+    name: str
+    index: int
+    mtu: int
+    mac: str | None
+    up: bool
+    carrier: bool
+    master: str | None
+    alias: str | None
+    txqueuelen: int
+    tuntap: TunTapInfo | None
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStats:
+    """The kernel's counters, by the names of ``struct rtnl_link_stats64`` (if_link.h).
+
+    The kernel's *rx* is what a program wrote to a TUN or TAP device, its *tx* what the program
+    reads; ``tx_dropped`` counts what found the queue full.
+    """
+
+    rx_packets: int
+    rx_bytes: int
+    rx_dropped: int
+    rx_errors: int
+    tx_packets: int
+    tx_bytes: int
+    tx_dropped: int
+    tx_errors: int
+    multicast: int
+    collisions: int
+    rx_length_errors: int
+    rx_over_errors: int
+    rx_crc_errors: int
+    rx_frame_errors: int
+    rx_fifo_errors: int
+    rx_missed_errors: int
+    tx_aborted_errors: int
+    tx_carrier_errors: int
+    tx_fifo_errors: int
+    tx_heartbeat_errors: int
+    tx_window_errors: int
+    rx_compressed: int
+    tx_compressed: int
+
+
+AddressArg = str | IPv4Interface | IPv6Interface | LinkAddress
+"""An address as users write it."""
+
+RouteArg = (
+    str | IPv4Network | IPv6Network | IPv4Address | IPv6Address | IPv4Interface | IPv6Interface
+)
+"""A route's destination as users write it; a text may name gateway, metric and table too."""
+
+
+def check_name(name: str) -> str:
+    """Check that the kernel would take this interface name as it is, and give it back.
+
+    Raises:
+        TypeError: it is no text.
+        ValueError: it is empty, longer than 15 bytes, or has a character that names can't have.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"an interface name is a str, not {type(name).__name__}")
+    size = len(name.encode(errors="surrogateescape"))
+    if not 0 < size < IFNAMSIZ:
+        raise ValueError(f"the interface name {name!r} has {size} bytes; it may have 1 to 15")
+    if name in (".", "..") or re.search(r"[/:\s\0]", name):
+        raise ValueError(
+            f"{name!r} is no interface name; leave out '/', ':' and spaces, "
+            "and do not use '.' or '..'"
+        )
+    return name
+
+
+def parse_address(value: AddressArg) -> LinkAddress:
+    """Read an address, such as ``"10.0.0.1/24"`` or ``"10.0.0.1 peer 10.0.0.2/32"``.
+
+    Without a prefix length it stands for itself alone, as with ``ip addr add``.
+
+    Raises:
+        TypeError: it is neither text nor an object of the ipaddress module.
+        ValueError: it is no address, or its peer is of the other family.
+    """
+    if isinstance(value, LinkAddress):
+        return value
+    if isinstance(value, IPv4Interface | IPv6Interface):
+        return _link_address(value, None, str(value))
+    if not isinstance(value, str):
+        raise TypeError(
+            f"an address is a str, an IPv4Interface or an IPv6Interface, not "
+            f"{type(value).__name__}; {_ADDRESS_FORMS}"
+        )
+    match value.split():
+        case [own]:
+            return _link_address(_interface(own, value), None, value)
+        case [own, "peer", other]:
+            return _link_address(_interface(own, value), _interface(other, value), value)
+    raise ValueError(f"{value!r} is no address; {_ADDRESS_FORMS}")
+
+
+def _interface(word: str, text: str) -> IPv4Interface | IPv6Interface:
+    try:
+        return ipaddress.ip_interface(word)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no address ({error}); {_ADDRESS_FORMS}") from error
+
+
+def _link_address(
+    own: IPv4Interface | IPv6Interface, peer: IPv4Interface | IPv6Interface | None, text: str
+) -> LinkAddress:
+    for each in (own, peer):
+        if each is not None:
+            _refuse_zone(each, text)
+    if peer is not None:
+        if own.version != peer.version:
+            raise ValueError(f"{text!r} mixes IPv4 and IPv6; {_ADDRESS_FORMS}")
+        if own.ip == peer.ip:
+            raise ValueError(f"{text!r} names the same address at both ends; {_ADDRESS_FORMS}")
+        if own.network.prefixlen != own.max_prefixlen:
+            # The kernel has one prefix length an address, and it is the peer's.
+            raise ValueError(
+                f"{text!r} has a prefix length before 'peer'; only the peer has one: "
+                f"'{own.ip} peer {peer}'"
+            )
+    return LinkAddress(own, peer, _scope(own.ip))
+
+
+def _scope(address: IPv4Address | IPv6Address) -> str:
+    """Give the scope that the kernel keeps an IPv6 address with, and `ip` an IPv4 one."""
+    if address.is_loopback:
+        return "host"
+    if isinstance(address, IPv6Address):
+        if address.is_link_local:
+            return "link"
+        if address.is_site_local:
+            return "site"
+    return "global"
+
+
+def _refuse_zone(address: IPv4Address | IPv6Address, text: str) -> None:
+    if isinstance(address, IPv6Address) and address.scope_id is not None:
+        raise ValueError(f"{text!r} has a zone; leave '%{address.scope_id}' out: the link is known")
+
+
+def parse_route(
+    value: RouteArg | Route,
+    via: str | IPv4Address | IPv6Address | None = None,
+    metric: int | None = None,
+    table: int | None = None,
+) -> Route:
+    """Read a route, such as ``"10.2.0.0/16 via 10.0.0.2 metric 50"`` or ``"default"``.
+
+    Args:
+        value: the text, or the destination as an object of the ipaddress module.
+        via: the gateway, unless the text names it.
+        metric: the metric, unless the text names it.
+        table: the table's number, unless the text names it.
+
+    Raises:
+        TypeError: something is of another type.
+        ValueError: the text is no route, something is named twice, or families are mixed.
+    """
+    if isinstance(value, Route):
+        if (via, metric, table) != (None, None, None):
+            raise ValueError(f"the Route {str(value)!r} has its gateway, metric and table already")
+        return value
+    if isinstance(value, str):
+        dst, named = _route_words(value)
+    elif isinstance(
+        value,
+        IPv4Network | IPv6Network | IPv4Address | IPv6Address | IPv4Interface | IPv6Interface,
+    ):
+        dst, named = str(value), {}
+    else:
+        raise TypeError(
+            f"a route is a str or an ipaddress object, not {type(value).__name__}; {_ROUTE_FORMS}"
+        )
+    text = str(value)
+    for key, given in (("via", via), ("metric", metric), ("table", table)):
+        if given is not None:
+            if key in named:
+                raise ValueError(f"{text!r} names {key!r}, which is given beside it too")
+            named[key] = given
+    gateway = _gateway(named.get("via"), text)
+    return make_route(
+        _destination(dst, gateway, text),
+        gateway,
+        _number(named.get("metric"), "metric", 0, text),
+        _number(named.get("table"), "table", 1, text),
+    )
+
+
+def _route_words(text: str) -> tuple[str, dict[str, object]]:
+    """Cut a route's text into its destination and its named parts."""
+    words = text.split()
+    keys, values = words[1::2], words[2::2]
+    if not words or len(keys) != len(values) or not set(keys) <= {"via", "metric", "table"}:
+        raise ValueError(f"{text!r} is no route; {_ROUTE_FORMS}")
+    named: dict[str, object] = {}
+    for key, value in zip(keys, values, strict=True):
+        if key in named:
+            raise ValueError(f"{text!r} names {key!r} twice; {_ROUTE_FORMS}")
+        named[key] = value if key == "via" else _digits(key, value, text)
+    return words[0], named
+
+
+def _digits(key: str, word: str, text: str) -> int:
+    # int() alone would also take '1_0' and '+5'.
+    if not (word.isascii() and word.isdigit()):
+        raise ValueError(f"{text!r} has {word!r} where {key!r} needs a number; {_ROUTE_FORMS}")
+    return int(word)
+
+
+def _number(value: object, key: str, lowest: int, text: str) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"a route's {key} is an int, not {type(value).__name__}")
+    if not lowest <= value <= _U32:
+        raise ValueError(f"{text!r} with {key} {value}: it may be {lowest} to {_U32}")
+    return value
+
+
+def _gateway(value: object, text: str) -> IPv4Address | IPv6Address | None:
+    if value is None:
+        return None
+    if not isinstance(value, str | IPv4Address | IPv6Address):
+        raise TypeError(f"a gateway is a str or an address object, not {type(value).__name__}")
+    try:
+        address = ipaddress.ip_address(str(value))
+    except ValueError as error:
+        raise ValueError(
+            f"{text!r} has the gateway {str(value)!r}, which is no address ({error}); "
+            f"{_ROUTE_FORMS}"
+        ) from error
+    _refuse_zone(address, text)
+    return address
+
+
+def _destination(
+    word: str, via: IPv4Address | IPv6Address | None, text: str
+) -> IPv4Network | IPv6Network:
+    if word == "default":
+        return ipaddress.ip_network("::/0" if via is not None and via.version == 6 else "0.0.0.0/0")
+    try:
+        inside = ipaddress.ip_interface(word)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no route ({error}); {_ROUTE_FORMS}") from error
+    _refuse_zone(inside, text)
+    if inside.ip != inside.network.network_address:
+        raise ValueError(
+            f"{text!r} has host bits set: the network is {inside.network}, "
+            f"the address alone {inside.ip}"
+        )
+    if via is not None and via.version != inside.version:
+        raise ValueError(f"{text!r} with the gateway {via} mixes IPv4 and IPv6; {_ROUTE_FORMS}")
+    return inside.network
+
+
+def make_route(
+    dst: IPv4Network | IPv6Network,
+    via: IPv4Address | IPv6Address | None,
+    metric: int | None,
+    table: int | None,
+) -> Route:
+    """Build a Route so that equal ones are equal in the kernel: defaults are not spelt out.
+
+    The kernel takes a metric of 0 for the default too.
+    """
+    if metric in (0, _DEFAULT_METRICS[dst.version]):
+        metric = None
+    return Route(dst, via, metric, MAIN_TABLE if table is None else table)
+
+
+def parse_mac(value: str) -> str:
+    """Read a unicast MAC such as ``"02:00:00:00:00:01"`` and give it in lower case.
+
+    Raises:
+        TypeError: it is no text.
+        ValueError: it is no MAC, or one that no interface may have.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"a MAC is a str, not {type(value).__name__}; write '02:00:00:00:00:01'")
+    if not re.fullmatch(r"(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}", value):
+        raise ValueError(f"{value!r} is no MAC; write six pairs, as in '02:00:00:00:00:01'")
+    mac = value.lower()
+    if int(mac[:2], 16) & 1:
+        raise ValueError(
+            f"{value!r} is a multicast MAC, which no interface may have; "
+            "make the first pair even, as in '02:00:00:00:00:01'"
+        )
+    if mac == "00:00:00:00:00:00":
+        raise ValueError(f"{value!r} is no interface's MAC; write one such as '02:00:00:00:00:01'")
+    return mac

@@ -1,0 +1,329 @@
+"""What a device and a queue have in common: the packet methods and what they promise."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import os
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+
+from . import _abi
+from .errors import DeviceClosedError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Buffer
+
+__all__ = ["DecodeErrors", "Mode", "Offload", "PacketIO", "PacketStats"]
+
+T = TypeVar("T")
+
+Mode = Literal["tun", "tap"]
+"""A TUN device carries IP packets, a TAP device Ethernet frames."""
+
+Offload = Literal["off", "split", "raw"]
+"""What happens to super-packets: none come, they are split, or the user gets them as they are."""
+
+DecodeErrors = Literal["skip", "raise"]
+"""What `decoded` does with bytes that are no packet: count and go on, or raise."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PacketStats:
+    """What only this program can know of its packets, counted since the queue was opened.
+
+    Traffic itself is counted by the kernel: ``await device.link.stats()``.
+    """
+
+    truncated: int = 0
+    """Packets cut because the buffer given to `recv_into` was too small."""
+    refused: int = 0
+    """Packets that `send` could not give to the kernel because of what they are."""
+    undecodable: int = 0
+    """Packets that `decoded` could not read."""
+    split_fallbacks: int = 0
+    """Super-packets that the kernel refused, sent as segments instead."""
+    segments_dropped: int = 0
+    """Segments of a super-packet that were still waiting when their queue was closed."""
+
+    def __add__(self, other: PacketStats) -> PacketStats:
+        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
+        return PacketStats(*(a + b for a, b in zip(mine, theirs, strict=True)))
+
+
+class PacketIO(abc.ABC):
+    """Packets in and out. A TUN device carries IP packets, a TAP device Ethernet frames.
+
+    *Cancellation*: a cancelled call has taken nothing from the device and lost nothing. Receiving
+    waits until there is something to read, and then reads without another await.
+
+    *Concurrency*: calls may overlap, from any number of tasks of one event loop. Each packet goes
+    to exactly one receiver. Receivers are served in the order they began to wait, and one that did
+    not wait does not overtake one that does; senders likewise.
+
+    *Fairness*: where packets never run out, a receiver lets the loop turn once after every
+    128 packets, before it reads and never after.
+
+    *Loops*: the first coroutine that is awaited binds a queue to its event loop. Another loop is a
+    `RuntimeError`. Nothing here may be called from another thread.
+
+    *Closing*: what waits when the device is closed here raises `DeviceClosedError`; when the
+    interface goes away, `DeviceLostError`. So does every later call.
+    """
+
+    __slots__ = ()
+
+    # Receiving
+
+    async def recv(self) -> bytes:
+        """Receive one whole packet, waiting until there is one.
+
+        While the link is down this waits, too: no packet comes until it is up again.
+
+        Returns:
+            One packet (TUN) or frame (TAP), with whatever header the device was opened with.
+
+        Raises:
+            DeviceClosedError: closed here, before or while waiting.
+            DeviceLostError: the interface went away.
+        """
+        return await self._receive(self._take)
+
+    async def recv_into(self, buffer: Buffer) -> int:
+        """Receive one packet into the caller's buffer; see `recv`.
+
+        Args:
+            buffer: writable and contiguous. It is written to only once a packet has come.
+
+        Returns:
+            The packet's length in bytes.
+
+        Raises:
+            PacketTruncatedError: the packet is longer than the buffer, which holds its beginning.
+                The rest is gone, and counted in `stats`.
+            TypeError, ValueError: not such a buffer; nothing was received.
+            DeviceClosedError, DeviceLostError: as `recv`.
+        """
+        view = memoryview(buffer)
+        if view.readonly:
+            raise TypeError("recv_into needs a writable buffer, such as a bytearray")
+        if not view.contiguous:
+            raise ValueError("recv_into needs a contiguous buffer")
+        return await self._receive(lambda: self._take_into(view))
+
+    async def recv_many(self, limit: int = 64) -> list[bytes]:
+        """Wait for one packet, then take all that are ready.
+
+        Args:
+            limit: how many at most.
+
+        Returns:
+            Between 1 and `limit` packets, in the order they came.
+
+        Raises:
+            ValueError: `limit` is below 1.
+            DeviceClosedError, DeviceLostError: as `recv`.
+        """
+        if limit < 1:
+            raise ValueError(f"recv_many needs a limit of at least 1, not {limit}")
+        return await self._receive(lambda: self._take_many(limit))
+
+    @abc.abstractmethod
+    def recv_nowait(self) -> bytes:
+        """Receive one packet that is there already.
+
+        Raises:
+            BlockingIOError: none is, or a task has been waiting for it.
+            DeviceClosedError, DeviceLostError: as `recv`.
+        """
+
+    def __aiter__(self) -> Self:
+        """Iterate over packets.
+
+        Iteration ends when the device is closed here, also where it was closed before; if the
+        device is lost it raises `DeviceLostError`. Any number of tasks may iterate at once, and one
+        that was cancelled may start again: nothing is lost in between.
+        """
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self._receive(self._take)
+        except DeviceClosedError:
+            raise StopAsyncIteration from None
+
+    def batches(self, limit: int = 64) -> AsyncIterator[list[bytes]]:
+        """Iterate over lists of packets, each as `recv_many` gives it; ends as iteration does.
+
+        Raises:
+            ValueError: `limit` is below 1.
+        """
+        if limit < 1:
+            raise ValueError(f"batches needs a limit of at least 1, not {limit}")
+        return _Batches(self, limit)
+
+    def decoded(self, errors: DecodeErrors = "skip") -> AsyncIterator[Any]:
+        """Iterate over packets as dpkt objects; needs the extra ``aiotun[dpkt]``.
+
+        Args:
+            errors: with ``"skip"``, bytes that dpkt cannot read are counted in `stats` and left
+                out; with ``"raise"`` they raise, and iteration may go on after it.
+
+        Returns:
+            An iterator of `dpkt.ip.IP` and `dpkt.ip6.IP6` for a TUN device, of
+            `dpkt.ethernet.Ethernet` for a TAP device. It ends as iteration does.
+
+        Raises:
+            ValueError: neither of those two words.
+            PacketDecodeError: while iterating, with ``"raise"``; what dpkt raised is chained.
+        """
+        from .decode import Decoded
+
+        return Decoded(self, errors)
+
+    # Sending
+
+    @abc.abstractmethod
+    async def send(self, packet: Buffer) -> None:
+        """Send one whole packet; waits only while the kernel's send buffer is full.
+
+        The kernel handles a packet before the call returns, but what becomes of it there is not
+        reported: a packet that its IP layer dislikes is dropped and counted by the interface.
+
+        Args:
+            packet: any bytes-like object; begins with whatever header the device was opened with.
+
+        Raises:
+            LinkDownError: the link is down, and the packet was not sent.
+            PacketError: the kernel takes no such packet: empty, neither IPv4 nor IPv6 (TUN),
+                shorter than an Ethernet header (TAP), or longer than any packet can be.
+            DeviceClosedError, DeviceLostError: as `recv`.
+
+        *Cancellation*: a cancelled call has sent nothing.
+        """
+
+    @abc.abstractmethod
+    async def send_many(self, packets: Iterable[Buffer]) -> int:
+        """Send packets in order; waits only while the kernel's send buffer is full.
+
+        Returns:
+            How many were sent, which is all of them.
+
+        Raises:
+            LinkDownError, PacketError, DeviceClosedError, DeviceLostError: as `send`. Whatever is
+                raised, a cancellation too, has an attribute `sent`: how many packets went before.
+        """
+
+    @abc.abstractmethod
+    def send_nowait(self, packet: Buffer) -> None:
+        """Send one packet without waiting; see `send`.
+
+        Raises:
+            BlockingIOError: the kernel's send buffer is full, or a task has been waiting for it.
+            LinkDownError, PacketError, DeviceClosedError, DeviceLostError: as `send`.
+        """
+
+    # Closing
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Close at once; may be called again.
+
+        Whoever waits is woken with `DeviceClosedError`. The kernel needs some 15 ms for the last
+        close of a device, so in a running loop the fds are closed in a thread; `aclose` waits for
+        that, also after this.
+        """
+
+    @abc.abstractmethod
+    async def aclose(self) -> None:
+        """Close, and wait until the kernel is done with it; may be called again.
+
+        *Cancellation*: everything is closed all the same, only the waiting ends.
+        """
+
+    @property
+    @abc.abstractmethod
+    def closed(self) -> bool:
+        """Whether this was closed here. A device that was lost is to be closed, too."""
+
+    @abc.abstractmethod
+    def fileno(self) -> int:
+        """The file descriptor, for `select` and its like; -1 once closed.
+
+        Raises:
+            ValueError: a device with several queues has no single one; ask its `queues`.
+        """
+
+    @property
+    @abc.abstractmethod
+    def stats(self) -> PacketStats:
+        """A snapshot of what only this program can know; see `PacketStats`."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    # What the methods above are made of. The _take functions never wait: BlockingIOError.
+
+    @property
+    @abc.abstractmethod
+    def _mode(self) -> Mode: ...
+
+    @property
+    @abc.abstractmethod
+    def _header_bytes(self) -> int:
+        """How many bytes of ours or the kernel's stand before the packet itself."""
+
+    @abc.abstractmethod
+    async def _receive(self, take: Callable[[], T]) -> T:
+        """Call `take` until it has something; wait in between, and before the first call if due."""
+
+    @abc.abstractmethod
+    def _take(self) -> bytes: ...
+
+    @abc.abstractmethod
+    def _take_into(self, view: memoryview) -> int: ...
+
+    @abc.abstractmethod
+    def _take_many(self, limit: int) -> list[bytes]: ...
+
+    @abc.abstractmethod
+    def _count_undecodable(self) -> None: ...
+
+
+class _Batches:
+    """An iterator, not a generator: a generator that was cancelled once would be exhausted."""
+
+    __slots__ = ("_limit", "_source")
+
+    def __init__(self, source: PacketIO, limit: int) -> None:
+        self._source = source
+        self._limit = limit
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[bytes]:
+        try:
+            return await self._source.recv_many(self._limit)
+        except DeviceClosedError:
+            raise StopAsyncIteration from None
+
+
+# Where recv_into puts what does not fit, so that no packet is torn without our noticing. Nobody
+# reads it, so that all queues of all threads may share it.
+OVERFLOW = bytearray(_abi.READ_SIZE)
+
+
+def read_into(fd: int, view: memoryview) -> int:
+    """Read one packet into `view`; give its whole length, even where it did not fit."""
+    return os.readv(fd, (view, OVERFLOW))

@@ -1,0 +1,325 @@
+"""Conversations with rtnetlink(7), by pyroute2, in the thread and namespace of whoever calls.
+
+This is the only module that imports pyroute2, and it does so at the first request, since that
+takes some 80 ms. A conversation has a selector loop of its own, because pyroute2 can't open
+netlink on uvloop.
+"""
+
+import asyncio
+import contextlib
+import errno
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar, cast
+
+from . import _linkdecode
+from ._linktypes import LinkAddress, LinkInfo, LinkStats, Route
+from .errors import AiotunError, LinkError, NotPermittedError
+
+__all__ = ["Session", "in_session"]
+
+T = TypeVar("T")
+
+# netlink.h
+_SOL_NETLINK = 270
+_NETLINK_EXT_ACK = 11
+_NLM_F_DUMP_INTR = 0x10
+
+# if_addr.h
+_IFA_F_NODAD = 0x02
+
+# rtnetlink.h: enum rt_scope_t
+_SCOPE_LINK = 253
+_SCOPE_NOWHERE = 255
+
+_SETTABLE = frozenset({"address", "ifalias", "ifname", "master", "mtu", "state", "txqlen"})
+
+_HINTS = {
+    errno.ENODEV: "look for it with 'ip link'; it may have been deleted or renamed",
+    errno.ENETDOWN: "bring the link up first",
+    errno.ENOBUFS: "the kernel is short of memory for netlink; try again",
+}
+
+_importing = threading.Lock()
+
+
+def _pyroute2() -> Any:
+    """Import pyroute2, once even where two threads come at the same time.
+
+    Python would let the second go on with half a module where imports are circular.
+    """
+    with _importing:
+        import pyroute2
+
+        return pyroute2
+
+
+class Session:
+    """One conversation with rtnetlink, in the current thread's namespace and on its own loop.
+
+    Made by `in_session` and short-lived: pyroute2 keeps an acknowledgement of most requests as
+    long as its object lives. One request at a time: a netlink socket can't take two dumps at once.
+    """
+
+    def __init__(self, ipr: Any) -> None:
+        self._ipr = ipr
+
+    async def get(self, which: str | int) -> LinkInfo:
+        """Look up a link by its name or index.
+
+        Raises:
+            LinkError: ENODEV, there is none.
+        """
+        return await self._info(await self._message(which))
+
+    async def find(self, name: str) -> LinkInfo | None:
+        """Look up a link by its name; None if there is none."""
+        try:
+            return await self.get(name)
+        except LinkError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            return None
+
+    async def set(self, info: LinkInfo, what: str, hint: str = "", **attributes: Any) -> None:
+        """Change a link (RTM_NEWLINK).
+
+        Args:
+            info: the link.
+            what: what the change is, for an error's message: ``"set the MTU to 1400"``.
+            hint: what to do about a refusal.
+            attributes: what to change, by pyroute2's names.
+        """
+        # pyroute2 passes over what it does not know, so that a typo would go unseen.
+        if unknown := attributes.keys() - _SETTABLE:
+            raise TypeError(f"no such link attribute: {', '.join(sorted(unknown))}")
+        request = self._ipr.link("set", index=info.index, **attributes)
+        await self._ask(request, what, info.name, hint)
+
+    async def addresses(self, info: LinkInfo) -> list[LinkAddress]:
+        """Give the link's addresses."""
+        messages = await self._dump(self._ipr.addr, "list the addresses", info.name)
+        return _linkdecode.addresses(messages, info.index)
+
+    async def add_address(self, info: LinkInfo, address: LinkAddress) -> None:
+        """Add an address (RTM_NEWADDR)."""
+        attributes = _address_attributes(info, address)
+        attributes["scope"] = _linkdecode.scope_number(address.scope)
+        if address.interface.version == 6:
+            # Asking whether another host has the address takes a second, in which it can't be used.
+            # On a device whose wire ends in this program there is no other host.
+            attributes["flags"] = _IFA_F_NODAD
+        await self._ask(
+            self._ipr.addr("add", **attributes),
+            f"add the address {address}",
+            info.name,
+            "addresses() lists what is there",
+        )
+
+    async def remove_address(self, info: LinkInfo, address: LinkAddress) -> None:
+        """Remove an address (RTM_DELADDR)."""
+        await self._ask(
+            self._ipr.addr("del", **_address_attributes(info, address)),
+            f"remove the address {address}",
+            info.name,
+            "addresses() lists what is there",
+        )
+
+    async def routes(self, info: LinkInfo) -> list[Route]:
+        """Give the link's unicast routes in every table but the kernel's own, 'local'."""
+        messages = await self._dump(self._ipr.route, "list the routes", info.name)
+        return _linkdecode.routes(messages, info.index)
+
+    async def add_route(self, info: LinkInfo, route: Route) -> None:
+        """Add a route (RTM_NEWROUTE)."""
+        attributes = _route_attributes(info, route)
+        if route.dst.version == 4 and route.via is None:
+            # As `ip` does: over a route of universal scope no gateway could be reached.
+            attributes["scope"] = _SCOPE_LINK
+        await self._ask(
+            self._ipr.route("add", **attributes),
+            f"add the route {route}",
+            info.name,
+            "routes() lists what is there, and the link must be up and reach the gateway",
+        )
+
+    async def remove_route(self, info: LinkInfo, route: Route) -> None:
+        """Remove a route (RTM_DELROUTE)."""
+        attributes = _route_attributes(info, route)
+        if route.dst.version == 4:
+            attributes["scope"] = _SCOPE_NOWHERE  # stands for any
+        await self._ask(
+            self._ipr.route("del", **attributes),
+            f"remove the route {route}",
+            info.name,
+            "routes() lists what is there",
+        )
+
+    async def stats(self, info: LinkInfo) -> LinkStats:
+        """Give the link's counters (IFLA_STATS64)."""
+        return _linkdecode.link_stats(await self._message(info.index, info.name))
+
+    async def _message(self, which: str | int, name: str | None = None) -> _linkdecode.Message:
+        key = {"index": which} if isinstance(which, int) else {"ifname": which}
+        named = name or (f"number {which}" if isinstance(which, int) else which)
+        request: Awaitable[list[_linkdecode.Message]] = self._ipr.link("get", **key)
+        try:
+            (message,) = await self._ask(request, "look up the interface", named)
+        except LinkError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            raise LinkError(
+                errno.ENODEV,
+                f"there is no interface {named} in this network namespace; {_HINTS[errno.ENODEV]}",
+                named,
+            ) from error.__cause__
+        return message
+
+    async def _info(self, message: _linkdecode.Message) -> LinkInfo:
+        master = message.get("master")
+        name = None
+        if master:
+            try:
+                name = (await self._message(master)).get("ifname")
+            except LinkError as error:
+                if error.errno != errno.ENODEV:  # it may have gone in between
+                    raise
+        return _linkdecode.link_info(message, name)
+
+    async def _dump(
+        self, ask: Callable[..., Awaitable[Any]], what: str, name: str
+    ) -> list[_linkdecode.Message]:
+        async def collect() -> list[_linkdecode.Message]:
+            return [message async for message in await ask("dump")]
+
+        messages = await self._ask(collect(), what, name)
+        # A change in the middle of a dump may make it miss entries; the kernel tells.
+        for _ in range(10):
+            if not any(each["header"]["flags"] & _NLM_F_DUMP_INTR for each in messages):
+                break
+            messages = await self._ask(collect(), what, name)
+        return messages
+
+    async def _ask(self, request: Awaitable[T], what: str, name: str, hint: str = "") -> T:
+        """Await a request and say in our words why the kernel refused it."""
+        try:
+            return await request
+        except _pyroute2().NetlinkError as error:
+            # pyroute2's own frames hold the error, and so would it them.
+            cause = error.with_traceback(None)
+            raise _refusal(error.code, error.args[1], what, name, hint) from cause
+        except OSError as error:
+            code = error.errno or errno.EIO
+            raise _refusal(code, error.strerror or str(error), what, name, hint) from error
+
+
+def _refusal(code: int, sentence: str, what: str, name: str, hint: str) -> AiotunError:
+    if code in (errno.EPERM, errno.EACCES):
+        return NotPermittedError(
+            code,
+            f"could not {what} on {name}: {sentence}; it needs CAP_NET_ADMIN in the interface's "
+            "network namespace: run as root or with that capability",
+            name,
+        )
+    advice = _HINTS.get(code) or hint
+    return LinkError(
+        code,
+        f"could not {what} on {name}: {sentence}" + (f"; {advice}" if advice else ""),
+        name,
+    )
+
+
+def _address_attributes(info: LinkInfo, address: LinkAddress) -> dict[str, Any]:
+    far = address.peer or address.interface
+    return {
+        "index": info.index,
+        "family": _family(far.version),
+        "local": str(address.interface.ip),
+        "address": str(far.ip),
+        "prefixlen": far.network.prefixlen,
+    }
+
+
+def _route_attributes(info: LinkInfo, route: Route) -> dict[str, Any]:
+    attributes: dict[str, Any] = {
+        "family": _family(route.dst.version),
+        "dst": str(route.dst),
+        "oif": info.index,
+        "table": route.table,
+    }
+    if route.metric is not None:
+        attributes["priority"] = route.metric
+    if route.via is not None and route.via.version == route.dst.version:
+        attributes["gateway"] = str(route.via)
+    elif route.via is not None:  # as routes() may give it: IPv4 by way of an IPv6 neighbour
+        attributes["via"] = {"family": _family(route.via.version), "addr": str(route.via)}
+    return attributes
+
+
+def _family(version: int) -> int:
+    return socket.AF_INET if version == 4 else socket.AF_INET6
+
+
+def in_session(work: Callable[[Session], Awaitable[T]]) -> T:
+    """Hold a conversation with rtnetlink, and give what `work` gives.
+
+    To be called in a short-lived thread that has no event loop (`_threads.run`): it brings a
+    selector loop of its own, whatever loop or policy the program uses. It starts no process.
+
+    Raises:
+        LinkError: netlink could not be opened; and what `work` raises.
+    """
+    pyroute2 = _pyroute2()
+    with _opening():
+        loop = asyncio.SelectorEventLoop()
+    errors: list[Exception] = []
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        value = runner.run(_catch(_converse(pyroute2, work), errors))
+    if not errors:
+        return cast(T, value)
+    error = errors.pop()
+    try:
+        raise error
+    finally:
+        del error
+
+
+async def _catch(conversation: Awaitable[T], errors: list[Exception]) -> T | None:
+    """Await the conversation; put aside what it raises.
+
+    An error that comes out of a task makes a ring of the two and all frames between. The Link in
+    them, and the namespace that it holds open, would wait for the collector.
+    """
+    try:
+        return await conversation
+    except Exception as error:  # noqa: BLE001 - raised again by in_session
+        errors.append(error)
+        return None
+
+
+async def _converse(pyroute2: Any, work: Callable[[Session], Awaitable[T]]) -> T:
+    with _opening():
+        # Ours, and not pyroute2's own, which stays open where setting it up fails.
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE)
+    with sock:
+        # pyroute2 asks for the kernel's own sentences only on sockets that it made.
+        with _opening():
+            sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
+        async with pyroute2.AsyncIPRoute(ext_ack=True, use_socket=sock) as ipr:
+            with _opening():
+                # By itself, before any request: where it fails, no request is left half-made.
+                await ipr.setup_endpoint()
+            return await work(Session(ipr))
+
+
+@contextlib.contextmanager
+def _opening() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LinkError(
+            error.errno,
+            f"netlink could not be opened: {error.strerror}; it takes four free file descriptors "
+            "and a sandbox that allows AF_NETLINK",
+        ) from error

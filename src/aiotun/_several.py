@@ -1,0 +1,232 @@
+"""Several queues of one device, read and written as if they were one.
+
+Here is no fd and no system call: which queue is ready, whose turn it is, and which one a flow's
+packets go to. The reading and writing itself is each queue's own.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
+
+from ._flow import flow_hash
+from ._packetio import Mode, PacketIO, PacketStats
+from ._waiting import Line, Waiter
+from .errors import AiotunError, DeviceClosedError, DeviceLostError, LinkDownError
+from .queue import BUDGET, Queue, close_queues
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["QueueGroup"]
+
+T = TypeVar("T")
+
+
+class QueueGroup(PacketIO):
+    """The queues of a device that has more than one."""
+
+    __slots__ = (
+        "__weakref__",
+        "_budget",
+        "_ready",
+        "_undecodable",
+        "_unwatched",
+        "line",
+        "queues",
+    )
+
+    def __init__(self, queues: tuple[Queue, ...], keep: set[Waiter]) -> None:
+        self.queues = queues
+        self.line = Line(keep)  # tasks that want a packet of any queue
+        # Queues that had packets when last seen; the first one is whose turn it is.
+        self._ready: deque[Queue] = deque()
+        # Open queues that the loop does not watch, and has to before a task may wait here.
+        self._unwatched = set(queues)
+        self._budget = BUDGET
+        self._undecodable = 0
+        for queue in queues:
+            queue.join(self)
+
+    # What a queue tells and asks
+
+    def comes_before(self, line: Line) -> bool:
+        """Whether the first who waits here began before the first in a queue's own line."""
+        return bool(self.line) and (not line or self.line[0].ticket < line[0].ticket)
+
+    def resume(self, queue: Queue) -> None:
+        """Resume the first who waits here; a queue with packets calls it, from its callback."""
+        self._has_packets(queue)
+        # All queues may call in one turn of the loop, so they share what one has for itself.
+        self._budget = max(1, BUDGET // len(self.queues))
+        self.line.next().wake()
+
+    def unwatch(self, queue: Queue) -> None:
+        """Note that a queue has packets, nobody wanted them, and the loop stopped watching it."""
+        self._has_packets(queue)
+        self._unwatched.add(queue)
+
+    def leave(self, queue: Queue) -> None:
+        """Note that a queue was closed."""
+        self._unwatched.discard(queue)
+        if queue in self._ready:
+            self._ready.remove(queue)
+        if self.closed:
+            self.line.dismiss()
+
+    def _has_packets(self, queue: Queue) -> None:
+        if queue not in self._ready:
+            self._ready.append(queue)
+
+    # Receiving
+
+    async def _receive(self, take: Callable[[], T]) -> T:
+        self._check_open()
+        front = False
+        if self._budget > 0 and not self.line:
+            try:
+                return take()
+            except BlockingIOError:
+                pass
+        while True:
+            loop = self._open_queues()[0].watch()
+            while self._unwatched:
+                self._unwatched.pop().watch()
+            await Waiter(loop, self.line, front=front)
+            # No await from here on: what is read is returned.
+            self._check_open()
+            try:
+                return take()
+            except BlockingIOError:
+                front = True
+
+    def _take(self) -> bytes:
+        return self._take_with(Queue._take)
+
+    def _take_into(self, view: memoryview) -> int:
+        return self._take_with(lambda queue: queue._take_into(view))
+
+    def _take_with(self, take: Callable[[Queue], T]) -> T:
+        """Take from the ready queues in turn, leaving alone those for whose packets tasks wait."""
+        ready = self._ready
+        for _ in range(len(ready)):
+            queue = ready[0]
+            if queue.wanted:
+                ready.rotate(-1)
+                continue
+            try:
+                taken = take(queue)
+            except BlockingIOError:
+                ready.popleft()
+                continue
+            except AiotunError:
+                raise
+            except OSError as error:
+                raise queue._read_error(error) from error
+            ready.rotate(-1)
+            self._budget -= 1
+            return taken
+        raise BlockingIOError(errno.EAGAIN, "no queue has a packet")
+
+    def _take_many(self, limit: int) -> list[bytes]:
+        batch = [self._take()]
+        try:
+            while len(batch) < limit:
+                batch.append(self._take())
+        except (BlockingIOError, DeviceLostError):
+            pass  # what we have goes first; the next call meets the loss again
+        return batch
+
+    def recv_nowait(self) -> bytes:
+        self._check_open()
+        if self.line:
+            raise BlockingIOError(errno.EAGAIN, "a task has been waiting for the next packet")
+        # Nobody told us lately which are ready: ask them all, those that are known first.
+        for queue in self._open_queues():
+            self._has_packets(queue)
+        return self._take()
+
+    # Sending
+
+    async def send(self, packet: Buffer) -> None:
+        await self._queue_for(packet).send(packet)
+
+    async def send_many(self, packets: Iterable[Buffer]) -> int:
+        sent = 0
+        try:
+            for packet in packets:
+                await self._queue_for(packet).send(packet)
+                sent += 1
+        except BaseException as error:
+            error.sent = sent  # type: ignore[attr-defined]  # promised on foreign classes, too
+            raise
+        return sent
+
+    def send_nowait(self, packet: Buffer) -> None:
+        self._queue_for(packet).send_nowait(packet)
+
+    def _queue_for(self, packet: Buffer) -> Queue:
+        """The queue that this packet's flow goes to, both ways: the kernel follows our choice."""
+        usable = [queue for queue in self.queues if not (queue.closed or queue.disabled)]
+        if not usable:
+            self._check_open()
+            raise LinkDownError(
+                errno.ENETDOWN, "every queue is disabled; enable() one to send", self._shown
+            )
+        first = self.queues[0]
+        head = packet if isinstance(packet, bytes) else bytes(memoryview(packet).cast("B")[:128])
+        flow = flow_hash(head, first._header_bytes, frame=first._mode == "tap")
+        return usable[flow % len(usable)]
+
+    # Closing and state
+
+    def close(self) -> None:
+        close_queues(self.queues)
+
+    async def aclose(self) -> None:
+        close_queues(self.queues)
+        for queue in self.queues:
+            await queue.aclose()
+
+    @property
+    def closed(self) -> bool:
+        return all(queue.closed for queue in self.queues)
+
+    def fileno(self) -> int:
+        if self.closed:
+            return -1
+        raise ValueError(
+            f"{self._shown} has {len(self.queues)} queues and no single fd; ask device.queues"
+        )
+
+    @property
+    def stats(self) -> PacketStats:
+        own = PacketStats(undecodable=self._undecodable)
+        return sum((queue.stats for queue in self.queues), own)
+
+    @property
+    def _mode(self) -> Mode:
+        return self.queues[0]._mode
+
+    @property
+    def _header_bytes(self) -> int:
+        return self.queues[0]._header_bytes
+
+    @property
+    def _shown(self) -> str:
+        return self.queues[0].name
+
+    def _count_undecodable(self) -> None:
+        self._undecodable += 1
+
+    def _open_queues(self) -> list[Queue]:
+        return [queue for queue in self.queues if not queue.closed]
+
+    def _check_open(self) -> None:
+        queues = self._open_queues()
+        if not queues:
+            raise DeviceClosedError(f"{self._shown} was closed")
+        for queue in queues:
+            queue._check_open()

@@ -1,0 +1,95 @@
+"""Reading packets with dpkt. The only importer of dpkt, and only once something is decoded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from .errors import DeviceClosedError, PacketDecodeError
+
+if TYPE_CHECKING:
+    from ._packetio import DecodeErrors, PacketIO
+
+__all__ = ["Decoded", "decode_frame", "decode_packet"]
+
+_MISSING = "decoding needs dpkt, which is not installed: pip install 'aiotun[dpkt]'"
+
+
+def decode_packet(data: bytes) -> Any:
+    """Decode an IP packet.
+
+    Returns:
+        A `dpkt.ip.IP` or a `dpkt.ip6.IP6`, by the version in the packet's first four bits.
+
+    Raises:
+        PacketDecodeError: the bytes are no IP packet, or dpkt cannot read them.
+        ImportError: dpkt is not installed.
+    """
+    try:
+        from dpkt import ip, ip6
+    except ImportError as error:
+        raise ImportError(_MISSING) from error
+    version = data[0] >> 4 if data else None
+    if version not in (4, 6):
+        raise PacketDecodeError(f"no IP packet: its version is {version}, neither 4 nor 6")
+    return _decode(ip.IP if version == 4 else ip6.IP6, data)
+
+
+def decode_frame(data: bytes) -> Any:
+    """Decode an Ethernet frame.
+
+    Returns:
+        A `dpkt.ethernet.Ethernet`.
+
+    Raises:
+        PacketDecodeError: dpkt cannot read it.
+        ImportError: dpkt is not installed.
+    """
+    try:
+        from dpkt import ethernet
+    except ImportError as error:
+        raise ImportError(_MISSING) from error
+    return _decode(ethernet.Ethernet, data)
+
+
+def _decode(parser: Any, data: bytes) -> Any:
+    try:
+        return parser(data)
+    # A stranger's packet makes dpkt raise AttributeError, IndexError, RecursionError and more, as
+    # well as its own UnpackError. Nothing but a parser of these bytes runs here.
+    except Exception as error:
+        text = f"dpkt cannot read these {len(data)} bytes ({type(error).__name__}: {error})"
+        raise PacketDecodeError(text) from error
+
+
+class Decoded:
+    """The iterator behind `PacketIO.decoded`."""
+
+    __slots__ = ("_decode", "_raise", "_skip_bytes", "_source")
+
+    def __init__(self, source: PacketIO, errors: DecodeErrors) -> None:
+        if errors not in ("skip", "raise"):
+            raise ValueError(f"errors is 'skip' or 'raise', not {errors!r}")
+        try:
+            import dpkt  # noqa: F401 - now, not at the first packet
+        except ImportError as error:
+            raise ImportError(_MISSING) from error
+        self._source = source
+        self._raise = errors == "raise"
+        self._decode = decode_packet if source._mode == "tun" else decode_frame
+        self._skip_bytes = source._header_bytes
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        while True:
+            try:
+                packet = await self._source.recv()
+            except DeviceClosedError:
+                raise StopAsyncIteration from None
+            try:
+                return self._decode(packet[self._skip_bytes :])
+            except PacketDecodeError:
+                self._source._count_undecodable()
+                if self._raise:
+                    raise

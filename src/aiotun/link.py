@@ -1,0 +1,446 @@
+"""Links: an interface's addresses, routes, MTU and state, by rtnetlink(7).
+
+A request runs in a short-lived thread, inside the interface's network namespace, so that neither
+the event loop nor the program's own namespace has a part in it.
+"""
+
+import errno
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address, IPv6Address
+from typing import TypeVar
+
+from . import _threads
+from ._linktypes import (
+    AddressArg,
+    LinkAddress,
+    LinkInfo,
+    LinkStats,
+    Route,
+    RouteArg,
+    TunTapInfo,
+    check_name,
+    parse_address,
+    parse_mac,
+    parse_route,
+)
+from ._rtnetlink import Session, in_session
+from .errors import AiotunError, LinkError
+
+__all__ = [
+    "Link",
+    "LinkAddress",
+    "LinkInfo",
+    "LinkStats",
+    "Route",
+    "Session",
+    "TunTapInfo",
+    "in_session",
+]
+
+T = TypeVar("T")
+
+# if.h: IFALIASZ is 256, and the kernel wants less of what it is sent: pyroute2 sends a NUL too.
+_ALIAS_BYTES = 254
+
+_S32 = 0x7FFF_FFFF
+_U32 = 0xFFFF_FFFF
+
+
+class _Namespace:
+    """An open network namespace, closed when nobody holds it any more.
+
+    Apart from `Link`, so that a request under way keeps it open even where its Link has gone.
+    """
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    # The function is bound here: at the interpreter's end the module may be empty already.
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self.fd)
+
+    def fd_to_enter(self) -> int | None:
+        """Give the fd, or None where the calling thread is in this namespace already.
+
+        Entering needs CAP_SYS_ADMIN even there, and what only looks needs no privilege at all.
+        """
+        here = os.stat("/proc/thread-self/ns/net")
+        held = os.fstat(self.fd)
+        return None if (here.st_dev, here.st_ino) == (held.st_dev, held.st_ino) else self.fd
+
+
+class Link:
+    """An interface as the kernel's routing sees it: addresses, routes, MTU, state.
+
+    ``device.link`` is one, and this makes one for any interface, looked up at each request.
+
+    Args:
+        name: the interface's name.
+        netns: the network namespace that it is in: a name under /run/netns, a path, or an open fd
+            (duplicated here). None is the namespace of the thread that makes the first request.
+
+    The namespace is opened at the first request and held from then on, so that the link works on
+    after ``ip netns del``.
+
+    Raises:
+        TypeError: an argument is of another type.
+        ValueError: the name is none that an interface can have.
+        LinkError: `netns` is an fd that is not open.
+
+    Every request raises `LinkError` with ENODEV where the interface is not there, with ENOENT where
+    the namespace is not there (it is never created), and with the kernel's own words where it
+    refuses; `NotPermittedError` without CAP_NET_ADMIN there. Reading needs no privilege, unless
+    the namespace is another than the program's: entering it takes CAP_SYS_ADMIN.
+
+    Cancellation: a request is not interrupted. It is waited for (a few ms), and then the
+    cancellation goes through, with the request done.
+
+    Concurrency: any number of requests may be made at once; they are carried out one by one.
+    """
+
+    def __init__(self, name: str, netns: _threads.NetnsArg | None = None) -> None:
+        self._name = check_name(name)
+        self._index: int | None = None
+        self._mtu: int | None = None
+        self._netns = netns
+        self._held_namespace: _Namespace | None = None
+        # Held during a request, in its thread: what one finds out (the name) must not be
+        # overwritten by another that looked before.
+        self._lock = threading.Lock()
+        if isinstance(netns, int) and not isinstance(netns, bool):
+            # Now and not at first use: the caller may close it, and the number be used again.
+            self._held_namespace = _open(netns)
+        elif netns is not None and not isinstance(netns, str | os.PathLike):
+            raise TypeError(
+                f"netns is a name, a path, an open fd or None, not {type(netns).__name__}"
+            )
+
+    @classmethod
+    def _held(cls, name: str, index: int, netns_fd: int) -> "Link":
+        """Make the link of a device, which has looked everything up already.
+
+        Args:
+            name: the interface's name now.
+            index: its number, by which it is found from then on, whatever its name.
+            netns_fd: its namespace; owned by the Link from here on.
+        """
+        self = cls(name)
+        self._index = index
+        self._held_namespace = _Namespace(netns_fd)
+        return self
+
+    @property
+    def name(self) -> str:
+        """The interface's name; follows `rename` and what `info` finds."""
+        return self._name
+
+    def __repr__(self) -> str:
+        return f"<Link {self._name}>"
+
+    async def up(self) -> None:
+        """Bring the link up (IFF_UP).
+
+        Raises:
+            LinkError: there is no such link or namespace, or the kernel refused.
+            NotPermittedError: CAP_NET_ADMIN is missing.
+        """
+        await self._set("bring the link up", state="up")
+
+    async def down(self) -> None:
+        """Take the link down (IFF_UP off). Its routes go, and its IPv6 addresses too.
+
+        Raises:
+            LinkError: there is no such link or namespace, or the kernel refused.
+            NotPermittedError: CAP_NET_ADMIN is missing.
+        """
+        await self._set("take the link down", state="down")
+
+    async def set_mtu(self, mtu: int) -> None:
+        """Set the MTU (IFLA_MTU).
+
+        Args:
+            mtu: the largest IP packet in bytes, without any link-layer header. What an interface
+                takes is its own: 68 to 65535 for TUN, to 65521 for TAP.
+
+        Raises:
+            ValueError: the MTU is negative or no 31-bit number.
+            LinkError: the interface can't have it, or there is no such link or namespace.
+            NotPermittedError: CAP_NET_ADMIN is missing.
+        """
+        _check_number(mtu, "an MTU", _S32)
+
+        async def work(session: Session, info: LinkInfo) -> None:
+            await session.set(
+                info,
+                f"set the MTU to {mtu}",
+                f"'ip -d link show {info.name}' tells the minmtu and maxmtu",
+                mtu=mtu,
+            )
+            self._mtu = mtu
+
+        await self._request(work)
+
+    async def set_mac(self, mac: str) -> None:
+        """Set the hardware address (IFLA_ADDRESS), also while the link is up.
+
+        Args:
+            mac: such as ``"02:00:00:00:00:01"``; unicast.
+
+        Raises:
+            ValueError: this is no MAC that an interface can have.
+            LinkError: the interface has none (a TUN device), or there is no such link or namespace.
+            NotPermittedError: CAP_NET_ADMIN is missing.
+        """
+        address = parse_mac(mac)
+        await self._set(
+            f"set the MAC to {address}",
+            "a TUN device has no MAC, and some interfaces must be down for it",
+            address=address,
+        )
+
+    async def set_txqueuelen(self, packets: int) -> None:
+        """Set the length of the queue towards the wire (IFLA_TXQLEN).
+
+        Args:
+            packets: how many packets it holds; on a TUN or TAP device each of its queues does.
+
+        Raises:
+            ValueError: the number is negative or too large.
+            LinkError: there is no such link or namespace, or the kernel refused.
+            NotPermittedError: CAP_NET_ADMIN is missing.
+        """
+        _check_number(packets, "a queue length", _U32)
+        await self._set(f"set the queue length to {packets}", txqlen=packets)
+
+    async def set_alias(self, text: str) -> None:
+        """Set the free text that is kept with the link (IFLA_IFALIAS); an empty one removes it.
+
+        Args:
+            text: at most 254 bytes.
+
+        Raises:
+            ValueError: it is longer, or contains a NUL.
+            LinkError: there is no such link or namespace, or the kernel refused.
+            NotPermittedError: CAP_NET_ADMIN is missing.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"an alias is a str, not {type(text).__name__}")
+        if len(text.encode()) > _ALIAS_BYTES or "\0" in text:
+            raise ValueError(f"the alias {text!r} has a NUL or more than {_ALIAS_BYTES} bytes")
+        await self._set("set the alias", ifalias=text)
+
+    async def rename(self, name: str) -> None:
+        """Give the interface another name (IFLA_IFNAME); `name` follows.
+
+        Args:
+            name: the name; ``"vpn%d"`` takes the lowest free number.
+
+        Raises:
+            ValueError: this is no name that an interface can have.
+            LinkError: the name is taken, the kernel renames no link that is up (EBUSY), or there
+                is no such link or namespace.
+            NotPermittedError: CAP_NET_ADMIN is missing.
+        """
+        check_name(name)
+
+        async def work(session: Session, info: LinkInfo) -> None:
+            try:
+                await session.set(info, f"set the name to {name}", "take another", ifname=name)
+            except LinkError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                raise LinkError(
+                    errno.EBUSY,
+                    f"this kernel does not rename {info.name} while it is up; take it down first",
+                    info.name,
+                ) from error
+            # Stored here, in the thread, so that it is right also where the caller was cancelled.
+            self._name = (await session.get(info.index)).name
+
+        await self._request(work)
+
+    async def set_master(self, bridge: str | None) -> None:
+        """Attach the link to a bridge, or release it with None (IFLA_MASTER).
+
+        Args:
+            bridge: the name of a bridge (or bond) in the same namespace.
+
+        Raises:
+            ValueError: this is no name that an interface can have.
+            LinkError: there is no such bridge, it takes no such link, or there is no such link or
+                namespace.
+            NotPermittedError: CAP_NET_ADMIN is missing.
+        """
+        if bridge is not None:
+            check_name(bridge)
+
+        async def work(session: Session, info: LinkInfo) -> None:
+            if bridge is None:
+                await session.set(info, "release the link from its master", master=0)
+                return
+            hint = f"look whether {bridge} is a bridge"
+            if info.tuntap is not None and info.tuntap.mode == "tun":
+                hint = "a TUN device carries packets, and a bridge joins frames only: use a TAP"
+            master = await session.get(bridge)
+            await session.set(info, f"set the master to {bridge}", hint, master=master.index)
+
+        await self._request(work)
+
+    async def add_address(self, address: AddressArg) -> None:
+        """Add an address (RTM_NEWADDR), usable at once.
+
+        IPv6 duplicate address detection is left out: it would ask hosts on a wire that ends here.
+
+        Args:
+            address: ``"10.0.0.1/24"``, ``"fd00::1/64"``, ``"10.0.0.1 peer 10.0.0.2/32"``, or an
+                interface object of the ipaddress module.
+
+        Raises:
+            ValueError: this is no address.
+            LinkError: the link has it already (EEXIST), or there is no such link or namespace.
+            NotPermittedError: CAP_NET_ADMIN is missing.
+        """
+        wanted = parse_address(address)
+        await self._request(lambda session, info: session.add_address(info, wanted))
+
+    async def remove_address(self, address: AddressArg) -> None:
+        """Remove an address (RTM_DELADDR).
+
+        Args:
+            address: as for `add_address`, with prefix length and peer as they were added.
+
+        Raises:
+            ValueError: this is no address.
+            LinkError: the link does not have it (EADDRNOTAVAIL), or there is no such link or
+                namespace.
+            NotPermittedError: CAP_NET_ADMIN is missing.
+        """
+        unwanted = parse_address(address)
+        await self._request(lambda session, info: session.remove_address(info, unwanted))
+
+    async def addresses(self) -> list[LinkAddress]:
+        """Give the link's addresses, those that the kernel added itself among them (RTM_GETADDR).
+
+        Raises:
+            LinkError: there is no such link or namespace.
+        """
+        return await self._request(lambda session, info: session.addresses(info))
+
+    async def add_route(
+        self,
+        dst: RouteArg | Route,
+        via: str | IPv4Address | IPv6Address | None = None,
+        metric: int | None = None,
+        table: int | None = None,
+    ) -> None:
+        """Add a route through this link (RTM_NEWROUTE). The link must be up.
+
+        Args:
+            dst: a network, an address or ``"default"``, as text or as an object of the ipaddress
+                module. A text may go on: ``"10.2.0.0/16 via 10.0.0.2 metric 50 table 100"``.
+            via: the gateway; without one the destinations are on the link itself.
+            metric: the smallest wins; the kernel's default unless given.
+            table: the number of the routing table; the main one unless given.
+
+        Raises:
+            ValueError: this is no route.
+            LinkError: it exists already (EEXIST), the gateway can't be reached, the link is down,
+                or there is no such link or namespace.
+            NotPermittedError: CAP_NET_ADMIN is missing.
+        """
+        wanted = parse_route(dst, via, metric, table)
+        await self._request(lambda session, info: session.add_route(info, wanted))
+
+    async def remove_route(
+        self,
+        dst: RouteArg | Route,
+        via: str | IPv4Address | IPv6Address | None = None,
+        metric: int | None = None,
+        table: int | None = None,
+    ) -> None:
+        """Remove a route through this link (RTM_DELROUTE).
+
+        Args:
+            dst: as for `add_route`, or a Route from `routes`.
+            via: the gateway; without one, that of the route found is not looked at.
+            metric: the metric; without one the kernel takes the first route that fits.
+            table: the number of the routing table; the main one unless given.
+
+        Raises:
+            ValueError: this is no route.
+            LinkError: there is no such route (ESRCH), link or namespace.
+            NotPermittedError: CAP_NET_ADMIN is missing.
+        """
+        unwanted = parse_route(dst, via, metric, table)
+        await self._request(lambda session, info: session.remove_route(info, unwanted))
+
+    async def routes(self) -> list[Route]:
+        """Give the unicast routes through this link, of every table but 'local' (RTM_GETROUTE).
+
+        The local table (255) is the kernel's own bookkeeping of addresses, broadcasts and
+        multicasts. Where a route spreads over several links, what goes through this one is given.
+
+        Raises:
+            LinkError: there is no such link or namespace.
+        """
+        return await self._request(lambda session, info: session.routes(info))
+
+    async def info(self) -> LinkInfo:
+        """Give what the link is now (RTM_GETLINK); `name` follows it.
+
+        Raises:
+            LinkError: there is no such link or namespace.
+        """
+
+        async def work(session: Session, info: LinkInfo) -> LinkInfo:
+            return info
+
+        return await self._request(work)
+
+    async def stats(self) -> LinkStats:
+        """Give the kernel's traffic counters (IFLA_STATS64).
+
+        Raises:
+            LinkError: there is no such link or namespace.
+        """
+        return await self._request(lambda session, info: session.stats(info))
+
+    async def _set(self, what: str, hint: str = "", **attributes: int | str) -> None:
+        await self._request(lambda session, info: session.set(info, what, hint, **attributes))
+
+    async def _request(self, work: Callable[[Session, LinkInfo], Awaitable[T]]) -> T:
+        """Look the link up and do something with it, in one conversation in another thread."""
+        namespace = self._held_namespace
+        if namespace is None:
+            namespace = self._held_namespace = _open(self._netns)
+
+        async def conversation(session: Session) -> T:
+            info = await session.get(self._name if self._index is None else self._index)
+            self._name, self._mtu = info.name, info.mtu
+            return await work(session, info)
+
+        def function(_: _Namespace = namespace) -> T:  # which keeps the fd open so long
+            with self._lock:
+                return in_session(conversation)
+
+        return await _threads.run(function, namespace.fd_to_enter())
+
+
+def _open(netns: _threads.NetnsArg | None) -> _Namespace:
+    try:
+        return _Namespace(_threads.open_netns(netns))
+    except AiotunError:
+        raise
+    except OSError as error:
+        raise LinkError(error.errno, f"netns {netns} is no open fd: {error.strerror}") from error
+
+
+def _check_number(value: object, what: str, highest: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{what} is an int, not {type(value).__name__}")
+    if not 0 <= value <= highest:
+        raise ValueError(f"{what} of {value} is out of range; it may be 0 to {highest}")

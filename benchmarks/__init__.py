@@ -1,0 +1,1 @@
+"""aiotun beside C: `python -m benchmarks` (see README.md)."""

@@ -1,0 +1,126 @@
+"""python -m benchmarks: run the benchmarks and print their figures."""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ._harness import LOOPS, BenchError, Table, has_uvloop
+from ._namespace import isolate
+
+BENCHES = ("recv", "send", "ping", "flood", "stall", "import")
+
+Bench = Callable[[int, Sequence[str]], Iterator[Table]]
+"""A benchmark: the number of runs and the event loops go in, tables come out."""
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="aiotun's figures, beside C where there is a C."
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}")
+    parser.add_argument("--runs", type=int, default=7, help="runs of each side (at least 5)")
+    parser.add_argument("--loop", choices=[*LOOPS, "both"], default="both")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples there")
+    options = parser.parse_args(arguments)
+    for name in options.names:
+        if name not in BENCHES:
+            parser.error(f"there is no benchmark {name!r}; there are {', '.join(BENCHES)}")
+    if options.runs < 5:
+        parser.error("--runs must be at least 5")
+    return options
+
+
+def load(name: str) -> Bench:
+    module = importlib.import_module(f"benchmarks.{'imports' if name == 'import' else name}")
+    bench: Bench = module.run
+    return bench
+
+
+def machine() -> dict[str, str]:
+    """What the figures were measured on and with."""
+    about = {
+        "machine": f"{_processor()}, {len(os.sched_getaffinity(0))} cores",
+        "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+    }
+    for package in ("aiotun", "pyroute2", "dpkt", "uvloop"):
+        try:
+            about[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            about[package] = "not installed"
+    compiler = [*os.environ.get("CC", "cc").split(), "--version"]
+    try:
+        done = subprocess.run(compiler, capture_output=True, text=True, check=False)
+        about["compiler"] = (done.stdout.splitlines() or ["unknown"])[0]
+    except OSError:
+        about["compiler"] = "none"
+    about["load"] = f"{os.getloadavg()[0]:.2f} (a busy machine widens the spread)"
+    return about
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Model", "cpu model"):
+            return value.strip()
+    return "unknown processor"
+
+
+def measure(names: Sequence[str], runs: int, loops: Sequence[str]) -> tuple[list[Table], bool]:
+    """Run the benchmarks and print each table as it comes; whether all worked."""
+    tables: list[Table] = []
+    worked = True
+    for name in names:
+        try:
+            for table in load(name)(runs, loops):
+                print(f"\n{table}")
+                tables.append(table)
+        except (BenchError, OSError) as error:
+            print(f"\n{name}: broken: {type(error).__name__}: {error}", file=sys.stderr)
+            worked = False
+    return tables, worked
+
+
+def summary(tables: Sequence[Table]) -> str:
+    verdicts = [row.reached for table in tables for row in table.rows if row.target is not None]
+    return f"{sum(map(bool, verdicts))} of {len(verdicts)} targets reached"
+
+
+def terminate(number: int, frame: object) -> None:
+    """End as by Ctrl-C: the event loop unwinds, and children are ended on the way out."""
+    signal.raise_signal(signal.SIGINT)
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse(arguments)
+    isolate(arguments)
+    signal.signal(signal.SIGTERM, terminate)
+    loops = [name for name in LOOPS if options.loop in (name, "both")]
+    about = machine()
+    for key, value in about.items():
+        print(f"{key:<10}{value}")
+    if "uvloop" in loops and not has_uvloop():
+        print("\nuvloop is not installed: skipped")
+        loops.remove("uvloop")
+    tables, worked = measure(options.names or BENCHES, options.runs, loops)
+    print(f"\n{summary(tables)}")
+    if options.json is not None:
+        result: dict[str, Any] = {"about": about, "tables": [t.as_json() for t in tables]}
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0 if worked else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,263 @@
+"""What the benchmarks share: cases in turn, figures, C programs, children, cores."""
+
+import asyncio
+import contextlib
+import ctypes
+import importlib.util
+import os
+import select
+import shlex
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+HERE = Path(__file__).resolve().parent
+LOOPS = ("asyncio", "uvloop")
+
+# Two cores to pin a pair of processes to; twice the same where there is only one.
+FIRST_CORE, *_, LAST_CORE = sorted(os.sched_getaffinity(0)) * 2
+
+# prctl.h
+_PR_SET_PDEATHSIG = 1
+
+
+class BenchError(Exception):
+    """A benchmark did not measure what it says: a wrong count, a missing tool, a dead child."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    The figure is the ratio of the medians where there is a `baseline`, else the `percentile` of the
+    samples. It is shown where it says more than the samples themselves.
+    """
+
+    name: str
+    unit: str
+    samples: Sequence[float]
+    baseline: Sequence[float] | None = None
+    percentile: int = 50
+    target: float | None = None
+
+    @property
+    def figure(self) -> float:
+        if self.baseline is not None:
+            return statistics.median(self.samples) / statistics.median(self.baseline)
+        return percentile(self.samples, self.percentile)
+
+    @property
+    def reached(self) -> bool | None:
+        return None if self.target is None else self.figure <= self.target
+
+    @property
+    def label(self) -> str:
+        """The figure as the table shows it."""
+        if self.baseline is not None:
+            ratios = [a / b for a, b in zip(self.samples, self.baseline, strict=True)]
+            return f"{self.figure:.2f}x ({min(ratios):.2f}-{max(ratios):.2f})"
+        if self.percentile != 50:
+            name = "max" if self.percentile == 100 else f"p{self.percentile}"
+            return f"{name} {_number(self.figure)}"
+        return "" if self.target is None else _number(self.figure)
+
+    @property
+    def verdict(self) -> str:
+        if self.target is None:
+            return ""
+        return f"<= {self.target:<6g} {'reached' if self.reached else 'MISSED'}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """What one benchmark measured on one event loop."""
+
+    bench: str
+    loop: str
+    what: str
+    rows: Sequence[Row]
+
+    def __str__(self) -> str:
+        lines = [f"{self.bench} ({self.loop}): {self.what}"]
+        lines.append(
+            f"  {'':<26}{'min':>10}{'median':>10}{'max':>10} {'':<10}{'figure':<20}  target"
+        )
+        for row in self.rows:
+            numbers = min(row.samples), statistics.median(row.samples), max(row.samples)
+            cells = "".join(f"{_number(n):>10}" for n in numbers)
+            line = f"  {row.name:<26}{cells} {row.unit:<10}{row.label:<20}  {row.verdict}"
+            lines.append(line.rstrip())
+        return "\n".join(lines)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "bench": self.bench,
+            "loop": self.loop,
+            "what": self.what,
+            "rows": [
+                {
+                    "name": row.name,
+                    "unit": row.unit,
+                    "figure": row.figure,
+                    "ratio": row.baseline is not None,
+                    "percentile": row.percentile,
+                    "target": row.target,
+                    "reached": row.reached,
+                    "samples": list(row.samples),
+                }
+                for row in self.rows
+            ],
+        }
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
+
+
+def percentile(samples: Sequence[float], percent: int) -> float:
+    """The smallest sample that at least `percent` in a hundred do not exceed (50: the median)."""
+    if percent == 50:
+        return statistics.median(samples)
+    rank = -(-len(samples) * percent // 100)  # rounded up
+    return sorted(samples)[max(rank, 1) - 1]
+
+
+async def interleave(
+    cases: Mapping[str, Callable[[], Awaitable[float]]], runs: int
+) -> dict[str, list[float]]:
+    """Run the cases in turn, A B C A B C, so that what disturbs the machine hits all alike.
+
+    A first round warms caches and is not counted.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in cases}
+    for run in range(runs + 1):
+        for name, case in cases.items():
+            value = await case()
+            if run > 0:
+                samples[name].append(value)
+    return samples
+
+
+def expect(what: str, found: object, wanted: object) -> None:
+    """A benchmark's check of itself."""
+    if found != wanted:
+        raise BenchError(f"{what}: {found} instead of {wanted}")
+
+
+def has_uvloop() -> bool:
+    return importlib.util.find_spec("uvloop") is not None
+
+
+def run_on(loop: str, main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on a fresh event loop of that kind."""
+    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.SelectorEventLoop
+    if loop == "uvloop":
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main)
+
+
+def compiled(source: str) -> Path:
+    """The program, or the library where there is no main, that a C file of this folder makes."""
+    path = HERE / source
+    library = "int main" not in path.read_text()
+    output = HERE / "build" / (path.stem + (".so" if library else ""))
+    if output.exists() and output.stat().st_mtime > path.stat().st_mtime:
+        return output
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if shutil.which(compiler[0]) is None:
+        raise BenchError(f"no C compiler ({compiler[0]}): install gcc or clang, or name one in CC")
+    output.parent.mkdir(exist_ok=True)
+    flags = ["-O2", *(["-shared", "-fPIC"] if library else [])]
+    command = [*compiler, *flags, "-o", str(output), str(path)]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise BenchError(f"{source} does not compile: {done.stderr.strip()}")
+    return output
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def child(*command: str, core: int | None = None) -> Iterator["subprocess.Popen[str]"]:
+    """Run a program, on one core if asked; end it with the block, or when this process dies."""
+
+    def prepare() -> None:
+        _die_with_parent()
+        if core is not None:
+            os.sched_setaffinity(0, {core})
+
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=prepare)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def output_of(process: "subprocess.Popen[str]", timeout: float = 60) -> str:
+    """Wait for a child's end and give what it printed."""
+    try:
+        text, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise BenchError(f"{process.args!r} did not end within {timeout:g} s") from None
+    expect(f"exit status of {process.args!r}", process.returncode, 0)
+    return text
+
+
+def wait_ready(process: "subprocess.Popen[str]", timeout: float = 20) -> None:
+    """Wait until a responder prints its line `ready NAME`."""
+    assert process.stdout is not None
+    until = time.monotonic() + timeout
+    while select.select([process.stdout], [], [], max(until - time.monotonic(), 0))[0]:
+        line = process.stdout.readline()
+        if line.startswith("ready "):
+            return
+        if not line:
+            break
+    raise BenchError(f"{process.args!r} did not get ready")
+
+
+@contextlib.contextmanager
+def warm_environment() -> Iterator[dict[str, str]]:
+    """An environment for fresh interpreters that find compiled modules, as installed ones do."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": cache}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        yield environment
+
+
+def fresh(*arguments: str, environment: dict[str, str]) -> list[str]:
+    """The words that a fresh interpreter prints."""
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BenchError(f"a fresh interpreter failed: {done.stderr.strip()}")
+    return done.stdout.split()
+
+
+@contextlib.contextmanager
+def pinned(core: int) -> Iterator[None]:
+    """Keep this thread, and the threads and children that it starts, on one core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

@@ -1,0 +1,54 @@
+"""packets.c, called from Python."""
+
+import ctypes
+import functools
+import os
+
+from ._harness import BenchError, compiled, expect
+
+
+class Native:
+    """The functions of packets.c; each raises when a system call failed."""
+
+    def __init__(self) -> None:
+        library = ctypes.CDLL(str(compiled("packets.c")))
+        number, descriptor = ctypes.c_int64, ctypes.c_int
+        self._fill = library.fill
+        self._fill.argtypes = [descriptor, number]
+        self._drain = library.drain
+        self._drain.argtypes = [descriptor]
+        self._read_all = library.read_all
+        self._read_all.argtypes = [descriptor, number, ctypes.POINTER(number)]
+        self._write_all = library.write_all
+        self._write_all.argtypes = [descriptor, ctypes.c_char_p, number, number]
+        for function in (self._fill, self._drain, self._read_all, self._write_all):
+            function.restype = number
+
+    def fill(self, sock: int, count: int) -> None:
+        """Send that many numbered 84-byte packets."""
+        expect("packets sent", _checked("send", self._fill(sock, count)), count)
+
+    def drain(self, sock: int) -> int:
+        """Throw away the datagrams that wait; how many there were."""
+        return _checked("recv", self._drain(sock))
+
+    def read_all(self, fd: int, count: int) -> tuple[int, int]:
+        """Read that many packets: nanoseconds and bytes."""
+        total = ctypes.c_int64()
+        elapsed = _checked("read", self._read_all(fd, count, ctypes.byref(total)))
+        return elapsed, total.value
+
+    def write_all(self, fd: int, packet: bytes, count: int) -> int:
+        """Write a packet that many times: nanoseconds."""
+        return _checked("write", self._write_all(fd, packet, len(packet), count))
+
+
+@functools.cache
+def native() -> Native:
+    return Native()
+
+
+def _checked(call: str, result: int) -> int:
+    if result < 0:
+        raise BenchError(f"packets.c: {call}: {os.strerror(-result)}")
+    return result

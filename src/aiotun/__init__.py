@@ -8,6 +8,7 @@ kernel::
             await tun.send(reply_to(packet))
 """
 
+from . import offload, reply
 from ._linktypes import LinkAddress, LinkInfo, LinkStats, Route, TunTapInfo
 from ._packetio import PacketIO, PacketStats
 from .decode import decode_frame, decode_packet
@@ -56,6 +57,8 @@ __all__ = [
     "TunUnavailableError",
     "decode_frame",
     "decode_packet",
+    "offload",
     "open_tap",
     "open_tun",
+    "reply",
 ]

@@ -30,7 +30,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 class Networks:
-    """The networks that a service answers for; asked once a packet, so there are no objects in it."""
+    """The networks that a service answers for; asked once a packet, so plain numbers."""
 
     def __init__(self, addresses: list[IPv4Interface | IPv6Interface]) -> None:
         self._ranges: dict[int, list[tuple[int, int]]] = {4: [], 16: []}

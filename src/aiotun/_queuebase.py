@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from . import _abi, _threads
 from ._interface import Interface
 from ._packetio import Mode, Offload, PacketIO, PacketStats
-from ._waiting import Line, Registration, Waiter
+from ._waiting import Line, LossWatch, Registration, Waiter
 from .errors import (
     DeviceClosedError,
     DeviceLostError,
@@ -59,6 +59,7 @@ class QueueBase(PacketIO):
         "_interface",
         "_line",
         "_loop",
+        "_loss_watch",
         "_lost",
         "_offload",
         "_reading",
@@ -99,6 +100,7 @@ class QueueBase(PacketIO):
         self._free = 0  # of these, what the task being resumed right now may read unasked
         self._drained = False  # the fd was seen empty since the loop last called us
         self._full = False  # the kernel's buffer was seen full since the loop last called us
+        self._loss_watch: LossWatch | None = None
         self._disabled = False
         self._lost: DeviceLostError | None = None
         self._end = ""  # why the fd was given up, once it was
@@ -131,10 +133,23 @@ class QueueBase(PacketIO):
             self._loop.remove_reader(self._fd)
             self._reading = False
 
+    def _start_writing(self) -> None:
+        if not self._writing and self._loop is not None:
+            self._loss_watch = LossWatch(self._loop, self._fd, self._registration.in_error)
+            self._loop.add_writer(self._fd, self._registration.writable)
+            self._writing = True
+
     def _stop_writing(self) -> None:
         if self._writing and self._loop is not None:
             self._loop.remove_writer(self._fd)
             self._writing = False
+        if self._loss_watch is not None:
+            self._loss_watch.close()
+            self._loss_watch = None
+
+    def _in_error(self) -> None:
+        """The loop found the fd in error: the interface is gone."""
+        self._lose(OSError(errno.EBADFD, os.strerror(errno.EBADFD)))
 
     @abc.abstractmethod
     def _readable(self) -> None:

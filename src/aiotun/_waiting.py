@@ -13,12 +13,13 @@ one calls `add_done_callback`, and calls `result` when it is resumed. It never c
 import asyncio
 import contextvars
 import itertools
+import select
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
-__all__ = ["Line", "Registration", "Waiter"]
+__all__ = ["Line", "LossWatch", "Registration", "Waiter"]
 
 _tickets = itertools.count()
 
@@ -131,6 +132,7 @@ class Owner(Protocol):
 
     def _readable(self) -> None: ...
     def _writable(self) -> None: ...
+    def _in_error(self) -> None: ...
 
 
 class Registration:
@@ -157,3 +159,32 @@ class Registration:
         owner = self._owner()
         if owner is not None:
             owner._writable()
+
+    def in_error(self) -> None:
+        owner = self._owner()
+        if owner is not None:
+            owner._in_error()
+
+
+class LossWatch:
+    """Calls back when an interface is deleted, while a task waits to send and nobody to receive.
+
+    The kernel wakes those who poll for reading then, and not those who poll for writing. Watching
+    for reading is no way out: packets that nobody wants would wake us for ever. But the wake-up is
+    for urgent data as well (EPOLLPRI), which a TUN device never has. The loop cannot ask for that,
+    so an epoll of our own does, and the loop watches it.
+    """
+
+    __slots__ = ("_epoll", "_loop")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, fd: int, callback: Callable[[], object]
+    ) -> None:
+        self._loop = loop
+        self._epoll = select.epoll()
+        self._epoll.register(fd, select.EPOLLPRI)
+        loop.add_reader(self._epoll.fileno(), callback)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()

@@ -271,9 +271,7 @@ class Queue(QueueBase):
         loop = self._bind()
         front = False
         while True:
-            if not self._writing:
-                loop.add_writer(self._fd, self._registration.writable)
-                self._writing = True
+            self._start_writing()
             await Waiter(loop, self._senders, front=front)
             self._check_open()
             try:

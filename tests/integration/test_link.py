@@ -22,6 +22,7 @@ import pytest
 
 from aiotun import _rtnetlink, _threads
 from aiotun._abi import Iff
+from aiotun._interface import Interface
 from aiotun._linktypes import parse_address, parse_route
 from aiotun.errors import LinkError, NotPermittedError
 from aiotun.link import Link, LinkInfo, Session, TunTapInfo, in_session
@@ -581,7 +582,8 @@ class TestNamespaces:
     async def test_of_a_device(self, tap: str) -> None:
         """Found by its number, so that a rename by others does not matter."""
         index = show(tap)["ifindex"]
-        link = Link._held(tap, index, os.open("/proc/thread-self/ns/net", os.O_RDONLY))
+        here = _threads.Namespace(os.open("/proc/thread-self/ns/net", os.O_RDONLY))
+        link = Link._held(Interface(tap, index), here)
         other = f"{tap}r"
         ip(f"link set {tap} name {other}")
         assert link.name == tap

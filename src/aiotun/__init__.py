@@ -8,8 +8,10 @@ kernel::
             await tun.send(reply_to(packet))
 """
 
+from typing import TYPE_CHECKING
+
 from . import offload, reply
-from ._linktypes import LinkAddress, LinkInfo, LinkStats, Route, TunTapInfo
+from ._linktypes import LinkAddress, Route
 from ._packetio import PacketIO, PacketStats
 from .decode import decode_frame, decode_packet
 from .device import Device, TapDevice, TunDevice, open_tap, open_tun
@@ -29,6 +31,9 @@ from .errors import (
 )
 from .link import Link
 from .queue import Queue
+
+if TYPE_CHECKING:
+    from ._linkinfo import LinkInfo, LinkStats, TunTapInfo
 
 __all__ = [
     "AiotunError",
@@ -62,3 +67,13 @@ __all__ = [
     "open_tun",
     "reply",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # See _linkinfo for why these three are loaded when they are asked for, and nothing else is.
+    if name in ("LinkInfo", "LinkStats", "TunTapInfo"):
+        from . import _linkinfo
+
+        found: object = globals().setdefault(name, getattr(_linkinfo, name))
+        return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

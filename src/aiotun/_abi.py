@@ -5,7 +5,7 @@ Sources: ``include/uapi/linux/if_tun.h`` (flags, ioctls, offloads), ``if.h`` (if
 """
 
 import enum
-import platform
+import os
 import struct
 
 __all__ = [
@@ -115,9 +115,9 @@ def number(direction: str, nr: int, size: int, machine: str | None = None) -> in
         direction: ``"none"``, ``"write"`` (into the kernel) or ``"read"`` (out of it).
         nr: the ioctl's own number, below 256.
         size: the argument's size in bytes, as the header declares it.
-        machine: as ``platform.machine()`` names it; this machine unless given.
+        machine: as ``uname -m`` names it; this machine unless given.
     """
-    size_bits, none, write, read = _layout(machine or platform.machine())
+    size_bits, none, write, read = _layout(machine or os.uname().machine)
     code = {"none": none, "write": write, "read": read}[direction]
     return code << (16 + size_bits) | size << 16 | ord("T") << 8 | nr
 

@@ -1,16 +1,22 @@
 """What is known of an interface; shared by its device, its queues and its link."""
 
-import dataclasses
+from __future__ import annotations
 
 __all__ = ["Interface"]
 
 
-@dataclasses.dataclass(slots=True)
 class Interface:
-    """The one place where a change of name or MTU is written down, for everybody to read."""
+    """The one place where a change of name or MTU is written down, for everybody to read.
 
-    name: str
-    index: int | None = None
-    """The kernel's number, which a rename does not change; None while nobody asked for it."""
-    mtu: int | None = None
-    """The IP MTU in bytes; None while nobody asked for it."""
+    Attributes:
+        name: the present name.
+        index: the kernel's number, which a rename does not change; None while nobody asked for it.
+        mtu: the IP MTU in bytes; None while nobody asked for it.
+    """
+
+    __slots__ = ("index", "mtu", "name")
+
+    def __init__(self, name: str, index: int | None = None, mtu: int | None = None) -> None:
+        self.name = name
+        self.index = index
+        self.mtu = mtu

@@ -142,8 +142,8 @@ def _mismatch(name: str, flags: Iff) -> str:
     if kind is None:
         return f"the kernel refuses {name!r} as the name of a new interface; choose another"
     if kind != wanted.lower():
-        what = f"a {kind.upper()} device" if kind in ("tun", "tap") else f"a {kind} interface"
-        return f"{name} is {what}, not a {wanted} device; choose another name, or open it as it is"
+        what = f"a {kind.upper()} device" if kind in ("tun", "tap") else "another kind of interface"
+        return f"{name} is {what}, not a {wanted} device; choose another name"
     if flags & Iff.MULTI_QUEUE:
         return f"{name} is a single-queue device; open it with queues=1 and without multi_queue"
     return f"{name} is a multi-queue device; open it with multi_queue=True"
@@ -280,7 +280,7 @@ def get_mtu(name: str) -> int:
 
 
 def get_kind(name: str) -> str | None:
-    """ETHTOOL_GDRVINFO: ``"tun"``, ``"tap"`` or another driver's name; None: no such interface."""
+    """ETHTOOL_GDRVINFO: ``"tun"``, ``"tap"`` or what else; None: no such interface."""
     info = array.array("B", _abi.ETHTOOL_DRVINFO.pack(_abi.ETHTOOL_GDRVINFO, b"", b"", b"", b""))
     address, _ = info.buffer_info()
     request = bytearray(struct.pack("@16sP16x", os.fsencode(name), address))
@@ -288,10 +288,10 @@ def get_kind(name: str) -> str | None:
         try:
             fcntl.ioctl(asker, Siocgif.ETHTOOL, request, True)
         except OSError as error:
-            return None if error.errno == errno.ENODEV else "foreign"
+            return None if error.errno == errno.ENODEV else "other"
     _, driver, _, _, bus = _abi.ETHTOOL_DRVINFO.unpack(info.tobytes())
     text = (bus if driver.rstrip(b"\0") == b"tun" else driver).split(b"\0")[0].decode()
-    return text or "foreign"
+    return text or "other"
 
 
 def _exists(name: str) -> bool:

@@ -11,7 +11,8 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol
 
 from ._abi import Iff
-from ._linktypes import LinkAddress, LinkInfo, LinkStats, Route, TunTapInfo, make_route
+from ._linkinfo import LinkInfo, LinkStats, TunTapInfo
+from ._linktypes import LinkAddress, Route, make_route
 
 __all__ = ["Message", "addresses", "link_info", "link_stats", "routes", "scope_number"]
 

@@ -6,31 +6,35 @@ done in an order in which every step but the last ones can be undone.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import functools
 import os
 import threading
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import _ioctl, _threads
 from ._abi import VNET_HDR_SIZE, Iff, OffloadFlag
 from ._interface import Interface
 from ._options import Options
 from .errors import AiotunError, DeviceBusyError, DeviceMismatchError
-from .link import LinkAddress, LinkInfo, Route, Session, in_session
+
+if TYPE_CHECKING:
+    from ._linkinfo import LinkInfo
+    from ._linktypes import LinkAddress, Route
+    from ._rtnetlink import Session
 
 __all__ = ["Opened", "Opening"]
+
+T = TypeVar("T")
 
 _RAW_OFFLOADS = OffloadFlag.CSUM | OffloadFlag.TSO4 | OffloadFlag.TSO6 | OffloadFlag.TSO_ECN
 _USO = OffloadFlag.USO4 | OffloadFlag.USO6  # Linux 6.2; both or neither
 
-Undo = Callable[[Session], Awaitable[None]]
+Undo = Callable[["Session"], Awaitable[None]]
 
 
-@dataclasses.dataclass(slots=True)
-class Opened:
+class Opened(NamedTuple):
     """What an opening came to: queues and an interface, owned by whoever takes this."""
 
     fds: list[int]
@@ -69,7 +73,7 @@ class Opening:
         try:
             self._attach()
             index = _ioctl.get_index(self._name)
-            info = in_session(lambda session: self._set_up(session, index))
+            info = _in_session(lambda session: self._set_up(session, index))
             self._hand_over(info)
         except BaseException:
             self._take_all_back()
@@ -85,7 +89,7 @@ class Opening:
         try:
             # What we created goes with its last queue.
             if self._undo and not self._created:
-                in_session(self._take_back)
+                _in_session(self._take_back)
         finally:
             self._close()
 
@@ -292,3 +296,10 @@ async def _remove_address(info: LinkInfo, address: LinkAddress, session: Session
 
 async def _remove_route(info: LinkInfo, route: Route, session: Session) -> None:
     await session.remove_route(info, route)
+
+
+def _in_session(work: Callable[[Session], Awaitable[T]]) -> T:
+    # Imported here, in a thread: it takes a hundred milliseconds the first time.
+    from ._rtnetlink import in_session
+
+    return in_session(work)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import grp
 import os
-import pwd
 from collections.abc import Iterable
-from typing import TypedDict, TypeVar
+from typing import NamedTuple, TypedDict, TypeVar
 
 from . import _abi
 from ._linktypes import (
@@ -34,8 +31,7 @@ _MTU_MIN, _MTU_MAX = 68, {"tun": 65_535, "tap": 65_521}
 _S32, _U32 = 0x7FFF_FFFF, 0xFFFF_FFFF
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """The options of one opening, read and found good."""
 
     mode: Mode
@@ -180,6 +176,8 @@ def _several(what: str, values: Iterable[T]) -> Iterable[T]:
 
 def _user(owner: int | str | None) -> int | None:
     if isinstance(owner, str):
+        import pwd
+
         try:
             return pwd.getpwnam(owner).pw_uid
         except KeyError:
@@ -191,6 +189,8 @@ def _user(owner: int | str | None) -> int | None:
 
 def _group(group: int | str | None) -> int | None:
     if isinstance(group, str):
+        import grp
+
         try:
             return grp.getgrnam(group).gr_gid
         except KeyError:

@@ -1,8 +1,8 @@
 """Conversations with rtnetlink(7), by pyroute2, in the thread and namespace of whoever calls.
 
-This is the only module that imports pyroute2, and it does so at the first request, since that
-takes some 80 ms. A conversation has a selector loop of its own, because pyroute2 can't open
-netlink on uvloop.
+This is the only module that imports pyroute2. It is loaded itself only at the first request, in the
+thread that makes it, since pyroute2 takes some 80 ms. A conversation has a selector loop of its
+own, because pyroute2 can't open netlink on uvloop.
 """
 
 import asyncio
@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar, cast
 
 from . import _linkdecode
-from ._linktypes import LinkAddress, LinkInfo, LinkStats, Route
+from ._linkinfo import LinkInfo, LinkStats
+from ._linktypes import LinkAddress, Route
 from .errors import AiotunError, LinkError, NotPermittedError
 
 __all__ = ["Session", "in_session"]

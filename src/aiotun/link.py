@@ -4,42 +4,35 @@ A request runs in a short-lived thread, inside the interface's network namespace
 the event loop nor the program's own namespace has a part in it.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import threading
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv6Address
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from . import _threads
 from ._interface import Interface
 from ._linktypes import (
     AddressArg,
     LinkAddress,
-    LinkInfo,
-    LinkStats,
     Route,
     RouteArg,
-    TunTapInfo,
     check_name,
     check_new_name,
     parse_address,
     parse_mac,
     parse_route,
 )
-from ._rtnetlink import Session, in_session
 from .errors import AiotunError, LinkError
 
-__all__ = [
-    "Link",
-    "LinkAddress",
-    "LinkInfo",
-    "LinkStats",
-    "Route",
-    "Session",
-    "TunTapInfo",
-    "in_session",
-]
+if TYPE_CHECKING:
+    from ._linkinfo import LinkInfo, LinkStats
+    from ._rtnetlink import Session
+
+__all__ = ["Link", "LinkAddress", "Route"]
 
 T = TypeVar("T")
 
@@ -95,7 +88,7 @@ class Link:
             )
 
     @classmethod
-    def _held(cls, interface: Interface, namespace: _threads.Namespace) -> "Link":
+    def _held(cls, interface: Interface, namespace: _threads.Namespace) -> Link:
         """Make the link of a device, which has looked everything up already.
 
         Args:
@@ -400,6 +393,9 @@ class Link:
             return await work(session, info)
 
         def function(_: _threads.Namespace = namespace) -> T:  # which keeps the fd open so long
+            # Imported here, in a thread: it takes a hundred milliseconds the first time.
+            from ._rtnetlink import in_session
+
             with self._lock:
                 return in_session(conversation)
 

@@ -6,10 +6,9 @@ in front of each packet of a device opened with ``offload="raw"``.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import struct
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from ._abi import VNET_HDR_SIZE
 
@@ -33,8 +32,7 @@ class GsoType(enum.IntEnum):
     ECN = 0x80
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class VnetHeader:
+class VnetHeader(NamedTuple):
     """The 10-byte virtio-net header, its fields by the kernel's names.
 
     Attributes:
@@ -54,12 +52,6 @@ class VnetHeader:
     csum_start: int = 0
     csum_offset: int = 0
 
-    SIZE: ClassVar[int] = VNET_HDR_SIZE
-    """Its length in bytes."""
-
-    NEEDS_CSUM: ClassVar[int] = 1
-    DATA_VALID: ClassVar[int] = 2
-
     def pack(self) -> bytes:
         """Give the header as the kernel takes it.
 
@@ -67,7 +59,7 @@ class VnetHeader:
             ValueError: a field does not fit (8 bits for the first two, 16 for the others).
         """
         try:
-            return _HEADER.pack(*dataclasses.astuple(self))
+            return _HEADER.pack(*self)
         except struct.error as error:
             raise ValueError(f"{self} does not fit a virtio-net header: {error}") from error
 
@@ -81,7 +73,7 @@ class VnetHeader:
         try:
             return cls(*_HEADER.unpack_from(data))
         except struct.error as error:
-            raise ValueError(f"a virtio-net header has {cls.SIZE} bytes: {error}") from error
+            raise ValueError(f"a virtio-net header has {VNET_HDR_SIZE} bytes: {error}") from error
 
 
 def checksum(data: Buffer, initial: int = 0) -> int:

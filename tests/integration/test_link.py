@@ -23,9 +23,12 @@ import pytest
 from aiotun import _rtnetlink, _threads
 from aiotun._abi import Iff
 from aiotun._interface import Interface
+from aiotun._linkinfo import LinkInfo, TunTapInfo
 from aiotun._linktypes import parse_address, parse_route
+from aiotun._rtnetlink import Session, in_session
+from aiotun._threads import Namespace
 from aiotun.errors import LinkError, NotPermittedError
-from aiotun.link import Link, LinkInfo, Session, TunTapInfo, in_session
+from aiotun.link import Link
 
 _numbers = itertools.count()
 
@@ -582,8 +585,8 @@ class TestNamespaces:
     async def test_of_a_device(self, tap: str) -> None:
         """Found by its number, so that a rename by others does not matter."""
         index = show(tap)["ifindex"]
-        here = _threads.Namespace(os.open("/proc/thread-self/ns/net", os.O_RDONLY))
-        link = Link._held(Interface(tap, index), here)
+        namespace = Namespace(os.open("/proc/thread-self/ns/net", os.O_RDONLY))
+        link = Link._held(Interface(tap, index), namespace)
         other = f"{tap}r"
         ip(f"link set {tap} name {other}")
         assert link.name == tap
@@ -751,7 +754,7 @@ class TestSession:
             import os, resource, warnings
             from aiotun import _threads
             from aiotun.errors import LinkError
-            from aiotun.link import in_session
+            from aiotun._rtnetlink import in_session
 
             async def work(session):
                 return (await session.get("lo")).name

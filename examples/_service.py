@@ -1,0 +1,84 @@
+"""What the examples' services share: the command line, and an orderly end on a signal."""
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+
+import aiotun
+
+__all__ = ["Networks", "parser", "run"]
+
+_DEFAULT = ["10.203.0.1/24", "fd03:a107:203::1/64"]
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Make the command line that all have: --name, --address and --uvloop."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--name", help="the interface's name; the kernel picks one unless given")
+    made.add_argument(
+        "--address",
+        action="append",
+        type=ip_interface,
+        metavar="A/LEN",
+        help=f"the interface's address and network; may be repeated (default: {_DEFAULT})",
+    )
+    made.add_argument("--uvloop", action="store_true", help="run on uvloop")
+    return made
+
+
+class Networks:
+    """The networks that a service answers for; asked once a packet, so plain numbers."""
+
+    def __init__(self, addresses: list[IPv4Interface | IPv6Interface]) -> None:
+        self._ranges: dict[int, list[tuple[int, int]]] = {4: [], 16: []}
+        for address in addresses:
+            network = address.network
+            of_size = self._ranges[4 if address.version == 4 else 16]
+            of_size.append((int(network.netmask), int(network.network_address)))
+
+    def __contains__(self, address: bytes) -> bool:
+        number = int.from_bytes(address, "big")
+        # No any(): the generator in it would cost twice as much as all the rest.
+        for mask, network in self._ranges.get(len(address), ()):  # noqa: SIM110
+            if number & mask == network:
+                return True
+        return False
+
+
+def run(
+    args: argparse.Namespace, serve: Callable[[aiotun.TunDevice, Networks], Awaitable[None]]
+) -> int:
+    """Open the device that the arguments ask for, serve until a signal comes, and close it."""
+    addresses = args.address or [ip_interface(each) for each in _DEFAULT]
+
+    async def main() -> None:
+        async with aiotun.open_tun(args.name, addresses=addresses) as tun:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, tun.close)  # which ends `async for`
+            print(f"ready {tun.name}", flush=True)
+            await serve(tun, Networks(addresses))
+
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory(args.uvloop)) as runner:
+            runner.run(main())
+    except (aiotun.AiotunError, ValueError) as error:
+        text = getattr(error, "strerror", None) or error
+        print(f"{sys.argv[0]}: {text}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # before the device was open
+        return 130
+    return 0
+
+
+def _loop_factory(uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if not uvloop:
+        return None
+    try:
+        import uvloop as module
+    except ImportError:
+        raise ValueError("uvloop is not installed: pip install 'aiotun[uvloop]'") from None
+    return module.new_event_loop

@@ -17,6 +17,6 @@ class Interface:
     __slots__ = ("index", "mtu", "name")
 
     def __init__(self, name: str, index: int | None = None, mtu: int | None = None) -> None:
-        self.name = name
-        self.index = index
-        self.mtu = mtu
+        self.name: str = name
+        self.index: int | None = index
+        self.mtu: int | None = mtu

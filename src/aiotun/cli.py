@@ -17,7 +17,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 
 import aiotun
@@ -32,6 +32,7 @@ _PINGED = (("10.203.0.1/24", "10.203.0.2"), ("fd03:a107:203::1/64", "fd03:a107:2
 _INTERVAL = 0.2  # seconds; the shortest that ping(8) allows everybody
 _TIMEOUT = 1.0  # seconds for one answer
 _LINE = re.compile(r"seq=(\d+) .*time[=<]([0-9.]+) ?ms")
+_Replies = AsyncGenerator[tuple[int, float]]  # sequence number and milliseconds
 
 
 class _CommandError(Exception):
@@ -43,19 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="aiotun", description=aiotun.__doc__)
     parser.add_argument("--version", action="version", version=f"aiotun {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    demo = commands.add_parser(
-        "demo", help="ping a device that this program answers on", description=__doc__
-    )
-    demo.add_argument(
-        "--count", type=_positive, default=5, metavar="N", help="pings to each address (default: 5)"
-    )
+    said = "ping a device that this program answers on"
+    demo = commands.add_parser("demo", help=said, description=__doc__)
+    said = "pings to each address (default: 5)"
+    demo.add_argument("--count", type=_positive, default=5, metavar="N", help=said)
     demo.add_argument("--uvloop", action="store_true", help="run on uvloop instead of asyncio's")
     args = parser.parse_args(argv)
     try:
         return _demo(args.count, args.uvloop)
     except (_CommandError, aiotun.AiotunError) as error:
-        text = getattr(error, "strerror", None) or str(error)
-        print(f"aiotun: {text}", file=sys.stderr)
+        print(f"aiotun: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -176,50 +174,44 @@ async def _ping_all(pinged: Sequence[tuple[str, str]], count: int) -> int:
     sent = count * len(pinged)
     line = f"{sent} sent, {len(times)} received"
     if times:
-        average = sum(times) / len(times)
-        line += f", min/avg/max {min(times):.3f}/{average:.3f}/{max(times):.3f} ms"
+        numbers = (min(times), sum(times) / len(times), max(times))
+        line += ", min/avg/max {:.3f}/{:.3f}/{:.3f} ms".format(*numbers)
     print(line, flush=True)
-    if len(times) < sent:
-        raise _CommandError(
-            f"{sent - len(times)} of {sent} pings were not answered within {_TIMEOUT} s"
-        )
+    if lost := sent - len(times):
+        raise _CommandError(f"{lost} of {sent} pings were not answered within {_TIMEOUT} s")
     return 0
 
 
-async def _system_pings(
-    program: str, address: str, count: int
-) -> AsyncGenerator[tuple[int, float]]:
-    """Let ping(8) ask, and give (sequence number, milliseconds) of each reply it prints."""
-    args = ["-n", "-c", str(count), "-i", str(_INTERVAL), "-W", str(int(_TIMEOUT)), address]
-    # In C its numbers have points. In our session Ctrl-C would reach it too, and make it print.
+async def _system_pings(program: str, address: str, count: int) -> _Replies:
+    """Let ping(8) ask, and give each reply it prints."""
+    options = ("-n", "-c", str(count), "-i", str(_INTERVAL), "-W", str(int(_TIMEOUT)))
     ping = await asyncio.create_subprocess_exec(
         program,
-        *args,
+        *options,
+        address,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "LC_ALL": "C"},
-        start_new_session=True,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "LC_ALL": "C"},  # numbers with points
+        start_new_session=True,  # Ctrl-C is for us; ping would print a summary of its own
     )
     assert ping.stdout is not None
-    assert ping.stderr is not None
-    replies = 0
+    said = ""
     try:
         async for line in ping.stdout:
-            found = _LINE.search(line.decode(errors="replace"))
-            if found is not None:
-                replies += 1
+            text = line.decode(errors="replace").strip()
+            said = text or said
+            if found := _LINE.search(text):
                 yield int(found[1]), float(found[2])
-        said = (await ping.stderr.read()).decode(errors="replace").strip()
-        if await ping.wait() != 0 and replies == 0 and said:
-            raise _CommandError(f"{program} failed: {said.splitlines()[-1]}")
+        if await ping.wait() > 1:  # 1 means no more than unanswered
+            raise _CommandError(f"{program} failed: {said}")
     finally:
         if ping.returncode is None:
             ping.kill()
             await ping.wait()
 
 
-async def _pings(address: str, count: int) -> AsyncGenerator[tuple[int, float]]:
+async def _pings(address: str, count: int) -> _Replies:
     """Ask through the kernel's own ICMP socket, as ping(8) does."""
     with _icmp_socket(address) as sock:
         for seq in range(1, count + 1):
@@ -230,21 +222,15 @@ async def _pings(address: str, count: int) -> AsyncGenerator[tuple[int, float]]:
                 await asyncio.sleep(_INTERVAL)
 
 
-@contextlib.contextmanager
-def _icmp_socket(address: str) -> Iterator[socket.socket]:
-    version6 = ":" in address
+def _icmp_socket(address: str) -> socket.socket:
     try:
         # Which groups may have such a socket is a setting of the namespace: inside, nobody but us.
         Path("/proc/sys/net/ipv4/ping_group_range").write_text(f"{os.getegid()} {os.getegid()}")
-        sock = socket.socket(
-            socket.AF_INET6 if version6 else socket.AF_INET,
-            socket.SOCK_DGRAM,
-            socket.IPPROTO_ICMPV6 if version6 else socket.IPPROTO_ICMP,
-        )
+        if ":" in address:
+            return socket.socket(socket.AF_INET6, socket.SOCK_DGRAM, socket.IPPROTO_ICMPV6)
+        return socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
     except OSError as error:
         raise _CommandError(f"no ICMP socket here ({error.strerror}); install ping(8)") from error
-    with sock:
-        yield sock
 
 
 def _ping(sock: socket.socket, address: str, seq: int) -> float | None:

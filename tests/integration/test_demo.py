@@ -140,6 +140,14 @@ def test_no_namespaces_is_one_line(tmp_path: Path) -> None:
     check_failure(done, "(unshare failed: Operation not permitted)")
 
 
+def test_a_ping_that_fails_is_one_line(tmp_path: Path) -> None:
+    path = only(tmp_path, "unshare")
+    fake = tmp_path / "ping"
+    fake.write_text("#!/bin/sh\necho 'ping: socket: Operation not permitted' >&2\nexit 2")
+    fake.chmod(0o755)
+    check_failure(run_demo(env={"PATH": path}), "failed: ping: socket: Operation not permitted")
+
+
 def test_no_uvloop_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "uvloop.py").write_text("raise ImportError")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])

@@ -36,13 +36,14 @@ class VnetHeader(NamedTuple):
     """The 10-byte virtio-net header, its fields by the kernel's names.
 
     Attributes:
-        flags: 1 (NEEDS_CSUM) where the checksum is yet to be finished, 2 (DATA_VALID) where it was
-            verified.
+        flags: NEEDS_CSUM where the checksum is yet to be finished, DATA_VALID where it was verified.
         gso_type: a `GsoType`, perhaps with the ECN bit.
         hdr_len: the length in bytes of all headers; a hint only.
         gso_size: the payload in bytes of each segment.
         csum_start: where in the packet the checksum's data begins.
         csum_offset: where behind that the checksum itself stands.
+        SIZE: the header's length in bytes.
+        NEEDS_CSUM, DATA_VALID: the bits of `flags`.
     """
 
     flags: int = 0
@@ -51,6 +52,11 @@ class VnetHeader(NamedTuple):
     gso_size: int = 0
     csum_start: int = 0
     csum_offset: int = 0
+
+    # Without annotations: these are no fields.
+    SIZE = VNET_HDR_SIZE
+    NEEDS_CSUM = 1
+    DATA_VALID = 2
 
     def pack(self) -> bytes:
         """Give the header as the kernel takes it.

@@ -64,6 +64,19 @@ async def test_a_queue_and_its_device_have_one_order() -> None:
         assert [number(packet) for packet in await asyncio.gather(*tasks)] == list(range(6))
 
 
+async def test_a_device_does_not_overtake_who_waits_for_its_queue() -> None:
+    """Also where the device knows the queue to be ready, and could read at once."""
+    async with rig("member") as r:
+        r.inject(2)
+        assert number(await r.tun.recv()) == 0
+        assert number(await r.io.recv()) == 1
+        waiter = await waiting(r.io.recv())
+        r.inject(2)
+        late = asyncio.create_task(r.tun.recv())
+        assert number(await asyncio.wait_for(waiter, 5)) == 2
+        assert number(await asyncio.wait_for(late, 5)) == 3
+
+
 @each_kind
 async def test_each_packet_goes_to_one_of_several_readers(kind: str) -> None:
     async with rig(kind) as r:

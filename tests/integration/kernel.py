@@ -2,6 +2,7 @@
 
 import array
 import contextlib
+import difflib
 import fcntl
 import json
 import os
@@ -18,7 +19,7 @@ import pytest
 from aiotun import _abi
 from aiotun._abi import Iff, Ioctl
 
-from ..helpers import REAL_ROOT, ip, ordinary_python, wait_until
+from ..helpers import REAL_ROOT, ip, ordinary_python
 
 # Who an ordinary user's child is, as the namespace sees it.
 ORDINARY = 65534 if REAL_ROOT else 0
@@ -71,25 +72,40 @@ def routes(name: str) -> list[Any]:
 
 
 def state(name: str) -> dict[str, Any]:
-    """Everything that iproute2 tells of an interface's link, addresses and routes."""
+    """Everything that iproute2 tells of an interface's link, addresses and routes.
+
+    Without what only says whether a program is attached: the kernel takes up to a second to draw
+    the consequences of that (linkwatch), and the queueing discipline comes with the first time up.
+    """
     (shown,) = ip("-d", "addr", "show", "dev", name)
     found = ip("-4", "route", "show", "table", "all") + ip("-6", "route", "show", "table", "all")
+    addresses = shown.pop("addr_info")
+    for key in ("operstate", "qdisc"):
+        shown.pop(key, None)
+    shown["flags"] = sorted({*shown["flags"]} - {"NO-CARRIER", "LOWER_UP"})
+    for each in found:
+        each["flags"] = sorted({*each.get("flags", ())} - {"linkdown"})
     return {
-        "link": {key: value for key, value in shown.items() if key != "addr_info"},
+        "link": shown,
         # In the order of the kernel's list: the first IPv4 address of a network is the primary.
-        "addresses": shown["addr_info"],
-        "routes": [each for each in found if each.get("dev") == name],
+        "addresses": addresses,
+        # The kernel adds its multicast route when first there is a carrier, and keeps it.
+        "routes": [
+            each for each in found if each.get("dev") == name and each.get("type") != "multicast"
+        ],
     }
 
 
-async def assert_state(name: str, before: dict[str, Any]) -> None:
-    """Check that an interface is as it was.
+def changes(name: str, before: dict[str, Any]) -> list[str]:
+    """How an interface differs from what `state` gave before: lines with a - or a +."""
+    diff = difflib.unified_diff(_lines(before), _lines(state(name)), n=0, lineterm="")
+    return [line for line in diff if line[0] in "+-" and line[:3] not in ("+++", "---")]
 
-    The kernel may take a second to draw the consequences of a lost carrier (linkwatch).
-    """
-    with contextlib.suppress(TimeoutError):
-        await wait_until(lambda: state(name) == before)
-    assert state(name) == before
+
+def _lines(shown: dict[str, Any]) -> list[str]:
+    lines = [f"{key}={value}" for key, value in sorted(shown["link"].items())]
+    lines += [f"address {json.dumps(each, sort_keys=True)}" for each in shown["addresses"]]
+    return lines + [f"route {json.dumps(each, sort_keys=True)}" for each in shown["routes"]]
 
 
 def tun_flags(name: str) -> Iff:

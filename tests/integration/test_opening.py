@@ -413,7 +413,8 @@ class TestNetns:
             with pytest.raises(aiotun.LinkError, match="ip netns add") as caught:
                 await aiotun.open_tun("n0", netns=missing)
             assert caught.value.errno == errno.ENOENT
-        assert not os.path.exists("/run/netns/missing")
+        with pytest.raises(FileNotFoundError):
+            os.stat("/run/netns/missing")
         assert os.listdir(tmp_path) == []
         assert names() == []
 

@@ -212,8 +212,7 @@ def _child(command: list[str], env: dict[str, str] | None, code: str, fds: Seque
         text=True,
         timeout=30,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -8,7 +8,6 @@ import os
 import pickle
 import socket
 import struct
-import subprocess
 from collections.abc import Awaitable
 from typing import Any
 
@@ -21,6 +20,7 @@ from aiotun._abi import Iff, Ioctl
 from ..helpers import REAL_ROOT, ip, make_icmp_echo
 from .kernel import (
     ORDINARY,
+    another_namespace,
     child,
     held,
     make,
@@ -195,14 +195,8 @@ class TestNotPermitted:
         check_said(said, aiotun.NotPermittedError, errno.EPERM, "old0", *words)
 
     def test_another_namespace(self) -> None:
-        with subprocess.Popen(
-            ["unshare", "-n", "sh", "-c", "echo ready; exec cat"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        ) as other:
-            assert other.stdout is not None
-            assert other.stdout.readline() == b"ready\n"
-            fd = os.open(f"/proc/{other.pid}/ns/net", os.O_RDONLY)
+        with another_namespace() as path:
+            fd = os.open(path, os.O_RDONLY)
             try:
                 said = ordinary_child(f"attempt(aiotun.open_tun('new0', netns={fd}))", fds=[fd])
             finally:

@@ -155,6 +155,19 @@ def held(name: str, flags: Iff = Iff.TUN | Iff.NO_PI, queues: int = 1) -> Iterat
             os.close(fd)
 
 
+@contextlib.contextmanager
+def another_namespace(first: str = "true") -> Iterator[str]:
+    """Have another network namespace, and give its path; a shell command prepares it."""
+    with subprocess.Popen(
+        ["unshare", "-n", "sh", "-c", f"{first} && echo ready && exec cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"ready\n"
+        yield f"/proc/{holder.pid}/ns/net"
+
+
 # --- Children ------------------------------------------------------------------------------------
 
 _PRELUDE = """

@@ -22,6 +22,7 @@ from aiotun._linktypes import LinkAddress, Route
 from ..helpers import REAL_ROOT, ip, wait_until
 from .kernel import (
     addresses,
+    another_namespace,
     ask,
     held,
     is_up,
@@ -335,15 +336,9 @@ def _forwards(port: str) -> bool:
 class TestNetns:
     @pytest.fixture
     def elsewhere(self) -> Iterator[str]:
-        """The path of another namespace, which lives as long as a child does."""
-        with subprocess.Popen(
-            ["unshare", "-n", "sh", "-c", "echo ready; exec cat"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        ) as child:
-            assert child.stdout is not None
-            assert child.stdout.readline() == b"ready\n"
-            yield f"/proc/{child.pid}/ns/net"
+        """The path of another namespace."""
+        with another_namespace() as path:
+            yield path
 
     @staticmethod
     def there(path: str) -> Any:

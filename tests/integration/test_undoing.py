@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import gc
 import random
 import socket
 import struct
@@ -631,6 +632,7 @@ class TestLoopClosed:
                 join_threads()
             assert not task.done()
             del task
+            gc.collect()
             join_threads()
             assert names() == ["br0", "br1", "old0"]
             assert changes("old0", before) == []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 from ._abi import VNET_HDR_SIZE
 
@@ -32,10 +32,21 @@ class GsoType(enum.IntEnum):
     ECN = 0x80
 
 
-class VnetHeader(NamedTuple):
+class _Fields(NamedTuple):
+    flags: int = 0
+    gso_type: int = 0
+    hdr_len: int = 0
+    gso_size: int = 0
+    csum_start: int = 0
+    csum_offset: int = 0
+
+
+# Two classes, since a NamedTuple itself can have no typed attribute beside its fields.
+class VnetHeader(_Fields):
     """The 10-byte virtio-net header, its fields by the kernel's names.
 
     Attributes:
+        SIZE: its length in bytes.
         flags: 1 (NEEDS_CSUM) where the checksum is yet to be finished, 2 (DATA_VALID) where it was
             verified.
         gso_type: a `GsoType`, perhaps with the ECN bit.
@@ -45,12 +56,9 @@ class VnetHeader(NamedTuple):
         csum_offset: where behind that the checksum itself stands.
     """
 
-    flags: int = 0
-    gso_type: int = 0
-    hdr_len: int = 0
-    gso_size: int = 0
-    csum_start: int = 0
-    csum_offset: int = 0
+    __slots__ = ()
+
+    SIZE: ClassVar[int] = VNET_HDR_SIZE
 
     def pack(self) -> bytes:
         """Give the header as the kernel takes it.

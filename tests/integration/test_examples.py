@@ -567,6 +567,13 @@ def test_ports_that_are_not_echoed(ports: tuple[int, int]) -> None:
     assert ECHO6(datagram("fd00::1", "fd00::77", ports, b"", 64), 7) is None
 
 
+@pytest.mark.parametrize("fragment", [0x2000, 0x2001, 0x0001, 0x1FFF])
+def test_a_fragment_is_not_echoed_even_where_it_looks_whole(fragment: int) -> None:
+    packet = datagram("10.0.0.1", "10.0.0.77", (5, 7), b"data", 64)
+    assert ECHO4(packet[:6] + b"\x40\0" + packet[8:], 7) is not None  # don't fragment
+    assert ECHO4(packet[:6] + fragment.to_bytes(2, "big") + packet[8:], 7) is None
+
+
 def test_no_checksum_stays_none() -> None:
     packet = datagram("10.0.0.1", "10.0.0.77", (5, 7), b"data", 64)
     answer = ECHO4(packet[:26] + b"\0\0" + packet[28:], 7)

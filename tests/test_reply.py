@@ -270,6 +270,7 @@ def test_a_damaged_icmpv6_message_stays_damaged(echo: Echo6, icmp_sum: int) -> N
         pytest.param(Echo4(protocol=58), id="ICMPv6"),
         pytest.param(Echo4(kind=0), id="echo reply"),
         pytest.param(Echo4(kind=3), id="destination unreachable"),
+        pytest.param(Echo4(kind=13), id="timestamp request"),
         pytest.param(Echo4(kind=128), id="ICMPv6's type"),
         pytest.param(Echo4(code=1), id="code"),
         pytest.param(Echo4(target="224.0.0.1"), id="to all hosts"),

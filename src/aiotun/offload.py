@@ -32,7 +32,7 @@ class GsoType(enum.IntEnum):
     ECN = 0x80
 
 
-class _Fields(NamedTuple):
+class _VnetFields(NamedTuple):
     flags: int = 0
     gso_type: int = 0
     hdr_len: int = 0
@@ -41,14 +41,11 @@ class _Fields(NamedTuple):
     csum_offset: int = 0
 
 
-# Two classes, since a NamedTuple itself can have no typed attribute beside its fields.
-class VnetHeader(_Fields):
+class VnetHeader(_VnetFields):
     """The 10-byte virtio-net header, its fields by the kernel's names.
 
     Attributes:
-        SIZE: its length in bytes.
-        flags: 1 (NEEDS_CSUM) where the checksum is yet to be finished, 2 (DATA_VALID) where it was
-            verified.
+        flags: NEEDS_CSUM where the checksum is yet to be finished, DATA_VALID where it is verified.
         gso_type: a `GsoType`, perhaps with the ECN bit.
         hdr_len: the length in bytes of all headers; a hint only.
         gso_size: the payload in bytes of each segment.
@@ -59,6 +56,10 @@ class VnetHeader(_Fields):
     __slots__ = ()
 
     SIZE: ClassVar[int] = VNET_HDR_SIZE
+    """The header's length in bytes."""
+
+    NEEDS_CSUM: ClassVar[int] = 1
+    DATA_VALID: ClassVar[int] = 2
 
     def pack(self) -> bytes:
         """Give the header as the kernel takes it.

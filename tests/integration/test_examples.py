@@ -67,7 +67,7 @@ class Service:
 def start(example: str, *args: str) -> Iterator[Service]:
     """Run an example, and wait until it says that it serves."""
     process = subprocess.Popen(
-        [sys.executable, str(EXAMPLES / example), *args],
+        [sys.executable, "-W", "error", str(EXAMPLES / example), *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -99,6 +99,22 @@ def check_failure(done: subprocess.CompletedProcess[str], status: int, said: str
     assert "Traceback" not in done.stderr
     if status == 1:
         assert done.stderr.count("\n") == 1
+
+
+def wait_for_addresses() -> None:
+    """Wait until the kernel uses all addresses of ex0.
+
+    A new IPv6 address is tentative until work in the background has found that there is nothing to
+    detect. Packets that leave before that have another source, ::1, and no answer finds back.
+    """
+    deadline = time.monotonic() + 10
+    while any(
+        "tentative" in address
+        for link in ip("-6", "addr", "show", "dev", "ex0")
+        for address in link.get("addr_info", [])
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 class Pinger:
@@ -379,6 +395,7 @@ def test_down_and_up_while_serving(loop: list[str]) -> None:
             ip("link", "set", "ex0", "up")
             # The kernel drops a link's IPv6 addresses when it goes down.
             ip("addr", "add", "fd81::1/64", "dev", "ex0")
+            wait_for_addresses()
         four.check("10.81.0.2")
         six.check("fd81::2")
         with udp("10.81.0.2") as sock:
@@ -425,10 +442,15 @@ def test_an_interface_that_is_deleted_is_one_line(example: str, loop: list[str])
 def test_a_name_that_is_busy_is_one_line(example: str, loop: list[str]) -> None:
     with start(PING, "--name", "ex0") as service:
         done = run(example, "--name", "ex0", "--address", "10.85.0.1/24", *loop)
-        check_failure(done, 1, "ex0")
+        check_failure(done, 1, "another program holds the only queue of ex0")
         # Nothing was changed on what is somebody else's.
         assert "10.85.0.1" not in str(ip("addr"))
         assert service.end() == ""
+
+
+@BOTH
+def test_another_kind_of_interface_is_one_line(example: str) -> None:
+    check_failure(run(example, "--name", "lo"), 1, "not a TUN device")
 
 
 @BOTH
@@ -456,6 +478,8 @@ def test_no_uvloop_is_one_line(example: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("example", "args", "said"),
     [
+        (PING, ["--nonsense"], "--nonsense"),
+        (PING, ["--name", "much-too-long-name"], "1 to 15"),
         (PING, ["--address", "10.0.0.256/24"], "10.0.0.256/24"),
         (PING, ["--address", "10.0.0.1/33"], "10.0.0.1/33"),
         (PING, ["--address"], "expected one argument"),
@@ -478,10 +502,11 @@ def test_wrong_arguments(example: str, args: Sequence[str], said: str) -> None:
     assert [name for _, name in socket.if_nameindex()] == ["lo"]
 
 
-@BOTH
-def test_help(example: str) -> None:
+@pytest.mark.parametrize(("example", "said"), [(PING, "Answers pings"), (UDP, "A UDP echo")])
+def test_help(example: str, said: str) -> None:
     done = run(example, "--help")
     assert done.returncode == 0
+    assert said in done.stdout
     for option in ("--name", "--address", "--uvloop"):
         assert option in done.stdout
     assert done.stderr == ""

@@ -387,9 +387,10 @@ def test_the_loop_ends_first(waited: bool) -> None:
         task.get_coro().close()
 
 
-def test_another_loop_is_refused() -> None:
+@pytest.mark.parametrize("queues", [1, 3])
+def test_another_loop_is_refused(queues: int) -> None:
     async def start() -> aiotun.TunDevice:
-        tun = await aiotun.open_tun("loop0", addresses=["10.9.0.1/24"])
+        tun = await aiotun.open_tun("loop0", queues=queues, addresses=["10.9.0.1/24"])
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(tun.recv(), 0.001)
         return tun

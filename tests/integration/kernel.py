@@ -1,0 +1,255 @@
+"""The kernel's own view of interfaces, and children with no privilege; none of it aiotun's code."""
+
+import array
+import contextlib
+import difflib
+import fcntl
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from aiotun import _abi
+from aiotun._abi import Iff, Ioctl
+
+from ..helpers import REAL_ROOT, ip, ordinary_python
+
+# Who an ordinary user's child is, as the namespace sees it.
+ORDINARY = 65534 if REAL_ROOT else 0
+
+_ETHTOOL_GTXCSUM, _ETHTOOL_GTSO = 0x16, 0x1E  # ethtool.h
+
+
+# --- Looking -------------------------------------------------------------------------------------
+
+
+def names() -> list[str]:
+    """The interfaces of this thread's namespace, without `lo`."""
+    return sorted(name for _, name in socket.if_nameindex() if name != "lo")
+
+
+def link(name: str) -> Any:
+    """What `ip -d link` says of one interface."""
+    (only,) = ip("-d", "link", "show", "dev", name)
+    return only
+
+
+def is_up(name: str) -> bool:
+    return "UP" in link(name)["flags"]
+
+
+def tun_data(name: str) -> Any:
+    """What netlink says of a TUN or TAP device in particular."""
+    return link(name)["linkinfo"]["info_data"]
+
+
+def addresses(name: str) -> set[str]:
+    """The addresses of an interface as aiotun writes them."""
+    found = set()
+    for shown in ip("addr", "show", "dev", name):
+        for each in shown.get("addr_info", []):
+            own, length = each["local"], each["prefixlen"]
+            far = each.get("address")
+            found.add(f"{own} peer {far}/{length}" if far else f"{own}/{length}")
+    return found
+
+
+def routes(name: str) -> list[Any]:
+    """All routes through an interface but those that the kernel added by itself."""
+    found = ip("-4", "route", "show", "table", "all") + ip("-6", "route", "show", "table", "all")
+    return [
+        {key: value for key, value in each.items() if key not in ("dev", "flags", "pref")}
+        for each in found
+        if each.get("dev") == name and each.get("protocol") != "kernel"
+    ]
+
+
+def state(name: str) -> dict[str, Any]:
+    """Everything that iproute2 tells of an interface's link, addresses and routes.
+
+    Without what only says whether a program is attached: the kernel takes up to a second to draw
+    the consequences of that (linkwatch), and the queueing discipline comes with the first time up.
+    """
+    (shown,) = ip("-d", "addr", "show", "dev", name)
+    found = ip("-4", "route", "show", "table", "all") + ip("-6", "route", "show", "table", "all")
+    addresses = shown.pop("addr_info")
+    for key in ("operstate", "qdisc"):
+        shown.pop(key, None)
+    shown["flags"] = sorted({*shown["flags"]} - {"NO-CARRIER", "LOWER_UP"})
+    for each in found:
+        each["flags"] = sorted({*each.get("flags", ())} - {"linkdown"})
+    return {
+        "link": shown,
+        # In the order of the kernel's list: the first IPv4 address of a network is the primary.
+        "addresses": addresses,
+        # The kernel adds its multicast route when first there is a carrier, and keeps it.
+        "routes": [
+            each for each in found if each.get("dev") == name and each.get("type") != "multicast"
+        ],
+    }
+
+
+def changes(name: str, before: dict[str, Any]) -> list[str]:
+    """How an interface differs from what `state` gave before: lines with a - or a +."""
+    diff = difflib.unified_diff(_lines(before), _lines(state(name)), n=0, lineterm="")
+    return [line for line in diff if line[0] in "+-" and line[:3] not in ("+++", "---")]
+
+
+def _lines(shown: dict[str, Any]) -> list[str]:
+    lines = [f"{key}={value}" for key, value in sorted(shown["link"].items())]
+    lines += [f"address {json.dumps(each, sort_keys=True)}" for each in shown["addresses"]]
+    return lines + [f"route {json.dumps(each, sort_keys=True)}" for each in shown["routes"]]
+
+
+def tun_flags(name: str) -> Iff:
+    """The driver's flags as sysfs tells them; ours is mounted anew, for this namespace."""
+    script = 'mount -t sysfs sysfs /sys && exec cat "/sys/class/net/$1/tun_flags"'
+    command = ["unshare", "-m", "sh", "-c", script, "sh", name]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return Iff(int(done.stdout, 16))
+
+
+def ask(fd: int, request: Ioctl) -> int:
+    """Put a question to a queue that is answered by an int."""
+    return int(struct.unpack("i", fcntl.ioctl(fd, request, bytes(4)))[0])
+
+
+def may_leave_to_us(name: str) -> tuple[bool, bool]:
+    """Whether the kernel may leave checksums, and segmentation (TCP), to the program."""
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        for command in (_ETHTOOL_GTXCSUM, _ETHTOOL_GTSO):
+            value = array.array("I", [command, 0])
+            request = struct.pack("@16sP16x", name.encode(), value.buffer_info()[0])
+            fcntl.ioctl(asker, _abi.Siocgif.ETHTOOL, request)
+            found.append(bool(value[1]))
+    return found[0], found[1]
+
+
+# --- Making --------------------------------------------------------------------------------------
+
+
+def make(name: str, mode: str = "tun", *more: str) -> None:
+    """Make a persistent device, as root would with iproute2."""
+    ip("tuntap", "add", "dev", name, "mode", mode, *more)
+
+
+@contextlib.contextmanager
+def held(name: str, flags: Iff = Iff.TUN | Iff.NO_PI, queues: int = 1) -> Iterator[list[int]]:
+    """Hold queues of a device by hand, as another program would."""
+    fds: list[int] = []
+    try:
+        for _ in range(queues):
+            fds.append(os.open(_abi.NODE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+            fcntl.ioctl(fds[-1], Ioctl.TUNSETIFF, _abi.IFREQ.pack(name.encode(), flags))
+        yield fds
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def another_namespace(first: str = "true") -> Iterator[str]:
+    """Have another network namespace, and give its path; a shell command prepares it."""
+    with subprocess.Popen(
+        ["unshare", "-n", "sh", "-c", f"{first} && echo ready && exec cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"ready\n"
+        yield f"/proc/{holder.pid}/ns/net"
+
+
+# --- Children ------------------------------------------------------------------------------------
+
+_PRELUDE = """
+import asyncio, json, os, sys
+import aiotun
+
+async def opened(opener):
+    device = await opener
+    await device.aclose()
+
+def attempt(opener):
+    '''Open and close a device, and print what came of it.'''
+    try:
+        asyncio.run(opened(opener))
+    except aiotun.AiotunError as error:
+        said = {
+            "class": type(error).__name__,
+            "errno": getattr(error, "errno", None),
+            "strerror": getattr(error, "strerror", None),
+            "filename": getattr(error, "filename", None),
+        }
+    else:
+        said = {"class": None}
+    print(json.dumps(said))
+
+"""
+
+
+def child(code: str, *, prefix: Sequence[str] = (), fds: Sequence[int] = ()) -> Any:
+    """Run code in a Python of its own in this namespace; give what its last line says, parsed."""
+    command = [*prefix, sys.executable]
+    return _child(command, None, code, fds)
+
+
+def ordinary_child(code: str, *, prefix: Sequence[str] = (), fds: Sequence[int] = ()) -> Any:
+    """Run code as a user without any privilege.
+
+    In a user namespace there is nobody else to be; what remains is to be without capabilities.
+    """
+    if REAL_ROOT:
+        python, env = ordinary_python()
+        return _child([*prefix, *python], env, code, fds)
+    drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    return _child([*prefix, *drop, sys.executable], None, code, fds)
+
+
+def _child(command: list[str], env: dict[str, str] | None, code: str, fds: Sequence[int]) -> Any:
+    program = _PRELUDE + textwrap.dedent(code)
+    done = subprocess.run(
+        [*command, "-W", "error", "-c", program],
+        env=env,
+        pass_fds=fds,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def with_node(how: str) -> list[str]:
+    """A command prefix: what follows it runs where /dev/net/tun is another, or none at all.
+
+    Args:
+        how: ``"none"``, ``"closed"`` to ordinary users (mode 0600), or ``"dead"``, with no driver.
+    """
+    if how == "none":
+        script = "mount -t tmpfs none /dev/net"
+    else:
+        if not REAL_ROOT:
+            pytest.skip("only the machine's own root can make device nodes")
+        number = {"closed": "10 200", "dead": f"10 {_free_minor()}"}[how]
+        mode = {"closed": "0600", "dead": "0666"}[how]
+        # /run is private to this run, and devices work there.
+        script = (
+            f"mount -t tmpfs -o mode=0755 none /dev/net && mknod -m {mode} /dev/net/tun c {number}"
+        )
+    return ["unshare", "-m", "sh", "-c", f'{script} && exec "$@"', "sh"]
+
+
+def _free_minor() -> int:
+    with open("/proc/misc") as file:
+        taken = {int(line.split()[0]) for line in file}
+    return next(number for number in range(254, 0, -1) if number not in taken)

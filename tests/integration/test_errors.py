@@ -1,0 +1,531 @@
+"""Every exception, raised by what it is for: the real kernel in that condition."""
+
+import contextlib
+import copy
+import errno
+import fcntl
+import os
+import pickle
+import socket
+import struct
+from collections.abc import Awaitable
+from typing import Any
+
+import dpkt
+import pytest
+
+import aiotun
+from aiotun._abi import Iff, Ioctl
+
+from ..helpers import REAL_ROOT, ip, make_icmp_echo
+from .kernel import (
+    ORDINARY,
+    another_namespace,
+    child,
+    held,
+    make,
+    names,
+    ordinary_child,
+    state,
+    with_node,
+)
+
+# The table of the contract: what each is besides an AiotunError.
+ALSO: dict[type[aiotun.AiotunError], tuple[type[Exception], ...]] = {
+    aiotun.TunUnavailableError: (OSError,),
+    aiotun.NotPermittedError: (PermissionError, OSError),
+    aiotun.DeviceBusyError: (OSError,),
+    aiotun.DeviceMismatchError: (OSError,),
+    aiotun.DeviceClosedError: (),
+    aiotun.DeviceLostError: (OSError,),
+    aiotun.LinkDownError: (OSError,),
+    aiotun.PacketError: (OSError, ValueError),
+    aiotun.PacketTruncatedError: (aiotun.PacketError, OSError, ValueError),
+    aiotun.PacketDecodeError: (ValueError,),
+    aiotun.LinkError: (OSError,),
+}
+
+EVERY = (OSError, ValueError, PermissionError, TypeError)
+
+
+def check(
+    error: BaseException,
+    kind: type[aiotun.AiotunError],
+    code: int | None,
+    name: str | None,
+    *words: str,
+) -> None:
+    """Look at everything that is promised of an exception.
+
+    Args:
+        error: the exception.
+        kind: its class.
+        code: its errno, where it has one.
+        name: the interface in question, or None where there is none.
+        words: what the message says to do, and of what.
+    """
+    assert type(error) is kind
+    assert isinstance(error, aiotun.AiotunError)
+    for each in EVERY:
+        expected = any(issubclass(one, each) for one in ALSO[kind])
+        assert isinstance(error, each) == expected
+    for word in words:
+        assert word in str(error)
+    if isinstance(error, OSError):
+        assert code is not None
+        assert (error.errno, error.filename) == (code, name)
+        assert error.strerror
+        assert error.strerror in str(error)
+        # Not only the kernel's own words, which say nothing of what to do.
+        assert error.strerror != os.strerror(code)
+    else:
+        assert code is None
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert type(again) is kind
+        assert again.args == error.args
+        assert (str(again), repr(again)) == (str(error), repr(error))
+        for attribute in ("errno", "strerror", "filename"):
+            assert getattr(again, attribute, None) == getattr(error, attribute, None)
+
+
+def check_said(said: Any, kind: type[Any], code: int, name: str | None, *words: str) -> None:
+    """The same for what a child printed."""
+    assert said["class"] == kind.__name__, said
+    error = kind(said["errno"], said["strerror"], *([said["filename"]] if said["filename"] else []))
+    check(error, kind, code, name, *words)
+
+
+async def caught(awaitable: Awaitable[object]) -> Exception:
+    """Await what shall fail, and give what it raises."""
+    try:
+        value = await awaitable
+    except aiotun.AiotunError as error:
+        return error
+    if isinstance(value, aiotun.Device):
+        await value.aclose()
+    raise AssertionError(f"nothing was raised: {value!r}")
+
+
+def test_the_table() -> None:
+    """Every exported exception is in it, and is what it says."""
+    exported = {
+        value
+        for value in vars(aiotun).values()
+        if isinstance(value, type) and issubclass(value, aiotun.AiotunError)
+    }
+    assert exported == {aiotun.AiotunError, *ALSO}
+    for kind, also in ALSO.items():
+        for each in EVERY:
+            assert issubclass(kind, each) == any(issubclass(one, each) for one in also)
+
+
+class TestTunUnavailable:
+    def test_no_node(self) -> None:
+        said = child("attempt(aiotun.open_tun('new0'))", prefix=with_node("none"))
+        check_said(
+            said, aiotun.TunUnavailableError, errno.ENOENT, None, "/dev/net/tun", "modprobe tun"
+        )
+
+    def test_no_driver(self) -> None:
+        said = child("attempt(aiotun.open_tun('new0'))", prefix=with_node("dead"))
+        check_said(
+            said, aiotun.TunUnavailableError, errno.ENODEV, None, "/dev/net/tun", "modprobe tun"
+        )
+
+    def test_the_node_of_something_else(self) -> None:
+        """A file that anybody put there."""
+        prefix = ["unshare", "-m", "sh", "-c", 'mount -B /dev/null /dev/net/tun && exec "$@"', "sh"]
+        said = child("attempt(aiotun.open_tun('new0'))", prefix=prefix)
+        check_said(said, aiotun.TunUnavailableError, errno.ENOTTY, None, "/dev/net/tun")
+
+
+class TestNotPermitted:
+    def test_the_nodes_mode(self) -> None:
+        said = ordinary_child("attempt(aiotun.open_tun('new0'))", prefix=with_node("closed"))
+        check_said(said, aiotun.NotPermittedError, errno.EACCES, None, "chmod 0666 /dev/net/tun")
+
+    @pytest.mark.parametrize("mode", ["tun", "tap"])
+    def test_creating(self, mode: str) -> None:
+        said = ordinary_child(f"attempt(aiotun.open_{mode}('new0'))")
+        words = ["CAP_NET_ADMIN", "unshare -rn", f"ip tuntap add dev new0 mode {mode}"]
+        check_said(said, aiotun.NotPermittedError, errno.EPERM, "new0", *words)
+        assert names() == []
+
+    @pytest.mark.parametrize("mode", ["tun", "tap"])
+    def test_creating_with_a_name_of_the_kernels_choice(self, mode: str) -> None:
+        said = ordinary_child(f"attempt(aiotun.open_{mode}())")
+        words = ["CAP_NET_ADMIN", f"ip tuntap add dev {mode}0 mode {mode}"]
+        check_said(said, aiotun.NotPermittedError, errno.EPERM, None, *words)
+
+    @pytest.mark.parametrize("whose", [["user", "12"], ["group", "12"]])
+    def test_a_device_of_another(self, whose: list[str]) -> None:
+        if not REAL_ROOT:
+            pytest.skip("a user namespace like this has one user only")
+        make("old0", "tun", *whose)
+        said = ordinary_child("attempt(aiotun.open_tun('old0'))")
+        words = ["old0 belongs to another user or group", "ip tuntap"]
+        check_said(said, aiotun.NotPermittedError, errno.EPERM, "old0", *words)
+
+    @pytest.mark.parametrize(
+        ("options", "word"),
+        [
+            ({"addresses": ["10.0.0.1/24"]}, "add the address 10.0.0.1/24"),
+            ({"mtu": 1400}, "set the MTU to 1400"),
+            ({"txqueuelen": 5}, "set the queue length to 5"),
+            ({"routes": ["10.1.0.0/16"]}, "add the route 10.1.0.0/16"),
+            ({"mac": "02:00:00:00:00:01"}, "set the MAC to 02:00:00:00:00:01"),
+            ({"bridge": "br0"}, "set the master to br0"),
+        ],
+    )
+    def test_configuring(self, options: dict[str, Any], word: str) -> None:
+        """Attaching to one's own device is allowed, and to change it is not."""
+        ip("link", "add", "br0", "type", "bridge")
+        make("old0", "tap", "user", str(ORDINARY))
+        ip("link", "set", "old0", "up")
+        before = state("old0")
+        said = ordinary_child(f"attempt(aiotun.open_tap('old0', **{options!r}))")
+        words = [word, "old0", "CAP_NET_ADMIN", "run as root"]
+        check_said(said, aiotun.NotPermittedError, errno.EPERM, "old0", *words)
+        assert state("old0") == before
+
+    def test_bringing_up(self) -> None:
+        make("old0", "tun", "user", str(ORDINARY))
+        said = ordinary_child("attempt(aiotun.open_tun('old0'))")
+        words = ["bring the link up", "CAP_NET_ADMIN", "run as root"]
+        check_said(said, aiotun.NotPermittedError, errno.EPERM, "old0", *words)
+
+    def test_another_namespace(self) -> None:
+        with another_namespace() as path:
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                said = ordinary_child(f"attempt(aiotun.open_tun('new0', netns={fd}))", fds=[fd])
+            finally:
+                os.close(fd)
+        check_said(
+            said, aiotun.NotPermittedError, errno.EPERM, None, "CAP_SYS_ADMIN", "run as root"
+        )
+
+
+class TestUnprivileged:
+    """What root prepared, an ordinary user opens with the same options."""
+
+    CODE = """
+        import pathlib
+        import socket
+
+        status = pathlib.Path("/proc/self/status").read_text()
+        assert "CapEff:\\t0000000000000000" in status
+
+        async def main():
+            options = dict(
+                addresses=["10.0.0.1/24", "fd00::1/64"],
+                routes=["10.1.0.0/16 via 10.0.0.2"],
+                mtu=1400,
+                txqueuelen=77,
+                owner=OWNER,
+                persist=True,
+                sndbuf=100_000,
+                MORE
+            )
+            async with aiotun.open_KIND("old0", **options) as device:
+                assert (device.mtu, device.closed) == (1400, False)
+                sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                sock.bind(("10.0.0.1", 0))
+                sock.settimeout(5)
+                sock.sendto(b"out", ("10.0.0.2", 9))
+                async with asyncio.timeout(5):
+                    while b"out" not in (packet := await device.recv()) and KIND_IS_TUN:
+                        pass
+                if KIND_IS_TUN:
+                    # The same datagram the other way round.
+                    answer = bytearray(packet)
+                    answer[12:16], answer[16:20] = packet[16:20], packet[12:16]
+                    answer[20:22], answer[22:24] = packet[22:24], packet[20:22]
+                    await device.send(answer)
+                    assert sock.recv(10) == b"out"
+                sock.close()
+
+        asyncio.run(main())
+        print(json.dumps("done"))
+    """
+
+    @pytest.mark.parametrize(
+        ("kind", "more"),
+        [
+            ("tun", ""),
+            ("tap", ""),
+            ("tun", "queues=2"),
+            ("tap", "queues=2"),
+            ("tap", "offload='raw'"),
+        ],
+    )
+    def test_packets_flow(self, kind: str, more: str) -> None:
+        make("old0", kind, "user", str(ORDINARY), *(["multi_queue"] if "queues" in more else []))
+        ip("link", "set", "old0", "mtu", "1400", "txqueuelen", "77", "up")
+        ip("addr", "add", "10.0.0.1/24", "dev", "old0")
+        ip("addr", "add", "fd00::1/64", "dev", "old0", "nodad")
+        ip("route", "add", "10.1.0.0/16", "via", "10.0.0.2", "dev", "old0")
+        before = state("old0")
+        code = self.CODE.replace("OWNER", str(ORDINARY)).replace("MORE", more)
+        code = code.replace("KIND_IS_TUN", str(kind == "tun")).replace("KIND", kind)
+        assert ordinary_child(code) == "done"
+        now = state("old0")
+        if more == "offload='raw'":  # the header is the one thing that it may set
+            assert now["link"]["linkinfo"]["info_data"].pop("vnet_hdr") is True
+            assert before["link"]["linkinfo"]["info_data"].pop("vnet_hdr") is False
+        assert now == before
+
+    def test_one_change_is_one_too_many(self) -> None:
+        make("old0", "tun", "user", str(ORDINARY))
+        ip("link", "set", "old0", "mtu", "1400", "up")
+        ip("addr", "add", "10.0.0.1/24", "dev", "old0")
+        code = "attempt(aiotun.open_tun('old0', addresses=['10.0.0.1/24'], mtu={}))"
+        assert ordinary_child(code.format(1400)) == {"class": None}
+        said = ordinary_child(code.format(1401))
+        words = ["set the MTU to 1401", "CAP_NET_ADMIN", "run as root"]
+        check_said(said, aiotun.NotPermittedError, errno.EPERM, "old0", *words)
+
+    def test_a_group_is_enough(self) -> None:
+        make("old0", "tun", "group", str(ORDINARY))
+        ip("link", "set", "old0", "up")
+        assert ordinary_child("attempt(aiotun.open_tun('old0'))") == {"class": None}
+
+    def test_anybody_may_where_there_is_no_owner(self) -> None:
+        make("old0", "tun")
+        ip("link", "set", "old0", "up")
+        assert ordinary_child("attempt(aiotun.open_tun('old0'))") == {"class": None}
+
+
+class TestDeviceBusy:
+    async def test_its_only_queue_is_taken(self) -> None:
+        with held("old0"):
+            error = await caught(aiotun.open_tun("old0"))
+        check(error, aiotun.DeviceBusyError, errno.EBUSY, "old0", "end it", "another name")
+
+    async def test_exclusive(self) -> None:
+        make("old0")
+        error = await caught(aiotun.open_tun("old0", exclusive=True))
+        words = ["exists already", "leave out exclusive"]
+        check(error, aiotun.DeviceBusyError, errno.EBUSY, "old0", *words)
+
+    async def test_all_queues_are_taken(self) -> None:
+        with held("old0", Iff.TUN | Iff.NO_PI | Iff.MULTI_QUEUE, 256):
+            error = await caught(aiotun.open_tun("old0", multi_queue=True))
+        check(error, aiotun.DeviceBusyError, errno.E2BIG, "old0", "256 queues", "open fewer")
+
+
+class TestDeviceMismatch:
+    def check(self, error: BaseException, name: str, *words: str) -> None:
+        check(error, aiotun.DeviceMismatchError, errno.EINVAL, name, *words)
+
+    async def test_tap_as_tun(self) -> None:
+        make("old0", "tap")
+        error = await caught(aiotun.open_tun("old0"))
+        self.check(error, "old0", "a TAP device, not a TUN", "choose another name")
+
+    async def test_tun_as_tap(self) -> None:
+        make("old0", "tun")
+        error = await caught(aiotun.open_tap("old0"))
+        self.check(error, "old0", "a TUN device, not a TAP", "choose another name")
+
+    @pytest.mark.parametrize("kind", ["veth", "bridge", "loopback"])
+    async def test_another_kind_of_interface(self, kind: str) -> None:
+        name = "lo" if kind == "loopback" else "old0"
+        if name != "lo":
+            ip("link", "add", name, "type", kind)
+        for opener in (aiotun.open_tun(name), aiotun.open_tap(name)):
+            error = await caught(opener)
+            self.check(error, name, "another kind of interface", "choose another name")
+
+    async def test_single_queue_as_multi_queue(self) -> None:
+        make("old0")
+        for opener in (
+            aiotun.open_tun("old0", queues=2),
+            aiotun.open_tun("old0", multi_queue=True),
+        ):
+            error = await caught(opener)
+            self.check(error, "old0", "single-queue", "queues=1")
+
+    async def test_multi_queue_as_single_queue(self) -> None:
+        make("old0", "tun", "multi_queue")
+        error = await caught(aiotun.open_tun("old0"))
+        self.check(error, "old0", "a multi-queue device", "multi_queue=True")
+
+    @pytest.mark.parametrize(
+        ("theirs", "options", "words"),
+        [
+            (Iff.VNET_HDR | Iff.NO_PI, {}, "a virtio-net header"),
+            (Iff.NO_PI, {"offload": "raw"}, "no virtio-net header"),
+            (Iff(0), {}, "a packet-info header"),
+            (Iff.NO_PI, {"packet_info": True}, "no packet-info header"),
+        ],
+    )
+    async def test_headers_that_others_rely_on(
+        self, theirs: Iff, options: dict[str, Any], words: str
+    ) -> None:
+        with held("old0", Iff.TUN | Iff.MULTI_QUEUE | theirs):
+            error = await caught(aiotun.open_tun("old0", multi_queue=True, **options))
+        self.check(error, "old0", words, "same offload and packet_info", "end that program")
+
+    async def test_a_header_of_another_size(self) -> None:
+        flags = Iff.TUN | Iff.NO_PI | Iff.MULTI_QUEUE | Iff.VNET_HDR
+        with held("old0", flags) as (fd,):
+            fcntl.ioctl(fd, Ioctl.TUNSETVNETHDRSZ, struct.pack("i", 12))
+            error = await caught(aiotun.open_tun("old0", multi_queue=True, offload="raw"))
+        self.check(error, "old0", "header of 12 bytes", "end that program")
+
+    async def test_disabling_the_only_queue(self) -> None:
+        async with aiotun.open_tun("old0") as tun:
+            with pytest.raises(aiotun.DeviceMismatchError) as raised:
+                tun.queues[0].disable()
+        self.check(raised.value, "old0", "disable one of its queues", "multi-queue")
+
+    async def test_a_filter_on_a_tun(self) -> None:
+        """By an ioctl that only a TAP knows; `TunDevice` does not even offer it."""
+        assert not hasattr(aiotun.TunDevice, "set_tx_filter")
+        async with aiotun.open_tap("old0") as tap:
+            with pytest.raises(aiotun.DeviceMismatchError) as raised:
+                tap.attach_filter([(0xFFFF, 0, 0, 0)])
+        self.check(raised.value, "old0", "filter")
+
+    async def test_a_name_that_only_the_kernel_knows_to_be_wrong(self) -> None:
+        """Names are checked before; this one is none, whatever the checks have become."""
+        with pytest.raises((ValueError, aiotun.DeviceMismatchError)):
+            await aiotun.open_tun("à0")
+        assert names() == []
+
+
+class TestDevice:
+    async def test_closed(self) -> None:
+        async with aiotun.open_tun("old0") as tun:
+            pass
+        for awaitable in (tun.recv(), tun.send(b""), tun.recv_many(), tun.send_many([b"x"])):
+            error = await caught(awaitable)
+            check(error, aiotun.DeviceClosedError, None, None, "old0", "open")
+            assert not hasattr(error, "errno")
+        for call in (tun.recv_nowait, lambda: tun.send_nowait(b"x"), lambda: tun.set_carrier(True)):
+            with pytest.raises(aiotun.DeviceClosedError) as raised:
+                call()
+            check(raised.value, aiotun.DeviceClosedError, None, None, "old0", "open")
+
+    async def test_lost(self) -> None:
+        async with aiotun.open_tun("old0") as tun:
+            ip("link", "del", "old0")
+            packet = make_icmp_echo("10.0.0.2", "10.0.0.1")
+            for awaitable in (tun.recv(), tun.send(packet), tun.send_many([packet])):
+                error = await caught(awaitable)
+                words = ["old0 is gone", "open it again"]
+                check(error, aiotun.DeviceLostError, errno.EBADFD, "old0", *words)
+            with pytest.raises(aiotun.DeviceLostError) as raised:
+                tun.set_carrier(True)
+            check(raised.value, aiotun.DeviceLostError, errno.EBADFD, "old0", "open it again")
+
+    async def test_link_down(self) -> None:
+        async with aiotun.open_tun("old0", up=False) as tun:
+            packet = make_icmp_echo("10.0.0.2", "10.0.0.1")
+            for awaitable in (tun.send(packet), tun.send_many([packet])):
+                error = await caught(awaitable)
+                check(error, aiotun.LinkDownError, errno.EIO, "old0", "link.up()", "not sent")
+
+
+class TestPacket:
+    @pytest.mark.parametrize("packet", [b"", b"\0" * 20, b"\x55" + b"\0" * 19])
+    async def test_no_ip(self, packet: bytes) -> None:
+        async with aiotun.open_tun("old0") as tun:
+            error = await caught(tun.send(packet))
+            check(error, aiotun.PacketError, errno.EINVAL, "old0", "neither IPv4 nor IPv6")
+            assert tun.stats.refused == 1
+
+    async def test_no_frame(self) -> None:
+        async with aiotun.open_tap("old0") as tap:
+            error = await caught(tap.send(bytes(13)))
+            check(error, aiotun.PacketError, errno.EINVAL, "old0", "14-byte Ethernet header")
+
+    async def test_no_header(self) -> None:
+        async with aiotun.open_tun("old0", offload="raw") as tun:
+            error = await caught(tun.send(b"\1" * 9))
+            check(error, aiotun.PacketError, errno.EINVAL, "old0", "header")
+
+    async def test_too_long(self) -> None:
+        async with aiotun.open_tun("old0") as tun:
+            error = await caught(tun.send(b"\x45" + bytes(8 << 20)))
+            code = error.errno if isinstance(error, OSError) and error.errno else 0
+            assert code in (errno.ENOBUFS, errno.ENOMEM, errno.EMSGSIZE)
+            check(error, aiotun.PacketError, code, "old0", "shorter")
+
+    async def test_sent_comes_along(self) -> None:
+        """How many went before survives pickling, too."""
+        async with aiotun.open_tun("old0") as tun:
+            good = make_icmp_echo("10.0.0.2", "10.0.0.1")
+            error = await caught(tun.send_many([good, good, b"", good]))
+            check(error, aiotun.PacketError, errno.EINVAL, "old0")
+            assert isinstance(error, aiotun.PacketError)
+            assert error.sent == 2
+            assert pickle.loads(pickle.dumps(error)).sent == 2
+
+    async def test_truncated(self) -> None:
+        async with aiotun.open_tun("old0", addresses=["10.0.0.1/24"]) as tun:
+            _send_to("10.0.0.2")
+            error = await caught(tun.recv_into(bytearray(10)))
+            words = ["29 bytes", "10", "larger buffer"]
+            check(error, aiotun.PacketTruncatedError, errno.EMSGSIZE, "old0", *words)
+            assert tun.stats.truncated == 1
+
+    async def test_undecodable(self) -> None:
+        """The parser's own complaint is chained."""
+        async with aiotun.open_tap("old0") as tap:
+            with contextlib.closing(_raw_socket("old0")) as raw:
+                # dpkt reads an 802.3 length, and then an IPX header that is not there.
+                raw.send(b"\xff" * 6 + b"\2\0\0\0\0\1" + b"\x81\x00" + b"\0")
+            decoded = tap.decoded(errors="raise")
+            error = await caught(anext(decoded))
+            check(error, aiotun.PacketDecodeError, None, None, "bytes")
+            assert isinstance(error.__cause__, dpkt.Error)
+            assert tap.stats.undecodable == 1
+
+    @pytest.mark.parametrize("data", [b"", b"\x45", b"\x60" + bytes(10), b"\x10" * 20])
+    def test_undecodable_bytes(self, data: bytes) -> None:
+        with pytest.raises(aiotun.PacketDecodeError) as raised:
+            aiotun.decode_packet(data)
+        check(raised.value, aiotun.PacketDecodeError, None, None)
+        if data[:1] in (b"\x45", b"\x60"):
+            assert isinstance(raised.value.__cause__, dpkt.Error)
+
+
+class TestLink:
+    async def test_no_namespace(self) -> None:
+        error = await caught(aiotun.open_tun("old0", netns="missing"))
+        path = "/run/netns/missing"
+        check(error, aiotun.LinkError, errno.ENOENT, path, path, "ip netns add")
+
+    async def test_no_bridge(self) -> None:
+        error = await caught(aiotun.open_tap("old0", bridge="missing0"))
+        check(error, aiotun.LinkError, errno.ENODEV, "missing0", "ip link")
+
+    async def test_no_such_link(self) -> None:
+        error = await caught(aiotun.Link("missing0").info())
+        check(error, aiotun.LinkError, errno.ENODEV, "missing0", "ip link")
+
+    async def test_the_kernels_own_words(self) -> None:
+        error = await caught(
+            aiotun.open_tun("old0", addresses=["10.0.0.1/24"], routes=["10.1.0.0/16 via 192.0.2.1"])
+        )
+        words = ["Nexthop has invalid gateway", "10.1.0.0/16 via 192.0.2.1", "reach the gateway"]
+        check(error, aiotun.LinkError, errno.ENETUNREACH, "old0", *words)
+
+    async def test_the_link_of_a_lost_device(self) -> None:
+        async with aiotun.open_tun("old0") as tun:
+            ip("link", "del", "old0")
+            error = await caught(tun.link.up())
+            check(error, aiotun.LinkError, errno.ENODEV, "old0", "ip link")
+
+
+def _send_to(address: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"x", (address, 9))
+
+
+def _raw_socket(name: str) -> socket.socket:
+    raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    raw.bind((name, 0))
+    return raw

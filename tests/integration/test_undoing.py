@@ -1,0 +1,715 @@
+"""An opening that fails or is cancelled leaves everything as it was.
+
+That no fd and no thread is left is what the harness looks at after every test.
+"""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import functools
+import gc
+import random
+import socket
+import struct
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+import uvloop
+
+import aiotun
+from aiotun import _ioctl
+from aiotun._abi import Iff, Ioctl
+from aiotun._rtnetlink import Session
+
+from ..helpers import REAL_ROOT, ip
+from .kernel import (
+    addresses,
+    ask,
+    changes,
+    held,
+    is_up,
+    link,
+    make,
+    names,
+    routes,
+    state,
+    tun_data,
+)
+
+# What there is before: a bridge to leave, one to join, and a device that has something already.
+OLD_ADDRESSES = ["10.8.0.1/24", "10.8.0.2/24", "fd08::1/64"]
+OLD_ROUTES = ["10.80.0.0/16 via 10.8.0.9 metric 7", "10.81.0.0/16", "fd80::/64 via fd08::9"]
+
+# Every option that is undone, each other than before.
+EVERYTHING: dict[str, Any] = {
+    "addresses": ["10.8.0.3/24", "10.9.0.1/24", "10.9.1.1 peer 10.9.1.2/32", "fd09::1/64"],
+    "routes": ["10.90.0.0/16 via 10.9.0.9", "10.80.0.0/16 metric 8", "fd90::/64", "default"],
+    "mtu": 1300,
+    "txqueuelen": 33,
+    "mac": "02:00:00:00:00:99",
+    "bridge": "br1",
+    "sndbuf": 100_000,
+    "carrier": True,
+}
+
+
+def bridges() -> None:
+    for name in ("br0", "br1"):
+        ip("link", "add", name, "type", "bridge")
+
+
+def old_device(name: str = "old0", *, up: bool = True, multi_queue: bool = False) -> dict[str, Any]:
+    """Make a persistent TAP with a history, and give its state."""
+    make(name, "tap", *(["multi_queue"] if multi_queue else []))
+    ip("link", "set", name, "address", "02:00:00:00:00:08", "mtu", "1480", "txqueuelen", "88")
+    if up:
+        ip("link", "set", name, "up")
+        for address in OLD_ADDRESSES:
+            nodad = ["nodad"] if ":" in address else []
+            ip("addr", "add", address, "dev", name, *nodad)
+        for route in OLD_ROUTES:
+            family = "-6" if ":" in route else "-4"
+            ip(family, "route", "add", *route.split(), "dev", name)
+        ip("link", "set", name, "master", "br0")
+    return state(name)
+
+
+# --- Steps that fail -----------------------------------------------------------------------------
+
+# Each with the errno that the kernel gives; the first steps were done before the one that fails.
+FAILING: dict[str, tuple[dict[str, Any], int]] = {
+    "missing bridge": ({"bridge": "nobridge0"}, errno.ENODEV),
+    # The kernel takes it out of the bridge that it was in before it finds that out.
+    "no bridge": ({"bridge": "lo"}, errno.EOPNOTSUPP),
+    "gateway out of reach": ({"routes": ["10.90.0.0/16 via 192.0.2.1"]}, errno.ENETUNREACH),
+    "gateway out of reach by IPv6": ({"routes": ["fd90::/64 via fd77::1"]}, errno.EHOSTUNREACH),
+    "second route": (
+        {"routes": ["10.90.0.0/16", "10.91.0.0/16 via 192.0.2.1"]},
+        errno.ENETUNREACH,
+    ),
+    "same route by another gateway": (
+        {"routes": ["10.90.0.0/16 via 10.9.0.8", "10.90.0.0/16 via 10.9.0.9"]},
+        errno.EEXIST,
+    ),
+    # Where the MTU is too small for IPv6 the kernel takes no IPv6 address.
+    "MTU 68 with an IPv6 address": (
+        {"mtu": 68, "addresses": ["10.9.0.1/24", "fd09::1/64"], "routes": []},
+        errno.EINVAL,
+    ),
+    # 0.0.0.0/0 is no address of an interface, 224.0.0.1 and multicast neither.
+    "impossible address": ({"addresses": ["10.9.0.1/24", "ff02::5/64"]}, errno.EADDRNOTAVAIL),
+}
+
+
+class TestFailing:
+    @pytest.mark.parametrize("how", FAILING)
+    async def test_what_was_created_is_gone(self, how: str) -> None:
+        options, code = FAILING[how]
+        bridges()
+        with pytest.raises(aiotun.LinkError) as caught:
+            await aiotun.open_tap("new0", **{**EVERYTHING, **options})
+        assert caught.value.errno == code
+        assert names() == ["br0", "br1"]
+
+    @pytest.mark.parametrize("how", FAILING)
+    async def test_what_was_to_persist_is_gone_as_well(self, how: str) -> None:
+        options, _ = FAILING[how]
+        bridges()
+        with pytest.raises(aiotun.LinkError):
+            await aiotun.open_tap("new0", **{**EVERYTHING, **options}, persist=True, queues=3)
+        assert names() == ["br0", "br1"]
+
+    @pytest.mark.parametrize("how", FAILING)
+    async def test_what_existed_is_as_before(self, how: str) -> None:
+        options, _ = FAILING[how]
+        bridges()
+        before = old_device()
+        if options.get("mtu") == 68:
+            # See test_ipv6_survives_an_mtu_too_small_for_it.
+            ip("-6", "addr", "flush", "dev", "old0")
+            ip("-6", "route", "flush", "dev", "old0")
+            before = state("old0")
+        with pytest.raises(aiotun.LinkError):
+            await aiotun.open_tap("old0", **{**EVERYTHING, **options})
+        assert changes("old0", before) == []
+
+    @pytest.mark.parametrize("how", FAILING)
+    async def test_what_was_down_is_down_again(self, how: str) -> None:
+        options, _ = FAILING[how]
+        bridges()
+        before = old_device(up=False)
+        with pytest.raises(aiotun.LinkError):
+            await aiotun.open_tap("old0", **{**EVERYTHING, **options})
+        assert changes("old0", before) == []
+
+    async def test_a_tun_joins_no_bridge_and_has_no_mac(self) -> None:
+        """What `open_tun` does not offer, but a device of the other kind could be asked for."""
+        make("old0", "tun")
+        with pytest.raises(aiotun.DeviceMismatchError):
+            await aiotun.open_tap("old0", bridge="br0")
+        assert names() == ["old0"]
+
+    async def test_ipv6_survives_an_mtu_too_small_for_it(self) -> None:
+        """Below 1280 the kernel drops an interface's IPv6 addresses; they were there before."""
+        make("old0")
+        ip("link", "set", "old0", "up")
+        ip("addr", "add", "fd08::1/64", "dev", "old0", "nodad")
+        ip("-6", "route", "add", "fd80::/64", "dev", "old0")
+        before = state("old0")
+        with pytest.raises(aiotun.LinkError):
+            await aiotun.open_tun("old0", mtu=1000, routes=["10.90.0.0/16 via 192.0.2.1"])
+        assert changes("old0", before) == []
+
+    async def test_ipv6_of_what_was_down_survives(self) -> None:
+        """Going down again drops IPv6 addresses that the interface had while it was down before."""
+        make("old0")
+        ip("addr", "add", "fd08::1/64", "dev", "old0", "nodad")
+        ip("addr", "add", "10.8.0.1/24", "dev", "old0")
+        before = addresses("old0")
+        with pytest.raises(aiotun.LinkError):
+            await aiotun.open_tun("old0", routes=["10.90.0.0/16 via 192.0.2.1"])
+        assert not is_up("old0")
+        assert addresses("old0") == before
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            ("fd90::/64 metric 50", "fd90::/64"),
+            ("fd90::/64 metric 2000", "fd90::/64"),
+            ("fd90::/64", "fd90::/64 metric 50"),
+            ("10.90.0.0/16 metric 50", "10.90.0.0/16"),
+            ("10.90.0.0/16", "10.90.0.0/16 metric 50"),
+            ("10.90.0.0/16 table 100", "10.90.0.0/16"),
+            ("10.90.0.0/16 via 10.8.0.9 metric 50", "10.90.0.0/16 metric 60"),
+            ("fd90::/64 via fd08::9 metric 50", "fd90::/64 metric 60"),
+            ("fd90::/64 via fd08::9 metric 50", "fd90::/64"),
+        ],
+    )
+    async def test_a_route_beside_another_is_told_from_it(self, old: str, new: str) -> None:
+        """What is removed is the route that was added, and not one to the same network."""
+        make("old0")
+        ip("link", "set", "old0", "up")
+        ip("addr", "add", "10.8.0.1/24", "dev", "old0")
+        ip("addr", "add", "fd08::1/64", "dev", "old0", "nodad")
+        ip("-6" if ":" in old else "-4", "route", "add", *old.split(), "dev", "old0")
+        before = state("old0")
+        with pytest.raises(aiotun.LinkError):
+            await aiotun.open_tun("old0", routes=[new, "10.91.0.0/16 via 192.0.2.1"])
+        assert changes("old0", before) == []
+
+    async def test_no_owner_that_the_kernel_does_not_take(self) -> None:
+        """The last steps fail as well; in a user namespace most numbers stand for nobody."""
+        if REAL_ROOT:
+            pytest.skip("root's kernel takes any owner")
+        with pytest.raises(aiotun.DeviceMismatchError):
+            await aiotun.open_tun("new0", owner=12345, persist=True)
+        assert names() == []
+
+
+class TestQueues:
+    @pytest.mark.parametrize("free", [1, 2, 5])
+    async def test_the_next_queue_is_one_too_many(self, free: int) -> None:
+        """Another program has taken the others; what we took is given back."""
+        make("old0", "tun", "multi_queue")
+        flags = Iff.TUN | Iff.NO_PI | Iff.MULTI_QUEUE
+        with held("old0", flags, 256 - free):
+            before = state("old0")
+            with pytest.raises(aiotun.DeviceBusyError) as caught:
+                await aiotun.open_tun("old0", queues=free + 1, mtu=1400, addresses=["10.0.0.1/24"])
+            assert caught.value.errno == errno.E2BIG
+            assert tun_data("old0")["numqueues"] == 256 - free
+            assert changes("old0", before) == []
+
+    @pytest.mark.parametrize("number", [1, 2, 3, 7])
+    @pytest.mark.parametrize("call", ["open_node", "attach"])
+    @pytest.mark.parametrize("persist", [None, True])
+    async def test_the_nth_fails_on_a_new_device(
+        self, number: int, call: str, persist: bool | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original = getattr(_ioctl, call)
+        calls = 0
+
+        def failing(*args: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                raise OSError(errno.ENFILE, "Too many open files in system")
+            return original(*args)
+
+        monkeypatch.setattr(_ioctl, call, failing)
+        with pytest.raises(OSError, match="Too many open files"):
+            await aiotun.open_tun("new0", queues=7, persist=persist)
+        assert calls == number
+        assert names() == []
+
+    async def test_the_first_is_multi_queue_and_the_device_is_not(self) -> None:
+        make("old0")
+        before = state("old0")
+        with pytest.raises(aiotun.DeviceMismatchError):
+            await aiotun.open_tun("old0", queues=2, mtu=1400)
+        assert changes("old0", before) == []
+
+    async def test_headers_that_others_rely_on(self) -> None:
+        """Found out after attaching; the device's header, offloads and link are as before."""
+        make("old0", "tun", "multi_queue", "vnet_hdr")
+        flags = Iff.TUN | Iff.NO_PI | Iff.MULTI_QUEUE | Iff.VNET_HDR
+        with held("old0", flags) as (fd,):
+            fcntl.ioctl(fd, Ioctl.TUNSETVNETHDRSZ, struct.pack("i", 12))
+            before = state("old0")
+            for offload in ("off", "raw"):
+                with pytest.raises(aiotun.DeviceMismatchError):
+                    await aiotun.open_tun(
+                        "old0", multi_queue=True, offload=offload, mtu=1400, txqueuelen=5, up=True
+                    )
+                assert changes("old0", before) == []
+                assert ask(fd, Ioctl.TUNGETVNETHDRSZ) == 12
+
+
+# --- Cancellation --------------------------------------------------------------------------------
+
+_CALLS = [
+    "open_node", "attach", "get_index", "get_vnet_header_size", "set_vnet_header_size",
+    "set_offload", "set_sndbuf", "set_carrier", "set_group", "set_owner", "set_persist",
+]  # fmt: skip
+_REQUESTS = ["get", "set", "addresses", "add_address", "routes", "add_route"]
+
+
+class Moments:
+    """The moments before and after each step of an opening, counted in its thread."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._number = 0
+        self._wanted = 0
+        self._act: Callable[[], None] = lambda: None
+        for name in _CALLS:
+            patch.setattr(_ioctl, name, self._call(getattr(_ioctl, name)))
+        for name in _REQUESTS:
+            patch.setattr(Session, name, self._request(getattr(Session, name)))
+
+    def at(self, number: int, act: Callable[[], None]) -> None:
+        """Do something at one moment, counted from 1."""
+        self._number, self._wanted, self._act = 0, number, act
+
+    @property
+    def reached(self) -> bool:
+        return self._number >= self._wanted
+
+    def _pass(self) -> None:
+        self._number += 1
+        if self._number == self._wanted:
+            self._act()
+
+    def _call(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            self._pass()
+            value = function(*args, **kwargs)
+            if isinstance(value, int) and function.__name__ == "open_node":
+                return value  # nobody has it yet; the moment before the next step is the same
+            self._pass()
+            return value
+
+        return wrapped
+
+    def _request(self, function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        @functools.wraps(function)
+        async def wrapped(*args: Any, **kwargs: Any) -> Any:
+            self._pass()
+            value = await function(*args, **kwargs)
+            self._pass()
+            return value
+
+        return wrapped
+
+
+@pytest.fixture
+def moments(monkeypatch: pytest.MonkeyPatch) -> Moments:
+    return Moments(monkeypatch)
+
+
+Opened = Coroutine[Any, Any, aiotun.Device]
+
+
+async def cancelled_at(moments: Moments, number: int, opening: Opened) -> bool:
+    """Cancel an opening at one moment; False where it was over before, and is closed then."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(opening)
+
+    def cancel() -> None:
+        """In the opening's thread: go on once the task has seen it."""
+        seen = threading.Event()
+
+        def turn(left: int) -> None:
+            if left:
+                loop.call_soon(turn, left - 1)
+            else:
+                seen.set()
+
+        def begin() -> None:
+            task.cancel()
+            turn(4)
+
+        loop.call_soon_threadsafe(begin)
+        assert seen.wait(5)
+
+    moments.at(number, cancel)
+    try:
+        device = await task
+    except asyncio.CancelledError:
+        assert moments.reached
+        return True
+    assert not moments.reached
+    await device.aclose()
+    return False
+
+
+async def sweep(
+    moments: Moments, opening: Callable[[], Opened], check: Callable[[], None], least: int
+) -> None:
+    """Cancel an opening at each of its moments in turn, and look after each."""
+    number = 1
+    while await cancelled_at(moments, number, opening()):
+        check()
+        number += 1
+    assert number > least
+
+
+async def tap(name: str, **options: Any) -> aiotun.TapDevice:
+    return await aiotun.open_tap(name, **options)
+
+
+class TestCancelling:
+    @pytest.mark.parametrize("persist", [None, True, False])
+    async def test_a_new_device_at_every_step(self, moments: Moments, persist: bool | None) -> None:
+        bridges()
+
+        def check() -> None:
+            assert names() == ["br0", "br1"]
+
+        more = {"persist": persist, "owner": 0, "group": 0}
+        await sweep(moments, lambda: tap("new0", queues=3, **more, **EVERYTHING), check, 40)
+
+    async def test_a_device_that_the_kernel_names(self, moments: Moments) -> None:
+        await sweep(moments, lambda: tap("new%d"), lambda: _none_left(), 5)
+
+    @pytest.mark.parametrize("up", [True, False])
+    async def test_an_old_device_at_every_step(self, moments: Moments, up: bool) -> None:
+        bridges()
+        before = old_device(up=up)
+
+        def check() -> None:
+            assert changes("old0", before) == []
+
+        await sweep(moments, lambda: tap("old0", **EVERYTHING), check, 40)
+
+    async def test_an_old_device_that_is_to_persist_as_it_does(self, moments: Moments) -> None:
+        bridges()
+        before = old_device()
+
+        def check() -> None:
+            assert changes("old0", before) == []
+
+        await sweep(moments, lambda: tap("old0", persist=True, **EVERYTHING), check, 40)
+
+    async def test_an_old_device_that_others_hold(self, moments: Moments) -> None:
+        bridges()
+        old_device(multi_queue=True)
+        with held("old0", Iff.TAP | Iff.NO_PI | Iff.MULTI_QUEUE):
+            before = state("old0")
+
+            def check() -> None:
+                assert changes("old0", before) == []
+
+            await sweep(moments, lambda: tap("old0", queues=2, **EVERYTHING), check, 40)
+
+    async def test_an_old_device_that_is_to_persist_no_more(self, moments: Moments) -> None:
+        """A cancelled opening does not delete what it found: persistence can be put back."""
+        make("old0", "tap")
+        before = state("old0")
+
+        def check() -> None:
+            assert names() == ["old0"]
+            assert changes("old0", before) == []
+
+        await sweep(moments, lambda: tap("old0", persist=False, up=False), check, 5)
+
+    async def test_a_device_that_others_hold_does_not_begin_to_persist(
+        self, moments: Moments
+    ) -> None:
+        flags = Iff.TAP | Iff.NO_PI | Iff.MULTI_QUEUE
+        with held("old0", flags):
+            before = state("old0")
+
+            def check() -> None:
+                assert changes("old0", before) == []
+
+            opening = functools.partial(tap, "old0", multi_queue=True, persist=True, up=False)
+            await sweep(moments, opening, check, 5)
+
+    async def test_the_task_is_cancelled_twice(self, moments: Moments) -> None:
+        """The second time falls into the undoing, which goes on to its end."""
+        bridges()
+        before = old_device()
+        loop = asyncio.get_running_loop()
+        task = asyncio.create_task(tap("old0", **EVERYTHING))
+
+        def cancel_thrice() -> None:
+            task.cancel()
+            for delay in (0.001, 0.003):
+                loop.call_later(delay, task.cancel)
+
+        def cancel() -> None:
+            loop.call_soon_threadsafe(cancel_thrice)
+
+        moments.at(40, cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+        assert changes("old0", before) == []
+
+    async def test_an_error_and_a_cancellation_at_once(self, moments: Moments) -> None:
+        bridges()
+        before = old_device()
+        failing = {**EVERYTHING, "routes": ["10.90.0.0/16 via 192.0.2.1"]}
+        hits = 0
+        for number in range(30, 60):
+            try:
+                assert await cancelled_at(moments, number, tap("old0", **failing))
+                hits += 1
+            except aiotun.LinkError:
+                break
+            assert changes("old0", before) == []
+        assert hits > 5
+        assert changes("old0", before) == []
+
+    async def test_before_it_has_begun(self) -> None:
+        task = asyncio.create_task(tap("new0", persist=True))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert names() == []
+
+    async def test_timeouts_at_any_moment(self) -> None:
+        """A sweep of times rather than of steps: whatever the loop is at."""
+        bridges()
+        before = old_device()
+        chance = random.Random(4)
+        over = 0
+        started = time.monotonic()
+        async with aiotun.open_tap("meter0", **{**EVERYTHING, "routes": []}):
+            longest = time.monotonic() - started
+        for _ in range(25):
+            for name in ("old0", "new0"):
+                options: dict[str, Any] = {"persist": True} if name == "new0" else {}
+                try:
+                    async with asyncio.timeout(chance.random() * longest):
+                        device = await tap(name, **EVERYTHING, **options)
+                except TimeoutError:
+                    over += 1
+                else:
+                    await device.link.down()
+                    await device.aclose()
+                    ip("link", "del", name)
+                    if name == "old0":
+                        assert old_device()["addresses"] == before["addresses"]
+                        before = state("old0")
+                assert "new0" not in names()
+                assert changes("old0", before) == []
+        assert over > 5
+
+    async def test_a_timeout_is_a_timeout(self, moments: Moments) -> None:
+        waiting, going_on = threading.Event(), threading.Event()
+
+        def act() -> None:
+            waiting.set()
+            assert going_on.wait(5)
+
+        moments.at(6, act)
+        started = asyncio.get_running_loop().time()
+        asyncio.get_running_loop().call_later(0.1, going_on.set)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await aiotun.open_tun("new0")
+        # It waited for the step under way.
+        assert waiting.is_set()
+        assert asyncio.get_running_loop().time() - started >= 0.1
+        assert names() == []
+
+    async def test_wait_for(self) -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(aiotun.open_tun("new0"), 0.0)
+        assert names() == []
+
+    async def test_a_task_group_that_fails(self) -> None:
+        async def fail() -> None:
+            await asyncio.sleep(0.002)
+            raise KeyError
+
+        async def use(name: str) -> None:
+            async with aiotun.open_tap(name):
+                await asyncio.Event().wait()
+
+        async def program() -> None:
+            async with asyncio.TaskGroup() as group:
+                for number in range(5):
+                    group.create_task(use(f"new{number}"))
+                group.create_task(fail())
+
+        with pytest.raises(ExceptionGroup):
+            await program()
+        assert names() == []
+
+
+def _none_left() -> None:
+    assert names() == []
+
+
+# --- A loop that ends meanwhile ------------------------------------------------------------------
+
+_LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.SelectorEventLoop,
+    "uvloop": uvloop.new_event_loop,
+}
+
+
+@contextlib.contextmanager
+def loop_for(kind: str) -> Iterator[asyncio.AbstractEventLoop]:
+    loop = _LOOPS[kind]()
+    # It complains of a task that was destroyed while it waited: that is what is done here.
+    loop.set_exception_handler(lambda _, __: None)
+    try:
+        yield loop
+    finally:
+        loop.close()
+
+
+def join_threads() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "aiotun":
+            thread.join(5)
+            assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("kind", _LOOPS)
+class TestLoopClosed:
+    @pytest.mark.parametrize("number", [1, 5, 20, 40])
+    def test_during_an_opening(self, kind: str, moments: Moments, number: int) -> None:
+        bridges()
+        before = old_device()
+        reached, going_on = threading.Event(), threading.Event()
+
+        def act() -> None:
+            reached.set()
+            assert going_on.wait(5)
+
+        for name in ("old0", "new0"):
+            reached.clear()
+            going_on.clear()
+            moments.at(number, act)
+            with loop_for(kind) as loop:
+                task = loop.create_task(tap(name, **EVERYTHING))
+                loop.run_until_complete(asyncio.sleep(0))
+                assert reached.wait(5)
+            going_on.set()
+            join_threads()
+            assert not task.done()
+            del task
+            assert changes("old0", before) == []
+            assert names() == ["br0", "br1", "old0"]
+
+    def test_with_the_value_on_its_way(self, kind: str) -> None:
+        """The thread is done and has told the loop, which never comes round to it."""
+        bridges()
+        before = old_device()
+        for name in ("old0", "new0"):
+            with loop_for(kind) as loop:
+                task = loop.create_task(tap(name, **EVERYTHING))
+                loop.run_until_complete(asyncio.sleep(0))
+                join_threads()
+            assert not task.done()
+            del task
+            gc.collect()
+            join_threads()
+            assert names() == ["br0", "br1", "old0"]
+            assert changes("old0", before) == []
+
+    def test_at_the_programs_end(self, kind: str) -> None:
+        """asyncio.run cancels what is left, and waits for it."""
+
+        async def program() -> None:
+            task = asyncio.create_task(tap("new0", persist=True))
+            await asyncio.sleep(0)
+            assert not task.done()
+
+        with asyncio.Runner(loop_factory=_LOOPS[kind]) as runner:
+            runner.run(program())
+        join_threads()
+        assert names() == []
+
+
+# --- And what is not undone ----------------------------------------------------------------------
+
+
+class TestNotUndone:
+    async def test_what_was_there_before_is_no_ones_to_remove(self) -> None:
+        """An address and a route that were asked for and present already stay after a failure."""
+        make("old0")
+        ip("link", "set", "old0", "up", "mtu", "1400")
+        ip("addr", "add", "10.0.0.1/24", "dev", "old0")
+        ip("route", "add", "10.1.0.0/16", "dev", "old0")
+        before = state("old0")
+        with pytest.raises(aiotun.LinkError):
+            await aiotun.open_tun(
+                "old0",
+                addresses=["10.0.0.1/24"],
+                mtu=1400,
+                routes=["10.1.0.0/16", "10.2.0.0/16 via 192.0.2.1"],
+            )
+        assert changes("old0", before) == []
+
+    async def test_undoing_goes_on_where_one_step_can_not_be_undone(self, moments: Moments) -> None:
+        """Somebody else removed the address meanwhile; the MTU is put back all the same."""
+        make("old0")
+
+        async def opening() -> aiotun.Device:
+            return await aiotun.open_tun("old0", addresses=["10.0.0.1/24"], mtu=1400, up=False)
+
+        loop = asyncio.get_running_loop()
+        for number in range(1, 100):
+            meddled = False
+            task = loop.create_task(opening())
+
+            def act(task: asyncio.Task[aiotun.Device] = task) -> None:
+                nonlocal meddled
+                if addresses("old0"):
+                    ip("addr", "flush", "dev", "old0")
+                    meddled = True
+                seen = threading.Event()
+                loop.call_soon_threadsafe(task.cancel)
+                loop.call_soon_threadsafe(loop.call_soon, loop.call_soon, seen.set)
+                assert seen.wait(5)
+
+            moments.at(number, act)
+            with contextlib.suppress(asyncio.CancelledError):
+                device = await task
+                await device.aclose()
+                break
+            assert link("old0")["mtu"] == 1500
+            assert addresses("old0") == set()
+            if meddled:
+                return
+        raise AssertionError("the address was never seen")
+
+    async def test_after_an_ordinary_close_everything_stays(self) -> None:
+        bridges()
+        old_device()
+        async with aiotun.open_tap("old0", **EVERYTHING):
+            during = state("old0")
+        assert changes("old0", during) == []
+        assert {"10.9.0.1/24", "fd09::1/64"} < addresses("old0")
+        assert {"10.90.0.0/16", "fd90::/64"} < {each["dst"] for each in routes("old0")}
+        assert socket.if_nametoindex("old0")

@@ -1,0 +1,132 @@
+"""Numbers and layouts, for every architecture; and compared with the kernel's own headers."""
+
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from aiotun import _abi
+from aiotun._abi import Iff, Ioctl, OffloadFlag, number
+
+USUAL = ["x86_64", "i686", "armv7l", "aarch64", "riscv64", "s390x", "loongarch64"]
+SWAPPED = ["mips", "mips64", "ppc", "ppc64le", "ppc64", "sparc", "sparc64", "alpha"]
+
+POINTER_BITS = struct.calcsize("P") * 8
+
+
+def numbers(machine: str) -> tuple[int, int, int]:
+    """TUNSETIFF, TUNGETIFF and TUNGETDEVNETNS."""
+    return (
+        number("write", 202, 4, machine),
+        number("read", 210, 4, machine),
+        number("none", 227, 0, machine),
+    )
+
+
+@pytest.mark.parametrize("machine", USUAL)
+def test_numbers_as_almost_everywhere(machine: str) -> None:
+    assert numbers(machine) == (0x400454CA, 0x800454D2, 0x54E3)
+
+
+@pytest.mark.parametrize("machine", SWAPPED)
+def test_numbers_with_thirteen_size_bits(machine: str) -> None:
+    assert numbers(machine) == (0x800454CA, 0x400454D2, 0x200054E3)
+
+
+@pytest.mark.parametrize("machine", ["parisc", "parisc64"])
+def test_numbers_on_parisc(machine: str) -> None:
+    assert numbers(machine) == (0x800454CA, 0x400454D2, 0x54E3)
+
+
+@pytest.mark.parametrize(
+    ("machine", "long", "short"),
+    [("x86_64", 0x401054D5, 0x400854D5), ("mips64", 0x801054D5, 0x800854D5)],
+)
+def test_the_size_of_a_pointer_is_in_the_number(machine: str, long: int, short: int) -> None:
+    assert (number("write", 213, 16, machine), number("write", 213, 8, machine)) == (long, short)
+
+
+def test_numbers_of_this_machine() -> None:
+    assert number("write", 202, 4) == Ioctl.TUNSETIFF
+    assert number("none", 227, 0) == Ioctl.TUNGETDEVNETNS
+
+
+def test_sizes() -> None:
+    assert _abi.IFREQ.size == _abi.IFREQ_SIZE == 40
+    assert _abi.SOCK_FPROG.size == POINTER_BITS // 4
+    assert _abi.SOCK_FILTER.size == 8
+    assert _abi.TUN_FILTER.size == 4
+    assert _abi.ETHTOOL_DRVINFO.size == 196
+    assert (_abi.IFNAMSIZ, _abi.MAX_QUEUES, _abi.PI_SIZE, _abi.VNET_HDR_SIZE) == (16, 256, 4, 10)
+
+
+def test_the_read_size_holds_the_longest_packet() -> None:
+    assert _abi.READ_SIZE == 65_535 + 14 + 4 + 4 + 24
+
+
+PROGRAM = r"""
+#include <stddef.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <net/if.h>
+#include <linux/ethtool.h>
+#include <linux/filter.h>
+#include <linux/if_tun.h>
+#include <linux/sockios.h>
+#include <linux/virtio_net.h>
+#define SHOW(name) printf("%s %lu\n", #name, (unsigned long)(name))
+int main(void)
+{
+@LINES@
+    return 0;
+}
+"""
+
+SIZES = {
+    "sizeof(struct sock_fprog)": _abi.SOCK_FPROG.size,
+    "sizeof(struct sock_filter)": _abi.SOCK_FILTER.size,
+    "offsetof(struct tun_filter, addr)": _abi.TUN_FILTER.size,
+    "sizeof(struct tun_pi)": _abi.PI_SIZE,
+    "sizeof(struct virtio_net_hdr)": _abi.VNET_HDR_SIZE,
+    "sizeof(struct ethtool_drvinfo)": _abi.ETHTOOL_DRVINFO.size,
+    "offsetof(struct ethtool_drvinfo, bus_info)": 4 + 3 * 32,
+    "offsetof(struct ifreq, ifr_flags)": 16,
+    "IFNAMSIZ": _abi.IFNAMSIZ,
+    "ETHTOOL_GDRVINFO": _abi.ETHTOOL_GDRVINFO,
+    "SIOCGIFMTU": _abi.Siocgif.MTU,
+    "SIOCGIFINDEX": _abi.Siocgif.INDEX,
+    "SIOCETHTOOL": _abi.Siocgif.ETHTOOL,
+}
+
+
+def expected() -> dict[str, int]:
+    """What the headers should say, by the C expression that says it."""
+    found = {each.name: int(each) for each in Ioctl}
+    found |= {f"IFF_{each.name}": int(each) for each in Iff}
+    found |= {f"TUN_F_{each.name}": int(each) for each in OffloadFlag}
+    return found | {name: int(value) for name, value in SIZES.items()}
+
+
+def test_what_the_kernel_headers_say(tmp_path: Path) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("missing: cc(1); install a C compiler")
+    lines = []
+    for name in expected():
+        # Older headers do not have all of them; none of them may be missing but these.
+        optional = name in ("TUN_F_USO4", "TUN_F_USO6", "IFF_NO_CARRIER", "TUNSETCARRIER")
+        lines += [f"#ifdef {name}", f"    SHOW({name});", "#endif"] if optional else []
+        lines += [] if optional else [f"    SHOW({name});"]
+    source, binary = tmp_path / "show.c", tmp_path / "show"
+    source.write_text(PROGRAM.replace("@LINES@", "\n".join(lines)))
+    done = subprocess.run([compiler, "-o", binary, source], capture_output=True, text=True)
+    if "No such file" in done.stderr:
+        pytest.skip("missing: the kernel's headers; install linux-libc-dev")
+    assert done.returncode == 0, done.stderr
+    said = subprocess.run([binary], check=True, capture_output=True, text=True).stdout
+    rows = [line.rpartition(" ") for line in said.splitlines()]
+    found = {name: int(value) for name, _, value in rows}
+    assert len(found) > 40
+    assert {name: expected()[name] for name in found} == found

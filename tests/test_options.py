@@ -1,0 +1,382 @@
+"""Wrong arguments are a ValueError or a TypeError where `open_tun` or `open_tap` is called."""
+
+import asyncio
+import errno
+import fcntl
+import gc
+import ipaddress
+import os
+import re
+import socket
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aiotun
+from aiotun import _ioctl, _options
+
+Open = Callable[..., Any]
+
+BOTH: list[Open] = [aiotun.open_tun, aiotun.open_tap]
+both = pytest.mark.parametrize("open_it", BOTH, ids=["tun", "tap"])
+
+
+def _forbidden(*args: object, **kwargs: object) -> Any:
+    raise AssertionError(f"the arguments were wrong, and still something was done: {args}")
+
+
+@pytest.fixture
+def nothing_done(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever an opening would do first fails the test."""
+    with monkeypatch.context() as patch:
+        patch.setattr(_ioctl, "open_node", _forbidden)
+        patch.setattr(fcntl, "ioctl", _forbidden)
+        patch.setattr(os, "open", _forbidden)
+        patch.setattr(socket, "socket", _forbidden)
+        patch.setattr(threading.Thread, "start", _forbidden)
+        yield
+
+
+LONG = "a" * 16
+
+WRONG_NAMES: list[tuple[Any, type[Exception]]] = [
+    ("", ValueError),
+    (LONG, ValueError),
+    ("é" * 8, ValueError),  # 16 bytes in 8 letters
+    ("a%d%d", ValueError),
+    ("a%s", ValueError),
+    ("a%", ValueError),
+    ("a%5d", ValueError),
+    ("a b", ValueError),
+    ("a\n", ValueError),
+    ("a\tb", ValueError),
+    ("a/b", ValueError),
+    ("a:b", ValueError),
+    ("a\0b", ValueError),
+    (".", ValueError),
+    ("..", ValueError),
+    ("all", ValueError),
+    ("default", ValueError),
+    # lib/ctype.c: a byte of 0xA0 is a space to the kernel, and "à" has one.
+    ("à0", ValueError),
+    (b"tun0", TypeError),
+    (0, TypeError),
+    (Path("tun0"), TypeError),
+]
+
+WRONG: list[tuple[str, Any, type[Exception]]] = [
+    ("queues", 0, ValueError),
+    ("queues", -1, ValueError),
+    ("queues", 257, ValueError),
+    ("queues", 1.0, TypeError),
+    ("queues", "1", TypeError),
+    ("queues", True, TypeError),
+    ("queues", None, TypeError),
+    ("addresses", "10.0.0.1/24", TypeError),
+    ("addresses", b"10.0.0.1/24", TypeError),
+    ("addresses", None, TypeError),
+    ("addresses", 5, TypeError),
+    ("addresses", [5], TypeError),
+    ("addresses", [None], TypeError),
+    ("addresses", [ipaddress.ip_network("10.0.0.0/24")], TypeError),
+    ("addresses", ["nonsense"], ValueError),
+    ("addresses", ["10.0.0.1/33"], ValueError),
+    ("addresses", ["10.0.0.256/24"], ValueError),
+    ("addresses", ["10.0.0.1/24", "fd00::1/129"], ValueError),
+    ("addresses", ["10.0.0.1/24 peer 10.0.0.2/32"], ValueError),
+    ("addresses", ["10.0.0.1 peer fd00::1/64"], ValueError),
+    ("addresses", ["10.0.0.1 peer"], ValueError),
+    ("addresses", ["fe80::1%eth0/64"], ValueError),
+    ("routes", "10.0.0.0/24", TypeError),
+    ("routes", b"10.0.0.0/24", TypeError),
+    ("routes", None, TypeError),
+    ("routes", 5, TypeError),
+    ("routes", [5], TypeError),
+    ("routes", [""], ValueError),
+    ("routes", ["nonsense"], ValueError),
+    ("routes", ["10.0.0.1/24"], ValueError),  # host bits set
+    ("routes", ["10.0.0.0/24 via"], ValueError),
+    ("routes", ["10.0.0.0/24 via nowhere"], ValueError),
+    ("routes", ["10.0.0.0/24 via fd00::1"], ValueError),
+    ("routes", ["10.0.0.0/24 metric -1"], ValueError),
+    ("routes", ["10.0.0.0/24 metric 4294967296"], ValueError),
+    ("routes", ["10.0.0.0/24 table main"], ValueError),
+    ("routes", ["10.0.0.0/24 table 0"], ValueError),
+    ("routes", ["10.0.0.0/24 dev tun0"], ValueError),
+    ("mtu", 67, ValueError),
+    ("mtu", 65_536, ValueError),
+    ("mtu", -1, ValueError),
+    ("mtu", "1500", TypeError),
+    ("mtu", 1500.0, TypeError),
+    ("mtu", True, TypeError),
+    ("txqueuelen", -1, ValueError),
+    ("txqueuelen", 2**32, ValueError),
+    ("txqueuelen", "500", TypeError),
+    ("netns", 1.5, TypeError),
+    ("netns", True, TypeError),
+    ("netns", b"name", TypeError),
+    ("netns", ["name"], TypeError),
+    ("netns", -1, ValueError),
+    ("netns", "", ValueError),
+    ("netns", "a\0b", ValueError),
+    ("owner", -1, ValueError),
+    ("owner", 2**32, ValueError),
+    ("owner", True, TypeError),
+    ("owner", 1.0, TypeError),
+    ("owner", b"root", TypeError),
+    ("owner", "no such user", ValueError),
+    ("owner", "", ValueError),
+    ("group", -1, ValueError),
+    ("group", 2**32, ValueError),
+    ("group", True, TypeError),
+    ("group", 1.0, TypeError),
+    ("group", "no such group", ValueError),
+    ("group", "", ValueError),
+    ("offload", "on", ValueError),
+    ("offload", "", ValueError),
+    ("offload", None, ValueError),
+    ("offload", True, ValueError),
+    ("offload", "split", NotImplementedError),
+    ("sndbuf", 0, ValueError),
+    ("sndbuf", -1, ValueError),
+    ("sndbuf", 2**31, ValueError),
+    ("sndbuf", "65536", TypeError),
+    ("sndbuf", True, TypeError),
+]
+
+WRONG_TAP: list[tuple[str, Any, type[Exception]]] = [
+    ("mtu", 65_522, ValueError),
+    ("mac", "", ValueError),
+    ("mac", "02:00:00:00:00", ValueError),
+    ("mac", "02-00-00-00-00-01", ValueError),
+    ("mac", "02:00:00:00:00:0g", ValueError),
+    ("mac", "02:00:00:00:00:01\n", ValueError),
+    ("mac", "01:00:5e:00:00:01", ValueError),
+    ("mac", "ff:ff:ff:ff:ff:ff", ValueError),
+    ("mac", "00:00:00:00:00:00", ValueError),
+    ("mac", b"\2\0\0\0\0\1", TypeError),
+    ("mac", 2, TypeError),
+    ("bridge", "", ValueError),
+    ("bridge", LONG, ValueError),
+    ("bridge", "br 0", ValueError),
+    ("bridge", 3, TypeError),
+    ("bridge", True, TypeError),
+]
+
+SWITCHES = ["multi_queue", "up", "persist", "exclusive", "packet_info", "napi", "carrier"]
+
+
+@pytest.mark.usefixtures("nothing_done")
+class TestWrong:
+    @both
+    @pytest.mark.parametrize(("name", "kind"), WRONG_NAMES, ids=lambda value: repr(value))
+    def test_name(self, open_it: Open, name: Any, kind: type[Exception]) -> None:
+        with pytest.raises(kind) as caught:
+            open_it(name)
+        assert type(caught.value) is kind
+
+    @both
+    @pytest.mark.parametrize(("option", "value", "kind"), WRONG)
+    def test_value(self, open_it: Open, option: str, value: Any, kind: type[Exception]) -> None:
+        with pytest.raises(kind) as caught:
+            open_it("tun0", **{option: value})
+        assert type(caught.value) is kind
+
+    @pytest.mark.parametrize(("option", "value", "kind"), WRONG_TAP)
+    def test_value_on_a_tap(self, option: str, value: Any, kind: type[Exception]) -> None:
+        with pytest.raises(kind) as caught:
+            aiotun.open_tap("tap0", **{option: value})
+        assert type(caught.value) is kind
+
+    @both
+    @pytest.mark.parametrize("option", SWITCHES)
+    def test_words_are_no_switches(self, open_it: Open, option: str) -> None:
+        """``persist="no"`` must not be taken for a yes."""
+        with pytest.raises(TypeError, match=option):
+            open_it("tun0", **{option: "no"})
+
+    @pytest.mark.parametrize(
+        "options", [{"mac": "02:00:00:00:00:01"}, {"bridge": "br0"}, {"mac": "x", "bridge": ""}]
+    )
+    def test_a_tun_has_neither_mac_nor_bridge(self, options: dict[str, Any]) -> None:
+        with pytest.raises(TypeError, match="open_tap"):
+            aiotun.open_tun("tun0", **options)
+
+    @both
+    def test_unknown_keyword(self, open_it: Open) -> None:
+        with pytest.raises(TypeError, match="adresses"):
+            open_it("tun0", adresses=["10.0.0.1/24"])
+
+    @both
+    def test_options_are_keywords(self, open_it: Open) -> None:
+        with pytest.raises(TypeError, match="positional"):
+            open_it("tun0", 2)
+
+    @both
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"queues": 2, "multi_queue": False}, "multi_queue"),
+            ({"packet_info": True, "offload": "raw"}, "packet_info"),
+        ],
+    )
+    def test_together(self, open_it: Open, options: dict[str, Any], words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            open_it("tun0", **options)
+
+    @both
+    def test_split_says_that_it_is_not_built_yet(self, open_it: Open) -> None:
+        with pytest.raises(NotImplementedError, match=r"split.*not built yet.*'off'.*'raw'"):
+            open_it("tun0", offload="split")
+
+    @both
+    @pytest.mark.parametrize(
+        ("option", "value", "words"),
+        [
+            ("addresses", "10.0.0.1/24", "addresses=['10.0.0.1/24']"),
+            ("routes", "default", "routes=['default']"),
+            ("addresses", ["10.0.0.1/33"], "write '10.0.0.1/24'"),
+            ("routes", ["10.0.0.1/24"], "10.0.0.0/24"),
+            ("mtu", 67, "68 to 65"),
+            ("queues", 257, "1 to 256"),
+            ("owner", "no such user", "no such user"),
+            ("group", "no such group", "no such group"),
+            ("netns", 1.5, "a name, a path, an open fd"),
+        ],
+    )
+    def test_the_text_says_what_is_right(
+        self, open_it: Open, option: str, value: Any, words: str
+    ) -> None:
+        with pytest.raises((ValueError, TypeError), match=re.escape(words)):
+            open_it("tun0", **{option: value})
+
+
+@pytest.mark.usefixtures("nothing_done")
+class TestRight:
+    @both
+    @pytest.mark.parametrize(
+        "name", [None, "a", "a" * 15, "é" * 7, "vpn%d", "%d", "a%db", "a.b", "a-b", "...", "tun0"]
+    )
+    def test_names(self, open_it: Open, name: str | None) -> None:
+        open_it(name)
+
+    @both
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            ("queues", 256),
+            ("mtu", 68),
+            ("mtu", 65_521),
+            ("txqueuelen", 0),
+            ("txqueuelen", 2**32 - 1),
+            ("owner", 0),
+            ("owner", "root"),
+            ("group", 0),
+            ("group", "root"),
+            ("sndbuf", 2**31 - 1),
+            ("netns", "name"),
+            ("netns", Path("/run/netns/name")),
+            ("netns", 0),
+            ("addresses", iter(["10.0.0.1"])),
+            ("routes", (each for each in ["default via 10.0.0.1 metric 5 table 100"])),
+        ],
+    )
+    def test_values(self, open_it: Open, option: str, value: Any) -> None:
+        open_it("tun0", **{option: value})
+
+    def test_a_tun_takes_a_larger_mtu(self) -> None:
+        aiotun.open_tun(mtu=65_535)
+
+    def test_iterables_are_read_at_the_call(self) -> None:
+        addresses = ["10.0.0.1/24"]
+        opener = aiotun.open_tun(addresses=iter(addresses), routes=iter(["10.1.0.0/16"]))
+        addresses.clear()
+        assert [str(each) for each in opener._options.addresses] == ["10.0.0.1/24"]
+        assert [str(each) for each in opener._options.routes] == ["10.1.0.0/16"]
+
+    def test_users_and_groups_are_looked_up_at_the_call(self) -> None:
+        checked = _options.check("tun", "tun0", owner="root", group="root")
+        assert (checked.owner, checked.group) == (0, 0)
+
+    @pytest.mark.parametrize(
+        ("options", "multi_queue"),
+        [
+            ({}, False),
+            ({"queues": 2}, True),
+            ({"multi_queue": True}, True),
+            ({"multi_queue": False}, False),
+            ({"queues": 2, "multi_queue": True}, True),
+        ],
+    )
+    def test_multi_queue_follows_queues(self, options: dict[str, Any], multi_queue: bool) -> None:
+        assert _options.check("tun", None, **options).multi_queue is multi_queue
+
+
+class TestOpener:
+    @both
+    def test_never_awaited_does_nothing_and_warns_nothing(self, open_it: Open) -> None:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            opener = open_it("tun0", addresses=["10.0.0.1/24"], persist=True)
+            del opener
+            gc.collect()
+        assert seen == []
+        assert socket.if_nameindex() == [(1, "lo")]
+
+    @both
+    async def test_works_once(self, open_it: Open) -> None:
+        opener = open_it("one0")
+        device = await opener
+        await device.aclose()
+        for again in range(2):
+            with pytest.raises(RuntimeError, match="again"):
+                await opener
+            with pytest.raises(RuntimeError, match="again"):
+                async with opener:
+                    raise AssertionError(again)
+
+    async def test_works_once_also_after_a_failure(self) -> None:
+        opener = aiotun.open_tun("one0", netns="no-such-namespace")
+        with pytest.raises(aiotun.LinkError) as caught:
+            await opener
+        assert caught.value.errno == errno.ENOENT
+        with pytest.raises(RuntimeError, match="again"):
+            await opener
+
+    async def test_works_once_also_for_two_tasks_at_once(self) -> None:
+        opener = aiotun.open_tun("one0")
+
+        async def use() -> aiotun.TunDevice:
+            return await opener
+
+        first, second = await asyncio.gather(use(), use(), return_exceptions=True)
+        assert isinstance(first, aiotun.TunDevice)
+        await first.aclose()
+        assert isinstance(second, RuntimeError)
+
+    @both
+    async def test_both_forms(self, open_it: Open) -> None:
+        device = await open_it("one0")
+        assert [name for _, name in socket.if_nameindex()] == ["lo", "one0"]
+        await device.aclose()
+        assert device.closed
+        async with open_it("two0") as device:
+            assert [name for _, name in socket.if_nameindex()] == ["lo", "two0"]
+        assert device.closed
+        assert socket.if_nameindex() == [(1, "lo")]
+
+    async def test_async_with_closes_after_an_error(self) -> None:
+        with pytest.raises(KeyError):
+            async with aiotun.open_tun("one0") as device:
+                raise KeyError
+        assert device.closed
+        assert socket.if_nameindex() == [(1, "lo")]
+
+    async def test_async_with_may_be_closed_inside(self) -> None:
+        async with aiotun.open_tun("one0") as device:
+            await device.aclose()
+        assert device.closed

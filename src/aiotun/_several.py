@@ -32,6 +32,7 @@ class QueueGroup(PacketIO):
     __slots__ = (
         "__weakref__",
         "_budget",
+        "_offer",
         "_ready",
         "_undecodable",
         "_unwatched",
@@ -46,6 +47,7 @@ class QueueGroup(PacketIO):
         self._ready: deque[Queue] = deque()
         # Open queues that the loop does not watch, and has to before a task may wait here.
         self._unwatched: set[QueueBase] = set(queues)
+        self._offer: Queue | None = None  # the queue that is resuming a task right now
         self._budget = BUDGET
         self._undecodable = 0
         for queue in queues:
@@ -62,7 +64,9 @@ class QueueGroup(PacketIO):
         self._has_packets(queue)
         # All queues may call in one turn of the loop, so they share what one has for itself.
         self._budget = max(1, BUDGET // len(self.queues))
+        self._offer = queue
         self.line.next().wake()
+        self._offer = None
 
     def unwatch(self, queue: Queue) -> None:
         """Note that a queue has packets, nobody wanted them, and the loop stopped watching it."""
@@ -109,11 +113,18 @@ class QueueGroup(PacketIO):
         return self._take_with(lambda queue: queue._take_into(view))
 
     def _take_with(self, take: Callable[[Queue], T]) -> T:
-        """Take from the ready queues in turn, leaving alone those for whose packets tasks wait."""
-        ready = self._ready
+        """Take from the ready queues in turn, leaving alone those for whose packets tasks wait.
+
+        But not the one that resumed us: it found that this task has waited for longest.
+        """
+        ready, offer = self._ready, self._offer
+        self._offer = None
+        if offer is not None:
+            ready.remove(offer)
+            ready.appendleft(offer)
         for _ in range(len(ready)):
             queue = ready[0]
-            if queue.wanted:
+            if queue.wanted and queue is not offer:
                 ready.rotate(-1)
                 continue
             try:

@@ -1,0 +1,218 @@
+"""Promise 1: a packet is never lost or torn by cancellation, whatever receives it."""
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from aiotun import PacketIO
+
+from .rig import KINDS, RECEIVE, number, rest, rig, waiting
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_method = pytest.mark.parametrize("method", RECEIVE)
+
+
+@each_kind
+@each_method
+async def test_cancelled_as_the_packet_comes(kind: str, method: str) -> None:
+    """Cancelled before the loop has looked, in the same turn as the packet."""
+    async with rig(kind) as r:
+        task = await waiting(RECEIVE[method](r.io))
+        r.inject(3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await rest(r.io, 3) == [0, 1, 2]
+
+
+@contextlib.contextmanager
+def ready_fd(callback: Callable[[], object]) -> Iterator[None]:
+    """An fd that is ready in the loop's next turn, whatever else is."""
+    reader, writer = os.pipe()
+    loop = asyncio.get_running_loop()
+
+    def once() -> None:
+        loop.remove_reader(reader)
+        callback()
+
+    loop.add_reader(reader, once)
+    os.write(writer, b"x")
+    try:
+        yield
+    finally:
+        loop.remove_reader(reader)
+        os.close(reader)
+        os.close(writer)
+
+
+@each_kind
+@each_method
+@pytest.mark.parametrize("first", ["cancel", "packet"])
+async def test_cancelled_in_the_turn_of_readiness(kind: str, method: str, first: str) -> None:
+    """Both fds are ready in one turn; whichever callback runs first, no packet is missing."""
+    async with rig(kind) as r:
+        task = await waiting(RECEIVE[method](r.io))
+        received = []
+        if first == "packet":
+            r.inject(2)
+        with ready_fd(task.cancel):
+            if first == "cancel":
+                r.inject(2)
+            with contextlib.suppress(asyncio.CancelledError):
+                received.append(number(await task))
+        assert received + await rest(r.io, 2 - len(received)) == [0, 1]
+
+
+@each_kind
+@each_method
+async def test_cancelled_one_by_one(kind: str, method: str) -> None:
+    """Whoever stands in line behind a cancelled waiter gets what that one would have got."""
+    async with rig(kind) as r:
+        tasks = [await waiting(RECEIVE[method](r.io)) for _ in range(7)]
+        gone = [tasks[0], tasks[3], tasks[6]]
+        r.inject(4)
+        for task in gone:
+            task.cancel()
+        left = [task for task in tasks if task not in gone]
+        assert [number(packet) for packet in await asyncio.gather(*left)] == [0, 1, 2, 3]
+        assert all(isinstance(e, asyncio.CancelledError) for e in await asyncio.gather(
+            *gone, return_exceptions=True))  # fmt: skip
+        assert await rest(r.io, 0) == []
+
+
+@each_kind
+@each_method
+async def test_timeouts_in_a_storm(kind: str, method: str) -> None:
+    """Timeouts that strike at any moment of a stream of packets lose none and reorder none."""
+    total = 400
+    async with rig(kind) as r:
+        chance = random.Random(1)
+
+        async def storm() -> None:
+            while r.count < total:
+                r.inject(min(chance.randrange(1, 6), total - r.count))
+                await asyncio.sleep(chance.random() * 0.0005)
+
+        sender = asyncio.create_task(storm())
+        received: list[int] = []
+        timeouts = 0
+        while len(received) < total:
+            try:
+                async with asyncio.timeout(chance.random() * 0.0008):
+                    received.append(number(await RECEIVE[method](r.io)))
+            except TimeoutError:
+                timeouts += 1
+        await sender
+        assert received == list(range(total))
+        assert timeouts
+        assert await rest(r.io, 0) == []
+
+
+@each_kind
+async def test_a_batch_is_all_or_nothing(kind: str) -> None:
+    """recv_many takes several at once, and has them all in its result or none."""
+    async with rig(kind) as r:
+        received: list[int] = []
+        chance = random.Random(2)
+        while r.count < 500:
+            task = await waiting(r.io.recv_many(8))
+            r.inject(chance.randrange(1, 5))
+            for _ in range(chance.randrange(3)):
+                await asyncio.sleep(0)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                received += [number(packet) for packet in await task]
+            while len(received) < r.count:
+                received += [number(packet) for packet in await r.io.recv_many(3)]
+        assert received == list(range(r.count))
+
+
+@each_kind
+async def test_a_reader_is_cancelled_in_a_burst(kind: str) -> None:
+    """Many packets wait; the task that iterates is cancelled and another goes on behind it."""
+    total = 600
+    async with rig(kind) as r:
+        r.inject(total)
+        received: list[int] = []
+
+        async def read() -> None:
+            async for packet in r.io:
+                received.append(number(packet))
+                if len(received) % 40 == 0:
+                    await asyncio.sleep(0)
+
+        turns = 0
+        while len(received) < total:
+            task = asyncio.create_task(read())
+            for _ in range(turns % 5 + 1):
+                await asyncio.sleep(0)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            turns += 1
+        assert received == list(range(total))
+        assert turns > 3
+        assert await rest(r.io, 0) == []
+
+
+@each_kind
+async def test_cancelled_between_two_receives(kind: str) -> None:
+    """A task that is cancelled by another one, which the same wake-up resumed."""
+    async with rig(kind) as r:
+        received: list[int] = []
+
+        async def first() -> None:
+            received.append(number(await r.io.recv()))
+            second.cancel()
+
+        async def other() -> None:
+            received.append(number(await r.io.recv()))
+
+        task = await waiting(first())
+        second = await waiting(other())
+        r.inject(2)
+        await task
+        with contextlib.suppress(asyncio.CancelledError):
+            await second
+        assert received + await rest(r.io, 2 - len(received)) == [0, 1]
+
+
+async def test_several_queues_and_several_flows() -> None:
+    """Receivers of a device and of its queues are cancelled at random; each packet comes once."""
+    async with rig("group") as r:
+        chance = random.Random(3)
+        received: list[int] = []
+
+        async def receive(io: PacketIO) -> None:
+            received.append(number(await RECEIVE[chance.choice(list(RECEIVE))](io)))
+
+        receivers: list[PacketIO] = [r.tun, *r.tun.queues]
+        tasks: set[asyncio.Task[None]] = set()
+        total = 1000
+        socks = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(12)]
+        for sock in socks:
+            sock.connect(("10.9.0.2", 9))
+        while r.count < total or len(received) < total:
+            while len(tasks) < 9:
+                tasks.add(asyncio.create_task(receive(chance.choice(receivers))))
+            for _ in range(chance.randrange(4)):
+                if r.count < total:
+                    chance.choice(socks).send(r.count.to_bytes(4, "big"))
+                    r.count += 1
+            for _ in range(chance.randrange(3)):
+                await asyncio.sleep(0)
+            task = chance.choice(list(tasks))
+            task.cancel()
+            await asyncio.wait([task])
+            tasks = {task for task in tasks if not task.done()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for sock in socks:
+            sock.close()
+        assert sorted(received) == list(range(total))

@@ -149,7 +149,7 @@ def _mismatch(name: str, flags: Iff) -> str:
     return f"{name} is a multi-queue device; open it with multi_queue=True"
 
 
-def get_flags(fd: int) -> tuple[str, Iff]:
+def get_flags(fd: int, name: str | None = None) -> tuple[str, Iff]:
     """TUNGETIFF: the interface's present name and its flags (mind NO_PI: see `Iff`).
 
     Raises:
@@ -160,7 +160,7 @@ def get_flags(fd: int) -> tuple[str, Iff]:
     try:
         fcntl.ioctl(fd, Ioctl.TUNGETIFF, request, True)
     except OSError as error:
-        raise _common(error, None, "be asked for its flags") from error
+        raise _common(error, name, "be asked for its flags") from error
     return _name(request), Iff(_abi.IFREQ.unpack(request)[1])
 
 
@@ -213,10 +213,13 @@ def set_queue(fd: int, name: str, on: bool) -> None:
     """
     flags = Iff.ATTACH_QUEUE if on else Iff.DETACH_QUEUE
     request = _abi.IFREQ.pack(b"", flags)
-    _by_pointer(
-        fd, Ioctl.TUNSETQUEUE, request, name,
-        f"{'enable' if on else 'disable'} one of its queues (only multi-queue devices can)",
-    )  # fmt: skip
+    what = "enable" if on else "disable"
+    what += " this queue: it is in that state already, or the device is not a multi-queue one"
+    try:
+        _by_pointer(fd, Ioctl.TUNSETQUEUE, request, name, what)
+    except DeviceMismatchError:
+        get_flags(fd, name)  # where the interface is gone the kernel says EINVAL here, too
+        raise
 
 
 def set_carrier(fd: int, name: str, on: bool) -> None:

@@ -165,6 +165,9 @@ class QueueBase(PacketIO):
         """Become one of several: tasks may wait for a packet of any."""
         self._group = weakref.ref(group)
 
+    def _peers(self) -> QueueGroup | None:
+        return self._group() if self._group is not None else None
+
     def watch(self) -> asyncio.AbstractEventLoop:
         """Have the running loop watch for packets."""
         loop = self._bind()
@@ -215,8 +218,7 @@ class QueueBase(PacketIO):
         fd, self._fd = self._fd, -1
         self._end = end
         self._free = 0
-        group = self._group() if self._group is not None else None
-        if group is not None:
+        if (group := self._peers()) is not None:
             group.leave(self)
         return fd
 
@@ -307,9 +309,8 @@ class QueueBase(PacketIO):
             self._stop_writing()
             self._line.dismiss()
             self._senders.dismiss()
-            group = self._group() if self._group is not None else None
-            if group is not None:
-                group.line.dismiss()
+            if (group := self._peers()) is not None:
+                group.lose(self)
         return lost
 
     def _read_error(self, error: OSError) -> Exception:

@@ -6,6 +6,7 @@ packets go to. The reading and writing itself is each queue's own.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -32,10 +33,13 @@ class QueueGroup(PacketIO):
     __slots__ = (
         "__weakref__",
         "_budget",
+        "_lost",
         "_offer",
+        "_open",
         "_ready",
         "_undecodable",
         "_unwatched",
+        "_usable",
         "line",
         "queues",
     )
@@ -43,6 +47,9 @@ class QueueGroup(PacketIO):
     def __init__(self, queues: tuple[Queue, ...], keep: set[Waiter]) -> None:
         self.queues: tuple[Queue, ...] = queues
         self.line: Line = Line(keep)  # tasks that want a packet of any queue
+        self._open: list[Queue] = list(queues)
+        self._usable: list[Queue] | None = None  # open and enabled; None: to be found again
+        self._lost: QueueBase | None = None  # one that found the interface gone
         # Queues that had packets when last seen; the first one is whose turn it is.
         self._ready: deque[Queue] = deque()
         # Open queues that the loop does not watch, and has to before a task may wait here.
@@ -75,10 +82,23 @@ class QueueGroup(PacketIO):
 
     def leave(self, queue: QueueBase) -> None:
         """Note that a queue was closed."""
-        self._unwatched.discard(queue)
+        self._open = [each for each in self._open if each is not queue]
         self._ready = deque(each for each in self._ready if each is not queue)
-        if self.closed:
+        self._unwatched.discard(queue)
+        self._usable = None
+        if self._lost is queue:
+            self._lost = None
+        if not self._open:
             self.line.dismiss()
+
+    def lose(self, queue: QueueBase) -> None:
+        """Note that a queue found the interface gone."""
+        self._lost = queue
+        self.line.dismiss()
+
+    def choose_anew(self) -> None:
+        """Note that a queue was disabled or enabled."""
+        self._usable = None
 
     def _has_packets(self, queue: Queue) -> None:
         if queue not in self._ready:
@@ -87,7 +107,7 @@ class QueueGroup(PacketIO):
     # Receiving
 
     async def _receive(self, take: Callable[[], T]) -> T:
-        self._check_open()
+        loop = self._bind()
         front = False
         if self._budget > 0 and not self.line:
             try:
@@ -95,7 +115,6 @@ class QueueGroup(PacketIO):
             except BlockingIOError:
                 pass
         while True:
-            loop = self._open_queues()[0].watch()
             while self._unwatched:
                 self._unwatched.pop().watch()
             await Waiter(loop, self.line, front=front)
@@ -155,18 +174,20 @@ class QueueGroup(PacketIO):
         if self.line:
             raise BlockingIOError(errno.EAGAIN, "a task has been waiting for the next packet")
         # Nobody told us lately which are ready: ask them all, those that are known first.
-        for queue in self._open_queues():
+        for queue in self._open:
             self._has_packets(queue)
         return self._take()
 
     # Sending
 
     async def send(self, packet: Buffer) -> None:
+        self._bind()
         await self._queue_for(packet).send(packet)
 
     async def send_many(self, packets: Iterable[Buffer]) -> int:
         sent = 0
         try:
+            self._bind()
             for packet in packets:
                 await self._queue_for(packet).send(packet)
                 sent += 1
@@ -180,7 +201,9 @@ class QueueGroup(PacketIO):
 
     def _queue_for(self, packet: Buffer) -> Queue:
         """The queue that this packet's flow goes to, both ways: the kernel follows our choice."""
-        usable = [queue for queue in self.queues if not (queue.closed or queue.disabled)]
+        usable = self._usable
+        if usable is None:
+            usable = self._usable = [queue for queue in self._open if not queue.disabled]
         if not usable:
             self._check_open()
             raise LinkDownError(
@@ -203,7 +226,7 @@ class QueueGroup(PacketIO):
 
     @property
     def closed(self) -> bool:
-        return all(queue.closed for queue in self.queues)
+        return not self._open
 
     def fileno(self) -> int:
         if self.closed:
@@ -232,12 +255,13 @@ class QueueGroup(PacketIO):
     def _count_undecodable(self) -> None:
         self._undecodable += 1
 
-    def _open_queues(self) -> list[Queue]:
-        return [queue for queue in self.queues if not queue.closed]
+    def _bind(self) -> asyncio.AbstractEventLoop:
+        """Check that the queues are of the running loop, and usable."""
+        self._check_open()
+        return self._open[0]._bind()
 
     def _check_open(self) -> None:
-        queues = self._open_queues()
-        if not queues:
+        if not self._open:
             raise DeviceClosedError(f"{self._shown} was closed here; open it again to go on")
-        for queue in queues:
-            queue._check_open()
+        if self._lost is not None:
+            self._lost._check_open()

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, Unpack
 
-from . import _abi, _ioctl, _options, _threads
-from ._abi import Iff
-from ._interface import Interface
+from . import _ioctl, _options, _threads
+from ._adopting import adopt
 from ._linktypes import parse_mac
 from ._opening import Opened, Opening
 from ._options import TapOptions, TunOptions
-from ._packetio import Mode, Offload, PacketIO, PacketStats, check_offload, mode_of
+from ._packetio import Mode, Offload, PacketIO, PacketStats
 from ._several import QueueGroup
 from ._threads import NetnsArg
 from ._waiting import Waiter
-from .errors import DeviceClosedError, DeviceMismatchError
+from .errors import DeviceClosedError
 from .link import Link
 from .queue import Queue
 
@@ -97,52 +94,10 @@ class Device(PacketIO):
             DeviceLostError: the interface is gone.
             LinkError: there is no such interface in that namespace, or no such namespace.
         """
-        fds = [fd, *more]
-        if len(set(fds)) < len(fds):
-            raise ValueError(f"an fd stands twice in {fds}; each queue has its own")
-        if offload is not None:
-            check_offload(offload)
-        found = [_ask(each) for each in fds]
-        name, flags = found[0]
-        for other, _ in found[1:]:
-            if other != name:
-                text = f"the fds are queues of {name} and of {other}; make a device of each"
-                raise DeviceMismatchError(errno.EINVAL, text, name)
-        if mode_of(flags) != cls._kind:
-            text = f"{name} is a {mode_of(flags).upper()} device; make it one of the other class"
-            raise DeviceMismatchError(errno.EINVAL, text, name)
-        offload = cls._check_header(fds[0], name, flags, offload, packet_info)
-        namespace = _threads.Namespace(_threads.open_netns(netns))
-
-        def look_up() -> Interface:
-            return Interface(name, _ioctl.get_index(name), _ioctl.get_mtu(name))
-
-        interface = _threads.run_blocking(look_up, namespace.fd)
-        for each in fds:
-            os.set_blocking(each, False)
-            os.set_inheritable(each, False)
-        opened = Opened(fds, interface, namespace)
+        opened, offload = adopt(
+            cls._kind, [fd, *more], netns=netns, packet_info=packet_info, offload=offload
+        )
         return cls(opened, offload=offload, packet_info=packet_info)
-
-    @staticmethod
-    def _check_header(
-        fd: int, name: str, flags: Iff, offload: Offload | None, packet_info: bool
-    ) -> Offload:
-        has_header = bool(flags & Iff.VNET_HDR)
-        if offload is None:
-            offload = "raw" if has_header else "off"
-        if (offload == "raw") != has_header:
-            what = "a" if has_header else "no"
-            text = f"{name} has {what} virtio-net header, so offload={offload!r} does not fit it"
-            raise DeviceMismatchError(errno.EINVAL, text, name)
-        if has_header and packet_info:
-            raise ValueError("packet_info=True goes with offload='off' only")
-        if has_header:
-            size = _ioctl.get_vnet_header_size(fd, name)
-            if size != _abi.VNET_HDR_SIZE:
-                text = f"{name} has a virtio-net header of {size} bytes; have its opener set 10"
-                raise DeviceMismatchError(errno.EINVAL, text, name)
-        return offload
 
     # What is known of it
 
@@ -332,16 +287,6 @@ class TapDevice(Device):
         """
         packed = [bytes.fromhex(parse_mac(mac, multicast=True).replace(":", "")) for mac in macs]
         _ioctl.set_tx_filter(self._any_fd(), self.name, packed, all_multicast)
-
-
-def _ask(fd: int) -> tuple[str, Iff]:
-    try:
-        return _ioctl.get_flags(fd)
-    except OSError as error:
-        if error.errno not in (errno.EBADF, errno.ENOTTY, errno.EINVAL):
-            raise
-        what = "not open" if error.errno == errno.EBADF else "not a queue of a TUN or TAP device"
-        raise ValueError(f"fd {fd} is {what}") from error
 
 
 class Opener(Generic[D]):

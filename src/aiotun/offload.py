@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 from ._abi import VNET_HDR_SIZE
 
@@ -32,12 +32,20 @@ class GsoType(enum.IntEnum):
     ECN = 0x80
 
 
-class VnetHeader(NamedTuple):
+class _VnetFields(NamedTuple):
+    flags: int = 0
+    gso_type: int = 0
+    hdr_len: int = 0
+    gso_size: int = 0
+    csum_start: int = 0
+    csum_offset: int = 0
+
+
+class VnetHeader(_VnetFields):
     """The 10-byte virtio-net header, its fields by the kernel's names.
 
     Attributes:
-        flags: 1 (NEEDS_CSUM) where the checksum is yet to be finished, 2 (DATA_VALID) where it was
-            verified.
+        flags: NEEDS_CSUM where the checksum is yet to be finished, DATA_VALID where it is verified.
         gso_type: a `GsoType`, perhaps with the ECN bit.
         hdr_len: the length in bytes of all headers; a hint only.
         gso_size: the payload in bytes of each segment.
@@ -45,12 +53,13 @@ class VnetHeader(NamedTuple):
         csum_offset: where behind that the checksum itself stands.
     """
 
-    flags: int = 0
-    gso_type: int = 0
-    hdr_len: int = 0
-    gso_size: int = 0
-    csum_start: int = 0
-    csum_offset: int = 0
+    __slots__ = ()
+
+    SIZE: ClassVar[int] = VNET_HDR_SIZE
+    """The header's length in bytes."""
+
+    NEEDS_CSUM: ClassVar[int] = 1
+    DATA_VALID: ClassVar[int] = 2
 
     def pack(self) -> bytes:
         """Give the header as the kernel takes it.

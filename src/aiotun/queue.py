@@ -186,7 +186,7 @@ class Queue(QueueBase):
 
     def _readable(self) -> None:
         """The loop's reader callback: resume those who wait, in order, while there are packets."""
-        group = self._group() if self._group is not None else None
+        group = self._peers()
         waiting = len(self._line) + (len(group.line) if group is not None else 0)
         self._budget = BUDGET
         self._drained = False
@@ -214,7 +214,7 @@ class Queue(QueueBase):
     def _somebody_waits(self) -> bool:
         if self._line:
             return True
-        group = self._group() if self._group is not None else None
+        group = self._peers()
         return group is not None and bool(group.line)
 
     # Sending
@@ -305,9 +305,7 @@ class Queue(QueueBase):
             DeviceMismatchError: the device was not opened multi-queue, or it is disabled already.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
-        self._check_open()
-        _ioctl.set_queue(self._fd, self._interface.name, on=False)
-        self._disabled = True
+        self._set_enabled(False)
 
     def enable(self) -> None:
         """Let the kernel choose this queue again (TUNSETQUEUE, IFF_ATTACH_QUEUE).
@@ -316,9 +314,14 @@ class Queue(QueueBase):
             DeviceMismatchError: the device was not opened multi-queue, or it is enabled already.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
+        self._set_enabled(True)
+
+    def _set_enabled(self, on: bool) -> None:
         self._check_open()
-        _ioctl.set_queue(self._fd, self._interface.name, on=True)
-        self._disabled = False
+        _ioctl.set_queue(self._fd, self._interface.name, on)
+        self._disabled = not on
+        if (group := self._peers()) is not None:
+            group.choose_anew()
 
     @property
     def disabled(self) -> bool:

@@ -5,6 +5,7 @@ import contextlib
 import os
 import random
 import socket
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -216,3 +217,20 @@ async def test_several_queues_and_several_flows() -> None:
         for sock in socks:
             sock.close()
         assert sorted(received) == list(range(total))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.12 brought eager tasks")
+@each_kind
+@each_method
+async def test_eager_tasks(kind: str, method: str) -> None:
+    """A task that begins to wait while it is being made, and one that need not wait at all."""
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+    async with rig(kind) as r:
+        tasks = [asyncio.create_task(RECEIVE[method](r.io)) for _ in range(3)]
+        r.inject(2)
+        tasks[0].cancel()
+        found = await asyncio.gather(*tasks[1:])
+        assert [number(packet) for packet in found] == [0, 1]
+        r.inject(2)
+        assert number(await asyncio.create_task(RECEIVE[method](r.io))) == 2
+        assert await rest(r.io, 1) == [3]

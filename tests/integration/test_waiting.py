@@ -1,6 +1,7 @@
 """Promises 5 and 6: who is served when, exactly once each, and the loop lives on."""
 
 import asyncio
+import gc
 import itertools
 import socket
 import struct
@@ -62,6 +63,19 @@ async def test_a_queue_and_its_device_have_one_order() -> None:
         with pytest.raises(BlockingIOError):
             queue.recv_nowait()
         assert [number(packet) for packet in await asyncio.gather(*tasks)] == list(range(6))
+
+
+async def test_a_device_does_not_overtake_who_waits_for_its_queue() -> None:
+    """Also where the device knows the queue to be ready, and could read at once."""
+    async with rig("member") as r:
+        r.inject(2)
+        assert number(await r.tun.recv()) == 0
+        assert number(await r.io.recv()) == 1
+        waiter = await waiting(r.io.recv())
+        r.inject(2)
+        late = asyncio.create_task(r.tun.recv())
+        assert number(await asyncio.wait_for(waiter, 5)) == 2
+        assert number(await asyncio.wait_for(late, 5)) == 3
 
 
 @each_kind
@@ -284,22 +298,35 @@ async def test_decoding_errors(kind: str, errors: Literal["skip", "raise"]) -> N
         assert r.tun.stats == aiotun.PacketStats(undecodable=1)
 
 
-@each_kind
-async def test_garbage_collection_leaves_a_waiting_task_alone(kind: str) -> None:
-    """Nobody but the loop knows the task, and nobody but the task the device."""
-    import gc
-
-    done = asyncio.get_running_loop().create_future()
-    async with rig(kind) as r:
-
-        async def receive(io: PacketIO) -> None:
-            done.set_result(number(await io.recv()))
-
-        def start() -> None:
-            asyncio.ensure_future(receive(r.io))  # noqa: RUF006 - that is the test
-
-        start()
+async def test_woken_in_vain() -> None:
+    """Another process was quicker; who waited keeps the place in line."""
+    async with rig() as r:
+        tasks = [await waiting(r.io.recv()) for _ in range(3)]
+        # As the loop does where it found the fd readable, and somebody else has read since.
+        asyncio.get_running_loop().call_soon(r.tun.queues[0]._readable)
         await asyncio.sleep(0)
-        gc.collect()
-        r.inject(1)
-        assert await asyncio.wait_for(done, 5) == 0
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in tasks)
+        r.inject(3)
+        assert [number(packet) for packet in await asyncio.gather(*tasks)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("queues", [1, 4])
+async def test_what_waits_is_no_garbage(queues: int) -> None:
+    """Nobody but the task knows the device, and nobody knows the task."""
+    done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    waits = asyncio.Event()
+
+    async def receive() -> None:
+        async with aiotun.open_tun("lone0", queues=queues, addresses=["10.9.0.1/24"]) as tun:
+            waits.set()
+            packet = await tun.recv()
+        done.set_result(packet)
+
+    asyncio.ensure_future(receive())  # noqa: RUF006 - that is the test
+    await waits.wait()
+    await asyncio.sleep(0)
+    gc.collect()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"still there?", ("10.9.0.2", 9))
+    assert (await asyncio.wait_for(done, 5))[28:] == b"still there?"

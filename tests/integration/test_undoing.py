@@ -9,6 +9,7 @@ import errno
 import fcntl
 import functools
 import gc
+import json
 import random
 import socket
 import struct
@@ -28,9 +29,12 @@ from aiotun._rtnetlink import Session
 from ..helpers import REAL_ROOT, ip
 from .kernel import (
     addresses,
+    another_namespace,
     ask,
     changes,
+    child,
     held,
+    inside,
     is_up,
     link,
     make,
@@ -201,6 +205,53 @@ class TestFailing:
             await aiotun.open_tun("old0", routes=[new, "10.91.0.0/16 via 192.0.2.1"])
         assert changes("old0", before) == []
 
+    @pytest.mark.parametrize("who", ["owner", "group"])
+    def test_an_owner_that_stands_for_nobody(self, who: str) -> None:
+        """The last steps fail as well: a user namespace knows one user, and 12345 is another."""
+        before, after, left, said = child(
+            f"""
+            import subprocess
+
+            def show():
+                args = ["-j", "-d", "-4", "addr", "show", "dev", "old0"]
+                routes = ["-j", "-4", "route", "show", "table", "all", "dev", "old0"]
+                found = [
+                    json.loads(subprocess.check_output(["ip", *each])) for each in (args, routes)
+                ]
+                for key in ("operstate", "qdisc", "flags"):
+                    for each in found[0]:
+                        each.pop(key)
+                # The kernel marks and unmarks routes as programs come and go.
+                for each in found[1]:
+                    each.pop("flags", None)
+                return found
+
+            def run(line):
+                subprocess.run(line.split(), check=True)
+
+            run("ip link set lo up")
+            run("ip tuntap add old0 mode tun")
+            run("ip link set old0 mtu 1480 up")
+            run("ip addr add 10.8.0.1/24 dev old0")
+            before, said = show(), []
+            for name in ("old0", "new0"):
+                options = dict(
+                    addresses=["10.9.0.1/24"], routes=["10.90.0.0/16 via 10.9.0.9"], mtu=1300,
+                    persist=True, {who}=12345,
+                )
+                try:
+                    asyncio.run(opened(aiotun.open_tun(name, **options)))
+                except aiotun.AiotunError as error:
+                    said.append([type(error).__name__, error.errno, error.filename])
+            left = sorted(os.listdir("/proc/sys/net/ipv4/conf"))
+            print(json.dumps([before, show(), left, said]))
+            """,
+            prefix=["unshare", "-rn"],
+        )
+        assert said == [["DeviceMismatchError", errno.EINVAL, name] for name in ("old0", "new0")]
+        assert [each for each in left if each.endswith("0")] == ["old0"]
+        assert after == before
+
     async def test_no_owner_that_the_kernel_does_not_take(self) -> None:
         """The last steps fail as well; in a user namespace most numbers stand for nobody."""
         if REAL_ROOT:
@@ -267,6 +318,86 @@ class TestQueues:
                     )
                 assert changes("old0", before) == []
                 assert ask(fd, Ioctl.TUNGETVNETHDRSZ) == 12
+
+
+# --- In another namespace ------------------------------------------------------------------------
+
+THERE: dict[str, Any] = {
+    "addresses": ["10.9.0.1/24"],
+    "routes": ["10.90.0.0/16 via 10.9.0.9"],
+    "mtu": 1300,
+    "txqueuelen": 33,
+}
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    """The path of another namespace, with a persistent device that has something already."""
+    first = (
+        "ip tuntap add old0 mode tap && ip link set old0 mtu 1480 up && "
+        "ip addr add 10.8.0.1/24 dev old0 && ip route add 10.80.0.0/16 via 10.8.0.9 dev old0"
+    )
+    with another_namespace(first) as path:
+        yield path
+
+
+def state_there(path: str) -> tuple[Any, Any, Any]:
+    """The interfaces there, and what `old0` among them is like."""
+    shown = json.loads(inside(path, "ip", "-j", "-d", "addr", "show"))
+    routes = json.loads(inside(path, "ip", "-j", "-4", "route", "show", "table", "all"))
+    (old,) = (each for each in shown if each["ifname"] == "old0")
+    for each in (old, *routes):
+        # What the kernel says of a cable that is plugged in: it takes its time.
+        for key in ("operstate", "qdisc"):
+            each.pop(key, None)
+        # And it gives IPv6 addresses by itself, where nobody has told it not to.
+        if "addr_info" in each:
+            each["addr_info"] = [one for one in each["addr_info"] if one["family"] == "inet"]
+        each["flags"] = sorted({*each["flags"]} - {"NO-CARRIER", "LOWER_UP", "linkdown"})
+    return [each["ifname"] for each in shown], old, routes
+
+
+class TestElsewhere:
+    """What exists is put back where it is, and a namesake out here is left alone."""
+
+    @pytest.mark.parametrize("name", ["old0", "new0"])
+    async def test_a_step_fails(self, elsewhere: str, name: str) -> None:
+        bridges()
+        here, there = old_device(), state_there(elsewhere)
+        failing = {**THERE, "routes": [*THERE["routes"], "10.91.0.0/16 via 192.0.2.1"]}
+        with pytest.raises(aiotun.LinkError) as caught:
+            await aiotun.open_tap(name, netns=elsewhere, **failing)
+        assert caught.value.errno == errno.ENETUNREACH
+        assert state_there(elsewhere) == there
+        assert changes("old0", here) == []
+
+    @pytest.mark.parametrize("name", ["old0", "new0"])
+    async def test_cancelled_at_every_step(
+        self, elsewhere: str, name: str, moments: "Moments"
+    ) -> None:
+        bridges()
+        here, there = old_device(), state_there(elsewhere)
+
+        def check() -> None:
+            assert state_there(elsewhere) == there
+            assert changes("old0", here) == []
+
+        await sweep(moments, lambda: tap(name, netns=elsewhere, **THERE), check, 20)
+
+    @pytest.mark.parametrize("name", ["old0", "new0"])
+    async def test_cancelled_with_the_device_on_its_way(self, elsewhere: str, name: str) -> None:
+        """The thread was done, and another has to go there and take it all back."""
+        bridges()
+        here, there = old_device(), state_there(elsewhere)
+        task = asyncio.create_task(tap(name, netns=elsewhere, persist=True, **THERE))
+        await asyncio.sleep(0)
+        join_threads()
+        assert (name in state_there(elsewhere)[0], state_there(elsewhere) != there) == (True, True)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert state_there(elsewhere) == there
+        assert changes("old0", here) == []
 
 
 # --- Cancellation --------------------------------------------------------------------------------

@@ -398,7 +398,7 @@ class TestDeviceMismatch:
                 queue.disable()
             with pytest.raises(aiotun.DeviceMismatchError) as raised:
                 getattr(queue, word)()
-            self.check(raised.value, "old0", f"{word} this queue", "in that state already")
+            self.check(raised.value, "old0", word, "already")
 
     async def test_disabling_the_only_queue(self) -> None:
         async with aiotun.open_tun("old0") as tun:

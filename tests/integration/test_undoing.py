@@ -10,11 +10,13 @@ import fcntl
 import functools
 import gc
 import json
+import os
 import random
 import socket
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
@@ -80,6 +82,22 @@ def old_device(name: str = "old0", *, up: bool = True, multi_queue: bool = False
             ip(family, "route", "add", *route.split(), "dev", name)
         ip("link", "set", name, "master", "br0")
     return state(name)
+
+
+def open_files() -> Counter[str]:
+    """What this process has open, by what it is rather than by number."""
+    found: Counter[str] = Counter()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one that listed the folder
+            found[os.readlink(f"/proc/self/fd/{fd}")] += 1
+    return found
+
+
+def join_threads() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "aiotun":
+            thread.join(5)
+            assert not thread.is_alive()
 
 
 # --- Steps that fail -----------------------------------------------------------------------------
@@ -204,6 +222,35 @@ class TestFailing:
         with pytest.raises(aiotun.LinkError):
             await aiotun.open_tun("old0", routes=[new, "10.91.0.0/16 via 192.0.2.1"])
         assert changes("old0", before) == []
+
+    @pytest.mark.parametrize("name", ["old0", "new0"])
+    async def test_the_error_holds_nothing_open(self, name: str) -> None:
+        """Not even its traceback: a program may keep an error for as long as it likes."""
+        make("old0")
+        ip("link", "set", "old0", "up")
+        before = open_files()
+        with pytest.raises(aiotun.LinkError) as caught:
+            await aiotun.open_tun(name, routes=["10.91.0.0/16 via 192.0.2.1"])
+        join_threads()
+        assert open_files() - before == Counter()
+        assert caught.value.errno == errno.ENETUNREACH
+
+    @pytest.mark.parametrize("carrier", [True, False])
+    async def test_the_carrier_that_others_had(self, carrier: bool) -> None:
+        """It is the device's and not the queue's: another program goes on with it."""
+        flags = Iff.TUN | Iff.NO_PI | Iff.MULTI_QUEUE
+        with held("old0", flags) as (fd,):
+            ip("link", "set", "old0", "up")
+            fcntl.ioctl(fd, Ioctl.TUNSETCARRIER, struct.pack("i", carrier))
+            assert ("LOWER_UP" in link("old0")["flags"]) == carrier
+            with pytest.raises(aiotun.LinkError):
+                await aiotun.open_tun(
+                    "old0",
+                    multi_queue=True,
+                    carrier=not carrier,
+                    routes=["10.91.0.0/16 via 192.0.2.1"],
+                )
+            assert ("LOWER_UP" in link("old0")["flags"]) == carrier
 
     @pytest.mark.parametrize("who", ["owner", "group"])
     def test_an_owner_that_stands_for_nobody(self, who: str) -> None:
@@ -716,13 +763,6 @@ def loop_for(kind: str) -> Iterator[asyncio.AbstractEventLoop]:
         yield loop
     finally:
         loop.close()
-
-
-def join_threads() -> None:
-    for thread in threading.enumerate():
-        if thread.name == "aiotun":
-            thread.join(5)
-            assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("kind", _LOOPS)

@@ -276,6 +276,45 @@ class TestUnprivileged:
             assert before["link"]["linkinfo"]["info_data"].pop("vnet_hdr") is False
         assert now == before
 
+    @pytest.mark.parametrize("kind", ["tun", "tap"])
+    async def test_every_form_is_known_again(self, kind: str) -> None:
+        """However it is written: what is there needs no request, and so no privilege."""
+        options: dict[str, Any] = {
+            "addresses": [
+                "10.0.0.1/24",
+                "10.2.0.1",
+                "10.3.0.1 peer 10.3.0.2/32",
+                "fd00::1/64",
+                "fd00:0:0:1::1/64",
+                "fd01::1 peer fd01::2/128",
+            ],
+            "routes": [
+                "default",
+                "default via fd00::2",
+                "10.4.0.0/16 via 10.0.0.2",
+                "10.5.0.1",
+                "10.6.0.0/16 metric 5 table 100",
+                "10.7.0.0/16 metric 0",
+                "10.8.0.0/16 table 254",
+                "fd02::/64",
+                "fd03::/64 metric 1024",
+                "fd04::/64 metric 5 via fd00::2",
+                "fd05::/64 table 100",
+                "FD06::0/64",
+            ],
+            "mtu": 1400,
+        }
+        if kind == "tap":
+            ip("link", "add", "br0", "type", "bridge")
+            options |= {"mac": "02:00:00:00:00:AB", "bridge": "br0"}
+        opener: Any = aiotun.open_tap if kind == "tap" else aiotun.open_tun
+        async with opener("old0", persist=True, owner=ORDINARY, **options):
+            pass
+        before = state("old0")
+        code = f"attempt(aiotun.open_{kind}('old0', persist=True, owner={ORDINARY}, **{options!r}))"
+        assert ordinary_child(code) == {"class": None}
+        assert state("old0") == before
+
     def test_one_change_is_one_too_many(self) -> None:
         make("old0", "tun", "user", str(ORDINARY))
         ip("link", "set", "old0", "mtu", "1400", "up")

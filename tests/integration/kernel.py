@@ -168,6 +168,15 @@ def another_namespace(first: str = "true") -> Iterator[str]:
         yield f"/proc/{holder.pid}/ns/net"
 
 
+def inside(path: str, *command: str) -> str:
+    """Run a command in another namespace, and give what it prints."""
+    done = subprocess.run(
+        ["nsenter", f"--net={path}", *command], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 # --- Children ------------------------------------------------------------------------------------
 
 _PRELUDE = """

@@ -1,5 +1,6 @@
 """Every exception, raised by what it is for: the real kernel in that condition."""
 
+import asyncio
 import contextlib
 import copy
 import errno
@@ -275,6 +276,45 @@ class TestUnprivileged:
             assert before["link"]["linkinfo"]["info_data"].pop("vnet_hdr") is False
         assert now == before
 
+    @pytest.mark.parametrize("kind", ["tun", "tap"])
+    async def test_every_form_is_known_again(self, kind: str) -> None:
+        """However it is written: what is there needs no request, and so no privilege."""
+        options: dict[str, Any] = {
+            "addresses": [
+                "10.0.0.1/24",
+                "10.2.0.1",
+                "10.3.0.1 peer 10.3.0.2/32",
+                "fd00::1/64",
+                "fd00:0:0:1::1/64",
+                "fd01::1 peer fd01::2/128",
+            ],
+            "routes": [
+                "default",
+                "default via fd00::2",
+                "10.4.0.0/16 via 10.0.0.2",
+                "10.5.0.1",
+                "10.6.0.0/16 metric 5 table 100",
+                "10.7.0.0/16 metric 0",
+                "10.8.0.0/16 table 254",
+                "fd02::/64",
+                "fd03::/64 metric 1024",
+                "fd04::/64 metric 5 via fd00::2",
+                "fd05::/64 table 100",
+                "FD06::0/64",
+            ],
+            "mtu": 1400,
+        }
+        if kind == "tap":
+            ip("link", "add", "br0", "type", "bridge")
+            options |= {"mac": "02:00:00:00:00:AB", "bridge": "br0"}
+        opener: Any = aiotun.open_tap if kind == "tap" else aiotun.open_tun
+        async with opener("old0", persist=True, owner=ORDINARY, **options):
+            pass
+        before = state("old0")
+        code = f"attempt(aiotun.open_{kind}('old0', persist=True, owner={ORDINARY}, **{options!r}))"
+        assert ordinary_child(code) == {"class": None}
+        assert state("old0") == before
+
     def test_one_change_is_one_too_many(self) -> None:
         make("old0", "tun", "user", str(ORDINARY))
         ip("link", "set", "old0", "mtu", "1400", "up")
@@ -289,6 +329,15 @@ class TestUnprivileged:
         make("old0", "tun", "group", str(ORDINARY))
         ip("link", "set", "old0", "up")
         assert ordinary_child("attempt(aiotun.open_tun('old0'))") == {"class": None}
+
+    def test_owner_and_group_must_both_fit(self) -> None:
+        if not REAL_ROOT:
+            pytest.skip("a user namespace like this has one group only")
+        make("old0", "tun", "user", str(ORDINARY), "group", "12")
+        ip("link", "set", "old0", "up")
+        said = ordinary_child("attempt(aiotun.open_tun('old0'))")
+        words = ["owner and group must both fit", "ip tuntap"]
+        check_said(said, aiotun.NotPermittedError, errno.EPERM, "old0", *words)
 
     def test_anybody_may_where_there_is_no_owner(self) -> None:
         make("old0", "tun")
@@ -374,6 +423,22 @@ class TestDeviceMismatch:
             error = await caught(aiotun.open_tun("old0", multi_queue=True, offload="raw"))
         self.check(error, "old0", "header of 12 bytes", "end that program")
 
+    async def test_a_multi_queue_tap_as_a_tun(self) -> None:
+        """Of two things that do not fit, the kind is what matters."""
+        make("old0", "tap", "multi_queue")
+        error = await caught(aiotun.open_tun("old0"))
+        self.check(error, "old0", "a TAP device, not a TUN", "choose another name")
+
+    @pytest.mark.parametrize("word", ["disable", "enable"])
+    async def test_a_queue_in_that_state_already(self, word: str) -> None:
+        async with aiotun.open_tun("old0", queues=2) as tun:
+            queue = tun.queues[1]
+            if word == "disable":
+                queue.disable()
+            with pytest.raises(aiotun.DeviceMismatchError) as raised:
+                getattr(queue, word)()
+            self.check(raised.value, "old0", word, "already")
+
     async def test_disabling_the_only_queue(self) -> None:
         async with aiotun.open_tun("old0") as tun:
             with pytest.raises(aiotun.DeviceMismatchError) as raised:
@@ -419,6 +484,19 @@ class TestDevice:
             with pytest.raises(aiotun.DeviceLostError) as raised:
                 tun.set_carrier(True)
             check(raised.value, aiotun.DeviceLostError, errno.EBADFD, "old0", "open it again")
+
+    async def test_lost_with_its_namespace(self) -> None:
+        """A device that was moved into a namespace does not outlive it."""
+        async with aiotun.open_tun("old0") as tun:
+            with another_namespace() as path:
+                ip("link", "set", "dev", "old0", "netns", path.split("/")[2])
+                waiting = asyncio.create_task(tun.recv())
+                await asyncio.sleep(0)
+                assert not waiting.done()
+            # The kernel ends namespaces in its own time.
+            error = await caught(asyncio.wait_for(waiting, 20))
+            words = ["old0 is gone", "namespace ended", "open it again"]
+            check(error, aiotun.DeviceLostError, errno.EBADFD, "old0", *words)
 
     async def test_link_down(self) -> None:
         async with aiotun.open_tun("old0", up=False) as tun:

@@ -10,21 +10,28 @@ import struct
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import uvloop
 
 import aiotun
-from aiotun import _abi
+from aiotun import _abi, _threads
 from aiotun._abi import Iff, Ioctl
 from aiotun.queue import Queue
 
 from ..helpers import ip, make_icmp_echo
-from .kernel import another_namespace, held, link, make, names
+from .kernel import another_namespace, held, link, make, names, ordinary_child
+from .rig import RECEIVE
 
 TUN = Iff.TUN | Iff.NO_PI
 TAP = Iff.TAP | Iff.NO_PI
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.SelectorEventLoop,
+    "uvloop": uvloop.new_event_loop,
+}
 
 
 def raw_open(name: str, flags: Iff) -> int:
@@ -126,6 +133,36 @@ class TestWhatTheKernelTells:
                 os.close(fd)
         assert names() == []
 
+    async def test_the_namespaces_fd_is_duplicated(self) -> None:
+        fd = raw_open("given0", TUN)
+        netns = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        try:
+            async with aiotun.TunDevice.from_fd(fd, netns=netns) as tun:
+                os.fstat(netns)
+                os.close(netns)
+                netns = -1
+                await tun.link.set_mtu(1400)
+                assert link("given0")["mtu"] == 1400
+        finally:
+            if netns >= 0:
+                os.close(netns)
+
+    @pytest.mark.parametrize("kind", LOOPS)
+    def test_before_there_is_a_loop(self, kind: str) -> None:
+        """It is no coroutine: a program takes its fds first, and runs a loop then."""
+        tun = aiotun.TunDevice.from_fd(raw_open("given0", TUN))
+
+        async def main() -> None:
+            async with tun:
+                await tun.link.up()
+                await tun.link.add_address("10.0.0.1/24")
+                await tun.send(make_icmp_echo("10.0.0.2", "10.0.0.1"))
+                assert (await asyncio.wait_for(tun.recv(), 5))[20] == 0
+
+        with asyncio.Runner(loop_factory=LOOPS[kind]) as runner:
+            runner.run(main())
+        assert names() == []
+
 
 class TestHandedOver:
     CODE = """
@@ -201,6 +238,35 @@ class TestHandedOver:
             os.close(fd)
         self.converse(child, queues)
         assert names() == []
+
+    @pytest.mark.parametrize("queues", [1, 2])
+    def test_to_an_ordinary_user(self, fds: list[int], queues: int) -> None:
+        """Who opened it had the privilege; who goes on with it needs none."""
+        self.prepare(queues, fds)
+        said = ordinary_child(
+            f"""
+            import pathlib
+
+            async def main():
+                status = pathlib.Path("/proc/self/status").read_text()
+                assert "CapEff:\\t0000000000000000" in status
+                async with aiotun.TunDevice.from_fd(*{fds}) as tun:
+                    info = await tun.link.info()
+                    ping = bytes.fromhex({make_icmp_echo("10.0.0.2", "10.0.0.1").hex()!r})
+                    await tun.send(ping)
+                    answer = await asyncio.wait_for(tun.recv(), 5)
+                    assert (answer[20], answer[24:]) == (0, ping[24:])
+                    try:
+                        await tun.link.set_mtu(1400)
+                    except aiotun.NotPermittedError as error:
+                        refused = error.filename
+                    print(json.dumps([tun.name, tun.mtu, info.mtu, len(tun.queues), refused]))
+
+            asyncio.run(main())
+            """,
+            fds=fds,
+        )
+        assert said == ["given0", 1450, 1450, queues, "given0"]
 
     async def test_what_detach_gave(self) -> None:
         async with aiotun.open_tun("given0", queues=2) as first:
@@ -346,6 +412,20 @@ class TestRefused:
         ):
             aiotun.TunDevice.from_fd(*fds, netns=path).close()
 
+    def test_two_interfaces_of_one_name(self, fds: list[int]) -> None:
+        """In two namespaces: a device of both would send to one what belongs to the other."""
+        fds.append(raw_open("given0", TUN | Iff.MULTI_QUEUE))
+        with another_namespace() as path:
+            namespace = _threads.Namespace(_threads.open_netns(path))
+            fds.append(
+                _threads.run_blocking(
+                    lambda: raw_open("given0", TUN | Iff.MULTI_QUEUE), namespace.fd
+                )
+            )
+            with pytest.raises((ValueError, aiotun.DeviceMismatchError)):
+                aiotun.TunDevice.from_fd(*fds).close()
+            assert untouched(*fds)
+
     async def test_an_unclosed_one_warns(self) -> None:
         fd = raw_open("given0", TUN)
         with pytest.warns(ResourceWarning, match="unclosed"):
@@ -399,6 +479,24 @@ class TestQueue:
             with pytest.raises(aiotun.DeviceLostError):
                 await asyncio.wait_for(queue.send(b"x"), 5)
 
+    @pytest.mark.parametrize("method", ["recv", "recv_many", "anext"])
+    @pytest.mark.parametrize("waiting", [False, True])
+    async def test_a_peer_that_goes_is_a_loss_to_a_receiver(
+        self, method: str, waiting: bool
+    ) -> None:
+        """The end of a seqpacket socket reads as nothing, for ever: no packets, and no spinning."""
+        left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        async with Queue.from_fd(left.detach()) as queue:
+            right.send(b"last")
+            assert await queue.recv() == b"last"
+            if not waiting:
+                right.close()
+            task = asyncio.create_task(RECEIVE[method](queue))
+            await asyncio.sleep(0)
+            right.close()
+            with pytest.raises(aiotun.DeviceLostError):
+                await asyncio.wait_for(task, 5)
+
     @pytest.mark.parametrize("kind", ["tun", "tap"])
     async def test_a_queue_of_a_device(self, kind: str) -> None:
         fd = raw_open("given0", TUN if kind == "tun" else TAP)
@@ -437,6 +535,13 @@ class TestQueue:
         for fd in (closed, -1):
             with pytest.raises(ValueError, match=str(fd)):
                 Queue.from_fd(fd)
+
+    def test_never_attached(self, fds: list[int]) -> None:
+        fds.append(os.open(_abi.NODE, os.O_RDWR))
+        with pytest.raises((ValueError, aiotun.DeviceLostError)):
+            Queue.from_fd(fds[0])
+        assert os.get_blocking(fds[0])
+        fcntl.ioctl(fds[0], Ioctl.TUNSETIFF, _abi.IFREQ.pack(b"given0", TUN))
 
     def test_deleted(self, fds: list[int]) -> None:
         fds.append(raw_open("given0", TUN))

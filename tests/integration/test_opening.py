@@ -4,8 +4,11 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import grp
 import ipaddress
+import json
 import os
+import pwd
 import socket
 import struct
 import subprocess
@@ -24,13 +27,16 @@ from .kernel import (
     addresses,
     another_namespace,
     ask,
+    changes,
     held,
+    inside,
     is_up,
     link,
     make,
     may_leave_to_us,
     names,
     routes,
+    state,
     tun_data,
     tun_flags,
 )
@@ -403,6 +409,40 @@ class TestNetns:
                 assert "10.0.0.1/24" in {str(each) for each in await tun.link.addresses()}
                 await tun.send(bytes.fromhex("4500001400000000401166d60a0000020a000001"))
 
+    async def test_an_existing_device_in_there(self, elsewhere: str) -> None:
+        """It is taken, and stays; one of that name out here has nothing to do with it."""
+        make("n0", "tap")
+        before = state("n0")
+        inside(elsewhere, "ip", "tuntap", "add", "n0", "mode", "tun")
+        async with aiotun.open_tun("n0", netns=elsewhere, addresses=["10.0.0.1/24"], mtu=1400):
+            shown = self.there(elsewhere)
+            assert "n0    inet 10.0.0.1/24" in shown
+        assert "n0    inet 10.0.0.1/24" in self.there(elsewhere)
+        assert changes("n0", before) == []
+
+    async def test_exclusive_looks_in_there(self, elsewhere: str) -> None:
+        make("n0")
+        async with aiotun.open_tun("n0", netns=elsewhere, exclusive=True):
+            with pytest.raises(aiotun.DeviceBusyError):
+                await aiotun.open_tun("n0", netns=elsewhere, exclusive=True)
+
+    async def test_the_bridge_is_the_one_in_there(self, elsewhere: str) -> None:
+        """Numbers of interfaces are each namespace's own; here they belong to others."""
+        ip("link", "add", "br0", "type", "bridge")
+        inside(elsewhere, "ip", "link", "add", "other0", "type", "bridge")
+        inside(elsewhere, "ip", "link", "add", "br0", "type", "bridge")
+        async with aiotun.open_tap("n0", netns=elsewhere, bridge="br0"):
+            (shown,) = json.loads(inside(elsewhere, "ip", "-j", "link", "show", "dev", "n0"))
+            assert shown["master"] == "br0"
+        assert names() == ["br0"]
+
+    async def test_a_bridge_out_here_is_none_in_there(self, elsewhere: str) -> None:
+        ip("link", "add", "br0", "type", "bridge")
+        with pytest.raises(aiotun.LinkError) as caught:
+            await aiotun.open_tap("n0", netns=elsewhere, bridge="br0")
+        assert (caught.value.errno, caught.value.filename) == (errno.ENODEV, "br0")
+        assert "n0" not in self.there(elsewhere)
+
     async def test_missing_is_never_created(self, tmp_path: Path) -> None:
         for missing in ("missing", tmp_path / "missing", str(tmp_path / "missing")):
             with pytest.raises(aiotun.LinkError, match="ip netns add") as caught:
@@ -483,6 +523,15 @@ class TestOwner:
             info = (await tun.link.info()).tuntap
             assert info is not None
             assert (info.owner, info.group) == (12, 13)
+
+    async def test_by_the_name_of_another(self) -> None:
+        if not REAL_ROOT:
+            pytest.skip("a user namespace like this has one user only")
+        user, group = pwd.getpwnam("nobody"), grp.getgrgid(os.getgid())
+        async with aiotun.open_tun("o0", owner=user.pw_name, group=group.gr_name) as tun:
+            info = (await tun.link.info()).tuntap
+            assert info is not None
+            assert (info.owner, info.group) == (user.pw_uid, group.gr_gid)
 
     async def test_none_leaves_it(self) -> None:
         make("o0", "tun", "user", "0", "group", "0")
@@ -649,4 +698,32 @@ class TestAgain:
                 assert addresses(tun.name) == {f"10.0.{number}.1/24"}
 
         await asyncio.gather(*(one(number) for number in range(20)))
+        assert names() == []
+
+    async def test_one_name_for_many_at_once(self) -> None:
+        """Exactly one gets it, whoever it is, and the others take nothing away from it."""
+
+        async def one(number: int) -> aiotun.TunDevice:
+            return await aiotun.open_tun("again0", addresses=[f"10.0.{number}.1/24"])
+
+        results = await asyncio.gather(*(one(n) for n in range(8)), return_exceptions=True)
+        winners = [each for each in results if isinstance(each, aiotun.TunDevice)]
+        busy = [each for each in results if isinstance(each, aiotun.DeviceBusyError)]
+        assert (len(winners), len(busy)) == (1, 7)
+        async with winners[0] as tun:
+            assert addresses("again0") == {f"10.0.{results.index(tun)}.1/24"}
+            assert tun_data("again0")["persist"] is False
+        assert names() == []
+
+    async def test_one_multi_queue_device_for_many_at_once(self) -> None:
+        async def one() -> aiotun.TunDevice:
+            return await aiotun.open_tun("again0", multi_queue=True, addresses=["10.0.0.1/24"])
+
+        tuns = await asyncio.gather(*(one() for _ in range(8)))
+        assert tun_data("again0")["numqueues"] == 8
+        assert addresses("again0") == {"10.0.0.1/24"}
+        assert len({tun.index for tun in tuns}) == 1
+        for tun in tuns:
+            assert names() == ["again0"]
+            await tun.aclose()
         assert names() == []

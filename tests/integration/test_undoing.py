@@ -9,6 +9,7 @@ import errno
 import fcntl
 import functools
 import gc
+import json
 import os
 import random
 import resource
@@ -16,6 +17,7 @@ import socket
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
@@ -35,7 +37,9 @@ from .kernel import (
     another_namespace,
     ask,
     changes,
+    child,
     held,
+    inside,
     is_up,
     link,
     make,
@@ -81,6 +85,22 @@ def old_device(name: str = "old0", *, up: bool = True, multi_queue: bool = False
             ip(family, "route", "add", *route.split(), "dev", name)
         ip("link", "set", name, "master", "br0")
     return state(name)
+
+
+def open_files() -> Counter[str]:
+    """What this process has open, by what it is rather than by number."""
+    found: Counter[str] = Counter()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one that listed the folder
+            found[os.readlink(f"/proc/self/fd/{fd}")] += 1
+    return found
+
+
+def join_threads() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "aiotun":
+            thread.join(5)
+            assert not thread.is_alive()
 
 
 # --- Steps that fail -----------------------------------------------------------------------------
@@ -206,6 +226,82 @@ class TestFailing:
             await aiotun.open_tun("old0", routes=[new, "10.91.0.0/16 via 192.0.2.1"])
         assert changes("old0", before) == []
 
+    @pytest.mark.parametrize("name", ["old0", "new0"])
+    async def test_the_error_holds_nothing_open(self, name: str) -> None:
+        """Not even its traceback: a program may keep an error for as long as it likes."""
+        make("old0")
+        ip("link", "set", "old0", "up")
+        before = open_files()
+        with pytest.raises(aiotun.LinkError) as caught:
+            await aiotun.open_tun(name, routes=["10.91.0.0/16 via 192.0.2.1"])
+        join_threads()
+        assert open_files() - before == Counter()
+        assert caught.value.errno == errno.ENETUNREACH
+
+    @pytest.mark.parametrize("carrier", [True, False])
+    async def test_the_carrier_that_others_had(self, carrier: bool) -> None:
+        """It is the device's and not the queue's: another program goes on with it."""
+        flags = Iff.TUN | Iff.NO_PI | Iff.MULTI_QUEUE
+        with held("old0", flags) as (fd,):
+            ip("link", "set", "old0", "up")
+            fcntl.ioctl(fd, Ioctl.TUNSETCARRIER, struct.pack("i", carrier))
+            assert ("LOWER_UP" in link("old0")["flags"]) == carrier
+            with pytest.raises(aiotun.LinkError):
+                await aiotun.open_tun(
+                    "old0",
+                    multi_queue=True,
+                    carrier=not carrier,
+                    routes=["10.91.0.0/16 via 192.0.2.1"],
+                )
+            assert ("LOWER_UP" in link("old0")["flags"]) == carrier
+
+    @pytest.mark.parametrize("who", ["owner", "group"])
+    def test_an_owner_that_stands_for_nobody(self, who: str) -> None:
+        """The last steps fail as well: a user namespace knows one user, and 12345 is another."""
+        before, after, left, said = child(
+            f"""
+            import subprocess
+
+            def show():
+                args = ["-j", "-d", "-4", "addr", "show", "dev", "old0"]
+                routes = ["-j", "-4", "route", "show", "table", "all", "dev", "old0"]
+                found = [
+                    json.loads(subprocess.check_output(["ip", *each])) for each in (args, routes)
+                ]
+                for key in ("operstate", "qdisc", "flags"):
+                    for each in found[0]:
+                        each.pop(key)
+                # The kernel marks and unmarks routes as programs come and go.
+                for each in found[1]:
+                    each.pop("flags", None)
+                return found
+
+            def run(line):
+                subprocess.run(line.split(), check=True)
+
+            run("ip link set lo up")
+            run("ip tuntap add old0 mode tun")
+            run("ip link set old0 mtu 1480 up")
+            run("ip addr add 10.8.0.1/24 dev old0")
+            before, said = show(), []
+            for name in ("old0", "new0"):
+                options = dict(
+                    addresses=["10.9.0.1/24"], routes=["10.90.0.0/16 via 10.9.0.9"], mtu=1300,
+                    persist=True, {who}=12345,
+                )
+                try:
+                    asyncio.run(opened(aiotun.open_tun(name, **options)))
+                except aiotun.AiotunError as error:
+                    said.append([type(error).__name__, error.errno, error.filename])
+            left = sorted(os.listdir("/proc/sys/net/ipv4/conf"))
+            print(json.dumps([before, show(), left, said]))
+            """,
+            prefix=["unshare", "-rn"],
+        )
+        assert said == [["DeviceMismatchError", errno.EINVAL, name] for name in ("old0", "new0")]
+        assert [each for each in left if each.endswith("0")] == ["old0"]
+        assert after == before
+
     async def test_no_owner_that_the_kernel_does_not_take(self) -> None:
         """The last steps fail as well; in a user namespace most numbers stand for nobody."""
         if REAL_ROOT:
@@ -319,6 +415,86 @@ class TestQueues:
                     )
                 assert changes("old0", before) == []
                 assert ask(fd, Ioctl.TUNGETVNETHDRSZ) == 12
+
+
+# --- In another namespace ------------------------------------------------------------------------
+
+THERE: dict[str, Any] = {
+    "addresses": ["10.9.0.1/24"],
+    "routes": ["10.90.0.0/16 via 10.9.0.9"],
+    "mtu": 1300,
+    "txqueuelen": 33,
+}
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    """The path of another namespace, with a persistent device that has something already."""
+    first = (
+        "ip tuntap add old0 mode tap && ip link set old0 mtu 1480 up && "
+        "ip addr add 10.8.0.1/24 dev old0 && ip route add 10.80.0.0/16 via 10.8.0.9 dev old0"
+    )
+    with another_namespace(first) as path:
+        yield path
+
+
+def state_there(path: str) -> tuple[Any, Any, Any]:
+    """The interfaces there, and what `old0` among them is like."""
+    shown = json.loads(inside(path, "ip", "-j", "-d", "addr", "show"))
+    routes = json.loads(inside(path, "ip", "-j", "-4", "route", "show", "table", "all"))
+    (old,) = (each for each in shown if each["ifname"] == "old0")
+    for each in (old, *routes):
+        # What the kernel says of a cable that is plugged in: it takes its time.
+        for key in ("operstate", "qdisc"):
+            each.pop(key, None)
+        # And it gives IPv6 addresses by itself, where nobody has told it not to.
+        if "addr_info" in each:
+            each["addr_info"] = [one for one in each["addr_info"] if one["family"] == "inet"]
+        each["flags"] = sorted({*each["flags"]} - {"NO-CARRIER", "LOWER_UP", "linkdown"})
+    return [each["ifname"] for each in shown], old, routes
+
+
+class TestElsewhere:
+    """What exists is put back where it is, and a namesake out here is left alone."""
+
+    @pytest.mark.parametrize("name", ["old0", "new0"])
+    async def test_a_step_fails(self, elsewhere: str, name: str) -> None:
+        bridges()
+        here, there = old_device(), state_there(elsewhere)
+        failing = {**THERE, "routes": [*THERE["routes"], "10.91.0.0/16 via 192.0.2.1"]}
+        with pytest.raises(aiotun.LinkError) as caught:
+            await aiotun.open_tap(name, netns=elsewhere, **failing)
+        assert caught.value.errno == errno.ENETUNREACH
+        assert state_there(elsewhere) == there
+        assert changes("old0", here) == []
+
+    @pytest.mark.parametrize("name", ["old0", "new0"])
+    async def test_cancelled_at_every_step(
+        self, elsewhere: str, name: str, moments: "Moments"
+    ) -> None:
+        bridges()
+        here, there = old_device(), state_there(elsewhere)
+
+        def check() -> None:
+            assert state_there(elsewhere) == there
+            assert changes("old0", here) == []
+
+        await sweep(moments, lambda: tap(name, netns=elsewhere, **THERE), check, 20)
+
+    @pytest.mark.parametrize("name", ["old0", "new0"])
+    async def test_cancelled_with_the_device_on_its_way(self, elsewhere: str, name: str) -> None:
+        """The thread was done, and another has to go there and take it all back."""
+        bridges()
+        here, there = old_device(), state_there(elsewhere)
+        task = asyncio.create_task(tap(name, netns=elsewhere, persist=True, **THERE))
+        await asyncio.sleep(0)
+        join_threads()
+        assert (name in state_there(elsewhere)[0], state_there(elsewhere) != there) == (True, True)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert state_there(elsewhere) == there
+        assert changes("old0", here) == []
 
 
 # --- Cancellation --------------------------------------------------------------------------------

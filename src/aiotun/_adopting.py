@@ -36,9 +36,9 @@ def adopt(
         check_offload(offload)
     found = [_ask(fd) for fd in fds]
     name, flags = found[0]
-    for other, _ in found[1:]:
-        if other != name:
-            text = f"the fds are queues of {name} and of {other}; make a device of each"
+    for another, _ in found[1:]:
+        if another != name:
+            text = f"the fds are queues of {name} and of {another}; make a device of each"
             raise DeviceMismatchError(errno.EINVAL, text, name)
     if mode_of(flags) != mode:
         kind = "TapDevice" if mode == "tun" else "TunDevice"
@@ -46,6 +46,12 @@ def adopt(
         raise DeviceMismatchError(errno.EINVAL, text, name)
     offload = _check_header(fds[0], name, flags, offload, packet_info)
     namespace = _namespace(fds[0], name, netns)
+    for fd in fds[1:]:
+        told = _ioctl.get_namespace(fd)
+        other = None if told is None else _threads.Namespace(told)
+        if other is not None and not _threads.same_namespace(other.fd, namespace.fd):
+            text = f"the fds are queues of two interfaces {name}, in two network namespaces"
+            raise DeviceMismatchError(errno.EINVAL, f"{text}; make a device of each", name)
 
     def look_up() -> Interface:
         return Interface(name, _ioctl.get_index(name), _ioctl.get_mtu(name))

@@ -20,7 +20,7 @@ from ._abi import VNET_HDR_SIZE, Iff, OffloadFlag
 from ._interface import Interface
 from ._linktypes import DEFAULT_METRICS
 from ._options import Options
-from .errors import AiotunError, DeviceBusyError, DeviceMismatchError
+from .errors import AiotunError, DeviceBusyError, DeviceMismatchError, LinkError
 
 if TYPE_CHECKING:
     from ._linkinfo import LinkInfo
@@ -71,6 +71,7 @@ class Opening:
         self._undo: list[Undo] = []
         self._before: Before | None = None
         self._persisted: bool | None = None  # what it was before that was changed
+        self._carried: bool | None = None
         self._aborted = threading.Event()
 
     def abort(self) -> None:
@@ -92,6 +93,7 @@ class Opening:
             self._hand_over(info)
         except BaseException:
             self._take_all_back()
+            del namespace  # or the error's traceback would hold it, for as long as anybody has that
             raise
         return Opened(self._fds, Interface(info.name, info.index, info.mtu), namespace)
 
@@ -105,6 +107,8 @@ class Opening:
             # What we created goes with its last queue.
             if self._undo and not self._created:
                 _in_session(self._take_back)
+            if self._carried is not None and not self._created:
+                _ioctl.set_carrier(self._fds[0], self._name, self._carried)
         finally:
             self._close()
 
@@ -204,6 +208,7 @@ class Opening:
             if wanted.sndbuf is not None:
                 _ioctl.set_sndbuf(fd, self._name, wanted.sndbuf)
         if wanted.carrier is not None:
+            self._carried = info.carrier
             _ioctl.set_carrier(self._fds[0], self._name, wanted.carrier)
         await self._configure(session, info)
         self._check_aborted()
@@ -267,7 +272,13 @@ class Opening:
             if (address.interface, address.peer) in present:
                 continue
             self._check_aborted()
-            await session.add_address(info, address)
+            try:
+                await session.add_address(info, address)
+            except LinkError as error:
+                # Another opening of the same device may have added it since we looked.
+                if error.errno == errno.EEXIST and await _has(session, info, address):
+                    continue
+                raise
             present.add((address.interface, address.peer))
             self._undo.append(functools.partial(_remove_address, info, address))
 
@@ -331,6 +342,12 @@ async def _remove_route(info: LinkInfo, route: Route, session: Session) -> None:
     if route.metric is None and route.dst.version == 6:
         route = dataclasses.replace(route, metric=DEFAULT_METRICS[6])
     await session.remove_route(info, route)
+
+
+async def _has(session: Session, info: LinkInfo, address: LinkAddress) -> bool:
+    return (address.interface, address.peer) in {
+        (each.interface, each.peer) for each in await session.addresses(info)
+    }
 
 
 async def _tried(request: Awaitable[None]) -> None:

@@ -245,10 +245,11 @@ async def run(
         # RuntimeError: the loop was closed under the waiting task.
         with handing_over, contextlib.suppress(RuntimeError):
             if wanted:
+                _in_transit.add(outcome)  # before: the task may have it at once
                 loop.call_soon_threadsafe(finish)
                 told = True
-                _in_transit.add(outcome)
         if not told:
+            _in_transit.discard(outcome)
             drop()
 
     threading.Thread(target=body, name="aiotun").start()

@@ -23,7 +23,6 @@ from aiotun.queue import Queue
 
 from ..helpers import ip, make_icmp_echo
 from .kernel import another_namespace, held, link, make, names, ordinary_child
-from .rig import RECEIVE
 
 TUN = Iff.TUN | Iff.NO_PI
 TAP = Iff.TAP | Iff.NO_PI
@@ -478,24 +477,6 @@ class TestQueue:
             right.close()
             with pytest.raises(aiotun.DeviceLostError):
                 await asyncio.wait_for(queue.send(b"x"), 5)
-
-    @pytest.mark.parametrize("method", ["recv", "recv_many", "anext"])
-    @pytest.mark.parametrize("waiting", [False, True])
-    async def test_a_peer_that_goes_is_a_loss_to_a_receiver(
-        self, method: str, waiting: bool
-    ) -> None:
-        """The end of a seqpacket socket reads as nothing, for ever: no packets, and no spinning."""
-        left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        async with Queue.from_fd(left.detach()) as queue:
-            right.send(b"last")
-            assert await queue.recv() == b"last"
-            if not waiting:
-                right.close()
-            task = asyncio.create_task(RECEIVE[method](queue))
-            await asyncio.sleep(0)
-            right.close()
-            with pytest.raises(aiotun.DeviceLostError):
-                await asyncio.wait_for(task, 5)
 
     @pytest.mark.parametrize("kind", ["tun", "tap"])
     async def test_a_queue_of_a_device(self, kind: str) -> None:

@@ -311,13 +311,6 @@ class TestFailing:
         assert names() == []
 
 
-def join_threads() -> None:
-    for thread in threading.enumerate():
-        if thread.name == "aiotun":
-            thread.join(5)
-            assert not thread.is_alive()
-
-
 class TestQueues:
     @pytest.mark.parametrize("free", [1, 2, 5])
     async def test_the_next_queue_is_one_too_many(self, free: int) -> None:

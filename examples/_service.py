@@ -30,20 +30,27 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 class Networks:
-    """The networks that a service answers for; asked once a packet, so plain numbers."""
+    """The addresses that a service answers for; asked once a packet, so plain numbers.
+
+    All of its networks, but for the broadcast address of an IPv4 network: nobody may answer in its
+    name (RFC 1122, section 3.2.1.3).
+    """
 
     def __init__(self, addresses: list[IPv4Interface | IPv6Interface]) -> None:
         self._ranges: dict[int, list[tuple[int, int]]] = {4: [], 16: []}
         for address in addresses:
             network = address.network
-            of_size = self._ranges[4 if address.version == 4 else 16]
-            of_size.append((int(network.netmask), int(network.network_address)))
+            first, last = int(network.network_address), int(network.broadcast_address)
+            # A network of two addresses or one has no broadcast address (RFC 3021).
+            if address.version == 4 and network.prefixlen < 31:
+                last -= 1
+            self._ranges[4 if address.version == 4 else 16].append((first, last))
 
     def __contains__(self, address: bytes) -> bool:
         number = int.from_bytes(address, "big")
         # No any(): the generator in it would cost twice as much as all the rest.
-        for mask, network in self._ranges.get(len(address), ()):  # noqa: SIM110
-            if number & mask == network:
+        for first, last in self._ranges.get(len(address), ()):  # noqa: SIM110
+            if first <= number <= last:
                 return True
         return False
 
@@ -51,11 +58,20 @@ class Networks:
 def run(
     args: argparse.Namespace, serve: Callable[[aiotun.TunDevice, Networks], Awaitable[None]]
 ) -> int:
-    """Open the device that the arguments ask for, serve until a signal comes, and close it."""
+    """Open the device that the arguments ask for, serve until a signal comes, and close it.
+
+    Returns:
+        The exit status: 0 after a signal, 1 where something failed, 2 for wrong arguments.
+    """
     addresses = args.address or [ip_interface(each) for each in _DEFAULT]
+    try:
+        opener = aiotun.open_tun(args.name, addresses=addresses)
+    except ValueError as error:
+        print(f"{sys.argv[0]}: {error}", file=sys.stderr)
+        return 2
 
     async def main() -> None:
-        async with aiotun.open_tun(args.name, addresses=addresses) as tun:
+        async with opener as tun:
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, tun.close)  # which ends `async for`

@@ -5,8 +5,8 @@
     echo hello | nc -u -w1 10.0.0.77 7
 
 Every address of the device's networks echoes, and answers pings. Prints "ready NAME" when it
-serves, and ends cleanly on SIGINT and SIGTERM. To datagrams that come in fragments, and to other
-ports, it answers nothing.
+serves, and ends cleanly on SIGINT and SIGTERM. To datagrams that come in fragments, to other ports,
+and from port 0 (which asks for no answer) or another echo service it answers nothing.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import aiotun
 from aiotun.reply import icmp_echo, icmpv6_echo
 
 UDP = 17
+HOPS = 64  # the TTL and hop limit of an answer
 # IPv4 without options (RFC 791), IPv6 (RFC 8200), each with a UDP header behind (RFC 768).
 HEADERS4 = struct.Struct("!HHHHBBH4s4sHHHH")
 HEADERS6 = struct.Struct("!IHBB16s16sHHHH")
@@ -27,8 +28,8 @@ HEADERS6 = struct.Struct("!IHBB16s16sHHHH")
 def echo4(packet: bytes, port: int) -> bytes | None:
     """Answer a UDP datagram to `port` over IPv4, or give None.
 
-    Addresses and ports change places. A checksum does not see the order of what it sums up, so both
-    stay right, even where UDP has none (0); the TTL stays as it came for the same reason.
+    Addresses and ports change places. A checksum does not see the order of what it sums up, so that
+    of UDP stays right, and 0 where there is none. That of the header follows the TTL.
     """
     if len(packet) < HEADERS4.size:
         return None
@@ -36,10 +37,15 @@ def echo4(packet: bytes, port: int) -> bytes | None:
      source_port, target_port, udp_length, udp_sum) = HEADERS4.unpack_from(packet)  # fmt: skip
     if start >> 8 != 0x45 or protocol != UDP or fragment & 0x3FFF or target_port != port:
         return None
+    # Two echo services would answer each other for ever.
+    if source_port in (0, port):
+        return None
     if length > len(packet) or not 8 <= udp_length <= length - 20:
         return None
+    # RFC 1624, equation 3; see aiotun.reply.
+    header_sum = (header_sum + ((ttl - HOPS) << 8)) % 0xFFFF
     return (
-        HEADERS4.pack(start, length, identity, fragment, ttl, UDP, header_sum, target, source,
+        HEADERS4.pack(start, length, identity, fragment, HOPS, UDP, header_sum, target, source,
                       target_port, source_port, udp_length, udp_sum)
         + packet[28:length]
     )  # fmt: skip
@@ -49,14 +55,16 @@ def echo6(packet: bytes, port: int) -> bytes | None:
     """Answer a UDP datagram to `port` over IPv6, or give None; see `echo4`."""
     if len(packet) < HEADERS6.size:
         return None
-    (start, length, following, hops, source, target, source_port, target_port, udp_length,
+    (start, length, following, _, source, target, source_port, target_port, udp_length,
      udp_sum) = HEADERS6.unpack_from(packet)  # fmt: skip
     if start >> 28 != 6 or following != UDP or target_port != port:
+        return None
+    if source_port in (0, port):
         return None
     if length + 40 > len(packet) or not 8 <= udp_length <= length:
         return None
     return (
-        HEADERS6.pack(start, length, UDP, hops, target, source, target_port, source_port,
+        HEADERS6.pack(start, length, UDP, HOPS, target, source, target_port, source_port,
                       udp_length, udp_sum)
         + packet[48 : length + 40]
     )  # fmt: skip

@@ -1,6 +1,8 @@
-"""The Internet checksum and the virtio-net header."""
+"""The Internet checksum against the slow and obvious way, and the virtio-net header."""
 
+import array
 import struct
+import sys
 
 import pytest
 from hypothesis import given
@@ -10,64 +12,129 @@ from aiotun.offload import GsoType, VnetHeader, checksum
 
 from . import helpers
 
-
-@given(st.binary(max_size=200))
-def test_checksum_is_that_of_rfc_1071(data: bytes) -> None:
-    assert checksum(data) == helpers.checksum(data)
-    assert checksum(bytearray(data)) == checksum(memoryview(data)) == checksum(data)
+U8, U16 = st.integers(0, 0xFF), st.integers(0, 0xFFFF)
+HEADERS = st.builds(VnetHeader, U8, U8, U16, U16, U16, U16)
 
 
-@given(st.binary(max_size=64), st.binary(max_size=64))
-def test_checksum_goes_on_from_a_sum(first: bytes, second: bytes) -> None:
-    """`initial` is a sum as it is, not yet complemented."""
-    if len(first) % 2:
-        first += b"\0"
-    initial = sum(struct.unpack(f"!{len(first) // 2}H", first))
-    assert checksum(second, initial) == helpers.checksum(first + second)
+class TestChecksum:
+    @pytest.mark.parametrize(
+        ("data", "expected"),
+        [
+            # RFC 1071, section 3: the sum of these is 0xddf2.
+            ("0001f203f4f5f6f7", 0x220D),
+            ("", 0xFFFF),
+            ("00", 0xFFFF),
+            ("0000", 0xFFFF),
+            ("00" * 1501, 0xFFFF),
+            # Congruent to 0, but something was added: the other zero.
+            ("ffff", 0),
+            ("ffff" * 3, 0),
+            ("0001fffe", 0),
+            ("01", 0xFEFF),
+            ("000001", 0xFEFF),
+            ("ff", 0x00FF),
+        ],
+    )
+    def test_known_sums(self, data: str, expected: int) -> None:
+        assert checksum(bytes.fromhex(data)) == expected
+        assert helpers.checksum(bytes.fromhex(data)) == expected
+
+    @given(st.binary(max_size=200))
+    def test_any_data(self, data: bytes) -> None:
+        assert checksum(data) == helpers.checksum(data)
+
+    @given(st.binary(max_size=40), st.integers(1, 70_000), st.booleans())
+    def test_long_data(self, pattern: bytes, length: int, odd: bool) -> None:
+        data = (pattern * (length // max(1, len(pattern)) + 1))[:length] + b"\1" * odd
+        assert checksum(data) == helpers.checksum(data)
+
+    @given(st.binary(max_size=60), st.binary(max_size=60))
+    def test_initial_is_the_sum_of_what_stands_before(self, before: bytes, data: bytes) -> None:
+        before += bytes(len(before) % 2)
+        # The plain sum of 16-bit words, not folded: what a caller adds up of a pseudo-header.
+        initial = sum(struct.unpack(f"!{len(before) // 2}H", before))
+        assert checksum(data, initial) == helpers.checksum(before + data)
+
+    @pytest.mark.parametrize(
+        ("initial", "expected"), [(0, 0xFFFF), (1, 0xFFFE), (0xFFFF, 0), (0x1_FFFE, 0)]
+    )
+    def test_initial_alone(self, initial: int, expected: int) -> None:
+        assert checksum(b"", initial) == expected
+        assert checksum(bytes(6), initial) == expected
+
+    @given(st.binary(max_size=100))
+    def test_data_with_its_checksum_in_it_gives_0(self, data: bytes) -> None:
+        data += bytes(len(data) % 2)
+        assert checksum(data + checksum(data).to_bytes(2, "big")) == 0
+
+    @pytest.mark.parametrize("data", [b"", b"\x12", b"\x12\x34\x56", bytes(range(100))])
+    def test_any_bytes_like(self, data: bytes) -> None:
+        expected = checksum(data)
+        buffer = bytearray(data)
+        assert checksum(buffer) == checksum(memoryview(buffer)) == expected
+        assert buffer == data
+        inside = memoryview(b"?" + data + b"??")[1:-2]
+        assert checksum(inside) == expected
+
+    def test_wider_items_are_taken_as_bytes(self) -> None:
+        items = array.array("H", [1, 2, 3])
+        assert checksum(items) == checksum(memoryview(items)) == checksum(items.tobytes())
 
 
-@pytest.mark.parametrize(
-    ("data", "value"),
-    [
-        (b"", 0xFFFF),
-        (b"\0\0", 0xFFFF),
-        (b"\xff\xff", 0),  # not 0xffff: only a sum of zeroes is zero
-        (b"\xff\xfe\0\1", 0),
-        (b"\0\1\xf2\3\xf4\xf5\xf6\xf7", 0x220D),  # the example of RFC 1071, section 3
-        (b"\1", 0xFEFF),
-    ],
-)
-def test_checksum_of_known_data(data: bytes, value: int) -> None:
-    assert checksum(data) == value
+class TestVnetHeader:
+    def test_layout(self) -> None:
+        header = VnetHeader(1, GsoType.TCPV4, 52, 1448, 20, 16)
+        words = [each.to_bytes(2, sys.byteorder) for each in (52, 1448, 20, 16)]
+        assert header.pack() == b"\x01\x01" + b"".join(words)
+        assert VnetHeader.SIZE == 10
 
+    def test_all_zero_unless_told(self) -> None:
+        assert VnetHeader().pack() == bytes(10)
+        assert VnetHeader.unpack(bytes(10)) == VnetHeader()
 
-@given(st.binary(min_size=2, max_size=100))
-def test_data_with_its_checksum_in_it_gives_zero(data: bytes) -> None:
-    data = b"\0\0" + data
-    assert checksum(struct.pack("!H", checksum(data)) + data[2:]) == 0
+    @given(HEADERS, st.binary(max_size=20))
+    def test_round_trip(self, header: VnetHeader, packet: bytes) -> None:
+        data = header.pack()
+        assert len(data) == VnetHeader.SIZE
+        for buffer in (data + packet, bytearray(data + packet), memoryview(data + packet)):
+            found = VnetHeader.unpack(buffer)
+            assert isinstance(found, VnetHeader)
+            assert found == header
 
+    @pytest.mark.parametrize("length", range(10))
+    def test_too_short(self, length: int) -> None:
+        with pytest.raises(ValueError, match="10 bytes"):
+            VnetHeader.unpack(bytes(length))
 
-byte, word = st.integers(0, 255), st.integers(0, 0xFFFF)
+    @pytest.mark.parametrize(
+        ("field", "most"),
+        [
+            ("flags", 0xFF),
+            ("gso_type", 0xFF),
+            ("hdr_len", 0xFFFF),
+            ("gso_size", 0xFFFF),
+            ("csum_start", 0xFFFF),
+            ("csum_offset", 0xFFFF),
+        ],
+    )
+    def test_a_field_that_does_not_fit(self, field: str, most: int) -> None:
+        assert getattr(VnetHeader.unpack(VnetHeader(**{field: most}).pack()), field) == most
+        for value in (-1, most + 1):
+            with pytest.raises(ValueError, match=field):
+                VnetHeader(**{field: value}).pack()
 
+    @pytest.mark.parametrize("name", ["flags", "csum_offset", "another"])
+    def test_frozen(self, name: str) -> None:
+        header = VnetHeader()
+        with pytest.raises(AttributeError):
+            setattr(header, name, 1)
 
-@given(byte, byte, word, word, word, word)
-def test_header_there_and_back(a: int, b: int, c: int, d: int, e: int, f: int) -> None:
-    header = VnetHeader(a, b, c, d, e, f)
-    assert header.pack() == struct.pack("=BBHHHH", a, b, c, d, e, f)
-    assert VnetHeader.unpack(header.pack() + b"and a packet") == header
-    assert len(header.pack()) == VnetHeader.SIZE == 10
-
-
-def test_header_by_name() -> None:
-    header = VnetHeader(flags=1, gso_type=GsoType.TCPV4, gso_size=1448)
-    assert (header.flags, header.gso_type, header.hdr_len) == (1, 1, 0)
-    assert (header.gso_size, header.csum_start, header.csum_offset) == (1448, 0, 0)
-
-
-def test_wrong_headers() -> None:
-    with pytest.raises(ValueError, match="10 bytes"):
-        VnetHeader.unpack(bytes(9))
-    with pytest.raises(ValueError, match="does not fit"):
-        VnetHeader(gso_size=65536).pack()
-    with pytest.raises(ValueError, match="does not fit"):
-        VnetHeader(flags=-1).pack()
+    def test_gso_types_are_the_kernels(self) -> None:
+        assert {each.name: each.value for each in GsoType} == {
+            "NONE": 0,
+            "TCPV4": 1,
+            "UDP": 3,
+            "TCPV6": 4,
+            "UDP_L4": 5,
+            "ECN": 0x80,
+        }

@@ -1,147 +1,393 @@
-"""The answers to pings: right where one is due, None for everything else, and never an error."""
+"""Echo replies: field by field, for every checksum there is, and for hostile bytes."""
 
+import ipaddress
 import struct
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotun.reply import icmp_echo, icmpv6_echo
 
-from .helpers import checksum, make_icmp_echo
+from .helpers import checksum
 
-four, six = ("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")
-
-
-def parts6(packet: bytes) -> bytes:
-    """What an ICMPv6 checksum covers."""
-    return packet[8:40] + struct.pack("!II", len(packet) - 40, 58) + packet[40:]
+Reply = Callable[[bytes | bytearray | memoryview], bytes | None]
+REPLIES: list[Reply] = [icmp_echo, icmpv6_echo]
 
 
-@given(st.integers(0, 0xFFFF), st.integers(0, 0xFFFF), st.binary(max_size=100), st.integers(1, 255))
-# The checksum in the request is the last before it wraps round, and the first after.
-@example(0xF7FF, 0, b"", 64)
-@example(0xF800, 0, b"", 1)
-@example(0, 0, b"", 64)
-@example(0xFFFF, 0, b"", 64)
-def test_icmp(ident: int, seq: int, payload: bytes, ttl: int) -> None:
-    request = make_icmp_echo(*four, ident, seq, payload)
-    head = request[:8] + bytes([ttl]) + request[9:10] + b"\0\0" + request[12:20]
-    request = head[:10] + struct.pack("!H", checksum(head)) + head[12:] + request[20:]
-    answer = icmp_echo(request)
+def fill(data: bytes, offset: int, before: bytes = b"") -> bytes:
+    """Put the checksum over `before` and `data` into its place, which has to be zero."""
+    return data[:offset] + checksum(before + data).to_bytes(2, "big") + data[offset + 2 :]
+
+
+@dataclass(frozen=True)
+class Echo4:
+    """An ICMP message in IPv4, with checksums that are right whatever the fields are."""
+
+    start: int = 0x45
+    tos: int = 0
+    length: int | None = None
+    identity: int = 0x1234
+    fragment: int = 0x4000
+    ttl: int = 63
+    protocol: int = 1
+    source: str = "10.0.0.1"
+    target: str = "10.0.0.77"
+    options: bytes = b""
+    kind: int = 8
+    code: int = 0
+    ident: int = 7
+    seq: int = 9
+    payload: bytes = bytes(range(56))
+    behind: bytes = b""
+
+    def pack(self) -> bytes:
+        body = struct.pack("!BBHHH", self.kind, self.code, 0, self.ident, self.seq) + self.payload
+        length = 20 + len(self.options) + len(body) if self.length is None else self.length
+        head = struct.pack(
+            "!BBHHHBBH4s4s",
+            self.start,
+            self.tos,
+            length,
+            self.identity,
+            self.fragment,
+            self.ttl,
+            self.protocol,
+            0,
+            ipaddress.IPv4Address(self.source).packed,
+            ipaddress.IPv4Address(self.target).packed,
+        )
+        return fill(head + self.options, 10) + fill(body, 2) + self.behind
+
+
+@dataclass(frozen=True)
+class Echo6:
+    """The same of ICMPv6 in IPv6."""
+
+    start: int = 6 << 28
+    length: int | None = None
+    following: int = 58
+    hops: int = 63
+    source: str = "fd00::1"
+    target: str = "fd00::77"
+    kind: int = 128
+    code: int = 0
+    ident: int = 7
+    seq: int = 9
+    payload: bytes = bytes(range(56))
+    behind: bytes = b""
+
+    def pack(self) -> bytes:
+        body = struct.pack("!BBHHH", self.kind, self.code, 0, self.ident, self.seq) + self.payload
+        length = len(body) if self.length is None else self.length
+        addresses = (
+            ipaddress.IPv6Address(self.source).packed + ipaddress.IPv6Address(self.target).packed
+        )
+        head = struct.pack("!IHBB", self.start, length, self.following, self.hops)
+        body = fill(body, 2, addresses + struct.pack("!II", len(body), 58))
+        return head + addresses + body + self.behind
+
+
+def valid4(packet: bytes) -> bool:
+    """Whether both checksums of a packet are right, as a receiver reckons: anew, over all of it."""
+    return checksum(packet[:20]) == 0 and checksum(packet[20:]) == 0
+
+
+def valid6(packet: bytes) -> bool:
+    body = packet[40:]
+    return checksum(packet[8:40] + struct.pack("!II", len(body), 58) + body) == 0
+
+
+U8, U16 = st.integers(0, 0xFF), st.integers(0, 0xFFFF)
+PAYLOADS = st.one_of(
+    st.binary(max_size=80),
+    st.integers(0, 1500).map(bytes),
+    st.integers(0, 1500).map(lambda length: b"\xff" * length),
+)
+ECHOES4 = st.builds(
+    Echo4,
+    tos=U8,
+    identity=U16,
+    fragment=st.sampled_from([0, 0x4000, 0x8000, 0xC000]),
+    ttl=U8,
+    source=st.integers(0x0100_0000, 0xDFFF_FFFF).map(lambda n: str(ipaddress.IPv4Address(n))),
+    target=st.integers(0, 0xDFFF_FFFF).map(lambda n: str(ipaddress.IPv4Address(n))),
+    ident=U16,
+    seq=U16,
+    payload=PAYLOADS,
+)
+UNICAST6 = st.integers(1, (0xFF << 120) - 1).map(lambda n: str(ipaddress.IPv6Address(n)))
+ECHOES6 = st.builds(
+    Echo6,
+    start=st.integers(6 << 28, (7 << 28) - 1),
+    hops=U8,
+    source=UNICAST6,
+    target=UNICAST6,
+    ident=U16,
+    seq=U16,
+    payload=PAYLOADS,
+)
+
+# --- What the answer is --------------------------------------------------------------------------
+
+
+def test_icmp_field_by_field() -> None:
+    echo = Echo4(tos=0x10, ident=0xABCD, seq=0x0102)
+    expected = replace(echo, ttl=64, kind=0, source=echo.target, target=echo.source)
+    assert icmp_echo(echo.pack()) == expected.pack()
+
+
+def test_icmpv6_field_by_field() -> None:
+    echo = Echo6(start=0x6AB12345, ident=0xABCD, seq=0x0102)
+    expected = replace(echo, hops=64, kind=129, source=echo.target, target=echo.source)
+    assert icmpv6_echo(echo.pack()) == expected.pack()
+
+
+@given(ECHOES4)
+def test_icmp_checksums_are_right(echo: Echo4) -> None:
+    answer = icmp_echo(echo.pack())
     assert answer is not None
-    assert (answer[12:16], answer[16:20]) == (request[16:20], request[12:16])
-    assert (answer[8], answer[20], answer[21]) == (64, 0, 0)
-    assert answer[24:] == request[24:]
-    assert checksum(answer[:20]) == 0
-    assert checksum(answer[20:]) == 0
-    assert len(answer) == len(request)
+    assert valid4(answer)
+    # Nothing but the checksums can differ from an answer made anew: there are two zeroes.
+    made = replace(echo, ttl=64, kind=0, source=echo.target, target=echo.source).pack()
+    assert (answer[:10], answer[12:22], answer[24:]) == (made[:10], made[12:22], made[24:])
 
 
-@given(st.integers(0, 0xFFFF), st.integers(0, 0xFFFF), st.binary(max_size=100))
-@example(0, 0, b"")
-def test_icmpv6(ident: int, seq: int, payload: bytes) -> None:
-    request = make_icmp_echo(*six, ident, seq, payload)
-    answer = icmpv6_echo(request)
+@given(ECHOES6)
+def test_icmpv6_checksums_are_right(echo: Echo6) -> None:
+    answer = icmpv6_echo(echo.pack())
     assert answer is not None
-    assert (answer[8:24], answer[24:40]) == (request[24:40], request[8:24])
-    assert (answer[7], answer[40], answer[41]) == (64, 129, 0)
-    assert answer[44:] == request[44:]
-    assert checksum(parts6(answer)) == 0
+    assert valid6(answer)
+    made = replace(echo, hops=64, kind=129, source=echo.target, target=echo.source).pack()
+    assert (answer[:42], answer[44:]) == (made[:42], made[44:])
 
 
-@given(st.integers(0, 0xFFFF))
-def test_the_sum_is_updated_whatever_it_is(value: int) -> None:
-    """What the update gives is what a new sum over the answer would be off by: nothing."""
-    number = struct.pack("!H", value)
-    damaged = changed(make_icmp_echo(*four), 22, number)
-    answer = icmp_echo(damaged)
-    assert answer is not None
-    assert checksum(answer[20:]) % 0xFFFF == checksum(damaged[20:]) % 0xFFFF
-    damaged = changed(make_icmp_echo(*six), 42, number)
-    answer = icmpv6_echo(damaged)
-    assert answer is not None
-    assert checksum(parts6(answer)) % 0xFFFF == checksum(parts6(damaged)) % 0xFFFF
+# --- The corners of one's complement -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", [bytearray, memoryview])
-def test_any_bytes_and_none_changed(form: Any) -> None:
-    for function, addresses in ((icmp_echo, four), (icmpv6_echo, six)):
-        request = make_icmp_echo(*addresses)
-        given_ = form(bytearray(request))
-        assert function(given_) == function(request)
-        assert bytes(given_) == request
+def both_zeroes(value: int) -> list[int]:
+    """A checksum, and where it is zero the other zero too: a receiver takes either."""
+    return [0, 0xFFFF] if value in (0, 0xFFFF) else [value]
 
 
-def test_bytes_behind_the_end_are_left_out() -> None:
-    for function, addresses in ((icmp_echo, four), (icmpv6_echo, six)):
-        request = make_icmp_echo(*addresses)
-        assert function(request + b"padding") == function(request)
-
-
-def changed(request: bytes, at: int, value: bytes) -> bytes:
-    return request[:at] + value + request[at + len(value) :]
+@pytest.mark.parametrize("ttl", [0, 1, 63, 64, 65, 255])
+def test_every_header_checksum(ttl: int) -> None:
+    head = Echo4(ttl=ttl, identity=0, payload=b"").pack()
+    head, body = head[:10] + b"\0\0" + head[12:20], head[20:]
+    rest = 0xFFFF - checksum(head)
+    after = 0xFFFF - checksum(head[:8] + b"\x40" + head[9:])
+    packet = bytearray(head + body)
+    met = set()
+    for identity in range(0x10000):
+        total = rest + identity
+        total = (total & 0xFFFF) + (total >> 16)
+        for value in both_zeroes(total ^ 0xFFFF):
+            struct.pack_into("!H", packet, 4, identity)
+            struct.pack_into("!H", packet, 10, value)
+            answer = icmp_echo(packet)
+            assert answer is not None
+            (found,) = struct.unpack_from("!H", answer, 10)
+            assert (after + identity + found) % 0xFFFF == 0
+            met |= {value, found}
+    # A header's sum is never all zero, so the answer's checksum is never 0xffff.
+    assert met == set(range(0x10000))
 
 
 @pytest.mark.parametrize(
-    ("at", "value"),
+    ("reply", "echo", "offset"),
     [
-        (0, b"\x55"),  # version 5
-        (0, b"\x46"),  # options
-        (2, b"\0\x1b"),  # shorter than its headers
-        (2, b"\xff\xff"),  # longer than what came
-        (6, b"\x20\0"),  # more fragments
-        (6, b"\0\1"),  # a later fragment
-        (9, b"\x11"),  # UDP
-        (12, b"\0\0\0\0"),  # from nowhere
-        (12, b"\xe0\0\0\1"),  # from a group
-        (16, b"\xe0\0\0\1"),  # to a group
-        (16, b"\xff\xff\xff\xff"),  # to everybody
-        (20, b"\0"),  # an answer
-        (20, b"\x0d"),  # a timestamp request
-        (21, b"\1"),  # a code that there is not
+        pytest.param(icmp_echo, Echo4(seq=0, payload=b""), 20, id="icmp"),
+        pytest.param(icmp_echo, Echo4(ident=0, seq=0, payload=b""), 20, id="icmp, all zero"),
+        pytest.param(icmpv6_echo, Echo6(seq=0, payload=b""), 40, id="icmpv6"),
     ],
 )
-def test_no_answer_to(at: int, value: bytes) -> None:
-    assert icmp_echo(changed(make_icmp_echo(*four), at, value)) is None
+def test_every_message_checksum(reply: Reply, echo: Echo4 | Echo6, offset: int) -> None:
+    packet = bytearray(echo.pack())
+    (first,) = struct.unpack_from("!H", packet, offset + 2)
+    kinds = {8: 0, 128: 129}
+    change = (kinds[echo.kind] - echo.kind) << 8
+    requests, answers = set(), set()
+    for seq in range(0x10000):
+        total = (first ^ 0xFFFF) + seq
+        total = (total & 0xFFFF) + (total >> 16)
+        for value in both_zeroes(total ^ 0xFFFF):
+            struct.pack_into("!H", packet, offset + 2, value)
+            struct.pack_into("!H", packet, offset + 6, seq)
+            answer = reply(packet)
+            assert answer is not None
+            (found,) = struct.unpack_from("!H", answer, offset + 2)
+            assert ((first ^ 0xFFFF) + change + seq + found) % 0xFFFF == 0
+            requests.add(value)
+            answers.add(found)
+    assert requests == set(range(0x10000))
+    assert len(answers) >= 0xFFFF
+
+
+def test_an_answer_of_zeroes_has_the_checksum_ffff() -> None:
+    # A receiver sums up 0 then, whose complement is not 0: the other zero would be wrong here.
+    answer = icmp_echo(Echo4(ident=0, seq=0, payload=bytes(56)).pack())
+    assert answer is not None
+    assert answer[20:] == b"\0\0\xff\xff" + bytes(60)
+    assert valid4(answer)
+
+
+@given(ECHOES4, U16, U16)
+def test_a_damaged_icmp_message_stays_damaged(echo: Echo4, header_sum: int, icmp_sum: int) -> None:
+    made, sums = echo.pack(), [each.to_bytes(2, "big") for each in (header_sum, icmp_sum)]
+    packet = made[:10] + sums[0] + made[12:22] + sums[1] + made[24:]
+    answer = icmp_echo(packet)
+    assert answer is not None
+    assert (checksum(answer[:20]) == 0) == (checksum(packet[:20]) == 0)
+    assert (checksum(answer[20:]) == 0) == (checksum(packet[20:]) == 0)
+
+
+@given(ECHOES6, U16)
+def test_a_damaged_icmpv6_message_stays_damaged(echo: Echo6, icmp_sum: int) -> None:
+    made = echo.pack()
+    packet = made[:42] + icmp_sum.to_bytes(2, "big") + made[44:]
+    answer = icmpv6_echo(packet)
+    assert answer is not None
+    assert valid6(answer) == valid6(packet)
+
+
+# --- What is not answered ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("at", "value"),
+    "echo",
     [
-        (0, b"\x40"),  # version 4
-        (4, b"\0\7"),  # shorter than its headers
-        (4, b"\xff\xff"),  # longer than what came
-        (6, b"\x2c"),  # a fragment
-        (6, b"\0"),  # a hop-by-hop header
-        (8, bytes(16)),  # from nowhere
-        (8, b"\xff\x02"),  # from a group
-        (24, b"\xff\x02"),  # to a group
-        (40, b"\x81"),  # an answer
-        (40, b"\x87"),  # a neighbour solicitation
-        (41, b"\1"),  # a code that there is not
+        pytest.param(Echo4(start=0x65), id="version 6"),
+        pytest.param(Echo4(start=0x05), id="version 0"),
+        pytest.param(Echo4(start=0x44), id="header of 16 bytes"),
+        pytest.param(Echo4(start=0x46, options=b"\x01" * 4), id="options"),
+        pytest.param(Echo4(start=0x4F, options=b"\x01" * 40), id="all the options there can be"),
+        pytest.param(Echo4(fragment=0x2000), id="first fragment"),
+        pytest.param(Echo4(fragment=0x2001), id="middle fragment"),
+        pytest.param(Echo4(fragment=0x0001), id="last fragment"),
+        pytest.param(Echo4(protocol=17), id="UDP"),
+        pytest.param(Echo4(protocol=58), id="ICMPv6"),
+        pytest.param(Echo4(kind=0), id="echo reply"),
+        pytest.param(Echo4(kind=3), id="destination unreachable"),
+        pytest.param(Echo4(kind=13), id="timestamp request"),
+        pytest.param(Echo4(kind=128), id="ICMPv6's type"),
+        pytest.param(Echo4(code=1), id="code"),
+        pytest.param(Echo4(target="224.0.0.1"), id="to all hosts"),
+        pytest.param(Echo4(target="239.255.255.255"), id="to a group"),
+        pytest.param(Echo4(target="240.0.0.1"), id="to a reserved address"),
+        pytest.param(Echo4(target="255.255.255.255"), id="to everybody"),
+        pytest.param(Echo4(source="224.0.0.1"), id="from a group"),
+        pytest.param(Echo4(source="255.255.255.255"), id="from everybody"),
+        pytest.param(Echo4(source="0.0.0.0"), id="from nowhere"),
+        pytest.param(Echo4(source="0.1.2.3"), id="from this network"),
+        pytest.param(Echo4(length=85), id="longer than there is"),
+        pytest.param(Echo4(length=65535), id="much longer than there is"),
+        pytest.param(Echo4(length=27), id="ends in the ICMP header"),
+        pytest.param(Echo4(length=20), id="ends with the IP header"),
+        pytest.param(Echo4(length=0), id="no length"),
     ],
 )
-def test_no_answer_of_ipv6_to(at: int, value: bytes) -> None:
-    assert icmpv6_echo(changed(make_icmp_echo(*six), at, value)) is None
+def test_no_icmp_answer(echo: Echo4) -> None:
+    assert icmp_echo(echo.pack()) is None
 
 
-@given(st.binary(max_size=120))
-@example(b"")
-def test_strangers_bytes(data: bytes) -> None:
-    """Whatever comes, there is an answer or None."""
-    for function in (icmp_echo, icmpv6_echo):
-        answer = function(data)
-        assert answer is None or len(answer) <= len(data)
+@pytest.mark.parametrize(
+    "echo",
+    [
+        pytest.param(Echo6(start=4 << 28), id="version 4"),
+        pytest.param(Echo6(start=0x45 << 24), id="IPv4's first byte"),
+        pytest.param(Echo6(start=7 << 28), id="version 7"),
+        pytest.param(Echo6(following=0), id="hop-by-hop options"),
+        pytest.param(Echo6(following=43), id="routing header"),
+        pytest.param(Echo6(following=44), id="fragment"),
+        pytest.param(Echo6(following=1), id="ICMP"),
+        pytest.param(Echo6(following=17), id="UDP"),
+        pytest.param(Echo6(kind=129), id="echo reply"),
+        pytest.param(Echo6(kind=8), id="ICMP's type"),
+        pytest.param(Echo6(kind=135), id="neighbour solicitation"),
+        pytest.param(Echo6(code=1), id="code"),
+        pytest.param(Echo6(target="ff02::1"), id="to all nodes"),
+        pytest.param(Echo6(target="ff0e::1234"), id="to a group"),
+        pytest.param(Echo6(source="ff02::1"), id="from a group"),
+        pytest.param(Echo6(source="::"), id="from nowhere"),
+        pytest.param(Echo6(length=65), id="longer than there is"),
+        pytest.param(Echo6(length=65535), id="much longer than there is"),
+        pytest.param(Echo6(length=7), id="ends in the ICMPv6 header"),
+        pytest.param(Echo6(length=0), id="no length, or a jumbogram"),
+    ],
+)
+def test_no_icmpv6_answer(echo: Echo6) -> None:
+    assert icmpv6_echo(echo.pack()) is None
 
 
-@given(st.data())
-def test_strangers_changes(data: st.DataObject) -> None:
-    for function, addresses in ((icmp_echo, four), (icmpv6_echo, six)):
-        request = make_icmp_echo(*addresses)
-        at = data.draw(st.integers(0, len(request) - 1))
-        request = changed(request, at, data.draw(st.binary(min_size=1, max_size=1)))
-        request = request[: data.draw(st.integers(0, len(request)))]
-        answer = function(request)
-        assert answer is None or len(answer) <= len(request)
+@pytest.mark.parametrize(("reply", "echo"), [(icmp_echo, Echo4()), (icmpv6_echo, Echo6())])
+def test_cut_short_anywhere_is_no_answer(reply: Reply, echo: Echo4 | Echo6) -> None:
+    packet = echo.pack()
+    for length in range(len(packet)):
+        assert reply(packet[:length]) is None
+    assert reply(packet) is not None
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xff", bytes(57)])
+@pytest.mark.parametrize("behind", [b"\0", b"padding"])
+@pytest.mark.parametrize(("reply", "echo"), [(icmp_echo, Echo4()), (icmpv6_echo, Echo6())])
+def test_what_stands_behind_is_cut(
+    reply: Reply, echo: Echo4 | Echo6, payload: bytes, behind: bytes
+) -> None:
+    plain = replace(echo, payload=payload).pack()
+    answer = reply(plain + behind)
+    assert answer is not None
+    assert answer == reply(plain)
+    assert len(answer) == len(plain)
+
+
+def test_answers_are_not_answered() -> None:
+    """Or two responders would answer each other for ever."""
+    for reply, packet in ((icmp_echo, Echo4().pack()), (icmpv6_echo, Echo6().pack())):
+        answer = reply(packet)
+        assert answer is not None
+        assert icmp_echo(answer) is None
+        assert icmpv6_echo(answer) is None
+
+
+# --- Hostile bytes, and the argument -------------------------------------------------------------
+
+MUTATED = st.builds(
+    lambda packet, changes, length: bytes(changes.get(i, byte) for i, byte in enumerate(packet))[
+        :length
+    ],
+    st.one_of(ECHOES4, ECHOES6).map(lambda echo: echo.pack()),
+    st.dictionaries(st.integers(0, 47), U8, max_size=4),
+    st.integers(0, 1600),
+)
+
+
+@given(st.one_of(st.binary(max_size=100), MUTATED))
+def test_hostile_bytes_never_raise(data: bytes) -> None:
+    for reply, longest_header in ((icmp_echo, 28), (icmpv6_echo, 48)):
+        buffer = bytearray(data)
+        answer = reply(buffer)
+        assert buffer == data
+        assert answer is None or longest_header <= len(answer) <= len(data)
+
+
+@pytest.mark.parametrize(("reply", "echo"), [(icmp_echo, Echo4()), (icmpv6_echo, Echo6())])
+@pytest.mark.parametrize("behind", [b"", b"behind"])
+def test_any_bytes_like(reply: Reply, echo: Echo4 | Echo6, behind: bytes) -> None:
+    packet = echo.pack() + behind
+    expected = reply(packet)
+    assert type(expected) is bytes
+    buffer = bytearray(packet)
+    for argument in (buffer, memoryview(packet), memoryview(buffer), memoryview(b"?" + packet)[1:]):
+        answer = reply(argument)
+        assert type(answer) is bytes
+        assert answer == expected
+    assert buffer == packet
+
+
+@pytest.mark.parametrize("reply", REPLIES)
+def test_the_other_versions_packets_are_none(reply: Reply) -> None:
+    other = Echo6() if reply is icmp_echo else Echo4()
+    assert reply(other.pack()) is None
+    assert reply(b"") is None

@@ -123,7 +123,7 @@ class TestRun:
         with contextlib.suppress(KeyError):
             await _threads.run(lambda held=held: fail(held))  # type: ignore[misc]
         del held
-        join_threads()  # the thread itself has held the function until its own end
+        join_threads()  # one that is ending still holds its function
         assert gone == [True]
 
     async def test_the_loop_goes_on_meanwhile(self) -> None:

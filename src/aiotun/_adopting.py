@@ -11,7 +11,7 @@ from ._abi import VNET_HDR_SIZE, Iff
 from ._interface import Interface
 from ._opening import Opened
 from ._packetio import Mode, Offload, check_offload, mode_of
-from .errors import DeviceMismatchError
+from .errors import DeviceMismatchError, LinkError
 
 __all__ = ["adopt"]
 
@@ -31,20 +31,27 @@ def adopt(
     """
     if len(set(fds)) < len(fds):
         raise ValueError(f"an fd stands twice in {list(fds)}; each queue has its own")
+    _threads.check_netns(netns)
     if offload is not None:
         check_offload(offload)
     found = [_ask(fd) for fd in fds]
     name, flags = found[0]
-    for other, _ in found[1:]:
-        if other != name:
-            text = f"the fds are queues of {name} and of {other}; make a device of each"
+    for another, _ in found[1:]:
+        if another != name:
+            text = f"the fds are queues of {name} and of {another}; make a device of each"
             raise DeviceMismatchError(errno.EINVAL, text, name)
     if mode_of(flags) != mode:
         kind = "TapDevice" if mode == "tun" else "TunDevice"
         text = f"{name} is a {mode_of(flags).upper()} device; use {kind}.from_fd"
         raise DeviceMismatchError(errno.EINVAL, text, name)
     offload = _check_header(fds[0], name, flags, offload, packet_info)
-    namespace = _threads.Namespace(_threads.open_netns(netns))
+    namespace = _namespace(fds[0], name, netns)
+    for fd in fds[1:]:
+        told = _ioctl.get_namespace(fd)
+        other = None if told is None else _threads.Namespace(told)
+        if other is not None and not _threads.same_namespace(other.fd, namespace.fd):
+            text = f"the fds are queues of two interfaces {name}, in two network namespaces"
+            raise DeviceMismatchError(errno.EINVAL, f"{text}; make a device of each", name)
 
     def look_up() -> Interface:
         return Interface(name, _ioctl.get_index(name), _ioctl.get_mtu(name))
@@ -84,3 +91,24 @@ def _check_header(
             text = f"{name} has a virtio-net header of {size} bytes; have its opener set 10"
             raise DeviceMismatchError(errno.EINVAL, text, name)
     return offload
+
+
+def _namespace(fd: int, name: str, netns: _threads.NetnsArg | None) -> _threads.Namespace:
+    """Find the interface's namespace, and hold it.
+
+    The kernel tells which it is to those with CAP_NET_ADMIN there. Others are taken at their word:
+    they can't change what a stranger of the same name is, elsewhere.
+    """
+    # Opened first: a number that is none must not become one by what the kernel gives us below.
+    said = _threads.Namespace(_threads.open_netns(netns))
+    told = _ioctl.get_namespace(fd)
+    if told is None:
+        return said
+    real = _threads.Namespace(told)
+    if netns is not None and not _threads.same_namespace(real.fd, said.fd):
+        raise LinkError(
+            errno.ENODEV,
+            f"{name} is not in the network namespace {netns}; leave netns out, the kernel knows it",
+            name,
+        )
+    return real

@@ -31,6 +31,7 @@ __all__ = [
     "get_flags",
     "get_index",
     "get_mtu",
+    "get_namespace",
     "get_vnet_header_size",
     "open_node",
     "set_carrier",
@@ -162,6 +163,20 @@ def get_flags(fd: int, name: str | None = None) -> tuple[str, Iff]:
     except OSError as error:
         raise _common(error, name, "be asked for its flags") from error
     return _name(request), Iff(_abi.IFREQ.unpack(request)[1])
+
+
+def get_namespace(fd: int) -> int | None:
+    """TUNGETDEVNETNS: an fd of the interface's network namespace, which is the caller's to close.
+
+    Returns:
+        None where the kernel does not tell: without CAP_NET_ADMIN there, or before Linux 5.2.
+    """
+    try:
+        return fcntl.ioctl(fd, Ioctl.TUNGETDEVNETNS)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EINVAL, errno.ENOTTY):
+            return None
+        raise _common(error, None, "be asked for its namespace") from error
 
 
 def set_persist(fd: int, name: str, on: bool) -> None:

@@ -122,9 +122,12 @@ def scope_number(name: str) -> int:
     return _SCOPES[name] if name in _SCOPES else int(name)
 
 
-def routes(messages: list[Message], index: int) -> list[Route]:
-    """Read the unicast routes through one link out of a dump of all (RTM_NEWROUTE)."""
-    return [route for message in messages for route in _routes(message, index)]
+def routes(messages: list[Message], index: int) -> list[tuple[Route, int]]:
+    """Read the unicast routes through one link out of a dump of all (RTM_NEWROUTE).
+
+    Each comes with its rtm_protocol, which says who made it.
+    """
+    return [(route, message["proto"]) for message in messages for route in _routes(message, index)]
 
 
 def _routes(message: Message, index: int) -> Iterator[Route]:

@@ -15,6 +15,7 @@ from ipaddress import (
 from ._abi import IFNAMSIZ
 
 __all__ = [
+    "DEFAULT_METRICS",
     "MAIN_TABLE",
     "AddressArg",
     "LinkAddress",
@@ -33,7 +34,7 @@ MAIN_TABLE = 254
 
 # ipv6_route.h: IP6_RT_PRIO_USER, which the kernel puts where a route comes without a metric. An
 # IPv4 route then has 0.
-_DEFAULT_METRICS = {4: 0, 6: 1024}
+DEFAULT_METRICS = {4: 0, 6: 1024}
 
 _U32 = 0xFFFF_FFFF
 
@@ -114,10 +115,11 @@ def check_name(name: str) -> str:
     size = len(name.encode(errors="surrogateescape"))
     if not 0 < size < IFNAMSIZ:
         raise ValueError(f"the interface name {name!r} has {size} bytes; it may have 1 to 15")
-    if name in (".", "..") or re.search(r"[/:\s\0]", name):
+    # 0xa0 is a space to the kernel (ctype.c), also as a part of a letter in UTF-8: "à" has it.
+    if name in (".", "..") or re.search(rb"[/:\s\0\xa0]", name.encode(errors="surrogateescape")):
         raise ValueError(
-            f"{name!r} is no interface name; leave out '/', ':' and spaces, "
-            "and do not use '.' or '..'"
+            f"{name!r} is no interface name; leave out '/', ':' and spaces (and letters with a "
+            "byte 0xa0 in UTF-8, such as 'à'), and do not use '.' or '..'"
         )
     return name
 
@@ -334,7 +336,7 @@ def make_route(
 
     The kernel takes a metric of 0 for the default too.
     """
-    if metric in (0, _DEFAULT_METRICS[dst.version]):
+    if metric in (0, DEFAULT_METRICS[dst.version]):
         metric = None
     return Route(dst, via, metric, MAIN_TABLE if table is None else table)
 

@@ -6,6 +6,8 @@ done in an order in which every step but the last ones can be undone.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
 import functools
 import os
@@ -16,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from . import _ioctl, _threads
 from ._abi import VNET_HDR_SIZE, Iff, OffloadFlag
 from ._interface import Interface
+from ._linktypes import DEFAULT_METRICS
 from ._options import Options
-from .errors import AiotunError, DeviceBusyError, DeviceMismatchError
+from .errors import AiotunError, DeviceBusyError, DeviceMismatchError, LinkError
 
 if TYPE_CHECKING:
     from ._linkinfo import LinkInfo
@@ -31,7 +34,17 @@ T = TypeVar("T")
 _RAW_OFFLOADS = OffloadFlag.CSUM | OffloadFlag.TSO4 | OffloadFlag.TSO6 | OffloadFlag.TSO_ECN
 _USO = OffloadFlag.USO4 | OffloadFlag.USO6  # Linux 6.2; both or neither
 
+_RTPROT_KERNEL = 2  # rtnetlink.h
+
 Undo = Callable[["Session"], Awaitable[None]]
+
+
+class Before(NamedTuple):
+    """What was on an interface before it was touched."""
+
+    info: LinkInfo
+    addresses: list[LinkAddress]
+    routes: list[tuple[Route, int]]
 
 
 class Opened(NamedTuple):
@@ -56,6 +69,9 @@ class Opening:
         self._created = False
         # How to take back each step done on an interface that existed before, the first one first.
         self._undo: list[Undo] = []
+        self._before: Before | None = None
+        self._persisted: bool | None = None  # what it was before that was changed
+        self._carried: bool | None = None
         self._aborted = threading.Event()
 
     def abort(self) -> None:
@@ -77,6 +93,7 @@ class Opening:
             self._hand_over(info)
         except BaseException:
             self._take_all_back()
+            del namespace  # or the error's traceback would hold it, for as long as anybody has that
             raise
         return Opened(self._fds, Interface(info.name, info.index, info.mtu), namespace)
 
@@ -90,6 +107,8 @@ class Opening:
             # What we created goes with its last queue.
             if self._undo and not self._created:
                 _in_session(self._take_back)
+            if self._carried is not None and not self._created:
+                _ioctl.set_carrier(self._fds[0], self._name, self._carried)
         finally:
             self._close()
 
@@ -135,8 +154,8 @@ class Opening:
     def _close(self) -> None:
         fds, self._fds = self._fds, []
         try:
-            if self._created and fds and self._options.persist:
-                _ioctl.set_persist(fds[0], self._name, on=False)
+            if fds and self._persisted is not None:
+                _ioctl.set_persist(fds[0], self._name, self._persisted)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -189,6 +208,7 @@ class Opening:
             if wanted.sndbuf is not None:
                 _ioctl.set_sndbuf(fd, self._name, wanted.sndbuf)
         if wanted.carrier is not None:
+            self._carried = info.carrier
             _ioctl.set_carrier(self._fds[0], self._name, wanted.carrier)
         await self._configure(session, info)
         self._check_aborted()
@@ -229,10 +249,16 @@ class Opening:
         old: Any,
     ) -> None:
         self._check_aborted()
-        await session.set(info, what, hint, **{attribute: new})
+        if not self._created and self._before is None:
+            self._before = Before(
+                info, await session.addresses(info), await session.found_routes(info)
+            )
         if old is not None:
             back = f"put the {attribute} back to {old}"
+            # Before it is done: a refusal may come halfway, when the interface has left its old
+            # bridge and the new one won't have it.
             self._undo.append(lambda session: session.set(info, back, **{attribute: old}))
+        await session.set(info, what, hint, **{attribute: new})
 
     async def _enslave(self, session: Session, info: LinkInfo, bridge: str) -> None:
         master = await session.get(bridge)
@@ -246,7 +272,13 @@ class Opening:
             if (address.interface, address.peer) in present:
                 continue
             self._check_aborted()
-            await session.add_address(info, address)
+            try:
+                await session.add_address(info, address)
+            except LinkError as error:
+                # Another opening of the same device may have added it since we looked.
+                if error.errno == errno.EEXIST and await _has(session, info, address):
+                    continue
+                raise
             present.add((address.interface, address.peer))
             self._undo.append(functools.partial(_remove_address, info, address))
 
@@ -266,11 +298,21 @@ class Opening:
         One that can't be undone (somebody else was there in between) does not keep the others.
         """
         while self._undo:
-            undo = self._undo.pop()
-            try:
-                await undo(session)
-            except AiotunError:
-                continue
+            await _tried(self._undo.pop()(session))
+        if self._before is None:
+            return
+        # The kernel takes IPv6 addresses away, and routes with them, where the MTU falls below 1280
+        # or the link goes down; it does not bring them back.
+        info, addresses, routes = self._before
+        present = await session.addresses(info)
+        for address in addresses:
+            if address not in present:
+                await _tried(session.add_address(info, address))
+        # Those of the kernel itself come with the addresses.
+        there = await session.routes(info)
+        for route, protocol in routes:
+            if route not in there and protocol != _RTPROT_KERNEL:
+                await _tried(session.add_route(info, route, protocol))
 
     # What can't be taken back
 
@@ -282,7 +324,8 @@ class Opening:
             _ioctl.set_group(fd, self._name, wanted.group)
         if wanted.owner is not None and (device is None or wanted.owner != device.owner):
             _ioctl.set_owner(fd, self._name, wanted.owner)
-        if wanted.persist is not None and (device is None or wanted.persist != device.persist):
+        if wanted.persist is not None and device is not None and wanted.persist != device.persist:
+            self._persisted = device.persist
             _ioctl.set_persist(fd, self._name, wanted.persist)
 
     def _check_aborted(self) -> None:
@@ -295,7 +338,22 @@ async def _remove_address(info: LinkInfo, address: LinkAddress, session: Session
 
 
 async def _remove_route(info: LinkInfo, route: Route, session: Session) -> None:
+    # With its metric, or the kernel might take another one to the same destinations.
+    if route.metric is None and route.dst.version == 6:
+        route = dataclasses.replace(route, metric=DEFAULT_METRICS[6])
     await session.remove_route(info, route)
+
+
+async def _has(session: Session, info: LinkInfo, address: LinkAddress) -> bool:
+    return (address.interface, address.peer) in {
+        (each.interface, each.peer) for each in await session.addresses(info)
+    }
+
+
+async def _tried(request: Awaitable[None]) -> None:
+    """Go on where it fails: then somebody else was there in between."""
+    with contextlib.suppress(AiotunError):
+        await request
 
 
 def _in_session(work: Callable[[Session], Awaitable[T]]) -> T:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import NamedTuple, TypedDict, TypeVar
 
@@ -19,7 +18,7 @@ from ._linktypes import (
     parse_route,
 )
 from ._packetio import Mode, Offload, check_offload
-from ._threads import NetnsArg
+from ._threads import NetnsArg, check_netns
 
 __all__ = ["Options", "TapOptions", "TunOptions", "check"]
 
@@ -132,31 +131,28 @@ def check(
     check_offload(offload)
     if packet_info and offload != "off":
         raise ValueError("packet_info=True goes with offload='off' only: one header is enough")
-    if netns is not None and (
-        isinstance(netns, bool) or not isinstance(netns, str | int | os.PathLike)
-    ):
-        raise TypeError(f"netns is a name, a path, an open fd or None, not {netns!r}")
+    check_netns(netns)
     return Options(
         mode=mode,
         name=name,
         queues=queues,
-        multi_queue=queues > 1 if multi_queue is None else bool(multi_queue),
+        multi_queue=queues > 1 if multi_queue is None else _switch("multi_queue", multi_queue),
         addresses=[parse_address(address) for address in _several("addresses", addresses)],
         routes=[parse_route(route) for route in _several("routes", routes)],
         mtu=mtu,
         txqueuelen=txqueuelen,
-        up=bool(up),
+        up=_switch("up", up),
         mac=None if mac is None else parse_mac(mac),
         bridge=None if bridge is None else check_name(bridge),
         netns=netns,
-        persist=persist,
+        persist=None if persist is None else _switch("persist", persist),
         owner=_user(owner),
         group=_group(group),
-        exclusive=bool(exclusive),
+        exclusive=_switch("exclusive", exclusive),
         offload=offload,
-        packet_info=bool(packet_info),
-        napi=bool(napi),
-        carrier=carrier,
+        packet_info=_switch("packet_info", packet_info),
+        napi=_switch("napi", napi),
+        carrier=None if carrier is None else _switch("carrier", carrier),
         sndbuf=sndbuf,
     )
 
@@ -166,6 +162,12 @@ def _within(what: str, value: object, lowest: int, highest: int) -> None:
         raise TypeError(f"{what} is an int, not {value!r}")
     if not lowest <= value <= highest:
         raise ValueError(f"{what} may be {lowest} to {highest}, not {value}")
+
+
+def _switch(what: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} is True or False, not {value!r}")
+    return value
 
 
 def _several(what: str, values: Iterable[T]) -> Iterable[T]:

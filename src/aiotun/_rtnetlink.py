@@ -66,13 +66,17 @@ class Session:
     def __init__(self, ipr: Any) -> None:
         self._ipr = ipr
 
-    async def get(self, which: str | int) -> LinkInfo:
+    async def get(self, which: str | int, name: str | None = None) -> LinkInfo:
         """Look up a link by its name or index.
+
+        Args:
+            which: the name or the index.
+            name: what to call it if there is none.
 
         Raises:
             LinkError: ENODEV, there is none.
         """
-        return await self._info(await self._message(which))
+        return await self._info(await self._message(which, name))
 
     async def find(self, name: str) -> LinkInfo | None:
         """Look up a link by its name; None if there is none."""
@@ -129,12 +133,18 @@ class Session:
 
     async def routes(self, info: LinkInfo) -> list[Route]:
         """Give the link's unicast routes in every table but the kernel's own, 'local'."""
+        return [route for route, _ in await self.found_routes(info)]
+
+    async def found_routes(self, info: LinkInfo) -> list[tuple[Route, int]]:
+        """Give the same as `routes`, each with who made it (rtm_protocol)."""
         messages = await self._dump(self._ipr.route, "list the routes", info.name)
         return _linkdecode.routes(messages, info.index)
 
-    async def add_route(self, info: LinkInfo, route: Route) -> None:
-        """Add a route (RTM_NEWROUTE)."""
+    async def add_route(self, info: LinkInfo, route: Route, protocol: int | None = None) -> None:
+        """Add a route (RTM_NEWROUTE); `protocol` says who made it, by default a user."""
         attributes = _route_attributes(info, route)
+        if protocol is not None:
+            attributes["proto"] = protocol
         if route.dst.version == 4 and route.via is None:
             # As `ip` does: over a route of universal scope no gateway could be reached.
             attributes["scope"] = _SCOPE_LINK

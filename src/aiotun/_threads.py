@@ -6,14 +6,25 @@ whoever runs there next. A fresh thread starts in the namespace of the thread th
 """
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from .errors import LinkError, NotPermittedError
 
-__all__ = ["Namespace", "NetnsArg", "open_netns", "run", "run_blocking", "setns", "start"]
+__all__ = [
+    "Namespace",
+    "NetnsArg",
+    "check_netns",
+    "open_netns",
+    "run",
+    "run_blocking",
+    "same_namespace",
+    "setns",
+    "start",
+]
 
 T = TypeVar("T")
 
@@ -22,6 +33,21 @@ NetnsArg = str | os.PathLike[str] | int
 
 # sched.h
 _CLONE_NEWNET = 0x4000_0000
+
+
+def check_netns(netns: object) -> None:
+    """Check a namespace as users name one, before anything is opened.
+
+    Raises:
+        TypeError, ValueError: it can't be one.
+    """
+    if isinstance(netns, bool) or not isinstance(netns, str | int | os.PathLike | None):
+        raise TypeError(f"netns is a name, a path, an open fd or None, not {netns!r}")
+    if isinstance(netns, int):
+        if netns < 0:
+            raise ValueError(f"netns={netns} is no fd; give an open one, a name or a path")
+    elif netns is not None and (not os.fspath(netns) or "\0" in os.fspath(netns)):
+        raise ValueError(f"netns={netns!r} is no name or path; name one under /run/netns")
 
 
 def open_netns(netns: NetnsArg | None) -> int:
@@ -36,7 +62,11 @@ def open_netns(netns: NetnsArg | None) -> int:
         NotPermittedError: it may not be opened.
     """
     if isinstance(netns, int):
-        return os.dup(netns)
+        try:
+            return os.dup(netns)
+        except OSError as error:
+            text = f"netns {netns} is no open fd: {error.strerror}; give one that is"
+            raise LinkError(error.errno, text) from error
     if netns is None:
         path = "/proc/thread-self/ns/net"
     else:
@@ -141,6 +171,12 @@ class _Outcome(Generic[T]):
         return cast(T, self.value)
 
 
+# Values between a thread and the task that waits for them. A task whose loop was closed is garbage
+# together with all that only it knows, and the collector would close a value's namespace before the
+# task could say that nobody wants it.
+_in_transit: set[_Outcome[Any]] = set()
+
+
 def run_blocking(function: Callable[[], T], netns: int | None = None) -> T:
     """Run a function in a short-lived thread and wait for it without an event loop."""
     outcome: _Outcome[T] = _Outcome()
@@ -190,18 +226,31 @@ async def run(
     loop = asyncio.get_running_loop()
     over = loop.create_future()
     outcome: _Outcome[T] = _Outcome()
+    handing_over = threading.Lock()
+    # Whether the loop will see to the value; and if so, whether the thread has told it.
+    wanted, told = True, False
 
     def finish() -> None:
         if not over.done():
             over.set_result(None)
 
+    def drop() -> None:
+        if undo is not None and outcome.error is None:
+            undo(outcome.get())
+
     def body() -> None:
+        nonlocal function, told
         outcome.fill(function, netns)
-        try:
-            loop.call_soon_threadsafe(finish)
-        except RuntimeError:  # the loop was closed under the waiting task: nobody takes the value
-            if undo is not None and outcome.error is None:
-                undo(outcome.get())
+        del function  # what it holds must not have to wait until this thread has ended
+        # RuntimeError: the loop was closed under the waiting task.
+        with handing_over, contextlib.suppress(RuntimeError):
+            if wanted:
+                _in_transit.add(outcome)  # before: the task may have it at once
+                loop.call_soon_threadsafe(finish)
+                told = True
+        if not told:
+            _in_transit.discard(outcome)
+            drop()
 
     threading.Thread(target=body, name="aiotun").start()
     cancelled: asyncio.CancelledError | None = None
@@ -212,9 +261,22 @@ async def run(
             cancelled = error
             if on_cancel is not None:
                 on_cancel()
+        except GeneratorExit:  # the loop was closed, and the task is thrown away
+            with handing_over:
+                wanted = False
+            if told:
+                start(drop, lambda: _in_transit.discard(outcome))
+            raise
+    _in_transit.discard(outcome)
     if cancelled is None:
         return outcome.get()
     if undo is not None and outcome.error is None:
         value, undone = outcome.get(), undo
         await run(lambda: undone(value), netns)
     raise cancelled
+
+
+def same_namespace(one: int, other: int) -> bool:
+    """Whether two open fds stand for the same namespace."""
+    a, b = os.fstat(one), os.fstat(other)
+    return (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)

@@ -83,7 +83,8 @@ class Device(PacketIO):
 
         Args:
             fd, more: the queues, all of the same interface.
-            netns: the interface's network namespace, unless it is this thread's.
+            netns: the interface's network namespace. The kernel knows it, and tells those who have
+                CAP_NET_ADMIN there; else None means this thread's.
             packet_info: whether packets come with the 4-byte header; the kernel does not tell.
             offload: None means ``"raw"`` where the device has a virtio-net header, else ``"off"``.
 

@@ -7,7 +7,6 @@ the event loop nor the program's own namespace has a part in it.
 from __future__ import annotations
 
 import errno
-import os
 import threading
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv6Address
@@ -26,7 +25,7 @@ from ._linktypes import (
     parse_mac,
     parse_route,
 )
-from .errors import AiotunError, LinkError
+from .errors import LinkError
 
 if TYPE_CHECKING:
     from ._linkinfo import LinkInfo, LinkStats
@@ -79,13 +78,10 @@ class Link:
         # Held during a request, in its thread: what one finds out (the name) must not be
         # overwritten by another that looked before.
         self._lock = threading.Lock()
-        if isinstance(netns, int) and not isinstance(netns, bool):
+        _threads.check_netns(netns)
+        if isinstance(netns, int):
             # Now and not at first use: the caller may close it, and the number be used again.
-            self._held_namespace = _open(netns)
-        elif netns is not None and not isinstance(netns, str | os.PathLike):
-            raise TypeError(
-                f"netns is a name, a path, an open fd or None, not {type(netns).__name__}"
-            )
+            self._held_namespace = _threads.Namespace(_threads.open_netns(netns))
 
     @classmethod
     def _held(cls, interface: Interface, namespace: _threads.Namespace) -> Link:
@@ -384,11 +380,11 @@ class Link:
         """Look the link up and do something with it, in one conversation in another thread."""
         namespace = self._held_namespace
         if namespace is None:
-            namespace = self._held_namespace = _open(self._netns)
+            namespace = self._held_namespace = _threads.Namespace(_threads.open_netns(self._netns))
 
         async def conversation(session: Session) -> T:
             known = self._interface
-            info = await session.get(known.name if known.index is None else known.index)
+            info = await session.get(known.name if known.index is None else known.index, known.name)
             known.name, known.mtu = info.name, info.mtu
             return await work(session, info)
 
@@ -400,15 +396,6 @@ class Link:
                 return in_session(conversation)
 
         return await _threads.run(function, namespace.fd)
-
-
-def _open(netns: _threads.NetnsArg | None) -> _threads.Namespace:
-    try:
-        return _threads.Namespace(_threads.open_netns(netns))
-    except AiotunError:
-        raise
-    except OSError as error:
-        raise LinkError(error.errno, f"netns {netns} is no open fd: {error.strerror}") from error
 
 
 def _check_number(value: object, what: str, highest: int) -> None:

@@ -59,7 +59,7 @@ class Queue(QueueBase):
 
         Args:
             fd: a TUN or TAP queue (inherited, or received by SCM_RIGHTS), or a datagram or
-                seqpacket socket.
+                seqpacket socket. The end of a seqpacket socket reads as empty packets.
             offload: ``"raw"`` where each packet has a virtio-net header.
 
         Raises:

@@ -52,7 +52,8 @@ def icmp_echo(packet: bytes | bytearray | memoryview) -> bytes | None:
     # RFC 1624, equation 3: HC' = ~(~HC + ~m + m'). In the IP header only the TTL changes its value:
     # source and destination change places, which no sum sees.
     header_sum = (header_sum + ((ttl - _HOPS) << 8)) % 0xFFFF
-    # The ICMP type falls from 8 to 0, so its checksum grows by 0x0800.
+    # The ICMP type falls from 8 to 0, so its checksum grows by 0x0800. Of the two zeroes this gives
+    # 0xffff, which is right for any message; 0 would be wrong for one that is all zero.
     icmp_sum += 0x0800
     icmp_sum = (icmp_sum & 0xFFFF) + (icmp_sum >> 16)
     head = _ECHO4.pack(

@@ -443,7 +443,7 @@ class TestDeviceMismatch:
         async with aiotun.open_tun("old0") as tun:
             with pytest.raises(aiotun.DeviceMismatchError) as raised:
                 tun.queues[0].disable()
-        self.check(raised.value, "old0", "disable one of its queues", "multi-queue")
+        self.check(raised.value, "old0", "disable this queue", "multi-queue")
 
     async def test_a_filter_on_a_tun(self) -> None:
         """By an ioctl that only a TAP knows; `TunDevice` does not even offer it."""

@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import random
+import resource
 import socket
 import struct
 import threading
@@ -28,6 +29,8 @@ from aiotun import _ioctl
 from aiotun._abi import Iff, Ioctl
 from aiotun._rtnetlink import Session
 
+from .. import _isolation
+from .._leaks import LeakCheck
 from ..helpers import REAL_ROOT, ip
 from .kernel import (
     addresses,
@@ -344,6 +347,46 @@ class TestQueues:
         assert calls == number
         assert names() == []
 
+    # CPython leaves a loop that it could not make half-made, to the collector.
+    @pytest.mark.filterwarnings("ignore:unclosed event loop:ResourceWarning")
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    @pytest.mark.parametrize("persist", [None, True])
+    async def test_the_program_runs_out_of_fds(self, persist: bool | None) -> None:
+        """Wherever the limit strikes: a queue, the namespace, netlink."""
+        bridges()
+        before = old_device()
+        options = {**EVERYTHING, "persist": persist}
+        async with aiotun.open_tap("new0", **options):
+            pass  # everything is imported from here on
+        if persist:
+            ip("link", "del", "new0")
+        leaks = LeakCheck()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        failures = 0
+        for free in range(20):
+            for name in ("new0", "old0"):
+                numbers = [os.dup(0) for _ in range(free + 1)]
+                for number in numbers:
+                    os.close(number)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (numbers[-1], hard))
+                try:
+                    device = await aiotun.open_tap(name, **options)
+                except OSError as error:
+                    assert error.errno == errno.EMFILE  # noqa: PT017 - it may also succeed
+                    failures += 1
+                else:
+                    break
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                assert names() == ["br0", "br1", "old0"]
+                assert changes("old0", before) == []
+                assert leaks.problem() is None
+            else:
+                continue
+            await device.aclose()
+            break
+        assert 5 < failures < 40
+
     async def test_the_first_is_multi_queue_and_the_device_is_not(self) -> None:
         make("old0")
         before = state("old0")
@@ -603,6 +646,34 @@ class TestCancelling:
                 assert changes("old0", before) == []
 
             await sweep(moments, lambda: tap("old0", queues=2, **EVERYTHING), check, 40)
+
+    async def test_in_another_namespace(self, moments: Moments, netns: int) -> None:
+        prepare = (
+            "(echo 1 > /proc/sys/net/ipv6/conf/default/addr_gen_mode || true) 2>/dev/null && "
+            "ip tuntap add old0 mode tap && ip link set old0 up"
+        )
+        with another_namespace(prepare) as path:
+            there = os.open(path, os.O_RDONLY)
+
+            def look() -> tuple[list[str], dict[str, Any]]:
+                _isolation.setns(there)
+                try:
+                    return names(), state("old0")
+                finally:
+                    _isolation.setns(netns)
+
+            before = look()
+
+            def check() -> None:
+                assert look() == before
+                assert names() == []
+
+            options: dict[str, Any] = {"mtu": 1300, "addresses": ["10.0.0.1/24"], "netns": path}
+            try:
+                await sweep(moments, lambda: tap("new0", **options), check, 10)
+                await sweep(moments, lambda: tap("old0", **options), check, 10)
+            finally:
+                os.close(there)
 
     async def test_an_old_device_that_is_to_persist_no_more(self, moments: Moments) -> None:
         """A cancelled opening does not delete what it found: persistence can be put back."""

@@ -89,9 +89,10 @@ def state(name: str) -> dict[str, Any]:
         "link": shown,
         # In the order of the kernel's list: the first IPv4 address of a network is the primary.
         "addresses": addresses,
-        # The kernel adds its multicast route when first there is a carrier, and keeps it.
+        # The table 'local' is the kernel's own. Where a carrier comes first it adds to it, for
+        # multicast and for an IPv6 address that was there before: in its own time, and it stays.
         "routes": [
-            each for each in found if each.get("dev") == name and each.get("type") != "multicast"
+            each for each in found if each.get("dev") == name and each.get("table") != "local"
         ],
     }
 

@@ -21,6 +21,7 @@ import pytest
 import aiotun
 from aiotun._abi import Iff, Ioctl, OffloadFlag
 from aiotun._linktypes import LinkAddress, Route
+from aiotun._rtnetlink import Session
 
 from ..helpers import REAL_ROOT, ip, wait_until
 from .kernel import (
@@ -709,21 +710,49 @@ class TestAgain:
         results = await asyncio.gather(*(one(n) for n in range(8)), return_exceptions=True)
         winners = [each for each in results if isinstance(each, aiotun.TunDevice)]
         busy = [each for each in results if isinstance(each, aiotun.DeviceBusyError)]
-        assert (len(winners), len(busy)) == (1, 7)
-        async with winners[0] as tun:
-            assert addresses("again0") == {f"10.0.{results.index(tun)}.1/24"}
+        async with contextlib.AsyncExitStack() as stack:
+            for tun in winners:
+                await stack.enter_async_context(tun)
+            assert (len(winners), len(busy)) == (1, 7)
+            assert addresses("again0") == {f"10.0.{results.index(winners[0])}.1/24"}
             assert tun_data("again0")["persist"] is False
         assert names() == []
 
     async def test_one_multi_queue_device_for_many_at_once(self) -> None:
-        async def one() -> aiotun.TunDevice:
-            return await aiotun.open_tun("again0", multi_queue=True, addresses=["10.0.0.1/24"])
+        async with contextlib.AsyncExitStack() as stack:
 
-        tuns = await asyncio.gather(*(one() for _ in range(8)))
-        assert tun_data("again0")["numqueues"] == 8
-        assert addresses("again0") == {"10.0.0.1/24"}
-        assert len({tun.index for tun in tuns}) == 1
-        for tun in tuns:
-            assert names() == ["again0"]
-            await tun.aclose()
-        assert names() == []
+            async def one() -> aiotun.TunDevice:
+                opener = aiotun.open_tun("again0", multi_queue=True)
+                return await stack.enter_async_context(opener)
+
+            tuns = await asyncio.gather(*(one() for _ in range(8)))
+            assert tun_data("again0")["numqueues"] == 8
+            assert len({tun.index for tun in tuns}) == 1
+            for tun in tuns:
+                assert names() == ["again0"]
+                await tun.aclose()
+            assert names() == []
+
+    @pytest.mark.parametrize("step", ["add_address", "add_route"])
+    async def test_what_is_wanted_comes_in_between(
+        self, step: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Programs that share a device ask for the same, and none of them is to fail for that.
+
+        Between listing what there is and adding what is missing another was quicker.
+        """
+        make("again0")
+        ip("link", "set", "again0", "up")
+        original = getattr(Session, step)
+
+        async def adding(self: Session, *args: Any) -> None:
+            if step == "add_address":
+                ip("addr", "add", "10.0.0.1/24", "dev", "again0")
+            else:
+                ip("route", "add", "10.1.0.0/16", "dev", "again0")
+            await original(self, *args)
+
+        monkeypatch.setattr(Session, step, adding)
+        async with aiotun.open_tun("again0", addresses=["10.0.0.1/24"], routes=["10.1.0.0/16"]):
+            assert addresses("again0") == {"10.0.0.1/24"}
+            assert "10.1.0.0/16" in {each["dst"] for each in routes("again0")}

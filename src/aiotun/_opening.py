@@ -235,6 +235,8 @@ class Opening:
             await self._add_addresses(session, info)
         if wanted.up and not info.up:
             await self._set(session, info, "bring the link up", hint, "state", "up", "down")
+        if wanted.up or info.up:
+            await session.settle(info, wanted.addresses)
         if wanted.routes:
             await self._add_routes(session, info)
 
@@ -288,7 +290,12 @@ class Opening:
             if route in present:
                 continue
             self._check_aborted()
-            await session.add_route(info, route)
+            try:
+                await session.add_route(info, route)
+            except LinkError as error:
+                if error.errno == errno.EEXIST and route in await session.routes(info):
+                    continue  # as above
+                raise
             present.add(route)
             self._undo.append(functools.partial(_remove_route, info, route))
 

@@ -8,6 +8,7 @@ own, because pyroute2 can't open netlink on uvloop.
 import asyncio
 import contextlib
 import errno
+import functools
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -33,6 +34,9 @@ _IFA_F_NODAD = 0x02
 # rtnetlink.h: enum rt_scope_t
 _SCOPE_LINK = 253
 _SCOPE_NOWHERE = 255
+
+_TABLE_LOCAL = 255
+_RTN_LOCAL = 2
 
 _SETTABLE = frozenset({"address", "ifalias", "ifname", "master", "mtu", "state", "txqlen"})
 
@@ -121,6 +125,25 @@ class Session:
             info.name,
             "addresses() lists what is there",
         )
+
+    async def settle(self, info: LinkInfo, addresses: list[LinkAddress]) -> None:
+        """Wait, for a second at most, until a link that is up receives for these addresses.
+
+        For IPv6 the kernel leaves that to a work queue, after it has answered (addrconf_dad_work):
+        until it has put the address into the 'local' table, what is sent to it is dropped.
+        """
+        wanted = {str(each.interface.ip) for each in addresses if each.interface.version == 6}
+        for _ in range(200):
+            if not wanted:
+                return
+            messages = await self._dump(
+                functools.partial(self._ipr.route, family=socket.AF_INET6, table=_TABLE_LOCAL),
+                "list the routes",
+                info.name,
+            )
+            wanted -= {each.get("dst") for each in messages if each["type"] == _RTN_LOCAL}
+            if wanted:
+                await asyncio.sleep(0.005)
 
     async def remove_address(self, info: LinkInfo, address: LinkAddress) -> None:
         """Remove an address (RTM_DELADDR)."""

@@ -269,7 +269,13 @@ class Link:
             NotPermittedError: CAP_NET_ADMIN is missing.
         """
         wanted = parse_address(address)
-        await self._request(lambda session, info: session.add_address(info, wanted))
+
+        async def work(session: Session, info: LinkInfo) -> None:
+            await session.add_address(info, wanted)
+            if info.up:
+                await session.settle(info, [wanted])
+
+        await self._request(work)
 
     async def remove_address(self, address: AddressArg) -> None:
         """Remove an address (RTM_DELADDR).

@@ -243,7 +243,7 @@ class QueueBase(PacketIO):
         else:
             # Collected in another thread: only the loop's own may take the fd out of it.
             self._fd = -1
-            loop.call_soon_threadsafe(_close_collected, loop, fd)
+            loop.call_soon_threadsafe(_close_collected, loop, fd, self._loss_watch)
         warnings.warn(
             f"unclosed {shown}; call aclose()", ResourceWarning, source=self, stacklevel=1
         )
@@ -385,9 +385,13 @@ def _close_fds(fds: Iterable[int]) -> None:
                 raise
 
 
-def _close_collected(loop: asyncio.AbstractEventLoop, fd: int) -> None:
+def _close_collected(
+    loop: asyncio.AbstractEventLoop, fd: int, loss_watch: LossWatch | None
+) -> None:
     loop.remove_reader(fd)
     loop.remove_writer(fd)
+    if loss_watch is not None:
+        loss_watch.close()
     os.close(fd)
 
 

@@ -131,12 +131,14 @@ class PacketIO(abc.ABC):
             TypeError, ValueError: not such a buffer; nothing was received.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
-        view = memoryview(buffer)
-        if view.readonly:
-            raise TypeError("recv_into needs a writable buffer, such as a bytearray")
-        if not view.contiguous:
-            raise ValueError("recv_into needs a contiguous buffer")
-        return await self._receive(lambda: self._take_into(view))
+        # Released at the end: else a cancelled task that lives on would keep a bytearray from being
+        # resized.
+        with memoryview(buffer) as view:
+            if view.readonly:
+                raise TypeError("recv_into needs a writable buffer, such as a bytearray")
+            if not view.contiguous:
+                raise ValueError("recv_into needs a contiguous buffer")
+            return await self._receive(lambda: self._take_into(view))
 
     async def recv_many(self, limit: int = 64) -> list[bytes]:
         """Wait for one packet, then take all that are ready.

@@ -42,6 +42,7 @@ class QueueGroup(PacketIO):
         "_usable",
         "line",
         "queues",
+        "resuming",
     )
 
     def __init__(self, queues: tuple[Queue, ...], keep: set[Waiter]) -> None:
@@ -55,6 +56,7 @@ class QueueGroup(PacketIO):
         # Open queues that the loop does not watch, and has to before a task may wait here.
         self._unwatched: set[QueueBase] = set(queues)
         self._offer: Queue | None = None  # the queue that is resuming a task right now
+        self.resuming: Queue | None = None  # the last one that resumed a task of its own
         self._budget = BUDGET
         self._undecodable = 0
         for queue in queues:
@@ -117,6 +119,11 @@ class QueueGroup(PacketIO):
         while True:
             while self._unwatched:
                 self._unwatched.pop().watch()
+            if self.resuming is not None:
+                # An eager task may come here from within the one that a queue is resuming: who
+                # goes on reading there must not overtake it any more.
+                self.resuming.end_free()
+                self.resuming = None
             await Waiter(loop, self.line, front=front)
             # No await from here on: what is read is returned.
             self._check_open()

@@ -206,10 +206,16 @@ class Queue(QueueBase):
                     waiter = self._line.next()
                     self._free = 0 if self._somebody_waits() else BUDGET
                     self._budget = BUDGET - self._free
+                    if group is not None:
+                        group.resuming = self
                     waiter.wake()
         finally:
-            self._budget += self._free
-            self._free = 0
+            self.end_free()
+
+    def end_free(self) -> None:
+        """Have every further packet of this wake-up ask whether somebody waits for it."""
+        self._budget += self._free
+        self._free = 0
 
     def _somebody_waits(self) -> bool:
         if self._line:

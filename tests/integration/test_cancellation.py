@@ -236,3 +236,25 @@ async def test_eager_tasks(kind: str, method: str) -> None:
         r.inject(2)
         assert number(await asyncio.create_task(RECEIVE[method](r.io))) == 2
         assert await rest(r.io, 1) == [3]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.12 brought eager tasks")
+@pytest.mark.asyncio(loop_factories=["asyncio"])
+async def test_an_eager_task_that_waits_is_not_overtaken() -> None:
+    """It waits for any queue; the task that started it goes on reading from one."""
+    async with rig("member") as r:
+        order: list[tuple[str, int]] = []
+
+        async def receive(io: PacketIO) -> None:
+            order.append(("device" if io is r.tun else "queue", number(await io.recv())))
+
+        async def receive_and_start() -> asyncio.Task[None]:
+            await receive(r.io)
+            eager = asyncio.Task(receive(r.tun), loop=asyncio.get_running_loop(), eager_start=True)  # type: ignore[call-arg,unused-ignore]  # new in 3.12
+            await receive(r.io)
+            return eager
+
+        task = await waiting(receive_and_start())
+        r.inject(3)
+        await (await task)
+        assert order == [("queue", 0), ("device", 1), ("queue", 2)]

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import socket
 import struct
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 import aiotun
 from aiotun import DeviceLostError, LinkDownError, PacketError, PacketIO, TapDevice
+from aiotun._threads import run_blocking
 from aiotun.offload import VnetHeader
 
 from ..helpers import ip, wait_until
@@ -190,13 +192,8 @@ async def test_frames() -> None:
 # Backpressure
 
 
-@contextlib.asynccontextmanager
-async def shaped_tap(rate: str = "4mbit") -> AsyncIterator[tuple[TapDevice, bytes, socket.socket]]:
-    """A TAP on a bridge whose other port is slow, and a frame for that port's other end.
-
-    Only what waits in a queue of the kernel fills a send buffer. So the frame has to be for one
-    port: a copy for each of several would not be charged to us.
-    """
+async def slow_bridge(rate: str) -> None:
+    """Make a bridge, br0, with a port that lets so much through; v1 is its other end."""
     for line in (
         "link add br0 type bridge",
         "link set br0 up",
@@ -207,12 +204,24 @@ async def shaped_tap(rate: str = "4mbit") -> AsyncIterator[tuple[TapDevice, byte
         ip(*line.split())
     tc = f"tc qdisc add dev v0 root tbf rate {rate} burst 3000 limit 1000000"
     await asyncio.to_thread(subprocess.run, tc.split(), check=True)
+
+
+# For v1 alone: a copy for each of several ports would not be charged to the sender.
+FRAME = b"\x02\0\0\0\0\x0a" + b"\x02\0\0\0\0\x09" + b"\x88\xb5" + bytes(1386)
+
+
+@contextlib.asynccontextmanager
+async def shaped_tap(rate: str = "4mbit") -> AsyncIterator[tuple[TapDevice, bytes, socket.socket]]:
+    """A TAP on a bridge whose other port is slow, and a frame for that port's other end.
+
+    Only what waits in a queue of the kernel fills a send buffer.
+    """
+    await slow_bridge(rate)
     async with aiotun.open_tap("tap0", bridge="br0", sndbuf=65536) as tap:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5)) as sock:
             sock.bind(("v1", 0x88B5))
             sock.setblocking(False)
-            frame = b"\x02\0\0\0\0\x0a" + b"\x02\0\0\0\0\x09" + b"\x88\xb5" + bytes(1386)
-            yield tap, frame, sock
+            yield tap, FRAME, sock
 
 
 def fill(io: PacketIO, frame: bytes) -> int:
@@ -320,3 +329,27 @@ async def test_deletion_wakes_a_waiting_sender() -> None:
         for task in tasks:
             with pytest.raises(DeviceLostError):
                 await asyncio.wait_for(task, 1)  # the next frame takes longer to get through
+
+
+async def test_a_sender_that_gave_up_leaves_nothing_in_the_loop() -> None:
+    """A device that is dropped then, and collected in another thread, takes its watch along."""
+    await slow_bridge("8kbit")
+    dropped = [await aiotun.open_tap("tap0", bridge="br0", sndbuf=65536)]
+    fill(dropped[0], FRAME)
+    task = await waiting(dropped[0].send(FRAME))
+    task.cancel()
+    await asyncio.wait([task])
+    del task  # which holds an error, which holds the device
+    watch = dropped[0].queues[0]._loss_watch
+    assert watch is not None
+    epoll = watch._epoll.fileno()
+    del watch
+
+    def drop() -> None:
+        dropped.clear()
+        gc.collect()
+
+    with pytest.warns(ResourceWarning, match="unclosed <Queue of tap0"):
+        run_blocking(drop)
+    await wait_until(lambda: "tap0" not in [name for _, name in socket.if_nameindex()])
+    assert not asyncio.get_running_loop().remove_reader(epoll)

@@ -211,6 +211,24 @@ async def test_recv_into(kind: str) -> None:
 
 
 @each_kind
+async def test_recv_into_lets_go_of_the_buffer(kind: str) -> None:
+    """A bytearray can't be resized while something looks into it, be it in a traceback."""
+    async with rig(kind) as r:
+        buffer = bytearray(1)
+        r.inject(1)
+        with pytest.raises(PacketTruncatedError) as caught:
+            await r.io.recv_into(buffer)
+        assert caught.tb is not None
+        buffer.extend(bytes(100))
+        task = await waiting(r.io.recv_into(buffer))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as cancelled:
+            await task
+        assert cancelled.tb is not None
+        buffer.clear()
+
+
+@each_kind
 @pytest.mark.parametrize("size", [0, 1, 31])
 async def test_recv_into_too_small_a_buffer(kind: str, size: int) -> None:
     """It holds the beginning, the loss is counted, and the next packet is whole."""

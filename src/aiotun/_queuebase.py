@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import select
 import warnings
 import weakref
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from . import _abi, _threads
 from ._interface import Interface
 from ._packetio import Mode, Offload, PacketIO, PacketStats
-from ._waiting import Line, LossWatch, Registration, Waiter
+from ._waiting import Line, LossWatch, Registration
 from .errors import (
     DeviceClosedError,
     DeviceLostError,
@@ -47,6 +48,7 @@ class QueueBase(PacketIO):
     __slots__ = (
         "__weakref__",
         "_budget",
+        "_burst",
         "_closing",
         "_disabled",
         "_drained",
@@ -58,17 +60,21 @@ class QueueBase(PacketIO):
         "_header",
         "_interface",
         "_line",
+        "_looking",
         "_loop",
         "_loss_watch",
         "_lost",
         "_offload",
+        "_poll",
         "_reading",
         "_refused",
         "_registration",
+        "_resuming",
         "_senders",
         "_truncated",
         "_type",
         "_undecodable",
+        "_wakeups",
         "_writing",
     )
 
@@ -80,9 +86,10 @@ class QueueBase(PacketIO):
         *,
         offload: Offload = "off",
         packet_info: bool = False,
-        keep: set[Waiter] | None = None,
+        shared: Line | None = None,
     ) -> None:
         # Internal: fd is attached, non-blocking and close-on-exec, and belongs to this object now.
+        # Who waits in the `shared` line waits for this queue among others.
         self._fd = fd
         self._interface = interface
         self._type: Mode = mode
@@ -91,13 +98,19 @@ class QueueBase(PacketIO):
         if offload == "raw":
             self._header += _abi.VNET_HDR_SIZE
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._registration = Registration(self, set() if keep is None else keep)
-        self._line = Line(self._registration.keep)
-        self._senders = Line(self._registration.keep)
+        self._line = Line()
+        self._senders = Line()
+        lines = [self._line, self._senders] + ([] if shared is None else [shared])
+        self._registration = Registration(self, *lines)
         self._group: weakref.ref[QueueGroup] | None = None
         self._reading = self._writing = False
         self._budget = BUDGET  # packets that may still be read before the loop gets a turn
         self._free = 0  # of these, what the task being resumed right now may read unasked
+        self._resuming = False  # the loop is calling us, and a task runs inside that call
+        self._wakeups = 0  # how often the loop called while one task waited
+        self._burst = True  # several packets were there at once, the last time
+        self._looking = False  # looking for the next packet paid, the last time
+        self._poll: select.poll | None = None
         self._drained = False  # the fd was seen empty since the loop last called us
         self._full = False  # the kernel's buffer was seen full since the loop last called us
         self._loss_watch: LossWatch | None = None
@@ -218,6 +231,7 @@ class QueueBase(PacketIO):
         fd, self._fd = self._fd, -1
         self._end = end
         self._free = 0
+        self._resuming = False
         if (group := self._peers()) is not None:
             group.leave(self)
         return fd
@@ -305,6 +319,7 @@ class QueueBase(PacketIO):
         )
         if self._lost is None:
             self._lost = lost
+            self._resuming = False
             self._stop_reading()
             self._stop_writing()
             self._line.dismiss()

@@ -45,9 +45,9 @@ class QueueGroup(PacketIO):
         "resuming",
     )
 
-    def __init__(self, queues: tuple[Queue, ...], keep: set[Waiter]) -> None:
+    def __init__(self, queues: tuple[Queue, ...], line: Line) -> None:
         self.queues: tuple[Queue, ...] = queues
-        self.line: Line = Line(keep)  # tasks that want a packet of any queue
+        self.line: Line = line  # tasks that want a packet of any queue
         self._open: list[Queue] = list(queues)
         self._usable: list[Queue] | None = None  # open and enabled; None: to be found again
         self._lost: QueueBase | None = None  # one that found the interface gone
@@ -74,7 +74,7 @@ class QueueGroup(PacketIO):
         # All queues may call in one turn of the loop, so they share what one has for itself.
         self._budget = max(1, BUDGET // len(self.queues))
         self._offer = queue
-        self.line.next().wake()
+        self.line.popleft().wake()
         self._offer = None
 
     def unwatch(self, queue: Queue) -> None:

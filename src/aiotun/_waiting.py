@@ -31,7 +31,6 @@ class Waiter:
         "_asyncio_future_blocking",
         "_callback",
         "_context",
-        "_done",
         "_line",
         "_loop",
         "_message",
@@ -40,33 +39,35 @@ class Waiter:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, line: "Line", *, front: bool) -> None:
         self._loop = loop
-        self._line = line
-        self._asyncio_future_blocking = False
+        self._line: Line | None = line  # None once this has left it, which is: done
+        self._asyncio_future_blocking = True
         self._callback: Callable[[Waiter], object] | None = None
         self._context: contextvars.Context | None = None
-        self._done = False
         # None, or a one-tuple of the message that the task was cancelled with.
         self._message: tuple[object] | None = None
         # Orders the waiters of several lines. One that goes back to the front is older than all.
-        self.ticket: int = -1 if front else next(_tickets)
-        line.enter(self, front=front)
+        if front:
+            self.ticket: int = -1
+            line.appendleft(self)
+        else:
+            self.ticket = next(_tickets)
+            line.append(self)
 
     def wake(self) -> None:
         """Resume the task now. Only from a callback of the loop: no task may be running."""
-        self._done = True
+        self._line = None
         if self._callback is not None and self._context is not None:
             self._context.run(self._callback, self)
 
     def wake_soon(self) -> None:
         """Resume the task on the loop's next turn; from anywhere in the loop's thread."""
-        self._done = True
+        self._line = None
         if self._callback is not None:
             self._loop.call_soon(self._callback, self, context=self._context)
 
     # What a task asks of the thing it awaits.
 
     def __await__(self) -> Generator[Any, None, None]:
-        self._asyncio_future_blocking = True
         yield self
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
@@ -79,7 +80,7 @@ class Waiter:
         self._context = context if context is not None else contextvars.copy_context()
 
     def done(self) -> bool:
-        return self._done
+        return self._line is None
 
     def result(self) -> None:
         if self._message is not None:
@@ -87,44 +88,23 @@ class Waiter:
 
     def cancel(self, msg: object = None) -> bool:
         """Leave the line; whoever stands behind is woken instead, as if this one had not been."""
-        if self._done:
+        if self._line is None:
             return False
-        self._line.leave(self)
+        self._line.remove(self)
         self._message = (msg,)
         self.wake_soon()
         return True
 
 
 class Line(deque[Waiter]):
-    """Waiters in the order they came."""
+    """Waiters in the order they came. Whoever takes one out wakes it."""
 
-    __slots__ = ("_keep",)
-
-    def __init__(self, keep: set[Waiter]) -> None:
-        super().__init__()
-        self._keep = keep
-
-    def enter(self, waiter: Waiter, *, front: bool) -> None:
-        if front:
-            self.appendleft(waiter)
-        else:
-            self.append(waiter)
-        self._keep.add(waiter)
-
-    def leave(self, waiter: Waiter) -> None:
-        self.remove(waiter)
-        self._keep.discard(waiter)
-
-    def next(self) -> Waiter:
-        """Take the first one out of the line; the caller wakes it."""
-        waiter = self.popleft()
-        self._keep.discard(waiter)
-        return waiter
+    __slots__ = ()
 
     def dismiss(self) -> None:
         """Wake everybody on the loop's next turn: there is nothing to wait for any more."""
         while self:
-            self.next().wake_soon()
+            self.popleft().wake_soon()
 
 
 class Owner(Protocol):
@@ -139,16 +119,16 @@ class Registration:
     """What the event loop holds of a queue.
 
     The owner is held weakly, or one that its user dropped would never be collected, nor warn that
-    it was left open. The waiters in `keep` are held strongly: what a task waits for must not be
-    garbage, even where nobody but that task knows it. Both end by themselves when the loop is
-    closed, which a registry of our own would not.
+    it was left open. The lines are held strongly: what a task waits for must not be garbage, even
+    where nobody but that task knows it. Both end by themselves when the loop is closed, which a
+    registry of our own would not.
     """
 
-    __slots__ = ("_owner", "keep")
+    __slots__ = ("_lines", "_owner")
 
-    def __init__(self, owner: Owner, keep: set[Waiter]) -> None:
+    def __init__(self, owner: Owner, *lines: Line) -> None:
         self._owner = weakref.ref(owner)
-        self.keep = keep
+        self._lines = lines
 
     def readable(self) -> None:
         owner = self._owner()

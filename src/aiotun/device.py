@@ -13,7 +13,7 @@ from ._options import TapOptions, TunOptions
 from ._packetio import Mode, Offload, PacketIO, PacketStats
 from ._several import QueueGroup
 from ._threads import NetnsArg
-from ._waiting import Waiter
+from ._waiting import Line
 from .errors import DeviceClosedError
 from .link import Link
 from .queue import Queue
@@ -48,7 +48,7 @@ class Device(PacketIO):
     def __init__(self, opened: Opened, *, offload: Offload, packet_info: bool) -> None:
         # Internal: use open_tun, open_tap or from_fd.
         self._interface = opened.interface
-        keep: set[Waiter] = set()
+        line = Line()  # of those who wait for a packet of any queue
         self.queues: tuple[Queue, ...] = tuple(
             Queue(
                 fd,
@@ -56,14 +56,14 @@ class Device(PacketIO):
                 self._kind,
                 offload=offload,
                 packet_info=packet_info,
-                keep=keep,
+                shared=line,
             )
             for fd in opened.fds
         )
         self.link: Link = Link._held(opened.interface, opened.namespace)
         # What packets go through: the only queue, or all of them as one.
         self._io: Queue | QueueGroup = (
-            self.queues[0] if len(self.queues) == 1 else QueueGroup(self.queues, keep)
+            self.queues[0] if len(self.queues) == 1 else QueueGroup(self.queues, line)
         )
 
     @classmethod

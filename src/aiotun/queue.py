@@ -5,7 +5,8 @@ goes out through `_write`. Everything else decides who may do that, and when:
 
 - `_receive` reads at once where nobody waits before the caller, else it waits in `_line`.
 - `_readable`, called by the loop, resumes the tasks in line. While the one it resumed is the only
-  one that wants packets, it has so many `_free`: to be read with no question asked.
+  one that wants packets, it has so many `_free`: to be read with no question asked. It is resumed
+  again in the same call where the next packet comes at once.
 - A send that finds the kernel's buffer full waits in `_senders` for `_writable`.
 
 The reader stays registered with the loop between packets, and is taken off only when the fd is
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -30,6 +32,7 @@ from .errors import AiotunError, DeviceClosedError, PacketTruncatedError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from ._several import QueueGroup
 
 __all__ = ["Queue"]
 
@@ -39,6 +42,11 @@ T = TypeVar("T")
 # Bound here: a global look-up is cheaper than an attribute of a module.
 _read = os.read
 _write = os.write
+
+# How often a queue looks whether the next packet is there already, which takes some 5 microseconds
+# in all, and how often one call by the loop may resume a task so.
+_LOOKS = 12
+_TURNS = 16
 
 
 class Queue(QueueBase):
@@ -87,22 +95,26 @@ class Queue(QueueBase):
     async def recv(self) -> bytes:
         free = self._free
         if free:
-            self._free = free - 1
             try:
-                return _read(self._fd, READ_SIZE)
+                packet = _read(self._fd, READ_SIZE)
             except OSError as error:
                 self._refuse(error)
+            else:
+                self._free = free - 1
+                return packet
         return await self._receive(self._take)
 
     async def __anext__(self) -> bytes:
         # As recv; calling it would cost every packet one coroutine more.
         free = self._free
         if free:
-            self._free = free - 1
             try:
-                return _read(self._fd, READ_SIZE)
+                packet = _read(self._fd, READ_SIZE)
             except OSError as error:
                 self._refuse(error)
+            else:
+                self._free = free - 1
+                return packet
         try:
             return await self._receive(self._take)
         except DeviceClosedError:
@@ -120,16 +132,20 @@ class Queue(QueueBase):
             raise self._read_error(error) from error
 
     async def _receive(self, take: Callable[[], T]) -> T:
-        loop = self._bind()
+        loop = self._loop if self._resuming else None
+        if loop is None:
+            loop = self._bind()
         front = False
         wait = self._drained or self._budget + self._free <= 0 or self._somebody_waits()
         while True:
             if wait:
-                self._budget = self._free = 0
-                self._start_reading()
+                self.end_free()
+                if not self._reading:
+                    self._start_reading()
                 await Waiter(loop, self._line, front=front)
                 # No await from here on: what is read is returned.
-                self._check_open()
+                if self._fd < 0 or self._lost is not None:
+                    self._check_open()
                 front = True  # in vain only where somebody else was quicker, another process say
             try:
                 return take()
@@ -148,7 +164,10 @@ class Queue(QueueBase):
 
     def _take(self) -> bytes:
         packet = _read(self._fd, READ_SIZE)
-        self._spend(1)
+        if self._free:
+            self._free -= 1
+        else:
+            self._budget -= 1
         return packet
 
     def _spend(self, packets: int) -> None:
@@ -187,9 +206,65 @@ class Queue(QueueBase):
     def _readable(self) -> None:
         """The loop's reader callback: resume those who wait, in order, while there are packets."""
         group = self._peers()
+        if len(self._line) == 1 and (group is None or not group.line):
+            self._serve_one(group)
+        else:
+            self._serve_many(group)
+
+    def _serve_one(self, group: QueueGroup | None) -> None:
+        """Resume the only task that waits, again and again while that is worth it.
+
+        To find that there is no second packet costs as much as to read one. So where packets come
+        one by one, one is all that the task may read; then it waits again.
+
+        And where the next one comes at once, as in a dialogue, going to sleep costs more than to
+        look around for it. So we look a few times before the loop does, where that paid the last
+        time, and else at every sixteenth wake-up, to see whether it would.
+        """
+        line = self._line
+        self._wakeups += 1
+        look = self._looking or self._wakeups % 16 == 0
+        left = BUDGET
+        free = BUDGET if self._burst else 1
+        self._resuming = True
+        try:
+            for _ in range(_TURNS):
+                self._drained = False
+                self._budget, self._free = 0, free
+                if group is not None:
+                    group.resuming = self
+                line.popleft().wake()
+                taken = free - self._free - self._budget
+                left -= taken
+                self._burst = taken > 1
+                if not look or not taken or left <= 0 or len(line) != 1 or (group and group.line):
+                    break
+                looks = self._look()
+                self._looking = look = looks > 0
+                if not look:
+                    break
+                self._burst |= looks == 1
+                free = left if self._burst else 1
+        finally:
+            self._resuming = False
+            self._free = 0
+            self._budget = left
+
+    def _look(self) -> int:
+        """Whether there is a packet soon: the number of looks that it took, or 0."""
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._fd, select.POLLIN)
+        poll = self._poll.poll
+        for looks in range(1, _LOOKS + 1):
+            if poll(0):
+                return looks
+        return 0
+
+    def _serve_many(self, group: QueueGroup | None) -> None:
+        self._drained = False
         waiting = len(self._line) + (len(group.line) if group is not None else 0)
         self._budget = BUDGET
-        self._drained = False
         if not waiting:
             self._stop_reading()
             if group is not None:
@@ -203,13 +278,16 @@ class Queue(QueueBase):
                 if group is not None and group.comes_before(self._line):
                     group.resume(self)
                 elif self._line:
-                    waiter = self._line.next()
+                    waiter = self._line.popleft()
                     self._free = 0 if self._somebody_waits() else BUDGET
                     self._budget = BUDGET - self._free
                     if group is not None:
                         group.resuming = self
+                    self._resuming = True
                     waiter.wake()
+                    self._resuming = False
         finally:
+            self._resuming = False
             self.end_free()
 
     def end_free(self) -> None:
@@ -226,7 +304,7 @@ class Queue(QueueBase):
     # Sending
 
     async def send(self, packet: Buffer) -> None:
-        if not self._free:  # else the loop has just resumed this task, and it is the right one
+        if not self._resuming:  # else it is the right loop that has just resumed this task
             self._bind()
         if not self._senders:
             try:
@@ -295,7 +373,7 @@ class Queue(QueueBase):
         for _ in range(min(len(self._senders), BUDGET)):
             if self._full or not self._senders:
                 break
-            self._senders.next().wake()
+            self._senders.popleft().wake()
         if not self._senders:
             # A queue is nearly always writable: watched for nobody it would spin.
             self._stop_writing()

@@ -133,6 +133,51 @@ async def test_the_loop_turns_while_packets_wait(kind: str, way: str) -> None:
 
 
 @each_kind
+@pytest.mark.parametrize("ahead", [1, 3])
+async def test_a_dialogue(kind: str, ahead: int) -> None:
+    """Each answer brings the next packet, or three at a time: all in order, and the loop lives."""
+    async with rig(kind) as r:
+        numbers: list[int] = []
+
+        async def answer() -> None:
+            async for packet in r.io:
+                numbers.append(number(packet))
+                if r.count < 999 and len(numbers) % ahead == 0:
+                    r.inject(ahead)
+
+        task = await waiting(answer())
+        r.inject(ahead)
+        jumps = [0]
+        while len(numbers) < 999:
+            await asyncio.sleep(0)
+            jumps.append(len(numbers))
+        task.cancel()
+        await asyncio.wait([task])
+        assert numbers == list(range(999))
+        assert max(b - a for a, b in itertools.pairwise(jumps)) <= 128
+
+
+@each_kind
+async def test_a_dialogue_with_another_thread(kind: str) -> None:
+    """The next packet comes a little later than the task waits for it."""
+
+    def talk(sock: socket.socket) -> None:
+        for place in range(500):
+            sock.send(struct.pack("!I", place))
+            assert sock.recv(100) == struct.pack("!I", place)
+
+    async with rig(kind) as r:
+        r.sock.settimeout(5)
+        port = r.sock.getsockname()[1]
+        talking = asyncio.create_task(asyncio.to_thread(talk, r.sock))
+        for place in range(500):
+            packet = await asyncio.wait_for(r.io.recv(), 5)
+            assert number(packet) == place
+            await r.io.send(udp(THEIRS, PORT, OURS, port, packet[28:]))
+        await talking
+
+
+@each_kind
 async def test_a_reader_that_waits_elsewhere_costs_nothing(kind: str) -> None:
     """With packets waiting and nobody who wants them, the loop sleeps."""
     async with rig(kind) as r:

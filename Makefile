@@ -39,5 +39,5 @@ bench: ## run the benchmarks
 	@$(call venv,test) && .venv/bin/python -m benchmarks $(ARGS)
 
 clean: ## remove what the other targets made
-	@rm -rf .venv .venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	@rm -rf .venv .venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/aiotun/_speedups*.so
 	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from aiotun._native import SPEEDUPS
+
 from ._harness import LOOPS, BenchError, Table, has_uvloop
 from ._namespace import isolate
 
@@ -57,6 +59,7 @@ def machine() -> dict[str, str]:
             about[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             about[package] = "not installed"
+    about["C module"] = "in use" if SPEEDUPS else "not in use"
     compiler = [*os.environ.get("CC", "cc").split(), "--version"]
     try:
         done = subprocess.run(compiler, capture_output=True, text=True, check=False)

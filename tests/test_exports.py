@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "_linkdecode": {"_abi", "_linkinfo", "_linktypes"},
     "_linkinfo": set(),
     "_linktypes": {"_abi"},
+    "_native": {"_speedups"},
     "_opening": {
         "_abi",
         "_interface",
@@ -93,6 +94,7 @@ ALLOWED: dict[str, set[str]] = {
         "_abi",
         "_interface",
         "_ioctl",
+        "_native",
         "_packetio",
         "_queuebase",
         "_several",
@@ -128,7 +130,7 @@ def imports(tree: ast.AST) -> tuple[set[str], set[str]]:
             top, _, rest = name.partition(".")
             if top != "aiotun":
                 others.add(top)
-            elif rest.partition(".")[0] in MODULES:
+            elif rest.partition(".")[0] in {*MODULES, "_speedups"}:
                 ours.add(rest.partition(".")[0])
             else:
                 ours.add("aiotun")

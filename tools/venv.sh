@@ -1,7 +1,7 @@
 #!/bin/sh
 # venv.sh FOLDER PYTHON GROUP: a virtual environment with aiotun (editable) and one of pyproject's
 # dependency groups: "none", "test" or "dev". Does nothing where FOLDER has that already; starts
-# anew where pyproject.toml, the interpreter or the checkout's place has changed. Quiet unless it
+# anew where what pip reads, the interpreter or the checkout's place has changed. Quiet unless it
 # has to install something; one line on stderr, and exit 1, where that fails.
 set -u
 folder=$1 python=$2 group=$3
@@ -11,7 +11,7 @@ fail() {
     exit 1
 }
 
-state="$(cksum <pyproject.toml) $python $("$python" -V) $PWD"
+state="$(cat pyproject.toml setup.py src/aiotun/_speedups.c | cksum) $python $("$python" -V) $PWD"
 stamp=$folder/.aiotun-$group
 log=$folder/.aiotun-pip.log
 

@@ -21,7 +21,7 @@ import select
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from . import _ioctl
+from . import _ioctl, _native
 from ._abi import READ_SIZE, Iff
 from ._interface import Interface
 from ._packetio import Offload, check_offload, mode_of, read_into
@@ -40,7 +40,8 @@ T = TypeVar("T")
 
 
 # Bound here: a global look-up is cheaper than an attribute of a module.
-_read = os.read
+_read = _native.read
+_read_many = _native.read_many
 _write = os.write
 
 # How often a queue looks whether the next packet is there already, which takes some 5 microseconds
@@ -190,17 +191,11 @@ class Queue(QueueBase):
         return length
 
     def _take_many(self, limit: int) -> list[bytes]:
-        fd = self._fd
-        batch = [_read(fd, READ_SIZE)]
-        append = batch.append
-        try:
-            for _ in range(limit - 1):
-                append(_read(fd, READ_SIZE))
-        except BlockingIOError:
+        batch = _read_many(self._fd, READ_SIZE, limit)
+        taken = len(batch)
+        if taken < limit:
             self._drained = True
-        except OSError:
-            pass  # what we have goes first; the next call meets the error again
-        self._spend(len(batch))
+        self._spend(taken)
         return batch
 
     def _readable(self) -> None:

@@ -1,0 +1,155 @@
+"""What the C module has and its Python twins: one behaviour, whichever is in use."""
+
+import contextlib
+import errno
+import importlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from aiotun import _abi, _native
+
+MISSING = "missing: the C module was not built"
+
+_speedups: Any = None
+with contextlib.suppress(ImportError):
+    _speedups = importlib.import_module("aiotun._speedups")
+
+Read = Callable[[int, int], bytes]
+ReadMany = Callable[[int, int, int], list[bytes]]
+
+
+def twins(python: object, name: str) -> pytest.MarkDecorator:
+    both = [pytest.param(python, id="python")]
+    if _speedups is None:
+        both.append(pytest.param(None, id="c", marks=pytest.mark.skip(MISSING)))
+    else:
+        both.append(pytest.param(getattr(_speedups, name), id="c"))
+    return pytest.mark.parametrize(name, both)
+
+
+each_read = twins(os.read, "read")
+each_read_many = twins(_native._read_many, "read_many")
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        ours.setblocking(False)
+        yield ours, theirs
+
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+class TestRead:
+    @each_read
+    @pytest.mark.parametrize("size", [0, 1, 84, 1500, 65_535, _abi.READ_SIZE])
+    def test_a_packet(self, pair: Pair, read: Read, size: int) -> None:
+        packet = os.urandom(size)
+        pair[1].send(packet)
+        assert read(pair[0].fileno(), _abi.READ_SIZE) == packet
+
+    @each_read
+    def test_no_more_than_asked_for(self, pair: Pair, read: Read) -> None:
+        for _ in range(2):
+            pair[1].send(b"0123456789")
+        assert read(pair[0].fileno(), 4) == b"0123"
+        assert read(pair[0].fileno(), 0) == b""
+
+    @each_read
+    def test_none_waits(self, pair: Pair, read: Read) -> None:
+        with pytest.raises(BlockingIOError) as caught:
+            read(pair[0].fileno(), 100)
+        assert caught.value.errno == errno.EAGAIN
+
+    @each_read
+    def test_no_fd(self, read: Read) -> None:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            read(2**31 - 1, 100)
+
+    @each_read
+    @pytest.mark.parametrize("args", [(), (1,), (1, 2, 3), ("1", 2), (1, "2"), (2**80, 1), (1, -1)])
+    def test_wrong_arguments(self, read: Callable[..., bytes], args: tuple[object, ...]) -> None:
+        with pytest.raises((TypeError, ValueError, OverflowError, OSError)):
+            read(*args)
+
+
+class TestReadMany:
+    @each_read_many
+    @pytest.mark.parametrize("waiting", [1, 2, 9])
+    @pytest.mark.parametrize("limit", [0, 1, 2, 8, 9, 10, 2**40])
+    def test_in_order_and_no_more_than_the_limit(
+        self, pair: Pair, read_many: ReadMany, waiting: int, limit: int
+    ) -> None:
+        for number in range(waiting):
+            pair[1].send(bytes([number]) * (number + 1))
+        batch = read_many(pair[0].fileno(), 100, limit)
+        assert batch == [bytes([number]) * (number + 1) for number in range(min(waiting, limit))]
+        rest = waiting - len(batch)
+        assert len(read_many(pair[0].fileno(), 100, rest)) == rest
+
+    @each_read_many
+    def test_none_waits(self, pair: Pair, read_many: ReadMany) -> None:
+        with pytest.raises(BlockingIOError):
+            read_many(pair[0].fileno(), 100, 5)
+
+    @each_read_many
+    def test_no_fd(self, read_many: ReadMany) -> None:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            read_many(2**31 - 1, 100, 5)
+
+    @each_read_many
+    @pytest.mark.parametrize("args", [(), (1, 2), (1, 2, 3, 4), ("1", 2, 3), (1, -1, 3)])
+    def test_wrong_arguments(
+        self, read_many: Callable[..., object], args: tuple[object, ...]
+    ) -> None:
+        with pytest.raises((TypeError, ValueError, OSError)):
+            read_many(*args)
+
+
+@pytest.mark.skipif(_speedups is None, reason=MISSING)
+def test_the_c_module_knows_the_longest_packet() -> None:
+    assert _speedups.READ_SIZE == _abi.READ_SIZE
+    with pytest.raises(ValueError, match="a size of 65582 is out of range; it may be 0 to 65581"):
+        _speedups.read(0, _abi.READ_SIZE + 1)
+
+
+def _python(code: str, choice: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "AIOTUN_SPEEDUPS": choice}
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+
+
+SHOW = "from aiotun import _native, queue; print(_native.SPEEDUPS, queue._read.__module__)"
+HIDE = "import sys; sys.modules['aiotun._speedups'] = None\n"
+
+
+class TestChoice:
+    def test_forbid(self) -> None:
+        assert _python(SHOW, "forbid").stdout == "False posix\n"
+
+    @pytest.mark.skipif(_speedups is None, reason=MISSING)
+    @pytest.mark.parametrize("choice", ["", "require"])
+    def test_in_use_where_there_is_one(self, choice: str) -> None:
+        done = _python(SHOW, choice)
+        assert done.stdout.startswith("True "), done.stderr
+
+    def test_without_one(self) -> None:
+        assert _python(HIDE + SHOW, "").stdout == "False posix\n"
+
+    def test_required_and_missing(self) -> None:
+        done = _python(HIDE + SHOW, "require")
+        assert done.returncode == 1
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith("ImportError: AIOTUN_SPEEDUPS=require, and aiotun was installed")
+
+    def test_another_word(self) -> None:
+        done = _python(SHOW, "yes")
+        assert done.returncode == 1
+        assert "AIOTUN_SPEEDUPS is 'yes'; it may be 'require' or 'forbid'" in done.stderr

@@ -27,7 +27,7 @@ from ._interface import Interface
 from ._packetio import Offload, check_offload, mode_of, read_into
 from ._queuebase import BUDGET, QueueBase
 from ._waiting import Waiter
-from .errors import AiotunError, DeviceClosedError, PacketTruncatedError
+from .errors import AiotunError, DeviceClosedError, DeviceMismatchError, PacketTruncatedError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -73,6 +73,9 @@ class Queue(QueueBase):
 
         Raises:
             ValueError: not a number of an open fd, or no such `offload`.
+            DeviceMismatchError: a TUN or TAP queue that has a virtio-net header where `offload`
+                says it has none, or the other way round.
+            DeviceLostError: a TUN or TAP queue whose interface is gone.
             NotImplementedError: ``"split"`` is not built yet.
         """
         check_offload(offload)
@@ -87,6 +90,14 @@ class Queue(QueueBase):
             raise
         except OSError:
             pass  # no TUN device, and that is allowed here
+        else:
+            has_header = bool(flags & Iff.VNET_HDR)
+            if has_header != (offload == "raw"):
+                what = "a" if has_header else "no"
+                text = (
+                    f"{name} has {what} virtio-net header, so offload={offload!r} does not fit it"
+                )
+                raise DeviceMismatchError(errno.EINVAL, text, name)
         os.set_blocking(fd, False)
         os.set_inheritable(fd, False)
         return cls(fd, Interface(name), mode_of(flags), offload=offload)

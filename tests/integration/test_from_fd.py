@@ -19,6 +19,7 @@ import uvloop
 import aiotun
 from aiotun import _abi, _threads
 from aiotun._abi import Iff, Ioctl
+from aiotun._packetio import Offload
 from aiotun.queue import Queue
 
 from ..helpers import ip, make_icmp_echo
@@ -499,6 +500,15 @@ class TestQueue:
         fd = raw_open("given0", TUN | Iff.VNET_HDR)
         async with Queue.from_fd(fd, offload="raw") as queue:
             assert queue.offload == "raw"
+
+    @pytest.mark.parametrize("offload", ["off", "raw"])
+    def test_another_header(self, fds: list[int], offload: Offload) -> None:
+        fds.append(raw_open("given0", TUN | Iff.VNET_HDR if offload == "off" else TUN))
+        with pytest.raises(
+            aiotun.DeviceMismatchError, match=f"given0 has .* so offload='{offload}' does not fit"
+        ):
+            Queue.from_fd(fds[0], offload=offload)
+        assert untouched(*fds)
 
     @pytest.mark.parametrize(
         ("offload", "kind"),

@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
         "_threads",
         "errors",
     },
+    "_bridges": {"_linkinfo", "_linktypes", "_options", "_rtnetlink", "_threads", "errors"},
     "_flow": set(),
     "_interface": set(),
     "_ioctl": {"_abi", "errors"},

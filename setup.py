@@ -20,7 +20,7 @@ else:
             Extension(
                 "aiotun._speedups",
                 ["src/aiotun/_speedups.c"],
-                extra_compile_args=["-O2", "-Wall", "-Wextra"],
+                extra_compile_args=["-O3", "-Wall", "-Wextra"],
                 optional=choice != "require",
                 py_limited_api=True,
             )

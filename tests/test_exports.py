@@ -32,12 +32,13 @@ ALLOWED: dict[str, set[str]] = {
     "_commands": {"aiotun"},
     "_demo": {"aiotun", "reply"},
     "_flow": set(),
+    "_gso": {"_abi"},
     "_interface": set(),
     "_ioctl": {"_abi", "errors"},
     "_linkdecode": {"_abi", "_linkinfo", "_linktypes"},
     "_linkinfo": set(),
     "_linktypes": {"_abi"},
-    "_native": {"_speedups"},
+    "_native": {"_abi", "_gso", "_speedups"},
     "_opening": {
         "_abi",
         "_interface",
@@ -103,7 +104,7 @@ ALLOWED: dict[str, set[str]] = {
         "_threads",
         "errors",
     },
-    "offload": {"_abi"},
+    "offload": {"_abi", "_native"},
     "queue": {
         "_abi",
         "_interface",

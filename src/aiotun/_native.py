@@ -5,10 +5,19 @@ rather than a slower program, ``forbid`` leaves it alone. Each function here has
 and behaviour either way.
 """
 
-import os
-from collections.abc import Callable
+from __future__ import annotations
 
-__all__ = ["SPEEDUPS", "read", "read_many"]
+import os
+from typing import TYPE_CHECKING
+
+from ._abi import READ_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from typing_extensions import Buffer
+
+__all__ = ["SPEEDUPS", "checksum", "merge", "read", "read_many", "read_split", "split"]
 
 _choice = os.environ.get("AIOTUN_SPEEDUPS", "")
 if _choice not in ("", "require", "forbid"):
@@ -32,17 +41,33 @@ def _read_many(fd: int, size: int, limit: int) -> list[bytes]:
     return batch
 
 
-read: Callable[[int, int], bytes] = os.read
-"""Read one packet from a non-blocking fd: ``read(fd, size)``, as `os.read`."""
+def _read_split(fd: int, frame: bool) -> list[bytes]:
+    """Read one super-packet from a non-blocking fd, and cut it up.
 
-read_many: Callable[[int, int, int], list[bytes]] = _read_many
+    Raises:
+        OSError: the read failed.
+        ValueError: it can't be cut up, and is lost.
+    """
+    return split(os.read(fd, READ_SIZE), frame)
+
 
 SPEEDUPS = False
 """Whether the C module is in use."""
 
+read: Callable[[int, int], bytes] = os.read
+"""Read one packet from a non-blocking fd: ``read(fd, size)``, as `os.read`."""
+
+read_many: Callable[[int, int, int], list[bytes]] = _read_many
+read_split: Callable[[int, bool], list[bytes]] = _read_split
+split: Callable[[Buffer, bool], list[bytes]]
+merge: Callable[[Iterable[Buffer], bool], list[bytes]]
+checksum: Callable[[Buffer, int], int]
+
 if _choice != "forbid":
     try:
-        from . import _speedups
+        from ._speedups import checksum, merge, read, read_many, read_split, split
+
+        SPEEDUPS = True
     except ImportError as error:
         if _choice == "require":
             raise ImportError(
@@ -50,6 +75,5 @@ if _choice != "forbid":
                 "it again with AIOTUN_SPEEDUPS=require, a C compiler and Python's headers, or "
                 f"unset the variable ({error})"
             ) from error
-    else:
-        read, read_many = _speedups.read, _speedups.read_many
-        SPEEDUPS = True
+if not SPEEDUPS:
+    from ._gso import checksum, merge, split

@@ -1,15 +1,30 @@
 /* The optional C half of aiotun: the same functions as in Python, faster. `_native.py` chooses.
  *
- * Built against the limited API, so that one binary serves every CPython from 3.11.
+ * Built against the limited API, so that one binary serves every CPython from 3.11. What is not
+ * explained here is explained beside the Python twins, in `_native.py` and `_gso.py`.
  */
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
+#include <arpa/inet.h>
 #include <errno.h>
 #include <limits.h>
+#include <stdint.h>
+#include <string.h>
 #include <unistd.h>
 
 /* As _abi.READ_SIZE: the longest packet there can be, with all its headers. */
 #define READ_SIZE 65581
+
+/* virtio_net.h */
+#define HEADER 10
+#define NEEDS_CSUM 1
+enum { GSO_NONE = 0, GSO_TCPV4 = 1, GSO_TCPV6 = 4, GSO_UDP_L4 = 5, GSO_ECN = 0x80 };
+
+enum { TCP = 6, UDP = 17 };
+enum { FIN = 0x01, PSH = 0x08, ACK = 0x10, CWR = 0x80 };
+
+#define LONGEST 65535	   /* bytes of an IP packet */
+#define MOST_DATAGRAMS 64  /* in one UDP super-packet */
 
 /* An int argument between 0 and `most`; else -1 and an exception. */
 static long number(PyObject *argument, const char *what, long most)
@@ -91,9 +106,570 @@ static PyObject *speedups_read_many(PyObject *module, PyObject *const *args, Py_
 	return batch;
 }
 
+/* Numbers in a packet: big-endian, and anywhere. */
+
+static uint16_t get16(const uint8_t *at)
+{
+	return (uint16_t)(at[0] << 8 | at[1]);
+}
+
+static uint32_t get32(const uint8_t *at)
+{
+	return (uint32_t)get16(at) << 16 | get16(at + 2);
+}
+
+static void put16(uint8_t *at, unsigned value)
+{
+	at[0] = (uint8_t)(value >> 8);
+	at[1] = (uint8_t)value;
+}
+
+static void put32(uint8_t *at, uint32_t value)
+{
+	put16(at, value >> 16);
+	put16(at + 2, value & 0xffff);
+}
+
+/* Sums of 16-bit words with the end-around carry (RFC 1071). 0 comes of zeroes only. */
+
+static unsigned fold(uint64_t sum)
+{
+	while (sum >> 16)
+		sum = (sum & 0xffff) + (sum >> 16);
+	return (unsigned)sum;
+}
+
+/* Nearly all the time goes into this loop, and AVX2 halves it where the processor has that. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
+__attribute__((target_clones("avx2", "default")))
+#endif
+static unsigned sum_of(const uint8_t *data, size_t length)
+{
+	uint64_t sum = 0;
+	uint32_t word;
+	uint16_t half = 0;
+
+	/* In the machine's byte order and 32 bits at a time; both come out the same when folded. */
+	for (; length >= 4; data += 4, length -= 4) {
+		memcpy(&word, data, 4);
+		sum += word;
+	}
+	if (length >= 2) {
+		memcpy(&half, data, 2);
+		sum += half;
+		data += 2;
+		length -= 2;
+	}
+	if (length) {
+		half = 0;
+		memcpy(&half, data, 1);
+		sum += half;
+	}
+	return ntohs((uint16_t)fold(sum));
+}
+
+/* Where the headers of a packet or frame stand. */
+struct layers {
+	int version, protocol;
+	size_t ip, transport, payload;
+};
+
+/* Find the headers, up to TCP's or UDP's end; NULL, or what is wrong. */
+static const char *find_layers(const uint8_t *packet, size_t length, int frame, struct layers *l)
+{
+	size_t ip = 0, size;
+
+	if (frame) {
+		for (ip = 14; ip <= length; ip += 4) {
+			unsigned tag = get16(packet + ip - 2);
+			if (tag != 0x8100 && tag != 0x88a8)
+				break;
+		}
+	}
+	l->version = ip < length ? packet[ip] >> 4 : 0;
+	if ((l->version != 4 && l->version != 6) ||
+	    (frame && get16(packet + ip - 2) != (l->version == 4 ? 0x0800 : 0x86dd)))
+		return "neither IPv4 nor IPv6";
+	l->ip = ip;
+	size = length - ip;
+	if (l->version == 4) {
+		size_t header = (size_t)(packet[ip] & 0xf) * 4;
+		if (header < 20 || size < header || get16(packet + ip + 2) != size)
+			return "an IPv4 header that does not fit the packet's length";
+		if (get16(packet + ip + 6) & 0x3fff)
+			return "a fragment";
+		l->protocol = packet[ip + 9];
+		l->transport = ip + header;
+	} else {
+		if (size < 40 || (size_t)get16(packet + ip + 4) + 40 != size)
+			return "an IPv6 header that does not fit the packet's length";
+		l->protocol = packet[ip + 6];
+		l->transport = ip + 40;
+		/* Hop-by-hop, routing and destination options. */
+		while ((l->protocol == 0 || l->protocol == 43 || l->protocol == 60) &&
+		       length >= l->transport + 8) {
+			l->protocol = packet[l->transport];
+			l->transport += ((size_t)packet[l->transport + 1] + 1) * 8;
+		}
+	}
+	if (l->protocol != TCP && l->protocol != UDP)
+		return "neither TCP nor UDP";
+	l->payload = l->transport + 8;
+	if (l->protocol == TCP) {
+		l->payload = l->transport + 20;
+		if (l->payload <= length) {
+			unsigned words = packet[l->transport + 12] >> 4;
+			l->payload = words >= 5 ? l->transport + words * 4 : length + 1;
+		}
+	}
+	if (l->payload > length)
+		return "a TCP or UDP header that does not fit the packet's length";
+	return NULL;
+}
+
+/* The sum of the pseudo-header: protocol, length, addresses. */
+static uint64_t pseudo_sum(const uint8_t *packet, const struct layers *l, size_t length)
+{
+	size_t start = l->version == 4 ? 12 : 8, end = l->version == 4 ? 20 : 40;
+
+	return (uint64_t)l->protocol + length + sum_of(packet + l->ip + start, end - start);
+}
+
+static void seal_ip(uint8_t *packet, const struct layers *l, size_t length)
+{
+	uint8_t *ip = packet + l->ip;
+
+	if (l->version == 6) {
+		put16(ip + 4, (unsigned)(length - l->ip - 40));
+		return;
+	}
+	put16(ip + 2, (unsigned)(length - l->ip));
+	put16(ip + 10, 0);
+	put16(ip + 10, 0xffff - sum_of(ip, l->transport - l->ip));
+}
+
+/* Cutting up */
+
+static int append(PyObject *list, PyObject *item)
+{
+	int result = item ? PyList_Append(list, item) : -1;
+
+	Py_XDECREF(item);
+	return result;
+}
+
+/* One segment: all headers, and so much of the payload. */
+static PyObject *segment(const uint8_t *packet, size_t end, const struct layers *l, size_t at,
+			 size_t size, unsigned number)
+{
+	size_t head = l->payload, length = at + size < end ? size : end - at;
+	PyObject *made = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(head + length));
+	uint8_t *out, *transport;
+	unsigned sum;
+
+	if (!made)
+		return NULL;
+	out = (uint8_t *)PyBytes_AsString(made);
+	memcpy(out, packet, head);
+	memcpy(out + head, packet + at, length);
+	if (l->version == 4)
+		put16(out + l->ip + 4, get16(packet + l->ip + 4) + number);
+	seal_ip(out, l, head + length);
+	transport = out + l->transport;
+	length += head - l->transport;
+	if (l->protocol == TCP) {
+		put32(transport + 4, get32(transport + 4) + (uint32_t)(at - head));
+		/* FIN and PSH belong to the last byte, CWR to the first. */
+		if (at > head)
+			transport[13] &= (uint8_t)~CWR;
+		if (at + size < end)
+			transport[13] &= (uint8_t) ~(FIN | PSH);
+		put16(transport + 16, 0);
+		sum = fold(pseudo_sum(out, l, length) + sum_of(transport, length));
+		put16(transport + 16, 0xffff - sum);
+	} else {
+		put16(transport + 4, (unsigned)length);
+		put16(transport + 6, 0);
+		sum = fold(pseudo_sum(out, l, length) + sum_of(transport, length));
+		/* 0 would mean that there is none. */
+		put16(transport + 6, sum == 0xffff ? 0xffff : 0xffff - sum);
+	}
+	return made;
+}
+
+/* Finish the checksum that the sender left to the network card. */
+static PyObject *finished(const uint8_t *packet, size_t length, size_t start, size_t offset)
+{
+	PyObject *made;
+	uint8_t *out;
+	unsigned sum;
+
+	if (start + offset + 2 > length)
+		return PyErr_Format(PyExc_ValueError, "a checksum at %zu in a packet of %zu bytes",
+				    start + offset, length);
+	made = PyBytes_FromStringAndSize((const char *)packet, (Py_ssize_t)length);
+	if (!made)
+		return NULL;
+	out = (uint8_t *)PyBytes_AsString(made);
+	sum = sum_of(out + start, length - start);
+	put16(out + start + offset, sum == 0xffff ? 0xffff : 0xffff - sum);
+	return made;
+}
+
+static int fits(unsigned kind, const struct layers *l)
+{
+	switch (kind) {
+	case GSO_TCPV4:
+		return l->version == 4 && l->protocol == TCP;
+	case GSO_TCPV6:
+		return l->version == 6 && l->protocol == TCP;
+	case GSO_UDP_L4:
+		return l->protocol == UDP;
+	}
+	return 0;
+}
+
+static int split_into(PyObject *list, const uint8_t *data, size_t length, int frame)
+{
+	uint16_t fields[4]; /* hdr_len, gso_size, csum_start, csum_offset, in native byte order */
+	const uint8_t *packet = data + HEADER;
+	struct layers l;
+	const char *wrong;
+	size_t at;
+	unsigned number = 0;
+
+	if (length < HEADER) {
+		PyErr_Format(PyExc_ValueError, "a super-packet begins with a header of %d bytes",
+			     HEADER);
+		return -1;
+	}
+	memcpy(fields, data + 2, sizeof fields);
+	length -= HEADER;
+	if ((data[1] & ~GSO_ECN) == GSO_NONE)
+		return append(list, data[0] & NEEDS_CSUM
+					    ? finished(packet, length, fields[2], fields[3])
+					    : PyBytes_FromStringAndSize((const char *)packet,
+									(Py_ssize_t)length));
+	wrong = find_layers(packet, length, frame, &l);
+	if (wrong) {
+		PyErr_SetString(PyExc_ValueError, wrong);
+		return -1;
+	}
+	if (!fits(data[1] & ~GSO_ECN, &l)) {
+		PyErr_Format(PyExc_ValueError, "a gso_type of %d on another kind of packet", data[1]);
+		return -1;
+	}
+	if (fields[1] == 0) {
+		PyErr_SetString(PyExc_ValueError, "a gso_size of 0");
+		return -1;
+	}
+	at = l.payload;
+	do {
+		if (append(list, segment(packet, length, &l, at, fields[1], number++)) < 0)
+			return -1;
+		at += fields[1];
+	} while (at < length);
+	return 0;
+}
+
+/* split(super_packet, frame) */
+static PyObject *speedups_split(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+	Py_buffer data;
+	PyObject *list;
+	int frame = 0;
+
+	(void)module;
+	if (nargs < 1 || nargs > 2)
+		return PyErr_Format(PyExc_TypeError, "split takes 1 or 2 arguments, not %zd", nargs);
+	if (nargs == 2 && (frame = PyObject_IsTrue(args[1])) < 0)
+		return NULL;
+	if (PyObject_GetBuffer(args[0], &data, PyBUF_SIMPLE) < 0)
+		return NULL;
+	list = PyList_New(0);
+	if (list && split_into(list, data.buf, (size_t)data.len, frame) < 0)
+		Py_CLEAR(list);
+	PyBuffer_Release(&data);
+	return list;
+}
+
+/* read_split(fd, frame): the next super-packet of an fd, cut up. */
+static PyObject *speedups_read_split(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+	char buffer[READ_SIZE];
+	PyObject *list;
+	ssize_t length;
+	long fd;
+	int frame;
+
+	(void)module;
+	if (nargs != 2)
+		return PyErr_Format(PyExc_TypeError, "read_split takes 2 arguments, not %zd", nargs);
+	if ((fd = number(args[0], "an fd", INT_MAX)) < 0 ||
+	    (frame = PyObject_IsTrue(args[1])) < 0)
+		return NULL;
+	length = read_packet(fd, buffer, READ_SIZE);
+	if (length < 0)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	list = PyList_New(0);
+	if (list && split_into(list, (const uint8_t *)buffer, (size_t)length, frame) < 0)
+		Py_CLEAR(list);
+	return list;
+}
+
+/* Putting together */
+
+/* A packet that may be merged with the next. */
+struct part {
+	const uint8_t *packet;
+	size_t length;
+	struct layers l;
+	int last; /* nothing may follow */
+};
+
+static int make_part(struct part *p, const uint8_t *packet, size_t length, int frame)
+{
+	const uint8_t *transport;
+
+	p->packet = packet;
+	p->length = length;
+	p->last = 0;
+	if (find_layers(packet, length, frame, &p->l) || p->l.payload == length ||
+	    p->l.transport != p->l.ip + (p->l.version == 4 ? 20 : 40))
+		return 0;
+	transport = packet + p->l.transport;
+	if (p->l.protocol == UDP)
+		return get16(transport + 4) == length - p->l.transport && get16(transport + 6) != 0;
+	p->last = (transport[13] & PSH) != 0;
+	return (transport[12] & 0xf) == 0 && (transport[13] & ~PSH) == ACK;
+}
+
+static int verified(const struct part *p)
+{
+	const struct layers *l = &p->l;
+	size_t length = p->length - l->transport;
+
+	if (l->version == 4 && sum_of(p->packet + l->ip, 20) != 0xffff)
+		return 0;
+	return fold(pseudo_sum(p->packet, l, length) + sum_of(p->packet + l->transport, length)) ==
+	       0xffff;
+}
+
+static int same(const struct part *a, const struct part *b, size_t start, size_t end)
+{
+	return memcmp(a->packet + start, b->packet + start, end - start) == 0;
+}
+
+/* Whether all that has to be equal is. */
+static int alike(const struct part *a, const struct part *b)
+{
+	size_t ip = a->l.ip, transport = a->l.transport;
+
+	if (a->l.version != b->l.version || a->l.protocol != b->l.protocol || ip != b->l.ip ||
+	    a->l.payload != b->l.payload)
+		return 0;
+	if (a->l.version == 4) {
+		if (!same(a, b, 0, ip + 2) || !same(a, b, ip + 6, ip + 10) ||
+		    !same(a, b, ip + 12, transport + 4))
+			return 0;
+	} else if (!same(a, b, 0, ip + 4) || !same(a, b, ip + 6, transport + 4)) {
+		return 0;
+	}
+	return a->l.protocol == UDP ||
+	       (same(a, b, transport + 8, transport + 13) &&
+		same(a, b, transport + 14, transport + 16) &&
+		same(a, b, transport + 18, a->l.payload));
+}
+
+/* Packets of one flow, each adjoining the one before. */
+struct run {
+	struct part first, latest;
+	Py_ssize_t start, count; /* which of the packets */
+	size_t size, length;	 /* of a payload; of the super-packet so far */
+	int open;
+};
+
+static int take(struct run *r, const struct part *p)
+{
+	const struct layers *l = &r->first.l;
+	size_t size = p->length - p->l.payload;
+	const uint8_t *ip = p->packet + l->ip, *before = r->latest.packet + l->ip;
+
+	if (!r->open || size > r->size || r->length + size - l->ip > LONGEST ||
+	    !alike(&r->first, p))
+		return 0;
+	/* What may not be fragmented needs no identification (RFC 6864, section 4). */
+	if (l->version == 4 && !(get16(ip + 6) & 0x4000) &&
+	    get16(ip + 4) != (uint16_t)(get16(before + 4) + 1))
+		return 0;
+	if (l->protocol == UDP) {
+		if (r->count >= MOST_DATAGRAMS)
+			return 0;
+	} else if (get32(p->packet + l->transport + 4) !=
+		   (uint32_t)(get32(r->first.packet + l->transport + 4) + r->length - l->payload)) {
+		return 0;
+	}
+	if (!verified(p) || (r->count == 1 && !verified(&r->first)))
+		return 0;
+	r->latest = *p;
+	r->count++;
+	r->length += size;
+	r->open = size == r->size && !p->last;
+	return 1;
+}
+
+/* The super-packet, or the only packet; with its header. */
+static PyObject *whole(const struct run *r, PyObject *packets)
+{
+	const struct layers *l = &r->first.l;
+	PyObject *made = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(HEADER + r->length));
+	uint8_t *out, *at, *transport;
+	uint16_t fields[4];
+	size_t length = r->length - l->transport, offset = l->protocol == TCP ? 16 : 6;
+
+	if (!made)
+		return NULL;
+	out = (uint8_t *)PyBytes_AsString(made);
+	memset(out, 0, HEADER);
+	memcpy(out + HEADER, r->first.packet, r->first.length);
+	if (r->count == 1)
+		return made;
+	at = out + HEADER + r->first.length;
+	for (Py_ssize_t index = r->start + 1; index < r->start + r->count; index++) {
+		PyObject *packet = PyList_GetItem(packets, index);
+		size_t size = (size_t)PyBytes_Size(packet) - l->payload;
+		memcpy(at, PyBytes_AsString(packet) + l->payload, size);
+		at += size;
+	}
+	out[0] = NEEDS_CSUM;
+	out[1] = l->protocol == UDP ? GSO_UDP_L4 : l->version == 4 ? GSO_TCPV4 : GSO_TCPV6;
+	fields[0] = (uint16_t)l->payload;
+	fields[1] = (uint16_t)r->size;
+	fields[2] = (uint16_t)l->transport;
+	fields[3] = (uint16_t)offset;
+	memcpy(out + 2, fields, sizeof fields);
+	out += HEADER;
+	seal_ip(out, l, r->length);
+	transport = out + l->transport;
+	if (l->protocol == TCP)
+		transport[13] |= r->latest.packet[l->transport + 13];
+	else
+		put16(transport + 4, (unsigned)length);
+	/* The uninverted sum of the pseudo-header: the kernel adds the rest. */
+	put16(transport + offset, fold(pseudo_sum(out, l, length)));
+	return made;
+}
+
+/* Make every item of a list bytes. */
+static int all_bytes(PyObject *list)
+{
+	for (Py_ssize_t index = 0, end = PyList_Size(list); index < end; index++) {
+		PyObject *item = PyList_GetItem(list, index), *made;
+		Py_buffer data;
+
+		if (PyBytes_CheckExact(item))
+			continue;
+		if (PyObject_GetBuffer(item, &data, PyBUF_SIMPLE) < 0)
+			return -1;
+		made = PyBytes_FromStringAndSize(data.buf, data.len);
+		PyBuffer_Release(&data);
+		if (!made || PyList_SetItem(list, index, made) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+static int merge_into(PyObject *merged, PyObject *packets, int frame)
+{
+	struct run run = {.count = 0};
+
+	for (Py_ssize_t index = 0, end = PyList_Size(packets); index < end; index++) {
+		PyObject *packet = PyList_GetItem(packets, index);
+		struct part part = {0};
+		int usable = make_part(&part, (const uint8_t *)PyBytes_AsString(packet),
+				       (size_t)PyBytes_Size(packet), frame);
+
+		if (run.count && usable && take(&run, &part))
+			continue;
+		if (run.count && append(merged, whole(&run, packets)) < 0)
+			return -1;
+		run = (struct run){.first = part, .latest = part, .start = index, .count = 1};
+		run.length = part.length;
+		run.size = usable ? part.length - part.l.payload : 0;
+		run.open = usable && !part.last;
+	}
+	return run.count ? append(merged, whole(&run, packets)) : 0;
+}
+
+/* merge(packets, frame) */
+static PyObject *speedups_merge(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+	PyObject *packets, *merged = NULL;
+	int frame = 0;
+
+	(void)module;
+	if (nargs < 1 || nargs > 2)
+		return PyErr_Format(PyExc_TypeError, "merge takes 1 or 2 arguments, not %zd", nargs);
+	if (nargs == 2 && (frame = PyObject_IsTrue(args[1])) < 0)
+		return NULL;
+	packets = PySequence_List(args[0]);
+	if (packets && all_bytes(packets) == 0 && (merged = PyList_New(0)) &&
+	    merge_into(merged, packets, frame) < 0)
+		Py_CLEAR(merged);
+	Py_XDECREF(packets);
+	return merged;
+}
+
+/* A sum of any size, folded. */
+static int initial_sum(PyObject *argument, unsigned *sum)
+{
+	unsigned long long value = PyLong_AsUnsignedLongLong(argument);
+	PyObject *modulus, *rest;
+
+	if (value != (unsigned long long)-1 || !PyErr_Occurred()) {
+		*sum = fold(value);
+		return 0;
+	}
+	if (!PyErr_ExceptionMatches(PyExc_OverflowError))
+		return -1;
+	PyErr_Clear();
+	modulus = PyLong_FromLong(0xffff);
+	rest = modulus ? PyNumber_Remainder(argument, modulus) : NULL;
+	Py_XDECREF(modulus);
+	if (!rest)
+		return -1;
+	*sum = (unsigned)PyLong_AsLong(rest);
+	*sum = *sum ? *sum : 0xffff;
+	Py_DECREF(rest);
+	return 0;
+}
+
+/* checksum(data, initial) */
+static PyObject *speedups_checksum(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+	Py_buffer data;
+	unsigned initial = 0, sum;
+
+	(void)module;
+	if (nargs < 1 || nargs > 2)
+		return PyErr_Format(PyExc_TypeError, "checksum takes 1 or 2 arguments, not %zd",
+				    nargs);
+	if (nargs == 2 && initial_sum(args[1], &initial) < 0)
+		return NULL;
+	if (PyObject_GetBuffer(args[0], &data, PyBUF_SIMPLE) < 0)
+		return NULL;
+	sum = fold((uint64_t)sum_of(data.buf, (size_t)data.len) + initial);
+	PyBuffer_Release(&data);
+	return PyLong_FromLong((long)(0xffff - sum));
+}
+
 static PyMethodDef methods[] = {
 	{"read", (PyCFunction)(void (*)(void))speedups_read, METH_FASTCALL, NULL},
 	{"read_many", (PyCFunction)(void (*)(void))speedups_read_many, METH_FASTCALL, NULL},
+	{"read_split", (PyCFunction)(void (*)(void))speedups_read_split, METH_FASTCALL, NULL},
+	{"split", (PyCFunction)(void (*)(void))speedups_split, METH_FASTCALL, NULL},
+	{"merge", (PyCFunction)(void (*)(void))speedups_merge, METH_FASTCALL, NULL},
+	{"checksum", (PyCFunction)(void (*)(void))speedups_checksum, METH_FASTCALL, NULL},
 	{NULL, NULL, 0, NULL},
 };
 

@@ -1,4 +1,4 @@
-"""The Internet checksum and the virtio-net header; pure functions of bytes, no asyncio and no os.
+"""Checksums and super-packets; pure functions of bytes, no asyncio and no os.
 
 Sources: RFC 1071; ``include/uapi/linux/virtio_net.h``, struct virtio_net_hdr, which the kernel puts
 in front of each packet of a device opened with ``offload="raw"``.
@@ -10,12 +10,15 @@ import enum
 import struct
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
+from . import _native
 from ._abi import VNET_HDR_SIZE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from typing_extensions import Buffer
 
-__all__ = ["GsoType", "VnetHeader", "checksum"]
+__all__ = ["GsoType", "VnetHeader", "checksum", "merge", "split"]
 
 # In the machine's own byte order: nobody calls TUNSETVNETLE or TUNSETVNETBE.
 _HEADER = struct.Struct("=BBHHHH")
@@ -96,11 +99,53 @@ def checksum(data: Buffer, initial: int = 0) -> int:
         The complement of the sum, 16 bits: what goes into the packet, in network byte order. Over
         data that has its right checksum in it, 0.
     """
-    view = memoryview(data).cast("B")
-    number = int.from_bytes(view, "big")
-    if view.nbytes & 1:
-        number <<= 8
-    total = number + initial
-    # The end-around carry makes this arithmetic modulo 0xffff, where 0 stands for 0xffff too: a sum
-    # is 0 only where nothing but zeroes was added (RFC 1071, section 2).
-    return 0xFFFF - (total % 0xFFFF or (0xFFFF if total else 0))
+    return _native.checksum(data, initial)
+
+
+def split(super_packet: Buffer, *, frame: bool = False) -> list[bytes]:
+    """Cut a super-packet into the packets that it stands for.
+
+    Each gets the headers of the whole, with lengths, checksums, IPv4 identification and TCP
+    sequence number of its own; FIN and PSH stay on the last one, CWR on the first. What is no
+    super-packet comes out alone, its checksum finished where that was left to the network card.
+
+    Args:
+        super_packet: a virtio-net header and a packet, as ``offload="raw"`` gives and takes them;
+            TCP or UDP, IPv4 or IPv6.
+        frame: whether an Ethernet frame follows the header, perhaps with VLAN tags.
+
+    Returns:
+        Packets (or frames), in order, without virtio-net headers.
+
+    Raises:
+        ValueError: it is shorter than its headers say, or of a kind that nobody cuts up (a
+            fragment, an unknown `GsoType`, another protocol).
+
+    Source: ``include/uapi/linux/virtio_net.h``; the kernel's tcp_gso_segment and udp_gso_segment.
+    """
+    return _native.split(super_packet, frame)
+
+
+def merge(packets: Iterable[Buffer], *, frame: bool = False) -> list[bytes]:
+    """Put packets of one flow together to super-packets, as the kernel takes them.
+
+    A packet joins the one before it where the two adjoin: the same addresses, ports and options,
+    for TCP the same acknowledgement and window, consecutive sequence numbers, and no flag but ACK
+    (and PSH, which ends the run); a payload no larger than the first one's, and after a smaller one
+    nothing. Both checksums are verified first: the kernel will not look at them again. Only
+    neighbours are merged, so that the order stays what it was.
+
+    Args:
+        packets: IP packets of at most 65,535 bytes, or Ethernet frames; what can't be merged goes
+            through as it is.
+        frame: whether they are frames, perhaps with VLAN tags.
+
+    Returns:
+        As many items or fewer, each with a virtio-net header in front, which is all zero where
+        nothing was merged. `split` gives back what went in, but for the IPv4 identification of
+        packets that must not be fragmented.
+
+    Raises:
+        TypeError: one of them is not bytes-like.
+    """
+    return _native.merge(packets, frame)

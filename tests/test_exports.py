@@ -88,6 +88,7 @@ ALLOWED: dict[str, set[str]] = {
         "_threads",
         "errors",
     },
+    "networkd": {"_linktypes", "_options", "_packetio"},
     "offload": {"_abi"},
     "queue": {
         "_abi",

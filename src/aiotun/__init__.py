@@ -30,6 +30,7 @@ from .errors import (
     TunUnavailableError,
 )
 from .link import Link
+from .networkd import networkd_units
 from .queue import Queue
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ __all__ = [
     "TunUnavailableError",
     "decode_frame",
     "decode_packet",
+    "networkd_units",
     "offload",
     "open_tap",
     "open_tun",

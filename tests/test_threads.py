@@ -312,6 +312,46 @@ class TestLoopClosed:
         assert gate.undone == []
 
 
+class TestRunIn:
+    async def test_in_a_namespace_as_users_name_one(self, elsewhere: int) -> None:
+        here = inode()
+        assert await _threads.run_in(None, inode) == here
+        path = f"/proc/self/fd/{elsewhere}"
+        for netns in (elsewhere, path, Path(path)):
+            assert await _threads.run_in(netns, inode) == os.fstat(elsewhere).st_ino
+        assert inode() == here
+
+    @pytest.mark.parametrize("told", [False, True])
+    @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+    def test_undoing_after_the_loop_closed_is_there_too(
+        self, kind: str, told: bool, elsewhere: int
+    ) -> None:
+        """Whether the loop had been told or not; and the namespace is held until then."""
+        gate, where = Gate(), []
+
+        async def begin() -> asyncio.Task[str]:
+            running = _threads.run_in(elsewhere, gate, undo=lambda _: where.append(inode()))
+            task = asyncio.create_task(running)
+            await wait_until(gate.entered.is_set)
+            return task
+
+        loop = LOOPS[kind]()
+        loop.set_exception_handler(lambda _, __: None)
+        try:
+            task = loop.run_until_complete(begin())
+            if told:
+                gate.going_on.set()
+                join_threads()
+        finally:
+            loop.close()
+        assert not task.done()
+        del task
+        gc.collect()
+        gate.going_on.set()
+        join_threads()
+        assert where == [os.fstat(elsewhere).st_ino]
+
+
 class TestNamespace:
     async def test_only_the_thread_enters(self, elsewhere: int) -> None:
         here = inode()

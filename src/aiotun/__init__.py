@@ -11,6 +11,7 @@ kernel::
 from typing import TYPE_CHECKING
 
 from . import offload, reply
+from ._bridges import create_bridge, delete_bridge
 from ._linktypes import LinkAddress, Route
 from ._packetio import PacketIO, PacketStats
 from .decode import decode_frame, decode_packet
@@ -61,8 +62,10 @@ __all__ = [
     "TunDevice",
     "TunTapInfo",
     "TunUnavailableError",
+    "create_bridge",
     "decode_frame",
     "decode_packet",
+    "delete_bridge",
     "networkd_units",
     "offload",
     "open_tap",

@@ -20,7 +20,7 @@ from ._linktypes import (
 from ._packetio import Mode, Offload, check_offload
 from ._threads import NetnsArg, check_netns
 
-__all__ = ["Options", "TapOptions", "TunOptions", "check"]
+__all__ = ["Options", "TapOptions", "TunOptions", "check", "switch"]
 
 T = TypeVar("T")
 
@@ -136,23 +136,23 @@ def check(
         mode=mode,
         name=name,
         queues=queues,
-        multi_queue=queues > 1 if multi_queue is None else _switch("multi_queue", multi_queue),
+        multi_queue=queues > 1 if multi_queue is None else switch("multi_queue", multi_queue),
         addresses=[parse_address(address) for address in _several("addresses", addresses)],
         routes=[parse_route(route) for route in _several("routes", routes)],
         mtu=mtu,
         txqueuelen=txqueuelen,
-        up=_switch("up", up),
+        up=switch("up", up),
         mac=None if mac is None else parse_mac(mac),
         bridge=None if bridge is None else check_name(bridge),
         netns=netns,
-        persist=None if persist is None else _switch("persist", persist),
+        persist=None if persist is None else switch("persist", persist),
         owner=_user(owner),
         group=_group(group),
-        exclusive=_switch("exclusive", exclusive),
+        exclusive=switch("exclusive", exclusive),
         offload=offload,
-        packet_info=_switch("packet_info", packet_info),
-        napi=_switch("napi", napi),
-        carrier=None if carrier is None else _switch("carrier", carrier),
+        packet_info=switch("packet_info", packet_info),
+        napi=switch("napi", napi),
+        carrier=None if carrier is None else switch("carrier", carrier),
         sndbuf=sndbuf,
     )
 
@@ -164,7 +164,8 @@ def _within(what: str, value: object, lowest: int, highest: int) -> None:
         raise ValueError(f"{what} may be {lowest} to {highest}, not {value}")
 
 
-def _switch(what: str, value: object) -> bool:
+def switch(what: str, value: object) -> bool:
+    """Check that an option is True or False, and give it back."""
     if not isinstance(value, bool):
         raise TypeError(f"{what} is True or False, not {value!r}")
     return value

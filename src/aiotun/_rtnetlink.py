@@ -194,6 +194,43 @@ class Session:
         """Give the link's counters (IFLA_STATS64)."""
         return _linkdecode.link_stats(await self._message(info.index, info.name))
 
+    async def kind(self, info: LinkInfo) -> str | None:
+        """Give the kind of an interface (IFLA_INFO_KIND), which a hardware one does not have."""
+        kind: str | None = (await self._message(info.index, info.name)).get(("linkinfo", "kind"))
+        return kind
+
+    async def create_bridge(
+        self, name: str, *, mac: str | None, stp: bool, forward_delay: int | None, up: bool
+    ) -> LinkInfo:
+        """Create a bridge (RTM_NEWLINK, exclusive); where it can't be as asked there is none.
+
+        Args:
+            name: a name that the kernel takes as it is.
+            mac: the hardware address, or None for the kernel to choose.
+            stp: whether it runs the spanning tree protocol.
+            forward_delay: in hundredths of a second, or None for the kernel's default.
+            up: whether it comes up.
+        """
+        attributes: dict[str, Any] = {"br_stp_state": int(stp)}
+        if mac is not None:
+            attributes["address"] = mac
+        if forward_delay is not None:
+            attributes["br_forward_delay"] = forward_delay
+        if up:
+            attributes["state"] = "up"
+        await self._ask(
+            self._ipr.link("add", ifname=name, kind="bridge", **attributes),
+            f"create the bridge {name}",
+            name,
+            "the kernel needs its module for bridges: 'modprobe bridge'",
+        )
+        return await self.get(name)
+
+    async def delete(self, info: LinkInfo) -> None:
+        """Delete a link (RTM_DELLINK), whoever uses it."""
+        request = self._ipr.link("del", index=info.index)
+        await self._ask(request, f"delete {info.name}", info.name, "not every kind can be deleted")
+
     async def _message(self, which: str | int, name: str | None = None) -> _linkdecode.Message:
         key = {"index": which} if isinstance(which, int) else {"ifname": which}
         named = name or (f"number {which}" if isinstance(which, int) else which)
@@ -249,17 +286,19 @@ class Session:
 
 
 def _refusal(code: int, sentence: str, what: str, name: str, hint: str) -> AiotunError:
+    if name not in what.split():
+        what = f"{what} on {name}"
     if code in (errno.EPERM, errno.EACCES):
         return NotPermittedError(
             code,
-            f"could not {what} on {name}: {sentence}; it needs CAP_NET_ADMIN in the interface's "
+            f"could not {what}: {sentence}; it needs CAP_NET_ADMIN in the interface's "
             "network namespace: run as root or with that capability",
             name,
         )
     advice = _HINTS.get(code) or hint
     return LinkError(
         code,
-        f"could not {what} on {name}: {sentence}" + (f"; {advice}" if advice else ""),
+        f"could not {what}: {sentence}" + (f"; {advice}" if advice else ""),
         name,
     )
 

@@ -21,6 +21,7 @@ __all__ = [
     "open_netns",
     "run",
     "run_blocking",
+    "run_in",
     "same_namespace",
     "setns",
     "start",
@@ -274,6 +275,46 @@ async def run(
         value, undone = outcome.get(), undo
         await run(lambda: undone(value), netns)
     raise cancelled
+
+
+async def run_in(
+    netns: NetnsArg | None,
+    function: Callable[[], T],
+    *,
+    undo: Callable[[T], None] | None = None,
+) -> T:
+    """Run a function as `run` does, in a namespace as users name one.
+
+    Args:
+        netns: a name, a path, an open fd, or None for the calling thread's namespace.
+        function: as for `run`.
+        undo: as for `run`, in that namespace too.
+
+    Raises:
+        LinkError: there is no such namespace.
+        NotPermittedError: it may not be entered.
+
+    Cancellation: as for `run`.
+    """
+    # In a list, to be let go of: an error's traceback would keep it for as long as anybody has one.
+    held = [Namespace(open_netns(netns))]
+    fd = held[0].fd
+
+    def inside(held: list[Namespace] = held) -> tuple[T, list[Namespace]]:
+        # The namespace comes with the value: see `_in_transit`.
+        return function(), held
+
+    def take_back(outcome: tuple[T, list[Namespace]]) -> None:
+        setns(fd)  # `run` may call this in a thread that is anywhere
+        if undo is not None:
+            undo(outcome[0])
+
+    try:
+        value, _ = await run(inside, fd, undo=take_back)
+    except (Exception, asyncio.CancelledError):  # not GeneratorExit: there the thread may go on
+        held.clear()
+        raise
+    return value
 
 
 def same_namespace(one: int, other: int) -> bool:

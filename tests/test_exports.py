@@ -49,6 +49,17 @@ ALLOWED: dict[str, set[str]] = {
     },
     "_options": {"_abi", "_linktypes", "_packetio", "_threads"},
     "_packetio": {"_abi", "decode", "errors"},
+    "_persistent": {
+        "_abi",
+        "_ioctl",
+        "_linkinfo",
+        "_linktypes",
+        "_options",
+        "_packetio",
+        "_rtnetlink",
+        "_threads",
+        "errors",
+    },
     "_rtnetlink": {"_linkdecode", "_linkinfo", "_linktypes", "errors"},
     "_queuebase": {
         "_abi",

@@ -14,6 +14,7 @@ from . import offload, reply
 from ._bridges import create_bridge, delete_bridge
 from ._linktypes import LinkAddress, Route
 from ._packetio import PacketIO, PacketStats
+from ._persistent import create_persistent, delete_persistent, list_devices
 from .decode import decode_frame, decode_packet
 from .device import Device, TapDevice, TunDevice, open_tap, open_tun
 from .errors import (
@@ -63,9 +64,12 @@ __all__ = [
     "TunTapInfo",
     "TunUnavailableError",
     "create_bridge",
+    "create_persistent",
     "decode_frame",
     "decode_packet",
     "delete_bridge",
+    "delete_persistent",
+    "list_devices",
     "networkd_units",
     "offload",
     "open_tap",

@@ -49,6 +49,8 @@ __all__ = [
 
 _INT = struct.Struct("@i")
 
+_MAPPED = " (in a user namespace only one that /proc/self/uid_map or gid_map has will do)"
+
 
 def open_node() -> int:
     """Open /dev/net/tun, close-on-exec and non-blocking; the new fd is the caller's to close.
@@ -186,12 +188,12 @@ def set_persist(fd: int, name: str, on: bool) -> None:
 
 def set_owner(fd: int, name: str, uid: int) -> None:
     """TUNSETOWNER: the user who may attach without CAP_NET_ADMIN."""
-    _by_value(fd, Ioctl.TUNSETOWNER, uid, name, f"take user {uid} as its owner")
+    _by_value(fd, Ioctl.TUNSETOWNER, uid, name, f"take user {uid} as its owner{_MAPPED}")
 
 
 def set_group(fd: int, name: str, gid: int) -> None:
     """TUNSETGROUP: the group that may attach without CAP_NET_ADMIN."""
-    _by_value(fd, Ioctl.TUNSETGROUP, gid, name, f"take group {gid} as its group")
+    _by_value(fd, Ioctl.TUNSETGROUP, gid, name, f"take group {gid} as its group{_MAPPED}")
 
 
 def set_offload(fd: int, name: str, mask: OffloadFlag) -> None:

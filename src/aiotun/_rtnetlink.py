@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar, cast
 
 from . import _linkdecode
-from ._linkinfo import LinkInfo, LinkStats
+from ._linkinfo import LinkInfo, LinkStats, TunTapInfo
 from ._linktypes import LinkAddress, Route
 from .errors import AiotunError, LinkError, NotPermittedError
 
@@ -231,6 +231,13 @@ class Session:
         request = self._ipr.link("del", index=info.index)
         await self._ask(request, f"delete {info.name}", info.name, "not every kind can be deleted")
 
+    async def devices(self) -> list[TunTapInfo]:
+        """Give all TUN and TAP devices of the namespace, in the order of their indexes."""
+        ask = functools.partial(self._ipr.link, kind="tun")
+        messages = await self._dump(ask, "list the TUN and TAP devices", None)
+        found = [_linkdecode.link_info(message, None).tuntap for message in messages]
+        return sorted((each for each in found if each is not None), key=lambda each: each.index)
+
     async def _message(self, which: str | int, name: str | None = None) -> _linkdecode.Message:
         key = {"index": which} if isinstance(which, int) else {"ifname": which}
         named = name or (f"number {which}" if isinstance(which, int) else which)
@@ -259,7 +266,7 @@ class Session:
         return _linkdecode.link_info(message, name)
 
     async def _dump(
-        self, ask: Callable[..., Awaitable[Any]], what: str, name: str
+        self, ask: Callable[..., Awaitable[Any]], what: str, name: str | None
     ) -> list[_linkdecode.Message]:
         async def collect() -> list[_linkdecode.Message]:
             return [message async for message in await ask("dump")]
@@ -272,7 +279,7 @@ class Session:
             messages = await self._ask(collect(), what, name)
         return messages
 
-    async def _ask(self, request: Awaitable[T], what: str, name: str, hint: str = "") -> T:
+    async def _ask(self, request: Awaitable[T], what: str, name: str | None, hint: str = "") -> T:
         """Await a request and say in our words why the kernel refused it."""
         try:
             return await request
@@ -285,8 +292,8 @@ class Session:
             raise _refusal(code, error.strerror or str(error), what, name, hint) from error
 
 
-def _refusal(code: int, sentence: str, what: str, name: str, hint: str) -> AiotunError:
-    if name not in what.split():
+def _refusal(code: int, sentence: str, what: str, name: str | None, hint: str) -> AiotunError:
+    if name is not None and name not in what.split():
         what = f"{what} on {name}"
     if code in (errno.EPERM, errno.EACCES):
         return NotPermittedError(

@@ -1,7 +1,7 @@
 """The files of `networkd_units` in systemd-networkd itself, beside what opening a device makes.
 
 networkd runs in the test's network namespace, with a mount namespace of its own: there
-/etc/systemd/network has the files, /run is empty, and /sys is read-only. By that it tells a
+/etc/systemd has the files and nothing else, /run is empty, and /sys is read-only. By that it tells a
 container, in which there is no udev to wait for, and configures links by itself. What udev would do
 in between (give a TAP a MAC that stays the same) has no part in this.
 """
@@ -30,7 +30,8 @@ SCRIPT = """
 mount -t sysfs -o ro sysfs /sys &&
 mount -t tmpfs -o mode=0755 tmpfs /run &&
 mkdir /run/systemd &&
-mkdir -p /etc/systemd/network &&
+mount -t tmpfs -o mode=0755 tmpfs /etc/systemd &&
+mkdir /etc/systemd/network &&
 mount --bind "$1" /etc/systemd/network &&
 exec timeout --kill-after=5 50 "$2"
 """

@@ -1,7 +1,7 @@
 """The files of `networkd_units` in systemd-networkd itself, beside what opening a device makes.
 
-networkd runs in the test's network namespace, with a mount namespace of its own: there
-/etc/systemd has the files and nothing else, /run is empty, and /sys is read-only. By that it tells a
+networkd runs in the test's network namespace, with a mount namespace of its own: there /etc/systemd
+has the files and nothing else, /run is empty, and /sys is read-only. By the last it tells a
 container, in which there is no udev to wait for, and configures links by itself. What udev would do
 in between (give a TAP a MAC that stays the same) has no part in this.
 """

@@ -5,13 +5,36 @@ import functools
 import importlib.metadata
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 
 import aiotun
 
-from . import _demo
+from . import _commands, _demo
 
 __all__ = ["main"]
+
+_LISTED = """\
+Each device is one line, in the words of 'aiotun add', with 'attached' at its
+end where a program holds it open:
+
+  tap0: tap multi_queue persist user 1000 attached
+"""
+_ADDED = f"""\
+words, in any order:
+{textwrap.indent(_commands.WORDS, "  ")}
+The device stays until it is deleted. It is down and has no address. Without a
+name, or with one such as 'vpn%d', the kernel picks it, and it is printed.
+
+examples:
+
+  aiotun add dev tap0 mode tap user joe
+  name=$(aiotun add mode tun user joe)
+"""
+_DELETED = """\
+Whoever may open a device may delete it: its owner needs no privilege. One that
+a program holds open is left alone. A mode that is given must be the device's.
+"""
 
 # At once, also into a pipe: whoever reads it may be waiting for each line.
 _say = functools.partial(print, flush=True)
@@ -19,9 +42,18 @@ _say = functools.partial(print, flush=True)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and give its exit status: 0, 1 (failed), 2 (usage) or 130 (interrupted)."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    # The words of `add`, `del` and `list` come as what argparse has no name for: declared as
+    # arguments, those after an option would be refused.
+    args, words = parser.parse_known_args(argv)
+    if words and (not hasattr(args, "words") or any(each.startswith("-") for each in words)):
+        parser.error(f"unrecognized arguments: {' '.join(words)}")
+    args.words = words
     try:
         args.run(args)
+    except _commands.UsageError as error:
+        print(f"aiotun: {error}", file=sys.stderr)
+        return 2
     except aiotun.AiotunError as error:
         print(f"aiotun: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         return 1
@@ -35,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="aiotun", description=aiotun.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="aiotun", description="Linux TUN and TAP devices: to make, to look at, to try out."
+    )
     parser.add_argument("--version", action="version", version=f"aiotun {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -46,7 +80,49 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--uvloop", action="store_true", help="run on uvloop instead of asyncio's")
     command.set_defaults(run=_run_demo)
 
+    usage = "aiotun list [-j] [[dev] NAME] [netns NAME]"
+    said = "list TUN and TAP devices, as 'ip tuntap show' does"
+    command = _with_words(commands, "list", usage, said, _LISTED, aliases=["show"])
+    said = "all that the kernel tells, as a JSON list"
+    command.add_argument("-j", "--json", action="store_true", help=said)
+    command.set_defaults(run=_run_list)
+
+    usage = (
+        "aiotun add [[dev] NAME] mode {tun | tap} [user USER] [group GROUP]\n"
+        "                  [multi_queue] [pi] [vnet_hdr] [netns NAME]"
+    )
+    said = "add a persistent device, as 'ip tuntap add' does"
+    command = _with_words(commands, "add", usage, said, _ADDED)
+    command.set_defaults(run=lambda args: _say_all(_commands.add(args.words)))
+
+    usage = "aiotun del [dev] NAME [mode {tun | tap}] [netns NAME]"
+    said = "delete a device, as 'ip tuntap del' does"
+    command = _with_words(commands, "del", usage, said, _DELETED, aliases=["delete"])
+    command.set_defaults(run=lambda args: _say_all(_commands.delete(args.words)))
+
     return parser
+
+
+def _with_words(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    usage: str,
+    said: str,
+    epilog: str,
+    aliases: Sequence[str] = (),
+) -> argparse.ArgumentParser:
+    """Declare a command that takes words without dashes, as ip(8) does."""
+    command = commands.add_parser(
+        name,
+        aliases=aliases,
+        usage=usage,
+        help=said,
+        description=f"{said[0].upper()}{said[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(words=[])
+    return command
 
 
 def _version() -> str:
@@ -60,6 +136,15 @@ def _positive(text: str) -> int:
     if not (text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError("must be a whole number above 0")
     return int(text)
+
+
+def _run_list(args: argparse.Namespace) -> None:
+    _say_all(_commands.show(args.words, as_json=args.json))
+
+
+def _say_all(lines: Sequence[str]) -> None:
+    for line in lines:
+        _say(line)
 
 
 def _run_demo(args: argparse.Namespace) -> None:

@@ -2,13 +2,14 @@
 
 import ipaddress
 import pwd
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotun import LinkAddress, Route, networkd_units
+from aiotun import LinkAddress, Route, cli, networkd_units
 
 PLAIN_NETDEV = """\
 # To be /etc/systemd/network/50-tun0.netdev; see systemd.netdev(5).
@@ -316,3 +317,99 @@ def test_no_value_becomes_more_than_a_value(name: str, owner: str, scope: str, b
         lines = [line for line in text.splitlines() if line]
         assert len(lines) == len([line for line in plain.splitlines() if line]) + more
         assert not any(line.endswith("\\") for line in lines)
+
+
+# --- The command ---------------------------------------------------------------------------------
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    status = cli.main(["networkd", *words])
+    return status, *capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        ("tun0", {}),
+        ("dev tun0 mode tun", {}),
+        ("mode tap name tun0", {"mode": "tap"}),
+        (
+            "tun0 user joe group 5 multi_queue pi vnet_hdr mtu 1400",
+            {
+                "owner": "joe",
+                "group": 5,
+                "multi_queue": True,
+                "packet_info": True,
+                "vnet_header": True,
+                "mtu": 1400,
+            },
+        ),
+        (
+            "mode tap bridge br0 mac 02:00:00:00:00:01 down tun0",
+            {"mode": "tap", "bridge": "br0", "mac": "02:00:00:00:00:01", "up": False},
+        ),
+        ("tun0 mode tap master br0", {"mode": "tap", "bridge": "br0"}),
+        (
+            "address 10.0.0.1/24 addr 10.1.0.1 peer 10.1.0.2/32 tun0 route default via 10.0.0.2 "
+            "metric 5 table 6 route 10.2.0.0/16 address fd00::1/64",
+            {
+                "addresses": ["10.0.0.1/24", "10.1.0.1 peer 10.1.0.2/32", "fd00::1/64"],
+                "routes": ["default via 10.0.0.2 metric 5 table 6", "10.2.0.0/16"],
+            },
+        ),
+    ],
+)
+def test_the_command_takes_the_same_options(
+    words: str, options: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    expected = networkd_units("tun0", **options)
+    assert said(capsys, *words.split()) == (0, "\n".join(expected.values()), "")
+
+    (tmp_path / "50-tun0.netdev").write_text("older, and longer\n" * 100)
+    status, out, _ = said(capsys, *words.split(), "--write", str(tmp_path))
+    assert status == 0
+    assert out.splitlines() == [str(tmp_path / name) for name in expected]
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", "say the device's name"),
+        ("tun0 tun1", "'tun1' is no word"),
+        ("tun0 dev tun1", "'dev' is said twice: 'tun0' and 'tun1'"),
+        ("tun0 mtu 1400 mtu 1401", "'mtu' is said twice: 1400 and 1401"),
+        ("tun0 mtu", "'mtu' needs a value"),
+        ("tun0 mtu many", "mtu is an int, not 'many'"),
+        ("tun0 route default via", "'via' needs a value"),
+        ("tun0 address here", "'here' is no address"),
+        ("tun0 mode bridge", "mode is 'tun' or 'tap'"),
+        ("tun0 bridge br0", "open_tap"),
+        ("tun0 netns blue", "no setting for netns='blue'"),
+        ("tun%d", "without '%d'"),
+    ],
+)
+def test_words_that_make_no_sense(
+    words: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = said(capsys, *words.split())
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("aiotun: ")
+    assert expected in err
+
+
+def test_a_folder_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    where = tmp_path / "nothing"
+    status, out, err = said(capsys, "tun0", "--write", str(where))
+    assert (status, out) == (1, "")
+    assert err == f"aiotun: {where}/50-tun0.netdev: No such file or directory\n"
+
+
+def test_the_help_knows_every_word(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        said(capsys, "--help")
+    text = capsys.readouterr().out
+    for word in ("dev", "mode", "user", "group", "multi_queue", "pi", "vnet_hdr", "mtu", "address",
+                 "route", "mac", "bridge", "down", "--write"):  # fmt: skip
+        assert f"\n  {word}" in text
+    assert all(len(line) <= 80 for line in text.splitlines())

@@ -1,6 +1,7 @@
 """examples/qemu_bridge.py: what it makes, that it undoes all of it, and a real QEMU behind it."""
 
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -187,6 +188,8 @@ receive()
 """
     with started(*NAMES, *guest(code), first="running") as process:
         assert kernel.names() == ["qbr0", "qtap0"]
+        ours = Path(f"/proc/{process.pid}/fd")
+        assert "/dev/net/tun" not in [os.readlink(each) for each in ours.iterdir()]
         assert finish(process, number) == ""
         assert process.returncode == 5
     assert kernel.names() == []
@@ -298,6 +301,7 @@ def test_what_is_gone_at_the_end_hinders_nothing() -> None:
         (["--tap", "tun0"], "tun0"),
         (["--tap", "held0"], "held0"),
         (["--bridge", "up0", "--uplink", "other0"], "up0"),
+        (["--bridge", "tun0", "--uplink", "up0"], "tun0"),
         (["--launch", "--", "/nothing/here"], "/nothing/here could not be started: No such file"),
         (["--launch", "--", "/dev/null"], "/dev/null could not be started: Permission denied"),
         (["--tap", "held0", "--launch", "--", "true"], "held0"),

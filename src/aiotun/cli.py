@@ -108,12 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     said = "add a persistent device, as 'ip tuntap add' does"
     command = _with_words(commands, "add", usage, said, _ADDED)
-    command.set_defaults(run=lambda args: _say_all(_commands.add(args.words)))
+    command.set_defaults(run=_run_add)
 
     usage = "aiotun del [dev] NAME [mode {tun | tap}] [netns NAME]"
     said = "delete a device, as 'ip tuntap del' does"
     command = _with_words(commands, "del", usage, said, _DELETED, aliases=["delete"])
-    command.set_defaults(run=lambda args: _say_all(_commands.delete(args.words)))
+    command.set_defaults(run=_run_del)
 
     usage = "aiotun networkd [--write DIR] [dev] NAME [mode {tun | tap}] [WORDS...]"
     said = "print files that make systemd-networkd create a device at boot"
@@ -162,6 +162,14 @@ def _positive(text: str) -> int:
 
 def _run_list(args: argparse.Namespace) -> None:
     _say_all(_commands.show(args.words, as_json=args.json))
+
+
+def _run_add(args: argparse.Namespace) -> None:
+    _say_all(_commands.add(args.words))
+
+
+def _run_del(args: argparse.Namespace) -> None:
+    _say_all(_commands.delete(args.words))
 
 
 def _say_all(lines: Sequence[str]) -> None:

@@ -168,10 +168,18 @@ def arguments() -> argparse.Namespace:
         "                      [--launch -- QEMU ARGS...]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--bridge", type=interface, required=True, help="made unless it is there")
-    parser.add_argument("--tap", type=interface, required=True, help="made unless it is there")
-    parser.add_argument("--uplink", type=interface, help="an interface that is to join the bridge")
-    parser.add_argument("--owner", type=user, help="who may attach to a TAP that was made to wait")
+    parser.add_argument(
+        "--bridge", metavar="BR", type=interface, required=True, help="made unless it is there"
+    )
+    parser.add_argument(
+        "--tap", metavar="TAP", type=interface, required=True, help="made unless it is there"
+    )
+    parser.add_argument(
+        "--uplink", metavar="IF", type=interface, help="an interface that is to join the bridge"
+    )
+    parser.add_argument(
+        "--owner", metavar="USER", type=user, help="who may attach to a TAP that was made to wait"
+    )
     parser.add_argument(
         "--model", default="virtio-net-pci", help="the guest's device (%(default)s)"
     )

@@ -75,12 +75,11 @@ def started(*args: str, first: str = "ready") -> Iterator[subprocess.Popen[str]]
             assert process.stderr is not None
             line = process.stdout.readline()
             if not line.startswith(first):
-                process.kill()
+                process.terminate()
                 raise AssertionError(f"{line!r}, {process.stderr.read()!r}")
             yield process
         finally:
-            if process.poll() is None:
-                process.kill()
+            process.terminate()  # it ends its guest, too
 
 
 def finish(process: subprocess.Popen[str], number: signal.Signals = signal.SIGTERM) -> str:
@@ -123,13 +122,16 @@ assert receive() == HEADER + {TO_GUEST!r}
 sys.exit(7)
 """
     with listening("qbr0") as sock, subprocess.Popen(command(*NAMES, *guest(code))) as process:
-        while sock.recv(2048) != FROM_GUEST:
-            pass
-        assert kernel.link("qtap0")["master"] == "qbr0"
-        assert kernel.is_up("qtap0")
-        assert kernel.is_up("qbr0")
-        sock.send(TO_GUEST)
-        assert process.wait(10) == 7
+        try:
+            while sock.recv(2048) != FROM_GUEST:
+                pass
+            assert kernel.link("qtap0")["master"] == "qbr0"
+            assert kernel.is_up("qtap0")
+            assert kernel.is_up("qbr0")
+            sock.send(TO_GUEST)
+            assert process.wait(10) == 7
+        finally:
+            process.terminate()
     assert kernel.names() == ["qbr0"]
 
 

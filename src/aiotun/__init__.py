@@ -8,13 +8,12 @@ kernel::
             await tun.send(reply_to(packet))
 """
 
+import importlib
 from typing import TYPE_CHECKING
 
 from . import offload, reply
-from ._bridges import create_bridge, delete_bridge
 from ._linktypes import LinkAddress, Route
 from ._packetio import PacketIO, PacketStats
-from ._persistent import create_persistent, delete_persistent, list_devices
 from .decode import decode_frame, decode_packet
 from .device import Device, TapDevice, TunDevice, open_tap, open_tun
 from .errors import (
@@ -35,7 +34,10 @@ from .link import Link
 from .queue import Queue
 
 if TYPE_CHECKING:
+    from ._bridges import create_bridge, delete_bridge
     from ._linkinfo import LinkInfo, LinkStats, TunTapInfo
+    from ._persistent import create_persistent, delete_persistent, list_devices
+    from .networkd import networkd_units
 
 __all__ = [
     "AiotunError",
@@ -69,6 +71,7 @@ __all__ = [
     "delete_bridge",
     "delete_persistent",
     "list_devices",
+    "networkd_units",
     "offload",
     "open_tap",
     "open_tun",
@@ -76,11 +79,27 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    # See _linkinfo for why these three are loaded when they are asked for, and nothing else is.
-    if name in ("LinkInfo", "LinkStats", "TunTapInfo"):
-        from . import _linkinfo
+# Loaded when they are asked for: a program that only opens a device need not wait for them.
+_LAZY = {
+    "LinkInfo": "_linkinfo",
+    "LinkStats": "_linkinfo",
+    "TunTapInfo": "_linkinfo",
+    "create_bridge": "_bridges",
+    "create_persistent": "_persistent",
+    "delete_bridge": "_bridges",
+    "delete_persistent": "_persistent",
+    "list_devices": "_persistent",
+    "networkd_units": "networkd",
+}
 
-        found: object = globals().setdefault(name, getattr(_linkinfo, name))
-        return found
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f".{_LAZY[name]}", __name__)
+    found: object = globals().setdefault(name, getattr(module, name))
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,10 +7,11 @@ import os
 import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import aiotun
 
-from . import _commands, _demo
+from . import _commands, _demo, _units
 
 __all__ = ["main"]
 
@@ -34,6 +35,20 @@ examples:
 _DELETED = """\
 Whoever may open a device may delete it: its owner needs no privilege. One that
 a program holds open is left alone. A mode that is given must be the device's.
+"""
+
+_UNITS = f"""\
+words, in any order:
+{textwrap.indent(_units.WORDS, "  ")}
+Users need not exist on this machine. What systemd-networkd has no setting for
+is refused, and the message says what to do instead.
+
+examples:
+
+  aiotun networkd tun0 user joe mtu 1400 address 10.0.0.1/24 \\
+      route 10.2.0.0/16 via 10.0.0.2
+  sudo aiotun networkd tap0 mode tap bridge br0 --write /etc/systemd/network
+  sudo networkctl reload
 """
 
 # At once, also into a pipe: whoever reads it may be waiting for each line.
@@ -100,6 +115,13 @@ def _parser() -> argparse.ArgumentParser:
     command = _with_words(commands, "del", usage, said, _DELETED, aliases=["delete"])
     command.set_defaults(run=_run_del)
 
+    usage = "aiotun networkd [--write DIR] [dev] NAME [mode {tun | tap}] [WORDS...]"
+    said = "print files that make systemd-networkd create a device at boot"
+    command = _with_words(commands, "networkd", usage, said, _UNITS)
+    said = "write them into this folder, over what is there, and print their paths"
+    command.add_argument("--write", type=Path, metavar="DIR", help=said)
+    command.set_defaults(run=_run_networkd)
+
     return parser
 
 
@@ -153,6 +175,14 @@ def _run_del(args: argparse.Namespace) -> None:
 def _say_all(lines: Sequence[str]) -> None:
     for line in lines:
         _say(line)
+
+
+def _run_networkd(args: argparse.Namespace) -> None:
+    texts = _units.units(args.words)
+    if args.write is None:
+        _say("\n".join(texts.values()), end="")
+    else:
+        _say_all(_units.write(texts, args.write))
 
 
 def _run_demo(args: argparse.Namespace) -> None:

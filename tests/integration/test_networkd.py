@@ -1,0 +1,220 @@
+"""The files of `networkd_units` in systemd-networkd itself, beside what opening a device makes.
+
+networkd runs in the test's network namespace, with a mount namespace of its own: there /etc/systemd
+has the files and nothing else, /run is empty, and /sys is read-only. By the last it tells a
+container, in which there is no udev to wait for, and configures links by itself. What udev would do
+in between (give a TAP a MAC that stays the same) has no part in this.
+"""
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aiotun
+
+from ..helpers import REAL_ROOT, ip
+from . import kernel
+
+pytestmark = pytest.mark.peers
+
+NETWORKD = Path("/lib/systemd/systemd-networkd")  # in nobody's PATH
+
+SCRIPT = """
+mount -t sysfs -o ro sysfs /sys &&
+mount -t tmpfs -o mode=0755 tmpfs /run &&
+mkdir /run/systemd &&
+mount -t tmpfs -o mode=0755 tmpfs /etc/systemd &&
+mkdir /etc/systemd/network &&
+mount --bind "$1" /etc/systemd/network &&
+exec timeout --kill-after=5 50 "$2"
+"""
+
+
+class Networkd:
+    """A running systemd-networkd."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self._process = process
+        self._log = log
+
+    def wait(self, name: str) -> None:
+        """Wait until it has configured an interface."""
+        deadline = time.monotonic() + 20
+        state = ""
+        while "ADMIN_STATE=configured\n" not in state:
+            assert self._process.poll() is None, self.said()
+            assert "ADMIN_STATE=failed" not in state, self.said()
+            assert time.monotonic() < deadline, f"{state}\n{self.said()}"
+            time.sleep(0.01)
+            if name in kernel.names():
+                index = kernel.link(name)["ifindex"]
+                with contextlib.suppress(FileNotFoundError):  # it is not that far yet
+                    state = Path(
+                        f"/proc/{self._process.pid}/root/run/systemd/netif/links/{index}"
+                    ).read_text()
+
+    def said(self) -> str:
+        """What it has complained of."""
+        return self._log.read_text()
+
+
+@contextlib.contextmanager
+def networkd(folder: Path, units: dict[str, str]) -> Iterator[Networkd]:
+    """Run systemd-networkd with these files."""
+    if not NETWORKD.exists():
+        pytest.skip(f"missing: {NETWORKD}; install systemd")
+    if not REAL_ROOT:
+        pytest.skip("networkd becomes another user, which in a user namespace there isn't")
+    files = folder / "network"
+    files.mkdir()
+    files.chmod(0o755)  # for that user
+    for file, text in units.items():
+        (files / file).write_text(text)
+    log = folder / "log"
+    with (
+        log.open("w") as said,
+        subprocess.Popen(
+            ["unshare", "-m", "sh", "-c", SCRIPT, "sh", str(files), str(NETWORKD)],
+            env={**os.environ, "SYSTEMD_LOG_LEVEL": "warning", "SYSTEMD_LOG_TARGET": "console"},
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            text=True,
+        ) as process,
+    ):
+        try:
+            yield Networkd(process, log)
+        finally:
+            process.terminate()  # timeout(1) passes it on
+
+
+# What aiotun is told, and what of it only the program says that attaches.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain tun": ("tun", {}),
+    "plain tap": ("tap", {}),
+    "tun": (
+        "tun",
+        {
+            "owner": kernel.ORDINARY,
+            "group": kernel.ORDINARY,
+            "packet_info": True,
+            "mtu": 1400,
+            "addresses": [
+                "10.81.0.1/24",
+                "10.82.0.1 peer 10.82.0.2/32",
+                "10.83.0.1 peer 10.84.0.1/24",
+                "127.0.0.81/32",
+                "fd81::1/64",
+                "fd82::1 peer fd82::2/128",
+                "fe80::81/64",
+            ],
+            "routes": [
+                "default metric 77",
+                "10.85.0.0/16 via 10.81.0.2",
+                "10.86.0.1 via 10.82.0.2 metric 50 table 100",
+                "fd85::/64 via fd81::2 metric 60",
+                "fd86::/64 table 4000",
+            ],
+        },
+    ),
+    "several queues": ("tun", {"queues": 2, "offload": "raw", "addresses": ["10.81.0.1/24"]}),
+    "small": ("tun", {"mtu": 576, "addresses": ["10.81.0.1/31"], "routes": ["default"]}),
+    "large": ("tun", {"mtu": 65535}),
+    "down": ("tun", {"up": False, "addresses": ["10.81.0.1/24", "fd81::1/64"]}),
+    "tap": (
+        "tap",
+        {
+            "owner": kernel.ORDINARY,
+            "multi_queue": True,
+            "offload": "raw",
+            "mac": "02:00:00:00:00:81",
+            "mtu": 9000,
+            "addresses": ["10.81.0.1/24", "fd81::1/64"],
+            "routes": ["10.85.0.0/16 via 10.81.0.2 metric 5"],
+        },
+    ),
+    "bridged": ("tap", {"bridge": "br81", "mac": "02:00:00:00:00:82"}),
+}
+
+
+def shape(name: str, mac: bool) -> list[str]:
+    """What an interface is, but for what nobody asked for.
+
+    That is, networkd gives IPv4 addresses a broadcast address, which the kernel knows anyway; its
+    routes have another protocol, which is only a note of who made them; what the kernel makes of
+    the addresses comes in its own time; and a MAC is made up unless given.
+    """
+    found = kernel.state(name)
+    for key in ("ifindex", *(() if mac else ("address",))):
+        found["link"].pop(key, None)
+    routes = [each for each in found["routes"] if each.pop("protocol") != "kernel"]
+    several = (*found["addresses"], *routes)
+    for each in several:
+        each.pop("broadcast", None)
+    # networkd adds them in an order of its own.
+    return [str(found["link"]), *sorted(str(sorted(each.items())) for each in several)]
+
+
+@pytest.mark.parametrize(("mode", "options"), CASES.values(), ids=CASES)
+def test_networkd_makes_what_opening_makes(
+    mode: Any, options: dict[str, Any], tmp_path: Path
+) -> None:
+    ip("link", "add", "br81", "type", "bridge")
+    units = aiotun.networkd_units("nd0", mode, **options)
+    with networkd(tmp_path, {**units, "60.netdev": "[NetDev]\nName=br81\nKind=bridge\n"}) as daemon:
+        daemon.wait("nd0")
+        made = shape("nd0", "mac" in options)
+        info = asyncio.run(aiotun.Link("nd0").info())
+        assert daemon.said() == ""
+
+    assert info.tuntap is not None
+    assert info.tuntap.mode == mode
+    assert info.tuntap.persist
+    assert info.tuntap.multi_queue == (options.get("queues", 1) > 1 or "multi_queue" in options)
+    assert info.tuntap.packet_info == options.get("packet_info", False)
+    assert info.tuntap.vnet_header == (options.get("offload") == "raw")
+    assert info.tuntap.owner == options.get("owner")
+    assert info.tuntap.group == options.get("group")
+    assert info.mtu == options.get("mtu", 1500)
+    assert info.mac == options.get("mac", info.mac)
+    assert info.master == options.get("bridge")
+    assert info.up == options.get("up", True)
+
+    # A program without any privilege finds all of it as it wants it.
+    said = kernel.ordinary_child(f"attempt(aiotun.open_{mode}('nd0', **{options!r}))")
+    assert said["class"] is None, said
+
+    ip("link", "del", "dev", "nd0")
+
+    async def opened() -> None:
+        opener = aiotun.open_tun if mode == "tun" else aiotun.open_tap
+        await (await opener("nd0", persist=True, **options)).aclose()
+
+    asyncio.run(opened())
+    assert made == shape("nd0", "mac" in options)
+
+
+def test_networkd_joins_bridges_only_that_it_knows(tmp_path: Path) -> None:
+    """It is why the file has a comment."""
+    ip("link", "add", "br81", "type", "bridge")
+    units = aiotun.networkd_units("nd0", "tap", bridge="br81")
+    with networkd(tmp_path, units) as daemon:
+        daemon.wait("nd0")
+        assert "br81 NetDev could not be found" in daemon.said()
+        assert "master" not in kernel.link("nd0")
+
+
+def test_a_setting_that_networkd_does_not_know_would_be_noticed(tmp_path: Path) -> None:
+    units = aiotun.networkd_units("nd0", mtu=1400)
+    units["50-nd0.network"] = units["50-nd0.network"].replace("MTUBytes", "MTUOctets")
+    with networkd(tmp_path, units) as daemon:
+        daemon.wait("nd0")
+        assert "MTUOctets" in daemon.said()
+        assert kernel.link("nd0")["mtu"] == 1500

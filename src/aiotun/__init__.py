@@ -11,7 +11,7 @@ kernel::
 import importlib
 from typing import TYPE_CHECKING
 
-from . import offload, reply
+from . import reply
 from ._linktypes import LinkAddress, Route
 from ._packetio import PacketIO, PacketStats
 from .decode import decode_frame, decode_packet
@@ -34,6 +34,7 @@ from .link import Link
 from .queue import Queue
 
 if TYPE_CHECKING:
+    from . import offload
     from ._bridges import create_bridge, delete_bridge
     from ._linkinfo import LinkInfo, LinkStats, TunTapInfo
     from ._persistent import create_persistent, delete_persistent, list_devices
@@ -94,6 +95,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "offload":
+        return importlib.import_module(".offload", __name__)
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f".{_LAZY[name]}", __name__)

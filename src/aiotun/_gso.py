@@ -121,6 +121,7 @@ def split(super_packet: Buffer, frame: bool = False) -> list[bytes]:
     if gso_type & ~_GSO_ECN == _GSO_NONE:
         return [_finished(packet, start, offset) if flags & _NEEDS_CSUM else packet]
     layers = _layers(packet, frame)
+    payload = _payload_start(packet, layers)
     fits = {
         _GSO_TCPV4: (4, _TCP),
         _GSO_TCPV6: (6, _TCP),
@@ -130,7 +131,7 @@ def split(super_packet: Buffer, frame: bool = False) -> list[bytes]:
         raise ValueError(f"a gso_type of {gso_type} on another kind of packet")
     if gso_size == 0:
         raise ValueError("a gso_size of 0")
-    return _segments(packet, layers, gso_size)
+    return _segments(packet, layers, payload, gso_size)
 
 
 def _finished(packet: bytes, start: int, offset: int) -> bytes:
@@ -143,9 +144,9 @@ def _finished(packet: bytes, start: int, offset: int) -> bytes:
     return b"".join((packet[:place], value.to_bytes(2, "big"), packet[place + 2 :]))
 
 
-def _segments(packet: bytes, layers: _Layers, gso_size: int) -> list[bytes]:
+def _segments(packet: bytes, layers: _Layers, start: int, gso_size: int) -> list[bytes]:
     version, ip, protocol, transport = layers
-    start, end = _payload_start(packet, layers), len(packet)
+    end = len(packet)
     # What is the same in every segment, and its sums: the rest is added once it is known.
     if version == 4:
         ip_head = struct.Struct(f"!{ip + 2}sHH4sH{transport - ip - 12}s").pack

@@ -73,6 +73,7 @@ ALLOWED: dict[str, set[str]] = {
         "_waiting",
         "errors",
     },
+    "_split": {"_abi", "_native", "_packetio", "errors", "queue"},
     "_several": {"_flow", "_packetio", "_queuebase", "_waiting", "errors", "queue"},
     "_threads": {"errors"},
     "_units": {"_commands", "aiotun"},
@@ -115,9 +116,9 @@ ALLOWED: dict[str, set[str]] = {
         "_packetio",
         "_queuebase",
         "_several",
+        "_split",
         "_waiting",
         "errors",
-        "offload",
     },
     "reply": {"errors", "offload"},
 }

@@ -515,7 +515,8 @@ def damaged(draw: st.DrawFn, data: st.SearchStrategy[bytes]) -> bytes:
     for _ in range(draw(st.integers(0, 4))):
         if changed:
             changed[draw(st.integers(0, min(len(changed) - 1, 90)))] = draw(st.integers(0, 255))
-    return bytes(changed[: draw(st.integers(0, len(changed)))]) if draw(st.booleans()) else changed
+    end = draw(st.integers(0, len(changed))) if draw(st.booleans()) else len(changed)
+    return bytes(changed[:end])
 
 
 class TestAnyInput:

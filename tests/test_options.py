@@ -140,7 +140,6 @@ WRONG: list[tuple[str, Any, type[Exception]]] = [
     ("offload", "", ValueError),
     ("offload", None, ValueError),
     ("offload", True, ValueError),
-    ("offload", "split", NotImplementedError),
     ("sndbuf", 0, ValueError),
     ("sndbuf", -1, ValueError),
     ("sndbuf", 2**31, ValueError),
@@ -227,11 +226,6 @@ class TestWrong:
     def test_together(self, open_it: Open, options: dict[str, Any], words: str) -> None:
         with pytest.raises(ValueError, match=words):
             open_it("tun0", **options)
-
-    @both
-    def test_split_says_that_it_is_not_built_yet(self, open_it: Open) -> None:
-        with pytest.raises(NotImplementedError, match=r"split.*not built yet.*'off'.*'raw'"):
-            open_it("tun0", offload="split")
 
     @both
     @pytest.mark.parametrize(

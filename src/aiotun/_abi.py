@@ -21,6 +21,7 @@ __all__ = [
     "SOCK_FILTER",
     "SOCK_FPROG",
     "TUN_FILTER",
+    "VNET_HDR",
     "VNET_HDR_SIZE",
     "Iff",
     "Ioctl",
@@ -40,7 +41,9 @@ MAX_QUEUES = 256
 PI_SIZE = 4
 
 # virtio_net.h: struct virtio_net_hdr, without num_buffers.
-VNET_HDR_SIZE = 10
+# In the machine's own byte order: nobody calls TUNSETVNETLE or TUNSETVNETBE.
+VNET_HDR = struct.Struct("=BBHHHH")
+VNET_HDR_SIZE = VNET_HDR.size
 
 # The most that one read can give: a 65,535-byte packet with an Ethernet header and a VLAN tag, the
 # packet-info header and the longest virtio-net header. A shorter buffer would cut it silently.

@@ -79,7 +79,7 @@ def _check_header(
     has_header = bool(flags & Iff.VNET_HDR)
     if offload is None:
         offload = "raw" if has_header else "off"
-    if (offload == "raw") != has_header:
+    if (offload != "off") != has_header:
         what = "a" if has_header else "no"
         text = f"{name} has {what} virtio-net header, so offload={offload!r} does not fit it"
         raise DeviceMismatchError(errno.EINVAL, text, name)

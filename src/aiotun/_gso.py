@@ -10,14 +10,13 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from ._abi import VNET_HDR_SIZE
+from ._abi import VNET_HDR, VNET_HDR_SIZE
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = ["checksum", "merge", "split"]
 
-_HEADER = struct.Struct("=BBHHHH")
 _UDP_HEAD = struct.Struct("!4sHH")
 _NO_HEADER = bytes(VNET_HDR_SIZE)
 
@@ -116,7 +115,7 @@ def split(super_packet: Buffer, frame: bool = False) -> list[bytes]:
     view = memoryview(super_packet).cast("B")
     if view.nbytes < VNET_HDR_SIZE:
         raise ValueError(f"a super-packet begins with a header of {VNET_HDR_SIZE} bytes")
-    flags, gso_type, _, gso_size, start, offset = _HEADER.unpack_from(view)
+    flags, gso_type, _, gso_size, start, offset = VNET_HDR.unpack_from(view)
     packet = bytes(view[VNET_HDR_SIZE:])
     if gso_type & ~_GSO_ECN == _GSO_NONE:
         return [_finished(packet, start, offset) if flags & _NEEDS_CSUM else packet]
@@ -357,5 +356,5 @@ class _Run:
             kind, offset = _GSO_UDP_L4, 6
             struct.pack_into("!H", head, transport + 4, length)
         struct.pack_into("!H", head, transport + offset, pseudo)
-        header = _HEADER.pack(_NEEDS_CSUM, kind, first.payload, self.size, transport, offset)
+        header = VNET_HDR.pack(_NEEDS_CSUM, kind, first.payload, self.size, transport, offset)
         return b"".join((header, head, *(part.packet[part.payload :] for part in self.parts)))

@@ -31,7 +31,7 @@ __all__ = ["Opened", "Opening"]
 
 T = TypeVar("T")
 
-_RAW_OFFLOADS = OffloadFlag.CSUM | OffloadFlag.TSO4 | OffloadFlag.TSO6 | OffloadFlag.TSO_ECN
+_OFFLOADS = OffloadFlag.CSUM | OffloadFlag.TSO4 | OffloadFlag.TSO6 | OffloadFlag.TSO_ECN
 _USO = OffloadFlag.USO4 | OffloadFlag.USO6  # Linux 6.2; both or neither
 
 _RTPROT_KERNEL = 2  # rtnetlink.h
@@ -119,7 +119,7 @@ class Opening:
         flags = Iff.TAP if wanted.mode == "tap" else Iff.TUN
         if not wanted.packet_info:
             flags |= Iff.NO_PI
-        if wanted.offload == "raw":
+        if wanted.offload != "off":
             flags |= Iff.VNET_HDR
         if wanted.napi:
             flags |= Iff.NAPI
@@ -167,9 +167,9 @@ class Opening:
         wanted, device = self._options, info.tuntap
         if device is None:  # pragma: no cover - attached just now, so it is one
             raise DeviceMismatchError(errno.EINVAL, "this is no TUN or TAP device", self._name)
-        raw = wanted.offload == "raw"
+        super_packets = wanted.offload != "off"
         for what, is_so, shall in (
-            ("virtio-net header", device.vnet_header, raw),
+            ("virtio-net header", device.vnet_header, super_packets),
             ("packet-info header", device.packet_info, wanted.packet_info),
         ):
             if is_so != shall:
@@ -177,16 +177,16 @@ class Opening:
         if device.queues > len(self._fds):
             # Others are attached, and rely on what they set. The flags agree; so must the size.
             size = _ioctl.get_vnet_header_size(self._fds[0], self._name)
-            if raw and size != VNET_HDR_SIZE:
+            if super_packets and size != VNET_HDR_SIZE:
                 raise self._mismatch(f"a virtio-net header of {size} bytes")
             return
         # A persistent device remembers both from whoever was attached before.
-        if raw:
+        if super_packets:
             _ioctl.set_vnet_header_size(self._fds[0], self._name, VNET_HDR_SIZE)
             try:
-                _ioctl.set_offload(self._fds[0], self._name, _RAW_OFFLOADS | _USO)
+                _ioctl.set_offload(self._fds[0], self._name, _OFFLOADS | _USO)
             except DeviceMismatchError:
-                _ioctl.set_offload(self._fds[0], self._name, _RAW_OFFLOADS)
+                _ioctl.set_offload(self._fds[0], self._name, _OFFLOADS)
         else:
             _ioctl.set_offload(self._fds[0], self._name, OffloadFlag(0))
 

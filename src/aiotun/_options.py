@@ -113,7 +113,6 @@ def check(
 
     Raises:
         TypeError, ValueError: one is wrong; no system call was made but for looking up users.
-        NotImplementedError: ``offload="split"``.
     """
     if name is not None:
         check_new_name(name)

@@ -41,12 +41,8 @@ DecodeErrors = Literal["skip", "raise"]
 
 
 def check_offload(offload: Offload) -> None:
-    """Raise for what is no offload mode, or none that is built."""
-    if offload == "split":
-        raise NotImplementedError(
-            "offload='split' is not built yet; use offload='off', or 'raw' and split yourself"
-        )
-    if offload not in ("off", "raw"):
+    """Raise for what is no offload mode."""
+    if offload not in ("off", "split", "raw"):
         raise ValueError(f"offload is 'off', 'split' or 'raw', not {offload!r}")
 
 

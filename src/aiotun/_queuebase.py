@@ -27,6 +27,7 @@ from .errors import (
     DeviceMismatchError,
     LinkDownError,
     PacketError,
+    PacketTruncatedError,
 )
 
 if TYPE_CHECKING:
@@ -187,6 +188,9 @@ class QueueBase(PacketIO):
         self._start_reading()
         return loop
 
+    def nudge(self) -> None:
+        """Have the loop call soon where packets wait here, not in the kernel; else do nothing."""
+
     @property
     def wanted(self) -> bool:
         """Whether tasks wait for a packet of this queue in particular."""
@@ -335,6 +339,15 @@ class QueueBase(PacketIO):
             return self._lose(error)
         text = f"reading a packet failed: {error.strerror}"
         return OSError(error.errno, text, self._interface.name)
+
+    def _truncation(self, length: int, room: int) -> PacketTruncatedError:
+        self._truncated += 1
+        return PacketTruncatedError(
+            errno.EMSGSIZE,
+            f"a packet of {length} bytes came into a buffer of {room}, and its end is lost; give "
+            "recv_into a larger buffer, or use recv",
+            self._interface.name,
+        )
 
     def _write_error(self, error: OSError) -> Exception:
         code, name = error.errno, self._interface.name

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
@@ -119,6 +120,8 @@ class QueueGroup(PacketIO):
         while True:
             while self._unwatched:
                 self._unwatched.pop().watch()
+            for queue in self._ready:
+                queue.nudge()
             if self.resuming is not None:
                 # An eager task may come here from within the one that a queue is resuming: who
                 # goes on reading there must not overtake it any more.
@@ -133,7 +136,7 @@ class QueueGroup(PacketIO):
                 front = True
 
     def _take(self) -> bytes:
-        return self._take_with(Queue._take)
+        return self._take_with(lambda queue: queue._take())
 
     def _take_into(self, view: memoryview) -> int:
         return self._take_with(lambda queue: queue._take_into(view))
@@ -195,10 +198,12 @@ class QueueGroup(PacketIO):
         sent = 0
         try:
             self._bind()
-            for packet in packets:
-                await self._queue_for(packet).send(packet)
-                sent += 1
+            # One call for as many as go to the same queue, which may merge them.
+            for queue, run in itertools.groupby(packets, self._queue_for):
+                sent += await queue.send_many(run)
         except BaseException as error:
+            # What the call under way had sent of its run, and all before.
+            sent += getattr(error, "sent", 0)
             error.sent = sent  # type: ignore[attr-defined]  # promised on foreign classes, too
             raise
         return sent

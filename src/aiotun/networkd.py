@@ -78,7 +78,6 @@ def networkd_units(
         ValueError: an argument is wrong, or networkd has no word for it: `txqueuelen`, `netns`,
             `exclusive`, `napi`, `carrier`, `sndbuf`, ``persist=False``, routes with ``up=False``,
             and IPv6 with an MTU under 1280 bytes. What is left at its default is no obstacle.
-        NotImplementedError: ``offload="split"``.
 
     Source: ``systemd.netdev(5)``, ``systemd.network(5)``.
     """

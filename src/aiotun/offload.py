@@ -11,7 +11,7 @@ import struct
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 from . import _native
-from ._abi import VNET_HDR_SIZE
+from ._abi import VNET_HDR, VNET_HDR_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = ["GsoType", "VnetHeader", "checksum", "merge", "split"]
-
-# In the machine's own byte order: nobody calls TUNSETVNETLE or TUNSETVNETBE.
-_HEADER = struct.Struct("=BBHHHH")
 
 
 class GsoType(enum.IntEnum):
@@ -71,7 +68,7 @@ class VnetHeader(_VnetFields):
             ValueError: a field does not fit (8 bits for the first two, 16 for the others).
         """
         try:
-            return _HEADER.pack(*self)
+            return VNET_HDR.pack(*self)
         except struct.error as error:
             raise ValueError(f"{self} does not fit a virtio-net header: {error}") from error
 
@@ -83,7 +80,7 @@ class VnetHeader(_VnetFields):
             ValueError: there are fewer than 10 bytes.
         """
         try:
-            return cls(*_HEADER.unpack_from(data))
+            return cls(*VNET_HDR.unpack_from(data))
         except struct.error as error:
             raise ValueError(f"a virtio-net header has {VNET_HDR_SIZE} bytes: {error}") from error
 

@@ -19,7 +19,7 @@ import errno
 import os
 import select
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar, cast
 
 from . import _ioctl, _native
 from ._abi import READ_SIZE, Iff
@@ -27,7 +27,7 @@ from ._interface import Interface
 from ._packetio import Offload, check_offload, mode_of, read_into
 from ._queuebase import BUDGET, QueueBase
 from ._waiting import Waiter
-from .errors import AiotunError, DeviceClosedError, DeviceMismatchError, PacketTruncatedError
+from .errors import AiotunError, DeviceClosedError, DeviceMismatchError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -69,14 +69,13 @@ class Queue(QueueBase):
         Args:
             fd: a TUN or TAP queue (inherited, or received by SCM_RIGHTS), or a datagram or
                 seqpacket socket. The end of a seqpacket socket reads as empty packets.
-            offload: ``"raw"`` where each packet has a virtio-net header.
+            offload: ``"raw"`` or ``"split"`` where each packet has a virtio-net header.
 
         Raises:
             ValueError: not a number of an open fd, or no such `offload`.
             DeviceMismatchError: a TUN or TAP queue that has a virtio-net header where `offload`
                 says it has none, or the other way round.
             DeviceLostError: a TUN or TAP queue whose interface is gone.
-            NotImplementedError: ``"split"`` is not built yet.
         """
         check_offload(offload)
         try:
@@ -92,7 +91,7 @@ class Queue(QueueBase):
             pass  # no TUN device, and that is allowed here
         else:
             has_header = bool(flags & Iff.VNET_HDR)
-            if has_header != (offload == "raw"):
+            if has_header != (offload != "off"):
                 what = "a" if has_header else "no"
                 text = (
                     f"{name} has {what} virtio-net header, so offload={offload!r} does not fit it"
@@ -100,7 +99,17 @@ class Queue(QueueBase):
                 raise DeviceMismatchError(errno.EINVAL, text, name)
         os.set_blocking(fd, False)
         os.set_inheritable(fd, False)
-        return cls(fd, Interface(name), mode_of(flags), offload=offload)
+        kind = cls.kind_for(offload)
+        return kind(fd, Interface(name), mode_of(flags), offload=offload)
+
+    @classmethod
+    def kind_for(cls, offload: Offload) -> type[Self]:
+        """Internal: the class of queues with this offload."""
+        if offload != "split":
+            return cls
+        from ._split import SplitQueue
+
+        return cast("type[Self]", SplitQueue)
 
     # Receiving
 
@@ -192,13 +201,7 @@ class Queue(QueueBase):
         length = read_into(self._fd, view)
         self._spend(1)
         if length > view.nbytes:
-            self._truncated += 1
-            raise PacketTruncatedError(
-                errno.EMSGSIZE,
-                f"a packet of {length} bytes came into a buffer of {view.nbytes}, and its end is "
-                "lost; give recv_into a larger buffer, or use recv",
-                self._interface.name,
-            )
+            raise self._truncation(length, view.nbytes)
         return length
 
     def _take_many(self, limit: int) -> list[bytes]:

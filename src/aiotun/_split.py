@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import itertools
+import weakref
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -86,8 +87,8 @@ class SplitQueue(Queue):
     def _take_into(self, view: memoryview) -> int:
         packet = self._take()
         length = len(packet)
-        view = view.cast("B")
-        view[: min(length, view.nbytes)] = packet[: view.nbytes]
+        with view.cast("B") as octets:
+            octets[: min(length, view.nbytes)] = packet[: view.nbytes]
         if length > view.nbytes:
             raise self._truncation(length, view.nbytes)
         return length
@@ -114,10 +115,11 @@ class SplitQueue(Queue):
     def nudge(self) -> None:
         if self._rest and not self._nudged:
             self._nudged = True
-            self._bind().call_soon(self._registration.readable)
+            self._bind().call_soon(_answer_nudge, weakref.ref(self))
 
     def _readable(self) -> None:
-        self._nudged = False
+        if self._nudged:  # one budget in a turn of the loop is enough
+            return
         if self._rest:
             self._burst = True
         super()._readable()
@@ -158,7 +160,13 @@ class SplitQueue(Queue):
         return sent
 
     def _merged(self, packets: list[Buffer]) -> Iterator[bytes]:
-        for super_packet in _native.merge(packets, self._frames):
+        merged: Iterable[bytes]
+        try:
+            merged = _native.merge(packets, self._frames)
+        except (TypeError, BufferError):
+            # One of them is no packet. It raises again below, once those before it are sent.
+            merged = (b"".join((_NO_HEADER, packet)) for packet in packets)
+        for super_packet in merged:
             if super_packet[1] in self._refused_kinds:
                 for packet in _native.split(super_packet, self._frames):
                     yield _NO_HEADER + packet
@@ -183,6 +191,13 @@ class SplitQueue(Queue):
         return dataclasses.replace(
             super().stats, split_fallbacks=self._fallbacks, segments_dropped=self._rest_dropped
         )
+
+
+def _answer_nudge(queue_ref: weakref.ref[SplitQueue]) -> None:
+    queue = queue_ref()
+    if queue is not None:
+        queue._nudged = False
+        queue._readable()
 
 
 def _chunks(packets: Iterable[Buffer]) -> Iterator[list[Buffer]]:

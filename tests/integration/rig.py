@@ -13,6 +13,9 @@ from aiotun import PacketIO
 
 OURS, THEIRS, PORT = "10.9.0.1", "10.9.0.2", 9
 
+# udp.h: the kernel, or whoever takes super-packets, makes a datagram of every so many bytes.
+_UDP_SEGMENT = 103
+
 
 @dataclass
 class Rig:
@@ -22,12 +25,15 @@ class Rig:
     io: PacketIO
     sock: socket.socket
     count: int = 0
+    at_once: int = 1  # packets that come in one super-packet
 
     def inject(self, packets: int = 1) -> None:
         """Let the kernel put packets into the queue, numbered on from the last."""
-        for _ in range(packets):
-            self.sock.send(struct.pack("!I", self.count))
-            self.count += 1
+        end = self.count + packets
+        while self.count < end:
+            numbers = range(self.count, min(end, self.count + self.at_once))
+            self.sock.send(struct.pack(f"!{len(numbers)}I", *numbers))
+            self.count = numbers.stop
 
 
 def number(packet: bytes) -> int:
@@ -53,10 +59,13 @@ async def rig(kind: str = "device", **options: Any) -> AsyncIterator[Rig]:
 
     Args:
         kind: ``"device"`` with one queue, its ``"queue"``, a ``"group"`` (a device of four), or
-            ``"member"``: one queue of four, to which the packets come.
+            ``"member"``: one queue of four, to which the packets come. ``"split"`` and
+            ``"split group"`` are a device and a group to which they come in super-packets.
         options: more for `open_tun`.
     """
-    options.setdefault("queues", 4 if kind in ("group", "member") else 1)
+    options.setdefault("queues", 4 if kind in ("group", "member", "split group") else 1)
+    if kind.startswith("split"):
+        options.setdefault("offload", "split")
     options.setdefault("txqueuelen", 1000)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         async with aiotun.open_tun("rig0", addresses=[f"{OURS}/24"], **options) as tun:
@@ -70,10 +79,14 @@ async def rig(kind: str = "device", **options: Any) -> AsyncIterator[Rig]:
                 io = tun.queues[1]
                 await io.send(udp(THEIRS, PORT, OURS, sock.getsockname()[1]))
                 sock.recv(1)
-            yield Rig(tun, io, sock)
+            made = Rig(tun, io, sock)
+            if kind.startswith("split"):
+                sock.setsockopt(socket.IPPROTO_UDP, _UDP_SEGMENT, 4)
+                made.at_once = 20
+            yield made
 
 
-KINDS = ["device", "queue", "group", "member"]
+KINDS = ["device", "queue", "group", "member", "split", "split group"]
 
 Receive = Callable[[PacketIO], Coroutine[Any, Any, bytes]]
 

@@ -16,6 +16,7 @@ import pytest
 
 import aiotun
 from aiotun import DeviceClosedError, DeviceLostError, PacketIO, Queue
+from aiotun._packetio import Offload
 
 from ..helpers import ip, wait_until
 from .rig import KINDS, RECEIVE, number, rig, waiting
@@ -241,8 +242,8 @@ async def test_detach(kind: str) -> None:
         assert not os.get_inheritable(fd)
         with pytest.raises(DeviceClosedError):
             queue.detach()
-        if kind != "group":
-            async with Queue.from_fd(fd) as again:
+        if "group" not in kind:
+            async with Queue.from_fd(fd, offload=r.tun.offload) as again:
                 r.inject(1)
                 assert number(await asyncio.wait_for(again.recv(), 5)) == 0
         else:
@@ -324,8 +325,10 @@ async def test_deleted_with_its_namespace(netns: int) -> None:
 @each_kind
 @pytest.mark.parametrize("before", ["nothing", "received", "waited"])
 async def test_dropped_without_closing(kind: str, before: str) -> None:
-    queues = 4 if kind in ("group", "member") else 1
-    tun = await aiotun.open_tun("left0", queues=queues, addresses=["10.9.0.1/24"])
+    queues = 4 if kind in ("group", "member", "split group") else 1
+    offload: Offload = "split" if kind.startswith("split") else "off"
+    addresses = ["10.9.0.1/24"]
+    tun = await aiotun.open_tun("left0", queues=queues, addresses=addresses, offload=offload)
     if before == "waited":
         task = await waiting(tun.recv())
         task.cancel()

@@ -154,7 +154,9 @@ async def test_a_dialogue(kind: str, ahead: int) -> None:
         task.cancel()
         await asyncio.wait([task])
         assert numbers == list(range(999))
-        assert max(b - a for a, b in itertools.pairwise(jumps)) <= 128
+        # The rest of a super-packet is a call by the loop of its own.
+        most = 256 if kind.startswith("split") else 128
+        assert max(b - a for a, b in itertools.pairwise(jumps)) <= most
 
 
 @each_kind

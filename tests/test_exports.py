@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
     },
     "_flow": set(),
-    "_interface": set(),
+    "_interface": {"_ioctl"},
     "_ioctl": {"_abi", "errors"},
     "_linkdecode": {"_abi", "_linkinfo", "_linktypes"},
     "_linkinfo": set(),

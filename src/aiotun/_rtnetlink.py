@@ -38,7 +38,9 @@ _SCOPE_NOWHERE = 255
 _TABLE_LOCAL = 255
 _RTN_LOCAL = 2
 
-_SETTABLE = frozenset({"address", "ifalias", "ifname", "master", "mtu", "state", "txqlen"})
+_SETTABLE = frozenset(
+    {"address", "ifalias", "ifname", "master", "mtu", "net_ns_fd", "state", "txqlen"}
+)
 
 _HINTS = {
     errno.ENODEV: "look for it with 'ip link'; it may have been deleted or renamed",

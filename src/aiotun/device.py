@@ -109,7 +109,7 @@ class Device(PacketIO):
 
     @property
     def index(self) -> int:
-        """The interface's number, which a rename does not change."""
+        """The interface's number, which a rename does not change (but a move may: `Link`)."""
         return self._interface.index or 0
 
     @property

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, TypeVar
 
-from . import _threads
+from . import _ioctl, _threads
 from ._interface import Interface
 from ._linktypes import (
     AddressArg,
@@ -144,7 +144,6 @@ class Link:
                 f"'ip -d link show {info.name}' tells the minmtu and maxmtu",
                 mtu=mtu,
             )
-            self._interface.mtu = mtu
 
         await self._request(work)
 
@@ -222,8 +221,6 @@ class Link:
                     f"this kernel does not rename {info.name} while it is up; take it down first",
                     info.name,
                 ) from error
-            # Stored here, in the thread, so that it is right also where the caller was cancelled.
-            self._interface.name = (await session.get(info.index)).name
 
         await self._request(work)
 
@@ -379,29 +376,89 @@ class Link:
         """
         return await self._request(lambda session, info: session.stats(info))
 
+    async def move_to_netns(self, netns: _threads.NetnsArg) -> None:
+        """Move the interface to another network namespace (IFLA_NET_NS_FD), and this link with it.
+
+        A device goes on receiving and sending. The link is down there, and its addresses, routes
+        and master are gone; its index is another where that one is taken there.
+
+        Args:
+            netns: the name of a namespace under /run/netns, a path (``"/proc/1/ns/net"``), or an
+                open fd.
+
+        Raises:
+            TypeError, ValueError: `netns` can be none.
+            LinkError: there is no such namespace (ENOENT; it is never created), it has an interface
+                of this name (EEXIST), the interface is one that stays where it is (EINVAL: `lo`,
+                for one), or there is no such link. It has not moved then.
+            NotPermittedError: CAP_NET_ADMIN or CAP_SYS_ADMIN is missing here or there.
+        """
+        if netns is None:
+            raise TypeError("move_to_netns needs a namespace: a name, a path or an open fd")
+        _threads.check_netns(netns)
+        target = _threads.Namespace(_threads.open_netns(netns))
+        self._namespace()
+        known = self._interface
+
+        async def move(session: Session) -> str:
+            info = await session.get(known.name if known.index is None else known.index, known.name)
+            what = f"move the link to the network namespace {netns}"
+            hint = (
+                "if its name is taken there, rename one of the two; lo and its like can't be moved"
+            )
+            await session.set(info, what, hint, net_ns_fd=target.fd)
+            return info.name
+
+        def function() -> None:
+            from ._rtnetlink import in_session
+
+            with self._lock:
+                # There first: where we may not go we could not follow it.
+                _threads.setns(target.fd)
+                _threads.setns(self._namespace().fd)
+                name = in_session(move)
+                self._held_namespace = target
+                _threads.setns(target.fd)
+                # By its name, which it keeps: that it had there alone a moment ago.
+                index = _ioctl.get_index(name)
+                if known.index is not None:
+                    known.index = index
+                known.follow(index)
+
+        await _threads.run(function)
+
     async def _set(self, what: str, hint: str = "", **attributes: int | str) -> None:
         await self._request(lambda session, info: session.set(info, what, hint, **attributes))
 
     async def _request(self, work: Callable[[Session, LinkInfo], Awaitable[T]]) -> T:
         """Look the link up and do something with it, in one conversation in another thread."""
-        namespace = self._held_namespace
-        if namespace is None:
-            namespace = self._held_namespace = _threads.Namespace(_threads.open_netns(self._netns))
+        self._namespace()
 
         async def conversation(session: Session) -> T:
             known = self._interface
             info = await session.get(known.name if known.index is None else known.index, known.name)
-            known.name, known.mtu = info.name, info.mtu
-            return await work(session, info)
+            try:
+                return await work(session, info)
+            finally:
+                # Here, in the thread, so that it is right also where the caller was cancelled.
+                known.follow(info.index)
 
-        def function(_: _threads.Namespace = namespace) -> T:  # which keeps the fd open so long
+        def function() -> T:
             # Imported here, in a thread: it takes a hundred milliseconds the first time.
             from ._rtnetlink import in_session
 
             with self._lock:
+                # Not earlier: the request before this one may have moved the link.
+                _threads.setns(self._namespace().fd)
                 return in_session(conversation)
 
-        return await _threads.run(function, namespace.fd)
+        return await _threads.run(function)
+
+    def _namespace(self) -> _threads.Namespace:
+        """Give the namespace that the link is in, opened by the first who asks."""
+        if self._held_namespace is None:
+            self._held_namespace = _threads.Namespace(_threads.open_netns(self._netns))
+        return self._held_namespace
 
 
 def _check_number(value: object, what: str, highest: int) -> None:

@@ -31,9 +31,20 @@ ALLOWED: dict[str, set[str]] = {
     "_flow": set(),
     "_interface": {"_ioctl"},
     "_ioctl": {"_abi", "errors"},
-    "_linkdecode": {"_abi", "_linkinfo", "_linktypes"},
-    "_linkinfo": set(),
+    "_linkdecode": {"_abi", "_linkinfo", "_linkstate", "_linktypes"},
+    "_linkevents": {"_interface", "_linkinfo", "_linkwatch", "_linkwatcher", "_threads"},
+    "_linkinfo": {"_linktypes"},
+    "_linkstate": {"_linkinfo", "_linktypes"},
     "_linktypes": {"_abi"},
+    "_linkwatch": {
+        "_linkstate",
+        "_linkwatcher",
+        "_rtnetlink",
+        "_rtnlmonitor",
+        "_threads",
+        "errors",
+    },
+    "_linkwatcher": {"_interface", "_linkinfo", "_linkstate"},
     "_opening": {
         "_abi",
         "_interface",
@@ -48,6 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     "_options": {"_abi", "_linktypes", "_packetio", "_threads"},
     "_packetio": {"_abi", "decode", "errors"},
     "_rtnetlink": {"_linkdecode", "_linkinfo", "_linktypes", "errors"},
+    "_rtnlmonitor": {"_linkdecode", "_linkstate", "_rtnetlink"},
     "_queuebase": {
         "_abi",
         "_interface",
@@ -82,6 +94,7 @@ ALLOWED: dict[str, set[str]] = {
     "link": {
         "_interface",
         "_ioctl",
+        "_linkevents",
         "_linkinfo",
         "_linktypes",
         "_rtnetlink",

@@ -33,7 +33,7 @@ from .link import Link
 from .queue import Queue
 
 if TYPE_CHECKING:
-    from ._linkinfo import LinkInfo, LinkStats, TunTapInfo
+    from ._linkinfo import LinkEvent, LinkInfo, LinkStats, TunTapInfo
 
 __all__ = [
     "AiotunError",
@@ -46,6 +46,7 @@ __all__ = [
     "LinkAddress",
     "LinkDownError",
     "LinkError",
+    "LinkEvent",
     "LinkInfo",
     "LinkStats",
     "NotPermittedError",
@@ -70,8 +71,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # See _linkinfo for why these three are loaded when they are asked for, and nothing else is.
-    if name in ("LinkInfo", "LinkStats", "TunTapInfo"):
+    # See _linkinfo for why these are loaded when they are asked for, and nothing else is.
+    if name in ("LinkEvent", "LinkInfo", "LinkStats", "TunTapInfo"):
         from . import _linkinfo
 
         found: object = globals().setdefault(name, getattr(_linkinfo, name))

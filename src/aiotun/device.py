@@ -104,7 +104,7 @@ class Device(PacketIO):
 
     @property
     def name(self) -> str:
-        """The interface's name; follows a rename made through `link`."""
+        """The interface's name; follows a rename made through `link` or seen by its events."""
         return self._interface.name
 
     @property
@@ -114,7 +114,7 @@ class Device(PacketIO):
 
     @property
     def mtu(self) -> int:
-        """The link's IP MTU in bytes; follows a change made through `link`."""
+        """The link's IP MTU in bytes; follows a change made by `link` or seen by its events."""
         return self._interface.mtu or 0
 
     @property

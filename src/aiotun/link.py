@@ -1,4 +1,4 @@
-"""Links: an interface's addresses, routes, MTU and state, by rtnetlink(7).
+"""Links: an interface's addresses, routes, MTU, state and events, by rtnetlink(7).
 
 A request runs in a short-lived thread, inside the interface's network namespace, so that neither
 the event loop nor the program's own namespace has a part in it.
@@ -28,6 +28,7 @@ from ._linktypes import (
 from .errors import LinkError
 
 if TYPE_CHECKING:
+    from ._linkevents import LinkEvents
     from ._linkinfo import LinkInfo, LinkStats
     from ._rtnetlink import Session
 
@@ -99,7 +100,7 @@ class Link:
 
     @property
     def name(self) -> str:
-        """The interface's name; follows `rename` and what `info` finds."""
+        """The interface's name; follows `rename`, what `info` finds and what `events` sees."""
         return self._interface.name
 
     def __repr__(self) -> str:
@@ -376,11 +377,56 @@ class Link:
         """
         return await self._request(lambda session, info: session.stats(info))
 
+    def events(self) -> LinkEvents:
+        """Watch the link: an asynchronous iterator of `LinkEvent`.
+
+        ::
+
+            async with link.events() as events:
+                await link.up()
+                async for event in events:
+                    print(event.kind)
+
+        Watching has begun when ``async with`` has entered its block: whatever happens from then on
+        is an event, and nothing that happened before. With ``async for event in link.events()``
+        alone it begins during the first step. Only changes are events; ask `info` and `addresses`
+        for what is so already.
+
+        The link is the one that has this name when watching begins, whatever it is called later.
+        `name`, and a device's `name` and `mtu`, are right as soon as an event is there. The last
+        event is ``"deleted"``; then iteration ends. A link that is moved to another network
+        namespace, by `move_to_netns` too, is deleted from where it was: watch it anew there.
+
+        Events come in the kernel's order, and none is left out, to a reader who keeps up. Of one
+        who is more than 256 changes behind, and where the kernel tells faster than can be listened
+        (a netlink socket overrun), the changes are summed up: he gets the events that lead from the
+        last state he knows to the present one. An address that came and went in between is then
+        left out; that the link is down, or gone, never is.
+
+        All that watch a network namespace share one thread, which ends with the last of them.
+
+        Returns:
+            An iterator, also an asynchronous context manager, with ``aclose()``. Entering it, or
+            its first step, raises LinkError (ENODEV) where there is no such link, LinkError
+            (ENOENT) where there is no such namespace, and NotPermittedError where that may not be
+            entered.
+
+        *Cancellation*: a step that is cancelled loses no event.
+
+        *Concurrency*: any number of iterators may be at work, in any number of event loops.
+
+        Source: RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR (``linux/rtnetlink.h``).
+        """
+        from ._linkevents import LinkEvents
+
+        return LinkEvents(self._interface, self._namespace)
+
     async def move_to_netns(self, netns: _threads.NetnsArg) -> None:
         """Move the interface to another network namespace (IFLA_NET_NS_FD), and this link with it.
 
         A device goes on receiving and sending. The link is down there, and its addresses, routes
-        and master are gone; its index is another where that one is taken there.
+        and master are gone; its index is another where that one is taken there. Who watches it
+        hears ``"deleted"``.
 
         Args:
             netns: the name of a namespace under /run/netns, a path (``"/proc/1/ns/net"``), or an

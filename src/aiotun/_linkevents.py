@@ -113,8 +113,6 @@ class LinkEvents:
 
     def _leave(self) -> None:
         self._closed = True
-        if self._watcher is not None:
-            self._watcher.stop()
         self._release()
 
     def _release(self) -> None:

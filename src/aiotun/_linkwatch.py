@@ -131,10 +131,9 @@ class Hub:
         drained = self._receive(monitor)
         if self._missed and drained:
             self._catch_up()
-        # Those who leave first: each of them entered before, so no entry is overlooked.
+        # Those who leave are taken first: each of them entered before, so that is not overlooked.
         gone = _take_all(self._leaving)
-        entering = _take_all(self._entering)
-        self._let_in([each for each in entering if each not in gone])
+        self._let_in(_take_all(self._entering))
         present = [each for group in self._watchers.values() for each in group]
         gone += [each for each in present if each.loop.is_closed()]
         self._drop(gone)

@@ -38,7 +38,6 @@ class Watcher:
         self._backlog: Backlog | None = None  # as soon as it has begun
         self._over = False  # nothing more is told
         self._error: BaseException | None = None  # why, if that was no ordinary end
-        self._stopped = False  # by the reader
         self._waiters: set[asyncio.Future[None]] = set()
         self._waking = False
 
@@ -127,12 +126,6 @@ class Watcher:
         """Wait until the thread has let go of this."""
         await self._until(lambda: True if self._over else None)
 
-    def stop(self) -> None:
-        """Take nothing more: those who wait for an event are told that there is none."""
-        with self._lock:
-            self._stopped = True
-        self._wake()
-
     @property
     def over(self) -> bool:
         """Whether the thread has let go of this."""
@@ -144,8 +137,6 @@ class Watcher:
         return True if self._backlog is not None or self._over else None
 
     def _next(self) -> tuple[LinkEvent | None] | None:
-        if self._stopped:
-            return (None,)
         event = None if self._backlog is None else self._backlog.take()
         if event is None and self._over:
             self._raise()

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import gc
 import os
+import socket
 import subprocess
 import threading
 import time
@@ -14,9 +16,10 @@ from typing import Any
 import pytest
 
 import aiotun
-from aiotun import Link, LinkError, LinkEvent, _linkwatch, _rtnetlink, _rtnlmonitor
+from aiotun import Link, LinkError, LinkEvent, _linkdecode, _linkwatch, _rtnetlink, _rtnlmonitor
 from aiotun._linkevents import LinkEvents
-from aiotun._linkstate import BACKLOG
+from aiotun._linkstate import BACKLOG, state_of
+from aiotun._linkwatcher import Watcher
 
 from ..helpers import REAL_ROOT, ip, wait_until
 from .kernel import another_namespace, child, inside, make, ordinary_child
@@ -148,14 +151,25 @@ class TestKinds:
             ip("link", "set", tap, "mtu", "1400")
             assert await following(events, 1) == ["mtu 1400"]
 
-    async def test_other_links_are_not_heard(self, tap: str) -> None:
+    async def test_other_links_are_not_heard(
+        self, tap: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nor do they cost anything: most of what it takes is to read a message."""
         make("e9", "tap")
+        read, change = [], _linkdecode.change
+
+        def reading(message: Any, master: str | None) -> Any:
+            read.append(message["index"])
+            return change(message, master)
+
+        monkeypatch.setattr(_linkdecode, "change", reading)
         async with Link(tap).events() as events:
             ip("link", "set", "e9", "up", "mtu", "1300")
             ip("addr", "add", "10.0.0.1/24", "dev", "e9")
             ip("link", "del", "e9")
             ip("link", "set", tap, "mtu", "1400")
             assert await following(events, 1) == ["mtu 1400"]
+        assert set(read) == {socket.if_nametoindex(tap)}
 
 
 class TestBeginning:
@@ -191,8 +205,10 @@ class TestBeginning:
         await events.aclose()
 
     async def test_a_cancelled_entry_leaves_nothing(self, tap: str) -> None:
+        events = Link(tap).events()  # held, so that it does not end by being collected
+
         async def enter() -> None:
-            async with Link(tap).events():
+            async with events:
                 raise AssertionError("not reached")
 
         task = asyncio.ensure_future(enter())
@@ -336,6 +352,14 @@ class TestFollowing:
                 assert (await following(events, 2))[-1] == "deleted"
             assert (tun.name, tun.mtu) == ("e1", 1400)
 
+    async def test_a_device_is_found_whatever_its_name(self) -> None:
+        async with aiotun.open_tun("e0", up=False) as tun:
+            ip("link", "set", "e0", "name", "e1")
+            async with tun.link.events() as events:
+                assert tun.name == "e1"
+                ip("link", "set", "e1", "mtu", "1400")
+                assert await following(events, 1) == ["mtu 1400"]
+
     async def test_nobody_needs_to_take_the_events(self) -> None:
         async with aiotun.open_tun("e0") as tun, tun.link.events():
             ip("link", "set", "e0", "mtu", "1400")
@@ -351,6 +375,17 @@ class TestFollowing:
             ip("link", "set", "e1", "mtu", "1300")
             assert await following(events, 2) == ["renamed e1", "mtu 1300"]
             assert (await link.info()).name == link.name == "e1"
+
+    async def test_what_is_heard_late_is_not_written_down(self) -> None:
+        """But what the kernel says by then."""
+        async with aiotun.open_tun("e0", mtu=1400) as tun:
+            info = await tun.link.info()
+            watcher = Watcher(asyncio.get_running_loop(), tun._interface)
+            watcher.begin(state_of(dataclasses.replace(info, mtu=1300), []))
+            assert tun.mtu == 1400
+            ip("link", "set", "e0", "mtu", "1200")
+            watcher.update(state_of(dataclasses.replace(info, mtu=1300), []))
+            assert tun.mtu == 1200
 
     async def test_what_a_request_changed_is_not_taken_back(self) -> None:
         """The thread hears late of what a request has written down, and of what was before."""
@@ -419,11 +454,12 @@ class TestReading:
         events = Link(tap).events()
         tasks = [asyncio.ensure_future(anext(events)) for _ in range(2)]
         await has_begun(events)
-        ended = asyncio.ensure_future(events.aclose())
+        await events.aclose()
+        assert events._watcher is not None
+        assert events._watcher.over
         for task in tasks:
             with pytest.raises(StopAsyncIteration):
                 await task
-        await ended
         await all_ended()
         await events.aclose()
         assert [event async for event in events] == []
@@ -538,21 +574,20 @@ class TestEnding:
         del task, events
         gc.collect()
 
-    def test_the_program_ends(self, tap: str) -> None:
-        """It does not wait for what it forgot."""
-        assert (
-            child(
-                f"""
-            async def main():
-                await events.__aenter__()
-
+    @pytest.mark.parametrize("closing", ["loop.close()", "warnings.simplefilter('ignore')"])
+    def test_the_program_ends(self, tap: str, closing: str) -> None:
+        """It does not wait for what it forgot, be it the loop."""
+        said = child(
+            f"""
+            import warnings
             events = aiotun.Link({tap!r}).events()
-            asyncio.run(main())
+            loop = asyncio.SelectorEventLoop()
+            loop.run_until_complete(events.__aenter__())
+            {closing}
             print(json.dumps("ended"))
             """
-            )
-            == "ended"
         )
+        assert said == "ended"
 
     async def test_again_and_again(self, tap: str) -> None:
         before = len(os.listdir("/proc/self/fd"))
@@ -629,7 +664,12 @@ class TestOverrun:
         monkeypatch.setattr(_rtnlmonitor, "_RECEIVE_BUFFER_BYTES", 16_384)
         return Gate(monkeypatch)
 
-    async def test_is_made_good(self, tap: str, gate: Gate) -> None:
+    @pytest.mark.parametrize("at_once", [500, 3])
+    async def test_is_made_good(
+        self, tap: str, gate: Gate, at_once: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also where reading what had fitted in takes several turns."""
+        monkeypatch.setattr(_linkwatch, "_DATAGRAMS_AT_ONCE", at_once)
         make("e1", "tap")
         ip("addr", "add", "10.0.0.1/24", "dev", tap)
         lines = [f"link set {tap} mtu {1000 + number}" for number in range(200)]

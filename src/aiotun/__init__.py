@@ -36,7 +36,7 @@ from .queue import Queue
 if TYPE_CHECKING:
     from . import offload
     from ._bridges import create_bridge, delete_bridge
-    from ._linkinfo import LinkInfo, LinkStats, TunTapInfo
+    from ._linkinfo import LinkEvent, LinkInfo, LinkStats, TunTapInfo
     from ._persistent import create_persistent, delete_persistent, list_devices
     from .networkd import networkd_units
 
@@ -51,6 +51,7 @@ __all__ = [
     "LinkAddress",
     "LinkDownError",
     "LinkError",
+    "LinkEvent",
     "LinkInfo",
     "LinkStats",
     "NotPermittedError",
@@ -82,6 +83,7 @@ __all__ = [
 
 # Loaded when they are asked for: a program that only opens a device need not wait for them.
 _LAZY = {
+    "LinkEvent": "_linkinfo",
     "LinkInfo": "_linkinfo",
     "LinkStats": "_linkinfo",
     "TunTapInfo": "_linkinfo",

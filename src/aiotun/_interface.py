@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
+
+from . import _ioctl
+
 __all__ = ["Interface"]
 
 
@@ -14,9 +20,21 @@ class Interface:
         mtu: the IP MTU in bytes; None while nobody asked for it.
     """
 
-    __slots__ = ("index", "mtu", "name")
+    __slots__ = ("_lock", "index", "mtu", "name")
 
     def __init__(self, name: str, index: int | None = None, mtu: int | None = None) -> None:
         self.name: str = name
         self.index: int | None = index
         self.mtu: int | None = mtu
+        self._lock = threading.Lock()
+
+    def follow(self, index: int) -> None:
+        """Write down what the kernel says now, in a thread that is in the interface's namespace.
+
+        Requests and the thread that watches come here both, and each knows what was so a moment
+        ago. So it is asked anew, within the lock: whoever writes last has asked last. Where the
+        interface is gone, what is written stays.
+        """
+        with self._lock, contextlib.suppress(OSError):
+            name = socket.if_indextoname(index)
+            self.name, self.mtu = name, _ioctl.get_mtu(name)

@@ -12,9 +12,19 @@ from typing import Any, Protocol
 
 from ._abi import Iff
 from ._linkinfo import LinkInfo, LinkStats, TunTapInfo
+from ._linkstate import Change
 from ._linktypes import LinkAddress, Route, make_route
 
-__all__ = ["Message", "addresses", "link_info", "link_stats", "routes", "scope_number"]
+__all__ = [
+    "Message",
+    "addresses",
+    "addresses_by_link",
+    "change",
+    "link_info",
+    "link_stats",
+    "routes",
+    "scope_number",
+]
 
 
 class Message(Protocol):
@@ -24,6 +34,8 @@ class Message(Protocol):
 
     def get(self, key: str | tuple[str, ...], default: Any = None) -> Any: ...
 
+
+_AF_UNSPEC = 0
 
 # socket.h. Others (MPLS, say) may come in a dump and are passed over.
 _FAMILIES = {2: 4, 10: 6}
@@ -86,6 +98,22 @@ def _tuntap(message: Message) -> TunTapInfo | None:
     )
 
 
+def change(message: Message, master: str | None) -> Change | None:
+    """Read one message of what the kernel tells unasked; None where it is none of a link's changes.
+
+    Beside the links themselves, bridges tell of their ports in messages of the same type (their
+    RTM_DELLINK says that a port was released), and wireless drivers of what they found.
+    """
+    index, removed = message["index"], message["event"] in ("RTM_DELLINK", "RTM_DELADDR")
+    if message["event"] in ("RTM_NEWADDR", "RTM_DELADDR"):
+        if message["family"] not in _FAMILIES:
+            return None
+        return Change(index, None, _address(message), removed)
+    if message["family"] != _AF_UNSPEC or message.get("ifname") is None:
+        return None
+    return Change(index, link_info(message, master), None, removed)
+
+
 def link_stats(message: Message) -> LinkStats:
     """Read the counters out of an RTM_NEWLINK message."""
     counters = message.get("stats64") or {}
@@ -95,11 +123,16 @@ def link_stats(message: Message) -> LinkStats:
 
 def addresses(messages: list[Message], index: int) -> list[LinkAddress]:
     """Read the addresses of one link out of a dump of all (RTM_NEWADDR)."""
-    return [
-        _address(message)
-        for message in messages
-        if message["index"] == index and message["family"] in _FAMILIES
-    ]
+    return addresses_by_link(messages).get(index, [])
+
+
+def addresses_by_link(messages: list[Message]) -> dict[int, list[LinkAddress]]:
+    """Read a dump of all addresses; each link's number has its own."""
+    found: dict[int, list[LinkAddress]] = {}
+    for message in messages:
+        if message["family"] in _FAMILIES:
+            found.setdefault(message["index"], []).append(_address(message))
+    return found
 
 
 def _address(message: Message) -> LinkAddress:

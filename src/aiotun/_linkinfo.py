@@ -7,7 +7,14 @@ a fifth of the time that `import aiotun` may take.
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["LinkInfo", "LinkStats", "TunTapInfo"]
+from ._linktypes import LinkAddress
+
+__all__ = ["EventKind", "LinkEvent", "LinkInfo", "LinkStats", "TunTapInfo"]
+
+EventKind = Literal[
+    "renamed", "mtu", "up", "down", "carrier", "address_removed", "address_added", "deleted"
+]
+"""What an event may be, in the order in which those stand that come at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,25 @@ class LinkInfo:
     alias: str | None
     txqueuelen: int
     tuntap: TunTapInfo | None
+
+
+@dataclass(frozen=True, slots=True)
+class LinkEvent:
+    """Something that happened to a link.
+
+    Attributes:
+        kind: ``"up"`` and ``"down"``, ``"carrier"`` (gained or lost: see `info`), ``"mtu"``,
+            ``"renamed"``, ``"address_added"``, ``"address_removed"``, and ``"deleted"``, after
+            which nothing comes: the link is gone, or moved to another network namespace.
+        info: the link as it was right after that; with ``"deleted"``, as it was last.
+        address: the address that came or went, else None.
+
+    Source: RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR and RTM_DELADDR (``linux/rtnetlink.h``).
+    """
+
+    kind: EventKind
+    info: LinkInfo
+    address: LinkAddress | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from ._linkinfo import LinkInfo, LinkStats, TunTapInfo
 from ._linktypes import LinkAddress, Route
 from .errors import AiotunError, LinkError, NotPermittedError
 
-__all__ = ["Session", "in_session"]
+__all__ = ["Session", "in_session", "message_parser", "opening"]
 
 T = TypeVar("T")
 
@@ -38,7 +38,9 @@ _SCOPE_NOWHERE = 255
 _TABLE_LOCAL = 255
 _RTN_LOCAL = 2
 
-_SETTABLE = frozenset({"address", "ifalias", "ifname", "master", "mtu", "state", "txqlen"})
+_SETTABLE = frozenset(
+    {"address", "ifalias", "ifname", "master", "mtu", "net_ns_fd", "state", "txqlen"}
+)
 
 _HINTS = {
     errno.ENODEV: "look for it with 'ip link'; it may have been deleted or renamed",
@@ -58,6 +60,15 @@ def _pyroute2() -> Any:
         import pyroute2
 
         return pyroute2
+
+
+def message_parser() -> Callable[[bytes], Iterator[_linkdecode.Message]]:
+    """Give what reads messages that came by a socket of our own."""
+    _pyroute2()
+    from pyroute2.netlink.rtnl.marshal import MarshalRtnl
+
+    parse: Callable[[bytes], Iterator[_linkdecode.Message]] = MarshalRtnl().parse
+    return parse
 
 
 class Session:
@@ -110,6 +121,11 @@ class Session:
         """Give the link's addresses."""
         messages = await self._dump(self._ipr.addr, "list the addresses", info.name)
         return _linkdecode.addresses(messages, info.index)
+
+    async def all_addresses(self) -> dict[int, list[LinkAddress]]:
+        """Give the addresses of all links, by the links' numbers."""
+        messages = await self._dump(self._ipr.addr, "list the addresses", "all interfaces")
+        return _linkdecode.addresses_by_link(messages)
 
     async def add_address(self, info: LinkInfo, address: LinkAddress) -> None:
         """Add an address (RTM_NEWADDR)."""
@@ -351,7 +367,7 @@ def in_session(work: Callable[[Session], Awaitable[T]]) -> T:
         LinkError: netlink could not be opened; and what `work` raises.
     """
     pyroute2 = _pyroute2()
-    with _opening():
+    with opening():
         loop = asyncio.SelectorEventLoop()
     errors: list[Exception] = []
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
@@ -379,22 +395,27 @@ async def _catch(conversation: Awaitable[T], errors: list[Exception]) -> T | Non
 
 
 async def _converse(pyroute2: Any, work: Callable[[Session], Awaitable[T]]) -> T:
-    with _opening():
+    with opening():
         # Ours, and not pyroute2's own, which stays open where setting it up fails.
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE)
     with sock:
         # pyroute2 asks for the kernel's own sentences only on sockets that it made.
-        with _opening():
+        with opening():
             sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
         async with pyroute2.AsyncIPRoute(ext_ack=True, use_socket=sock) as ipr:
-            with _opening():
+            with opening():
                 # By itself, before any request: where it fails, no request is left half-made.
                 await ipr.setup_endpoint()
             return await work(Session(ipr))
 
 
 @contextlib.contextmanager
-def _opening() -> Iterator[None]:
+def opening() -> Iterator[None]:
+    """Say in our words why netlink could not be opened.
+
+    Raises:
+        LinkError: for an OSError.
+    """
     try:
         yield
     except OSError as error:

@@ -105,17 +105,17 @@ class Device(PacketIO):
 
     @property
     def name(self) -> str:
-        """The interface's name; follows a rename made through `link`."""
+        """The interface's name; follows a rename made through `link` or seen by its events."""
         return self._interface.name
 
     @property
     def index(self) -> int:
-        """The interface's number, which a rename does not change."""
+        """The interface's number, which a rename does not change (but a move may: `Link`)."""
         return self._interface.index or 0
 
     @property
     def mtu(self) -> int:
-        """The link's IP MTU in bytes; follows a change made through `link`."""
+        """The link's IP MTU in bytes; follows a change made by `link` or seen by its events."""
         return self._interface.mtu or 0
 
     @property

@@ -1,4 +1,4 @@
-"""Links: an interface's addresses, routes, MTU and state, by rtnetlink(7).
+"""Links: an interface's addresses, routes, MTU, state and events, by rtnetlink(7).
 
 A request runs in a short-lived thread, inside the interface's network namespace, so that neither
 the event loop nor the program's own namespace has a part in it.
@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, TypeVar
 
-from . import _threads
+from . import _ioctl, _threads
 from ._interface import Interface
 from ._linktypes import (
     AddressArg,
@@ -28,6 +28,7 @@ from ._linktypes import (
 from .errors import LinkError
 
 if TYPE_CHECKING:
+    from ._linkevents import LinkEvents
     from ._linkinfo import LinkInfo, LinkStats
     from ._rtnetlink import Session
 
@@ -99,7 +100,7 @@ class Link:
 
     @property
     def name(self) -> str:
-        """The interface's name; follows `rename` and what `info` finds."""
+        """The interface's name; follows `rename`, what `info` finds and what `events` sees."""
         return self._interface.name
 
     def __repr__(self) -> str:
@@ -144,7 +145,6 @@ class Link:
                 f"'ip -d link show {info.name}' tells the minmtu and maxmtu",
                 mtu=mtu,
             )
-            self._interface.mtu = mtu
 
         await self._request(work)
 
@@ -222,8 +222,6 @@ class Link:
                     f"this kernel does not rename {info.name} while it is up; take it down first",
                     info.name,
                 ) from error
-            # Stored here, in the thread, so that it is right also where the caller was cancelled.
-            self._interface.name = (await session.get(info.index)).name
 
         await self._request(work)
 
@@ -379,29 +377,134 @@ class Link:
         """
         return await self._request(lambda session, info: session.stats(info))
 
+    def events(self) -> LinkEvents:
+        """Watch the link: an asynchronous iterator of `LinkEvent`.
+
+        ::
+
+            async with link.events() as events:
+                await link.up()
+                async for event in events:
+                    print(event.kind)
+
+        Watching has begun when ``async with`` has entered its block: whatever happens from then on
+        is an event, and nothing that happened before. With ``async for event in link.events()``
+        alone it begins during the first step. Only changes are events; ask `info` and `addresses`
+        for what is so already.
+
+        The link is the one that has this name when watching begins, whatever it is called later.
+        `name`, and a device's `name` and `mtu`, are right as soon as an event is there. The last
+        event is ``"deleted"``; then iteration ends. A link that is moved to another network
+        namespace, by `move_to_netns` too, is deleted from where it was: watch it anew there.
+
+        Events come in the kernel's order, and none is left out, to a reader who keeps up. Of one
+        who is more than 256 changes behind, and where the kernel tells faster than can be listened
+        (a netlink socket overrun), the changes are summed up: he gets the events that lead from the
+        last state he knows to the present one. An address that came and went in between is then
+        left out; that the link is down, or gone, never is.
+
+        All that watch a network namespace share one thread, which ends with the last of them.
+
+        Returns:
+            An iterator, also an asynchronous context manager, with ``aclose()``. Entering it, or
+            its first step, raises LinkError (ENODEV) where there is no such link, LinkError
+            (ENOENT) where there is no such namespace, and NotPermittedError where that may not be
+            entered.
+
+        *Cancellation*: a step that is cancelled loses no event.
+
+        *Concurrency*: any number of iterators may be at work, in any number of event loops.
+
+        Source: RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR (``linux/rtnetlink.h``).
+        """
+        from ._linkevents import LinkEvents
+
+        return LinkEvents(self._interface, self._namespace)
+
+    async def move_to_netns(self, netns: _threads.NetnsArg) -> None:
+        """Move the interface to another network namespace (IFLA_NET_NS_FD), and this link with it.
+
+        A device goes on receiving and sending. The link is down there, and its addresses, routes
+        and master are gone; its index is another where that one is taken there. Who watches it
+        hears ``"deleted"``.
+
+        Args:
+            netns: the name of a namespace under /run/netns, a path (``"/proc/1/ns/net"``), or an
+                open fd.
+
+        Raises:
+            TypeError, ValueError: `netns` can be none.
+            LinkError: there is no such namespace (ENOENT; it is never created), it has an interface
+                of this name (EEXIST), the interface is one that stays where it is (EINVAL: `lo`,
+                for one), or there is no such link. It has not moved then.
+            NotPermittedError: CAP_NET_ADMIN or CAP_SYS_ADMIN is missing here or there.
+        """
+        if netns is None:
+            raise TypeError("move_to_netns needs a namespace: a name, a path or an open fd")
+        _threads.check_netns(netns)
+        target = _threads.Namespace(_threads.open_netns(netns))
+        self._namespace()
+        known = self._interface
+
+        async def move(session: Session) -> str:
+            info = await session.get(known.name if known.index is None else known.index, known.name)
+            what = f"move the link to the network namespace {netns}"
+            hint = (
+                "if its name is taken there, rename one of the two; lo and its like can't be moved"
+            )
+            await session.set(info, what, hint, net_ns_fd=target.fd)
+            return info.name
+
+        def function() -> None:
+            from ._rtnetlink import in_session
+
+            with self._lock:
+                # There first: where we may not go we could not follow it.
+                _threads.setns(target.fd)
+                _threads.setns(self._namespace().fd)
+                name = in_session(move)
+                self._held_namespace = target
+                _threads.setns(target.fd)
+                # By its name, which it keeps: that it had there alone a moment ago.
+                index = _ioctl.get_index(name)
+                if known.index is not None:
+                    known.index = index
+                known.follow(index)
+
+        await _threads.run(function)
+
     async def _set(self, what: str, hint: str = "", **attributes: int | str) -> None:
         await self._request(lambda session, info: session.set(info, what, hint, **attributes))
 
     async def _request(self, work: Callable[[Session, LinkInfo], Awaitable[T]]) -> T:
         """Look the link up and do something with it, in one conversation in another thread."""
-        namespace = self._held_namespace
-        if namespace is None:
-            namespace = self._held_namespace = _threads.Namespace(_threads.open_netns(self._netns))
+        self._namespace()
 
         async def conversation(session: Session) -> T:
             known = self._interface
             info = await session.get(known.name if known.index is None else known.index, known.name)
-            known.name, known.mtu = info.name, info.mtu
-            return await work(session, info)
+            try:
+                return await work(session, info)
+            finally:
+                # Here, in the thread, so that it is right also where the caller was cancelled.
+                known.follow(info.index)
 
-        def function(_: _threads.Namespace = namespace) -> T:  # which keeps the fd open so long
+        def function() -> T:
             # Imported here, in a thread: it takes a hundred milliseconds the first time.
             from ._rtnetlink import in_session
 
             with self._lock:
+                # Not earlier: the request before this one may have moved the link.
+                _threads.setns(self._namespace().fd)
                 return in_session(conversation)
 
-        return await _threads.run(function, namespace.fd)
+        return await _threads.run(function)
+
+    def _namespace(self) -> _threads.Namespace:
+        """Give the namespace that the link is in, opened by the first who asks."""
+        if self._held_namespace is None:
+            self._held_namespace = _threads.Namespace(_threads.open_netns(self._netns))
+        return self._held_namespace
 
 
 def _check_number(value: object, what: str, highest: int) -> None:

@@ -30,6 +30,8 @@ from aiotun._threads import Namespace
 from aiotun.errors import LinkError, NotPermittedError
 from aiotun.link import Link
 
+from ..helpers import REAL_ROOT
+
 _numbers = itertools.count()
 
 
@@ -544,6 +546,18 @@ class TestNamespaces:
         await link.up()
         assert "UP" in show("lo", elsewhere.path)["flags"]
 
+    async def test_by_name(self) -> None:
+        if not REAL_ROOT:
+            pytest.skip("'ip netns add' does not work in a user namespace")
+        run("ip", "netns", "add", "blue")
+        try:
+            link = Link("lo", netns="blue")
+            await link.up()
+            assert "UP" in show("lo", "/run/netns/blue")["flags"]
+        finally:
+            run("ip", "netns", "del", "blue")
+        assert (await link.info()).up  # it holds the namespace
+
     async def test_held_after_its_end(self) -> None:
         elsewhere = Elsewhere()
         ip("tuntap add there0 mode tap", elsewhere.path)
@@ -611,6 +625,71 @@ class TestNamespaces:
         os.close(fd)
         with pytest.raises(LinkError, match="not a network namespace"):
             await link.info()
+
+
+class TestRefusals:
+    """What the kernel refuses names the interface, and what was asked of it."""
+
+    @pytest.mark.parametrize(
+        ("method", "arguments", "code", "words"),
+        [
+            ("set_mtu", (67,), errno.EINVAL, "set the MTU to 67"),
+            ("set_mac", ("02:00:00:00:00:01",), errno.EOPNOTSUPP, "set the MAC to 02:00"),
+            ("rename", ("lo",), errno.EEXIST, "set the name to lo"),
+            ("set_master", ("lo",), errno.EOPNOTSUPP, "set the master to lo"),
+            ("add_address", ("10.0.0.1/24",), errno.EEXIST, "add the address 10.0.0.1/24"),
+            ("remove_address", ("10.9.0.1/24",), errno.EADDRNOTAVAIL, "remove the address 10.9"),
+            ("add_route", ("10.2.0.0/16",), errno.ENETDOWN, "add the route 10.2.0.0/16"),
+            ("remove_route", ("10.3.0.0/16",), errno.ESRCH, "remove the route 10.3.0.0/16"),
+            ("move_to_netns", ("/dev/null",), errno.EINVAL, "not a network namespace"),
+        ],
+    )
+    async def test_words(
+        self, tun: str, method: str, arguments: tuple[str, ...], code: int, words: str
+    ) -> None:
+        ip(f"addr add 10.0.0.1/24 dev {tun}")
+        before = show(tun)
+        with pytest.raises(LinkError) as caught:
+            await getattr(Link(tun), method)(*arguments)
+        assert caught.value.errno == code
+        assert words in str(caught.value)
+        if method != "move_to_netns":
+            assert f" on {tun}: " in str(caught.value)
+            assert caught.value.filename == tun
+        assert show(tun) == before
+
+    @pytest.mark.parametrize(
+        ("method", "arguments"),
+        [
+            ("up", ()),
+            ("down", ()),
+            ("set_mtu", (1400,)),
+            ("set_mac", ("02:00:00:00:00:01",)),
+            ("set_txqueuelen", (5,)),
+            ("set_alias", ("x",)),
+            ("rename", ("other0",)),
+            ("set_master", (None,)),
+            ("move_to_netns", ("/proc/self/ns/net",)),
+            ("add_address", ("10.0.0.1/24",)),
+            ("remove_address", ("10.0.0.1/24",)),
+            ("addresses", ()),
+            ("add_route", ("default",)),
+            ("remove_route", ("default",)),
+            ("routes", ()),
+            ("info", ()),
+            ("stats", ()),
+        ],
+    )
+    async def test_no_such_link_or_namespace(
+        self, method: str, arguments: tuple[object, ...]
+    ) -> None:
+        with pytest.raises(LinkError, match="no interface nowhere0") as caught:
+            await getattr(Link("nowhere0"), method)(*arguments)
+        assert (caught.value.errno, caught.value.filename) == (errno.ENODEV, "nowhere0")
+        with pytest.raises(LinkError, match="ip netns add") as caught:
+            await getattr(Link("lo", netns="nowhere"), method)(*arguments)
+        assert caught.value.errno == errno.ENOENT
+        assert "nowhere" not in named_namespaces()
 
 
 class TestWrongArguments:

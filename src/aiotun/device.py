@@ -11,7 +11,6 @@ from ._linktypes import parse_mac
 from ._opening import Opened, Opening
 from ._options import TapOptions, TunOptions
 from ._packetio import Mode, Offload, PacketIO, PacketStats
-from ._several import QueueGroup
 from ._threads import NetnsArg
 from ._waiting import Line
 from .errors import DeviceClosedError
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Buffer
+
+    from ._several import QueueGroup
 
 __all__ = ["Device", "Opener", "TapDevice", "TunDevice", "open_tap", "open_tun"]
 
@@ -63,9 +64,11 @@ class Device(PacketIO):
         )
         self.link: Link = Link._held(opened.interface, opened.namespace)
         # What packets go through: the only queue, or all of them as one.
-        self._io: Queue | QueueGroup = (
-            self.queues[0] if len(self.queues) == 1 else QueueGroup(self.queues, line)
-        )
+        self._io: Queue | QueueGroup = self.queues[0]
+        if len(self.queues) > 1:
+            from ._several import QueueGroup
+
+            self._io = QueueGroup(self.queues, line)
 
     @classmethod
     def from_fd(

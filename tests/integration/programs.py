@@ -1,0 +1,128 @@
+"""Programs of users and of others, run beside the tests and ended by them."""
+
+import contextlib
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from ..helpers import ROOT
+
+
+def need(program: str, package: str) -> str:
+    """Find a program, or skip the test for the lack of it."""
+    found = shutil.which(program, path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin")
+    if found is None:
+        pytest.skip(f"missing: {program}; install {package}")
+    return found
+
+
+def example(name: str, *args: str) -> list[str]:
+    """The command that runs one of the examples."""
+    return [sys.executable, "-W", "error", str(ROOT / "examples" / name), *args]
+
+
+def wait_for(predicate: Callable[[], Any], seconds: float = 10.0) -> None:
+    """Wait, in a test that has no loop, until something holds."""
+    deadline = time.monotonic() + seconds
+    while not predicate():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.002)
+
+
+class Program:
+    """A program that runs. What it prints is read all the time, so that it never waits for us."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._new: queue.Queue[str | None] = queue.Queue()
+        assert process.stdout is not None
+        self._reader = threading.Thread(target=self._read, args=[process.stdout])
+        self._reader.start()
+
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            self._new.put(line.rstrip("\r\n"))
+        self._new.put(None)
+
+    def expect(self, text: str, seconds: float = 20.0) -> str:
+        """Wait for a line with this text in it."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                line = self._new.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(self._without(text, f"not within {seconds} s")) from None
+            if line is None:
+                raise AssertionError(self._without(text, f"ended, {self.process.wait(10)}"))
+            self.lines.append(line)
+            if text in line:
+                return line
+
+    def _without(self, text: str, why: str) -> str:
+        return f"no {text!r}: {why}; it said\n" + "\n".join(self.lines[-40:])
+
+    def end(self, number: signal.Signals = signal.SIGTERM, status: int = 0) -> list[str]:
+        """End it by a signal, see with which status, and give all that it said."""
+        self.process.send_signal(number)
+        return self.wait(status)
+
+    def wait(self, status: int = 0, seconds: float = 20.0) -> list[str]:
+        """Wait for its own end; see the status, and give all that it said."""
+        assert self.process.wait(seconds) == status, "\n".join(self.lines)
+        self._reader.join()
+        while (line := self._new.get()) is not None:
+            self.lines.append(line)
+        return self.lines
+
+    def _kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join(10)
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], ready: str | None = None, **options: Any) -> Iterator[Program]:
+    """Run a program, and wait for its line with `ready` in it if asked; it is killed at the end.
+
+    Its stderr is read together with its stdout. It dies with us, whatever we die of.
+    """
+    setpriv = need("setpriv", "util-linux")
+    with subprocess.Popen(
+        [setpriv, "--pdeathsig", "KILL", "--", *command],
+        stdin=options.pop("stdin", subprocess.DEVNULL),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    ) as process:
+        program = Program(process)
+        try:
+            if ready is not None:
+                program.expect(ready)
+            yield program
+        finally:
+            program._kill()
+
+
+@contextlib.contextmanager
+def booting(netdev: str, mac: str, *more: str, model: str = "virtio-net-pci") -> Iterator[Program]:
+    """Have a machine boot from the network with QEMU's built-in iPXE; its screen is the output."""
+    qemu = need("qemu-system-x86_64", "qemu-system-x86")
+    if not Path("/usr/lib/ipxe/qemu").exists():
+        pytest.skip("missing: iPXE for QEMU; install ipxe-qemu")
+    command = [qemu, "-accel", "tcg", "-m", "64", "-boot", "n", "-nodefaults"]
+    command += ["-display", "none", "-netdev", f"{netdev.replace(',', ',id=net,', 1)}"]
+    command += ["-device", f"{model},netdev=net,mac={mac}", *more]
+    with running(command) as program:
+        yield program

@@ -332,3 +332,5 @@ if __name__ == "__main__":
     except (aiotun.AiotunError, OSError) as error:
         print(f"{sys.argv[0]}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:  # before it was ready
+        sys.exit(130)

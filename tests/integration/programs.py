@@ -1,6 +1,7 @@
 """Programs of users and of others, run beside the tests and ended by them."""
 
 import contextlib
+import importlib
 import queue
 import shutil
 import signal
@@ -28,6 +29,15 @@ def need(program: str, package: str) -> str:
 def example(name: str, *args: str) -> list[str]:
     """The command that runs one of the examples."""
     return [sys.executable, "-W", "error", str(ROOT / "examples" / name), *args]
+
+
+def example_module(name: str) -> Any:
+    """Import one of the examples' modules as its neighbours do: from their folder."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(ROOT / "examples"))
 
 
 def wait_for(predicate: Callable[[], Any], seconds: float = 10.0) -> None:

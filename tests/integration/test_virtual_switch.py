@@ -11,15 +11,14 @@ from typing import Any
 
 import pytest
 
-from ..helpers import ROOT, ip
+from ..helpers import ip
 from . import kernel
-from .programs import Program, booting, example, running
+from .programs import Program, booting, example, example_module, running
 
 A, B, C = (bytes((2, 0, 0, 0, 0, number)) for number in (0xA, 0xB, 0xC))
 EVERYBODY = b"\xff" * 6
 GROUP = bytes.fromhex("01005e000001")
 EXPERIMENTAL = b"\x88\xb5"  # IEEE 802, local experimental ethertype 1
-QUIET = ["sh", "-c", 'sysctl -qw net.ipv6.conf.default.disable_ipv6=1 && exec "$@"', "sh"]
 
 
 def frame(target: bytes, source: bytes, text: str = "") -> bytes:
@@ -82,11 +81,7 @@ def free_port(kind: socket.SocketKind) -> int:
 
 # --- What it decides -----------------------------------------------------------------------------
 
-sys.path.insert(0, str(ROOT / "examples"))
-try:
-    import _switching as switching  # type: ignore[import-not-found, unused-ignore]
-finally:
-    sys.path.remove(str(ROOT / "examples"))
+switching = example_module("_switching")
 
 
 class Rack:
@@ -101,7 +96,7 @@ class Rack:
     def _port(self, number: int) -> Any:
         out = self.out[number]
 
-        class Fake(switching.Port):  # type: ignore[misc, unused-ignore]
+        class Fake(switching.Port):  # type: ignore[misc, name-defined]
             ready = True
 
             def put(self, frame: bytes) -> bool:

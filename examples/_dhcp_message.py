@@ -1,0 +1,202 @@
+"""DHCP's messages as bytes (RFC 2131, section 2; options: RFC 2132). No I/O."""
+
+import dataclasses
+import struct
+from enum import IntEnum
+from ipaddress import IPv4Address
+
+__all__ = ["NOBODY", "MalformedError", "Message", "Opt", "Type", "addresses", "seconds"]
+
+NOBODY = IPv4Address(0)
+
+# op, htype, hlen, hops, xid, secs, flags, ciaddr, yiaddr, siaddr, giaddr, chaddr, sname, file,
+# magic cookie (RFC 2131, figure 1).
+_FIXED = struct.Struct("!BBBBIHH4s4s4s4s16s64s128s4s")
+_COOKIE = bytes((99, 130, 83, 99))
+_SHORTEST = 300  # BOOTP's (RFC 951), which some clients and relays insist on
+_REQUEST, _REPLY, _ETHERNET = 1, 2, 1
+_BROADCAST = 0x8000
+
+
+class Type(IntEnum):
+    """What a message is for (RFC 2132, section 9.6)."""
+
+    DISCOVER = 1
+    OFFER = 2
+    REQUEST = 3
+    DECLINE = 4
+    ACK = 5
+    NAK = 6
+    RELEASE = 7
+    INFORM = 8
+
+
+class Opt(IntEnum):
+    """The options that mean something to us (RFC 2132, but for 82: RFC 3046)."""
+
+    PAD = 0
+    MASK = 1
+    ROUTER = 3
+    DNS = 6
+    HOSTNAME = 12
+    BROADCAST = 28
+    REQUESTED_ADDRESS = 50
+    LEASE_TIME = 51
+    OVERLOAD = 52
+    TYPE = 53
+    SERVER = 54
+    PARAMETERS = 55
+    TEXT = 56
+    MAX_SIZE = 57
+    T1 = 58
+    T2 = 59
+    CLIENT = 61
+    RELAY = 82
+    END = 255
+
+
+_KNOWN = frozenset(int(each) for each in Opt)
+
+
+class MalformedError(ValueError):
+    """Bytes that are no DHCP message from a client on Ethernet."""
+
+
+@dataclasses.dataclass
+class Message:
+    """One message; fields by the RFC's names, addresses NOBODY where there is none."""
+
+    type: Type | None  # None in BOOTP's, which have no such option
+    xid: int
+    chaddr: bytes
+    broadcast: bool = False
+    secs: int = 0
+    hops: int = 0
+    ciaddr: IPv4Address = NOBODY
+    yiaddr: IPv4Address = NOBODY
+    siaddr: IPv4Address = NOBODY
+    giaddr: IPv4Address = NOBODY
+    file: bytes = b""
+    options: dict[int, bytes] = dataclasses.field(default_factory=dict)  # without the type
+
+    @classmethod
+    def parse(cls, data: bytes, op: int = _REQUEST) -> "Message":
+        """Read a client's message, or with `op` 2 a server's.
+
+        Raises:
+            MalformedError: it is none.
+        """
+        if len(data) < _FIXED.size:
+            raise MalformedError("too short")
+        (found_op, htype, hlen, hops, xid, secs, flags, ciaddr, yiaddr, siaddr, giaddr,
+         chaddr, sname, file, cookie) = _FIXED.unpack_from(data)  # fmt: skip
+        if (found_op, htype, hlen, cookie) != (op, _ETHERNET, 6, _COOKIE):
+            raise MalformedError("not DHCP on Ethernet, or the wrong direction")
+        if chaddr[0] & 1 or not any(chaddr[:6]):
+            raise MalformedError("a client whose address is a group's, or nobody's")
+        options: dict[int, bytes] = {}
+        _read_options(data[_FIXED.size :], options)
+        _overloaded(options, sname, file)
+        return cls(
+            type=_type(options.pop(Opt.TYPE, None)),
+            xid=xid,
+            chaddr=chaddr[:6],
+            broadcast=bool(flags & _BROADCAST),
+            secs=secs,
+            hops=hops,
+            ciaddr=IPv4Address(ciaddr),
+            yiaddr=IPv4Address(yiaddr),
+            siaddr=IPv4Address(siaddr),
+            giaddr=IPv4Address(giaddr),
+            file=file.partition(b"\0")[0],
+            options=options,
+        )
+
+    def pack(self, op: int = _REPLY) -> bytes:
+        """Write a server's message, or with `op` 1 a client's."""
+        head = _FIXED.pack(
+            op, _ETHERNET, 6, self.hops, self.xid, self.secs, _BROADCAST * self.broadcast,
+            self.ciaddr.packed, self.yiaddr.packed, self.siaddr.packed, self.giaddr.packed,
+            self.chaddr, b"", self.file, _COOKIE,
+        )  # fmt: skip
+        parts = [head]
+        if self.type is not None:
+            parts.append(bytes((Opt.TYPE, 1, self.type)))
+        for code, value in self.options.items():
+            # RFC 3396: what is longer than an option goes into several.
+            for start in range(0, max(len(value), 1), 255):
+                piece = value[start : start + 255]
+                parts.append(bytes((code, len(piece))) + piece)
+        parts.append(bytes((Opt.END,)))
+        return b"".join(parts).ljust(_SHORTEST, b"\0")
+
+    @property
+    def client(self) -> bytes:
+        """Who the client is: its identifier, or else its hardware (RFC 2131, section 4.2)."""
+        identifier = self.options.get(Opt.CLIENT)
+        return b"\1" + self.chaddr if identifier is None else identifier
+
+    def address(self, code: Opt) -> IPv4Address:
+        """An option that is one address; NOBODY where it is not there."""
+        value = self.options.get(code)
+        return NOBODY if value is None else IPv4Address(value)
+
+    @property
+    def unknown(self) -> bool:
+        """Whether it has an option that means nothing to us."""
+        return not self.options.keys() <= _KNOWN
+
+
+# How long an option's value has to be; others may be of any length.
+_LENGTHS = {Opt.REQUESTED_ADDRESS: 4, Opt.SERVER: 4, Opt.TYPE: 1, Opt.OVERLOAD: 1}
+
+
+def _read_options(data: bytes, options: dict[int, bytes]) -> None:
+    at = 0
+    # Some clients leave the end option out where nothing follows.
+    while at < len(data) and data[at] != Opt.END:
+        code = data[at]
+        if code == Opt.PAD:
+            at += 1
+            continue
+        if at + 1 >= len(data) or at + 2 + data[at + 1] > len(data):
+            raise MalformedError(f"option {code} goes past the end")
+        end = at + 2 + data[at + 1]
+        # RFC 3396: one that stands there several times is one, in pieces.
+        options[code] = options.get(code, b"") + data[at + 2 : end]
+        at = end
+
+
+def _overloaded(options: dict[int, bytes], sname: bytes, file: bytes) -> None:
+    """Read the options that stand in other fields for want of room (RFC 2132, section 9.3)."""
+    where = options.pop(Opt.OVERLOAD, b"\0")
+    if len(where) != 1 or where[0] > 3:
+        raise MalformedError("overload")
+    if where[0] & 1:
+        _read_options(file, options)
+    if where[0] & 2:
+        _read_options(sname, options)
+    for code, length in _LENGTHS.items():
+        if len(options.get(code, bytes(length))) != length:
+            raise MalformedError(f"option {code} has {len(options[code])} bytes, not {length}")
+    if len(options.get(Opt.CLIENT, b"\0\0")) < 2:  # RFC 2132, section 9.14
+        raise MalformedError("a client identifier of less than 2 bytes")
+
+
+def _type(value: bytes | None) -> Type | None:
+    if value is None:
+        return None
+    try:
+        return Type(value[0])
+    except ValueError:
+        raise MalformedError(f"type {value[0]}") from None
+
+
+def addresses(*values: IPv4Address) -> bytes:
+    """An option's value that is a list of addresses."""
+    return b"".join(each.packed for each in values)
+
+
+def seconds(value: float) -> bytes:
+    """An option's value that is a time."""
+    return min(int(value), 0xFFFF_FFFF).to_bytes(4, "big")

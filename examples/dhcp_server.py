@@ -1,0 +1,238 @@
+#!/usr/bin/env python3
+"""A DHCP server that lives in Python, on a TAP of a bridge, with a MAC and address of its own.
+
+    sudo python examples/dhcp_server.py --bridge br0 --name dhcp0 --address 10.0.0.1/24 \\
+        --range 10.0.0.100-10.0.0.199 --router 10.0.0.1 --dns 9.9.9.9 --leases leases.db &
+
+Answers ARP and pings for its address, and DHCPv4 clients (RFC 2131); sees whether somebody uses an
+address before it offers it. The leases outlive it, whatever it dies of.
+
+Prints "ready TAP" when it serves, counters on SIGUSR1 and at its end, which comes with SIGINT or
+SIGTERM.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import signal
+import sqlite3
+import sys
+import time
+from collections import Counter
+from ipaddress import IPv4Address, IPv4Interface
+
+from _dhcp_frames import Arp, Datagram, arp, deliver, read_arp, read_udp
+from _dhcp_leases import Leases
+from _dhcp_message import NOBODY, MalformedError, Message
+from _dhcp_rules import Config, Probe, Rules
+
+import aiotun
+from aiotun.reply import icmp_echo
+
+MAX_RANGE = 65_536  # addresses
+
+
+@dataclasses.dataclass
+class Asking:
+    """A probe under way, and who answered for its address."""
+
+    probe: Probe
+    datagram: Datagram
+    user: bytes | None = None
+
+
+class Server:
+    """The rules with a TAP around them."""
+
+    def __init__(self, tap: aiotun.TapDevice, args: argparse.Namespace, leases: Leases) -> None:
+        self._tap = tap
+        self._mac: bytes = args.mac
+        self._address: IPv4Address = args.address.ip
+        self._patience: float = args.probe
+        self._leases = leases
+        config = Config(args.address, args.lease, args.router, tuple(args.dns), args.boot_file)
+        self._rules = Rules(config, leases)
+        self._asking: dict[IPv4Address, Asking] = {}
+
+    @property
+    def counters(self) -> Counter[str]:
+        return self._rules.counters
+
+    async def serve(self) -> None:
+        async for batch in self._tap.batches():
+            answers = [answer for frame in batch for answer in self._answers(frame)]
+            # What an answer promises is in the file before anybody hears it; one time for all.
+            self._leases.commit()
+            self._send(answers)
+
+    def _answers(self, frame: bytes) -> list[bytes]:
+        if frame[:6] != self._mac and not frame[0] & 1:
+            self.counters["for_others"] += 1  # which the bridge floods until it knows better
+            return []
+        message = read_arp(frame)
+        if message is not None:
+            return self._arp(message)
+        try:
+            datagram = read_udp(frame)
+            if datagram is None:
+                return self._ping(frame)
+            request = Message.parse(datagram.payload)
+        except MalformedError:
+            self.counters["malformed"] += 1
+            return []
+        direct = datagram.target == self._address
+        return self._next(self._rules.handle(request, time.time(), direct), datagram)
+
+    def _next(self, step: Message | Probe | None, datagram: Datagram) -> list[bytes]:
+        """Do what the rules want done next: the frames to send."""
+        if step is None:
+            return []
+        if isinstance(step, Message):
+            return [deliver(step, datagram, self._mac, self._address)]
+        self._asking[step.address] = Asking(step, datagram)
+        loop = asyncio.get_running_loop()
+        # Twice, since nothing tells of a frame that was lost (RFC 5227, section 2.1.1).
+        loop.call_later(self._patience / 2, self._ask, step.address)
+        loop.call_later(self._patience, self._answered, step.address)
+        return [self._question(step.address)]
+
+    def _question(self, address: IPv4Address) -> bytes:
+        # From nobody, so that it changes nothing in anybody's cache (RFC 5227, section 1.1).
+        return arp(Arp(True, self._mac, NOBODY, address))
+
+    def _ask(self, address: IPv4Address) -> None:
+        if not self._tap.closed:
+            self._send([self._question(address)])
+
+    def _answered(self, address: IPv4Address) -> None:
+        asking = self._asking.pop(address)
+        if self._tap.closed:
+            return
+        step = self._rules.probed(asking.probe, asking.user, time.time())
+        answers = self._next(step, asking.datagram)
+        self._leases.commit()
+        self._send(answers)
+
+    def _arp(self, message: Arp) -> list[bytes]:
+        asking = self._asking.get(message.sender)
+        if asking is not None:
+            asking.user = message.sender_mac
+        if not message.request or message.target != self._address:
+            return []
+        self.counters["arp"] += 1
+        answer = Arp(False, self._mac, self._address, message.sender)
+        return [arp(answer, message.sender_mac)]
+
+    def _ping(self, frame: bytes) -> list[bytes]:
+        if frame[12:14] != b"\x08\x00" or frame[30:34] != self._address.packed:
+            return []
+        answer = icmp_echo(frame[14:])
+        if answer is None:
+            return []
+        self.counters["ping"] += 1
+        return [frame[6:12] + self._mac + b"\x08\x00" + answer]
+
+    def _send(self, frames: list[bytes]) -> None:
+        for frame in frames:
+            try:
+                self._tap.send_nowait(frame)
+            except (BlockingIOError, aiotun.LinkDownError, aiotun.PacketError):
+                self.counters["unsent"] += 1  # the client asks again
+
+
+# --- The command ---------------------------------------------------------------------------------
+
+
+async def main(args: argparse.Namespace) -> None:
+    first, last = args.range
+    with Leases(first, last, args.leases) as leases:
+        async with aiotun.open_tap(args.name, bridge=args.bridge) as tap:
+            server = Server(tap, args, leases)
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, tap.close)  # which ends serve()
+            loop.add_signal_handler(signal.SIGUSR1, report, server)
+            print(f"ready {tap.name}", flush=True)
+            await server.serve()
+            report(server)
+
+
+def report(server: Server) -> None:
+    counted = " ".join(f"{name} {value}" for name, value in sorted(server.counters.items()))
+    print(f"counters {counted}", flush=True)
+
+
+def address_range(text: str) -> tuple[IPv4Address, IPv4Address]:
+    first, last = (IPv4Address(each) for each in text.split("-"))
+    if not 0 <= int(last) - int(first) < MAX_RANGE:
+        raise ValueError
+    return first, last
+
+
+def mac_address(text: str) -> bytes:
+    mac = bytes.fromhex(text.replace(":", ""))
+    if len(mac) != 6 or mac[0] & 1 or not any(mac):
+        raise ValueError
+    return mac
+
+
+def positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 2**32:
+        raise ValueError
+    return value
+
+
+def short(text: str) -> float:
+    value = positive(text)
+    if value > 10:  # clients lose patience, and an offer runs out after a minute
+        raise ValueError
+    return value
+
+
+def boot_file(text: str) -> bytes:
+    value = text.encode()
+    if len(value) > 127:  # RFC 2131, figure 1, with a zero at the end
+        raise ValueError
+    return value
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--bridge", metavar="BR", required=True, help="which must exist")
+    add("--name", metavar="TAP", help="the TAP's name; the kernel picks one unless given")
+    add("--address", metavar="A/LEN", type=IPv4Interface, required=True, help="the server's own")
+    add("--range", metavar="FIRST-LAST", type=address_range, required=True)
+    add("--lease", metavar="SECONDS", type=positive, default=3600.0, help="(%(default)s)")
+    add("--router", metavar="A", type=IPv4Address, default=NOBODY)
+    add("--dns", metavar="A", type=IPv4Address, action="append", default=[])
+    add("--leases", metavar="FILE", default=":memory:", help="kept in memory unless given")
+    add("--probe", metavar="SECONDS", type=short, default=0.5,
+        help="how long to listen whether a new address is in use (%(default)s)")  # fmt: skip
+    add("--mac", type=mac_address, help="the server's own (02:00 and its address)")
+    add("--boot-file", metavar="NAME", type=boot_file, default=b"",
+        help="what a machine is to boot: a path for TFTP, for iPXE also a URL")  # fmt: skip
+    args = parser.parse_args()
+    first, last = args.range
+    network = args.address.network
+    hosts = (first, last)
+    if network.prefixlen < 31 and {network.network_address, network.broadcast_address} & {*hosts}:
+        parser.error("the range takes in the network's own address, or the broadcast address")
+    if first not in network or last not in network:
+        parser.error(f"the range is not in {network}")
+    # Always the same, so that no client's cache is wrong after a restart.
+    args.mac = args.mac or b"\x02\x00" + args.address.ip.packed
+    return args
+
+
+if __name__ == "__main__":
+    try:
+        asyncio.run(main(arguments()))
+    except (aiotun.AiotunError, sqlite3.Error, ValueError) as error:
+        print(f"{sys.argv[0]}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:  # before it was ready
+        sys.exit(130)

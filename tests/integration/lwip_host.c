@@ -1,7 +1,8 @@
 /* A host on lwIP and its own tapif.c: takes an address by DHCP, pings another host, and answers
  * pings until it is killed. Usage: PRECONFIGURED_TAPIF=TAP lwip_host TARGET
  *
- * Debian's library is built without lwIP's DHCP client, so that here is a small one, on lwIP's UDP.
+ * Debian's library (2.1.3) is built without lwIP's DHCP client, so that here is a small one, on
+ * lwIP's UDP. And frames have to be short: tapif.c puts them where that build has room for 590 bytes.
  */
 #include <stdio.h>
 #include <stdlib.h>

@@ -88,10 +88,11 @@ class Program:
 
     def wait(self, status: int = 0, seconds: float = 20.0) -> list[str]:
         """Wait for its own end; see the status, and give all that it said."""
-        assert self.process.wait(seconds) == status, "\n".join(self.lines)
+        found = self.process.wait(seconds)
         self._reader.join()
         while (line := self._new.get()) is not None:
             self.lines.append(line)
+        assert found == status, f"exit status {found}; it said\n" + "\n".join(self.lines[-40:])
         return self.lines
 
     def _kill(self) -> None:

@@ -1,0 +1,90 @@
+"""Linux guests under QEMU: a lease from dhcp_server.py, pings, and 20 MB each way.
+
+In software emulation, so that no machine has to have more: booting takes some ten seconds.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import aiotun
+
+from ..helpers import ip
+from . import dhcp, kernel
+from .guest import HOST, Exchange, guest
+from .programs import Program, example, running
+
+pytestmark = [pytest.mark.peers, pytest.mark.timeout(240)]
+
+MAC = "02:00:00:00:00:77"
+CARD = f"virtio-net-pci,netdev=net,mac={MAC}"
+
+
+@pytest.fixture
+def host() -> Iterator[Exchange]:
+    """A bridge with the DHCP server, and with the other end of the guest's transfers."""
+    dhcp.add_bridge()
+    ip("addr", "add", f"{HOST}/24", "dev", "br0")
+    with dhcp.serving("--probe", "0.1"), Exchange() as exchange:
+        yield exchange
+
+
+def check(program: Program, exchange: Exchange, queues: int = 1) -> None:
+    """Follow the guest through all that it is to do."""
+    program.expect("guest: lease 10.85.0.10", 120)
+    program.expect("guest: pinged", 30)
+    program.expect(f"guest: queues {queues}")
+    program.expect(f"guest: digest {exchange.digest}", 60)
+    program.expect("guest: done", 60)
+    program.wait(seconds=30)
+    assert exchange.taken == [exchange.digest]
+
+
+def test_a_tap_on_a_bridge(tmp_path: Path, host: Exchange) -> None:
+    """qemu_bridge.py makes the TAP, and joins it to the bridge; QEMU opens it by its name."""
+    bridge = running(example("qemu_bridge.py", "--bridge", "br0", "--tap", "q0"), "ready q0")
+    devices = ["-netdev", "tap,id=net,ifname=q0,script=no,downscript=no", "-device", CARD]
+    with bridge as program, guest(tmp_path, devices) as machine:
+        check(machine, host)
+        program.end()
+    assert "q0" not in kernel.names()
+
+
+async def open_queues(count: int) -> list[int]:
+    """Open a TAP with virtio-net headers, and give its queues' fds."""
+    async with aiotun.open_tap("q0", queues=count, offload="raw", bridge="br0") as tap:
+        return [queue.detach() for queue in tap.queues]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_queues_that_were_passed(tmp_path: Path, host: Exchange, count: int) -> None:
+    """QEMU opens nothing itself, and its guest segments nothing itself."""
+    fds = asyncio.run(open_queues(count))
+    numbers = ":".join(str(fd) for fd in fds)
+    many = f",mq=on,vectors={2 * count + 2}" if count > 1 else ""
+    devices = ["-netdev", f"tap,id=net,fds={numbers}", "-device", CARD + many]
+    with contextlib.ExitStack() as ours:
+        for fd in fds:
+            ours.callback(os.close, fd)
+        with guest(tmp_path, devices, fds) as machine:
+            ours.close()  # QEMU has its own
+            assert kernel.tun_data("q0")["multi_queue"] == (count > 1)
+            check(machine, host, count)
+    assert "q0" not in kernel.names()  # it went with QEMU
+
+
+def test_a_port_of_the_switch(tmp_path: Path, host: Exchange) -> None:
+    """virtual_switch.py stands between QEMU's socket and a TAP of the bridge."""
+    path = tmp_path / "switch"
+    words = ["--port", "tap:sw0", "--port", f"unix:{path}"]
+    netdev = f"stream,id=net,server=off,addr.type=unix,addr.path={path}"
+    with running(example("virtual_switch.py", *words), "ready") as switch:
+        ip("link", "set", "sw0", "master", "br0")
+        with guest(tmp_path, ["-netdev", netdev, "-device", CARD]) as machine:
+            check(machine, host)
+        (line, _) = switch.end()[-2:]
+    assert "malformed 0" in line

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import queue
 import shutil
 import signal
@@ -46,6 +47,12 @@ def wait_for(predicate: Callable[[], Any], seconds: float = 10.0) -> None:
     while not predicate():
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.002)
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process, all its threads, has computed (proc_pid_stat(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Program:

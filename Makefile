@@ -6,7 +6,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-others test-all test-peers lint bench clean
+.PHONY: help demo test test-others test-all test-peers lint fuzz-offload bench clean
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -34,6 +34,9 @@ test-peers: ## exchange packets with other implementations
 
 lint: ## ruff, mypy and pyright
 	@$(call venv,dev) && tools/lint.sh
+
+fuzz-offload: ## damaged packets for the C module, under sanitizers; ARGS=seconds
+	@$(call venv,test) && tools/fuzz_offload.sh $(ARGS)
 
 bench: ## run the benchmarks
 	@$(call venv,test) && .venv/bin/python -m benchmarks $(ARGS)

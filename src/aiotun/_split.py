@@ -30,9 +30,9 @@ T = TypeVar("T")
 _read_split = _native.read_split
 _NO_HEADER = bytes(VNET_HDR_SIZE)
 
-# How many packets `send_many` takes from an iterable before it merges what it has. The largest
-# super-packet of 1,500-byte packets has 45.
-_CHUNK = 128
+# How many packets `send_many` takes from an iterable before it merges what it has: those of a few
+# dozen super-packets, so that few are cut short by it.
+_CHUNK = 1024
 
 
 class SplitQueue(Queue):

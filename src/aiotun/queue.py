@@ -42,6 +42,7 @@ T = TypeVar("T")
 # Bound here: a global look-up is cheaper than an attribute of a module.
 _read = _native.read
 _read_many = _native.read_many
+_read_many_large = _native.read_many_large
 _write = os.write
 
 # How often a queue looks whether the next packet is there already, which takes some 5 microseconds
@@ -105,6 +106,8 @@ class Queue(QueueBase):
     @classmethod
     def kind_for(cls, offload: Offload) -> type[Self]:
         """Internal: the class of queues with this offload."""
+        if offload != "off":
+            _native.keep_freed_memory()
         if offload != "split":
             return cls
         from ._split import SplitQueue
@@ -205,7 +208,8 @@ class Queue(QueueBase):
         return length
 
     def _take_many(self, limit: int) -> list[bytes]:
-        batch = _read_many(self._fd, READ_SIZE, limit)
+        read_many = _read_many if self._offload == "off" else _read_many_large
+        batch = read_many(self._fd, READ_SIZE, limit)
         taken = len(batch)
         if taken < limit:
             self._drained = True

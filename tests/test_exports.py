@@ -51,6 +51,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "_options": {"_abi", "_linktypes", "_packetio", "_threads"},
     "_packetio": {"_abi", "decode", "errors"},
+    "_pcapformat": set(),
+    "_pcapthread": set(),
     "_persistent": {
         "_abi",
         "_ioctl",
@@ -62,8 +64,10 @@ ALLOWED: dict[str, set[str]] = {
         "_threads",
         "errors",
     },
+    "_recording": {"_packetio", "capture", "errors", "queue"},
     "_rtnetlink": {"_linkdecode", "_linkinfo", "_linktypes", "errors"},
     "_queuebase": {
+        "capture",  # a type only
         "_abi",
         "_interface",
         "_packetio",
@@ -75,6 +79,7 @@ ALLOWED: dict[str, set[str]] = {
     "_several": {"_flow", "_packetio", "_queuebase", "_waiting", "errors", "queue"},
     "_threads": {"errors"},
     "_waiting": set(),
+    "capture": {"_packetio", "_pcapformat", "_pcapthread"},
     "cli": {"_commands", "_demo", "aiotun"},
     "decode": {"_packetio", "errors", "offload"},
     "device": {
@@ -84,6 +89,7 @@ ALLOWED: dict[str, set[str]] = {
         "_opening",
         "_options",
         "_packetio",
+        "_recording",
         "_several",
         "_threads",
         "_waiting",

@@ -35,6 +35,7 @@ from .link import Link
 from .queue import Queue
 
 if TYPE_CHECKING:
+    from . import capture
     from ._linkinfo import LinkInfo, LinkStats, TunTapInfo
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "TunDevice",
     "TunTapInfo",
     "TunUnavailableError",
+    "capture",
     "create_bridge",
     "create_persistent",
     "decode_frame",
@@ -77,10 +79,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # See _linkinfo for why these three are loaded when they are asked for, and nothing else is.
+    # See _linkinfo for why these three are loaded when they are asked for, as capture is.
     if name in ("LinkInfo", "LinkStats", "TunTapInfo"):
         from . import _linkinfo
 
         found: object = globals().setdefault(name, getattr(_linkinfo, name))
         return found
+    if name == "capture":
+        import importlib
+
+        return importlib.import_module("aiotun.capture")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,10 +7,11 @@ import os
 import sys
 import textwrap
 from collections.abc import Sequence
+from typing import NoReturn
 
 import aiotun
 
-from . import _commands, _demo
+from . import _commands, _demo, _dump, _terminal
 
 __all__ = ["main"]
 
@@ -34,6 +35,14 @@ examples:
 _DELETED = """\
 Whoever may open a device may delete it: its owner needs no privilege. One that
 a program holds open is left alone. A mode that is given must be the device's.
+"""
+
+_DUMPED = """\
+examples:
+
+  aiotun dump tun0 --write tun0.pcapng
+  aiotun dump eth0 --write - | tshark -r -
+  unshare -rn aiotun dump --new tun0 --address 10.0.0.1/24
 """
 
 # At once, also into a pipe: whoever reads it may be waiting for each line.
@@ -66,8 +75,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, as the rest of the command does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"aiotun: {message}; see '{self.prog} --help'\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="aiotun", description="Linux TUN and TAP devices: to make, to look at, to try out."
     )
     parser.add_argument("--version", action="version", version=f"aiotun {_version()}")
@@ -100,7 +116,35 @@ def _parser() -> argparse.ArgumentParser:
     command = _with_words(commands, "del", usage, said, _DELETED, aliases=["delete"])
     command.set_defaults(run=_run_del)
 
+    _add_dump(commands)
     return parser
+
+
+def _add_dump(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    said = "show the packets of an interface, one line each"
+    command = commands.add_parser(
+        "dump",
+        usage="aiotun dump {IFACE | --new NAME [--tap] [--address A/LEN]}\n"
+        "                   [--write FILE] [--count N] [--json]",
+        help=said,
+        description=_dump.__doc__,
+        epilog=_DUMPED,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("interface", nargs="?", metavar="IFACE", help="listen on this interface")
+    said = "open a device of this name instead, made where there is none"
+    command.add_argument("--new", metavar="NAME", help=said)
+    command.add_argument(
+        "--tap", action="store_true", help="a TAP device; a TUN device unless given"
+    )
+    said = "an address for it; may be given several times"
+    command.add_argument("--address", action="append", default=[], metavar="A/LEN", help=said)
+    said = "write the packets to a pcap or (FILE.pcapng) pcapng file, too; to stdout for '-'"
+    command.add_argument("--write", metavar="FILE", help=said)
+    said = "end after so many packets"
+    command.add_argument("--count", type=_positive, metavar="N", help=said)
+    command.add_argument("--json", action="store_true", help="each packet as a JSON object")
+    command.set_defaults(run=_run_dump)
 
 
 def _with_words(
@@ -157,3 +201,25 @@ def _say_all(lines: Sequence[str]) -> None:
 
 def _run_demo(args: argparse.Namespace) -> None:
     _demo.demo(args.count, uvloop=args.uvloop, say=_say)
+
+
+def _run_dump(args: argparse.Namespace) -> None:
+    _dump.dump(
+        _dump.Options(
+            interface=args.interface,
+            new=args.new,
+            tap=args.tap,
+            addresses=args.address,
+            write=args.write,
+            count=args.count,
+            as_json=args.json,
+            colour=_terminal.wanted(sys.stdout) and not args.json,
+            say=_say,
+            note=_note,
+            stdout=None if sys.stdout.isatty() else sys.stdout.buffer,
+        )
+    )
+
+
+def _note(line: str) -> None:
+    print(f"aiotun: {line}", file=sys.stderr, flush=True)

@@ -22,8 +22,11 @@ ALLOWED: dict[str, set[str]] = {
         "_commands",
         "_demo",
         "_describe",
+        "_doctor",
         "_dump",
         "_listen",
+        "_private",
+        "_probe",
         "_terminal",
         "cli",
     },
@@ -40,8 +43,9 @@ ALLOWED: dict[str, set[str]] = {
     },
     "_bridges": {"_linkinfo", "_linktypes", "_options", "_rtnetlink", "_threads", "errors"},
     "_commands": {"aiotun"},
-    "_demo": {"aiotun", "reply"},
+    "_demo": {"_private", "aiotun", "reply"},
     "_describe": set(),
+    "_doctor": {"_private", "_probe", "_terminal", "aiotun"},
     "_dump": {"_commands", "_describe", "_listen", "_terminal", "aiotun", "capture"},
     "_flow": set(),
     "_interface": set(),
@@ -78,6 +82,9 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
     },
     "_recording": {"_packetio", "capture", "errors", "queue"},
+    "_private": {"aiotun"},
+    # What the doctor has to ask the driver, and no public name does.
+    "_probe": {"_abi", "_ioctl", "_native", "errors"},
     "_rtnetlink": {"_linkdecode", "_linkinfo", "_linktypes", "errors"},
     "_queuebase": {
         "capture",  # a type only
@@ -94,7 +101,7 @@ ALLOWED: dict[str, set[str]] = {
     "_threads": {"errors"},
     "_waiting": set(),
     "capture": {"_packetio", "_pcapformat", "_pcapthread"},
-    "cli": {"_commands", "_demo", "_dump", "_terminal", "aiotun"},
+    "cli": {"_commands", "_demo", "_doctor", "_dump", "_terminal", "aiotun"},
     "decode": {"_packetio", "errors", "offload"},
     "device": {
         "_adopting",

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import aiotun
 
-from . import _commands, _demo, _dump, _terminal
+from . import _commands, _demo, _doctor, _dump, _terminal
 
 __all__ = ["main"]
 
@@ -58,8 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words and (not hasattr(args, "words") or any(each.startswith("-") for each in words)):
         parser.error(f"unrecognized arguments: {' '.join(words)}")
     args.words = words
+    status: int | None = None
     try:
-        args.run(args)
+        status = args.run(args)
     except _commands.UsageError as error:
         print(f"aiotun: {error}", file=sys.stderr)
         return 2
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read the output has gone. Python would complain once more when it flushes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
+    return status or 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -117,6 +118,12 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_run_del)
 
     _add_dump(commands)
+
+    said = "say what works on this machine, and how to mend what doesn't"
+    command = commands.add_parser("doctor", help=said, description=_doctor.__doc__)
+    command.add_argument("--json", action="store_true", help="all of it as a JSON object")
+    command.add_argument("--trial", action="store_true", help=argparse.SUPPRESS)
+    command.set_defaults(run=_run_doctor)
     return parser
 
 
@@ -127,7 +134,7 @@ def _add_dump(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         usage="aiotun dump {IFACE | --new NAME [--tap] [--address A/LEN]}\n"
         "                   [--write FILE] [--count N] [--json]",
         help=said,
-        description=_dump.__doc__,
+        description=_wrapped(_dump.__doc__ or ""),
         epilog=_DUMPED,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -167,6 +174,11 @@ def _with_words(
     )
     command.set_defaults(words=[])
     return command
+
+
+def _wrapped(text: str) -> str:
+    """Give paragraphs as argparse would, where it is told to leave the rest alone."""
+    return "\n\n".join(textwrap.fill(each, 78) for each in text.strip().split("\n\n"))
 
 
 def _version() -> str:
@@ -223,3 +235,15 @@ def _run_dump(args: argparse.Namespace) -> None:
 
 def _note(line: str) -> None:
     print(f"aiotun: {line}", file=sys.stderr, flush=True)
+
+
+def _run_doctor(args: argparse.Namespace) -> int:
+    if args.trial:  # it has started itself anew, in a namespace of its own
+        _say(_doctor.trial())
+        return 0
+    report = _doctor.examine()
+    if args.json:
+        _say(_doctor.as_json(report))
+    else:
+        _say_all(list(_doctor.as_lines(report, colour=_terminal.wanted(sys.stdout))))
+    return 0 if report.usable else 1

@@ -95,10 +95,10 @@ def examine() -> Report:
     works = [
         _opening(node, may_create, pyroute2),
         _attaching(node, may_create, pyroute2, user),
-        _inside(node, private),
+        _inside(node, private, pyroute2),
         _listening(),
     ]
-    usable = pyroute2.status == "ok" and any(each.status == "ok" for each in works[:3])
+    usable = any(each.status == "ok" for each in works[:3])
     system = {
         "aiotun": _version("aiotun") or "(not installed)",
         "python": platform.python_version(),
@@ -297,9 +297,9 @@ def _has_room(device: "aiotun.TunTapInfo") -> bool:
     return device.multi_queue or not device.attached
 
 
-def _inside(node: Check, private: Check) -> Check:
+def _inside(node: Check, private: Check, pyroute2: Check) -> Check:
     name = "one of its own"
-    if node.status != "ok":
+    if node.status != "ok" or pyroute2.status != "ok":
         return Check(name, "no", "mend the above first")
     if private.status == "ok":
         return Check(name, "ok", "in a private namespace: 'aiotun demo', 'unshare -rn COMMAND'")

@@ -248,6 +248,8 @@ class TestPackages:
         assert checks[name].status == status
         assert name in (checks[name].mend or "")
         assert report.usable == (status != "no")
+        opening = {each.status for each in report.works[:3]}
+        assert opening == ({"no"} if status == "no" else {"ok", "note"})
 
     @pytest.mark.parametrize(
         ("version", "status"), [("0.8.1", "no"), ("0.9.1rc2", "ok"), ("1.0", "ok")]

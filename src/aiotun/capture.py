@@ -103,6 +103,7 @@ class PcapWriter:
             format = "pcapng" if path is not None and path.suffix == ".pcapng" else "pcap"  # noqa: A001
         if format not in ("pcap", "pcapng"):
             raise ValueError(f"format is 'pcap' or 'pcapng', not {format!r}")
+        begin = header(format, LINK_TYPES[mode], snaplen, interface)
         target: BinaryIO | io.FileIO
         if isinstance(file, str | os.PathLike):
             target = open_file(Path(file))
@@ -114,7 +115,6 @@ class PcapWriter:
         self._snaplen = snaplen
         self._max_bytes = max_bytes
         self._pack = PACKERS[format]
-        begin = header(format, LINK_TYPES[mode], snaplen, interface)
         self._header_bytes = self._file_bytes = len(begin)
         self._sink = Sink(target, path, begin, max_files, pending_bytes)
         self._sink.start()

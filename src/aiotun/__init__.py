@@ -34,7 +34,7 @@ from .link import Link
 from .queue import Queue
 
 if TYPE_CHECKING:
-    from . import offload
+    from . import capture, offload
     from ._bridges import create_bridge, delete_bridge
     from ._linkinfo import LinkEvent, LinkInfo, LinkStats, TunTapInfo
     from ._persistent import create_persistent, delete_persistent, list_devices
@@ -66,6 +66,7 @@ __all__ = [
     "TunDevice",
     "TunTapInfo",
     "TunUnavailableError",
+    "capture",
     "create_bridge",
     "create_persistent",
     "decode_frame",
@@ -97,8 +98,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> object:
-    if name == "offload":
-        return importlib.import_module(".offload", __name__)
+    if name in ("capture", "offload"):
+        return importlib.import_module(f".{name}", __name__)
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f".{_LAZY[name]}", __name__)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Self, TypeVar, cast
 from . import _ioctl, _native
 from ._abi import READ_SIZE, Iff
 from ._interface import Interface
-from ._packetio import Offload, check_offload, mode_of, read_into
+from ._packetio import Offload, PacketIO, check_offload, mode_of, read_into, take_one
 from ._queuebase import BUDGET, QueueBase
 from ._waiting import Waiter
 from .errors import AiotunError, DeviceClosedError, DeviceMismatchError
@@ -126,7 +126,7 @@ class Queue(QueueBase):
             else:
                 self._free = free - 1
                 return packet
-        return await self._receive(self._take)
+        return await self._receive(take_one)
 
     async def __anext__(self) -> bytes:
         # As recv; calling it would cost every packet one coroutine more.
@@ -140,7 +140,7 @@ class Queue(QueueBase):
                 self._free = free - 1
                 return packet
         try:
-            return await self._receive(self._take)
+            return await self._receive(take_one)
         except DeviceClosedError:
             raise StopAsyncIteration from None
 
@@ -155,7 +155,7 @@ class Queue(QueueBase):
         except OSError as error:
             raise self._read_error(error) from error
 
-    async def _receive(self, take: Callable[[], T]) -> T:
+    async def _receive(self, take: Callable[[PacketIO], T]) -> T:
         loop = self._loop if self._resuming else None
         if loop is None:
             loop = self._bind()
@@ -172,7 +172,7 @@ class Queue(QueueBase):
                     self._check_open()
                 front = True  # in vain only where somebody else was quicker, another process say
             try:
-                return take()
+                return take(self)
             except OSError as error:
                 self._refuse(error)
                 wait = True
@@ -203,6 +203,9 @@ class Queue(QueueBase):
     def _take_into(self, view: memoryview) -> int:
         length = read_into(self._fd, view)
         self._spend(1)
+        return self._check_fits(length, view)
+
+    def _check_fits(self, length: int, view: memoryview) -> int:
         if length > view.nbytes:
             raise self._truncation(length, view.nbytes)
         return length
@@ -332,7 +335,8 @@ class Queue(QueueBase):
 
     async def send_many(self, packets: Iterable[Buffer]) -> int:
         sent = 0
-        write, senders = _write, self._senders
+        write: Callable[[int, Buffer], object] = _write
+        senders = self._senders
         try:
             self._bind()
             for packet in packets:
@@ -348,6 +352,7 @@ class Queue(QueueBase):
                         continue
                 await self._send_waiting(packet)
                 sent += 1
+                write = self._put  # capturing may have begun meanwhile, or ended
         except BaseException as error:
             error.sent = sent  # type: ignore[attr-defined]  # promised on foreign classes, too
             raise
@@ -372,13 +377,17 @@ class Queue(QueueBase):
             await Waiter(loop, self._senders, front=front)
             self._check_open()
             try:
-                _write(self._fd, packet)
+                self._put(self._fd, packet)
             except BlockingIOError:
                 self._full = front = True
             except OSError as error:
                 raise self._write_error(error) from error
             else:
                 return
+
+    def _put(self, fd: int, packet: Buffer) -> None:
+        """Write a packet that had to wait; looked up when its turn comes, for capturing's sake."""
+        _write(fd, packet)
 
     def _writable(self) -> None:
         """The loop's writer callback: resume those who wait to send, until one has to wait on."""

@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "_flow": set(),
     "_interface": set(),
     "_ioctl": {"_abi", "errors"},
+    "_ipheader": set(),
     "_linkdecode": {"_abi", "_linkinfo", "_linktypes"},
     "_linkinfo": set(),
     "_linktypes": {"_abi"},

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from . import offload, reply
 from ._bridges import create_bridge, delete_bridge
+from ._ipheader import IPHeader
 from ._linktypes import LinkAddress, Route
 from ._packetio import PacketIO, PacketStats
 from ._persistent import create_persistent, delete_persistent, list_devices
@@ -44,6 +45,7 @@ __all__ = [
     "DeviceClosedError",
     "DeviceLostError",
     "DeviceMismatchError",
+    "IPHeader",
     "Link",
     "LinkAddress",
     "LinkDownError",

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from .errors import DeviceClosedError, PacketDecodeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    # As themselves, for device.py's annotations: nothing else may import dpkt.
+    from dpkt.ethernet import Ethernet as Ethernet
+    from dpkt.ip import IP as IP
+    from dpkt.ip6 import IP6 as IP6
+
     from ._packetio import DecodeErrors, PacketIO
+
+P = TypeVar("P")
 
 __all__ = ["Decoded", "decode_frame", "decode_packet"]
 
 _MISSING = "decoding needs dpkt, which is not installed: pip install 'aiotun[dpkt]'"
 
 
-def decode_packet(data: bytes) -> Any:
+def decode_packet(data: bytes | bytearray | memoryview) -> IP | IP6:
     """Decode an IP packet.
+
+    Args:
+        data: the packet, without anything in front of it. What is no `bytes` is copied first.
 
     Returns:
         A `dpkt.ip.IP` or a `dpkt.ip6.IP6`, by the version in the packet's first four bits.
@@ -31,11 +43,14 @@ def decode_packet(data: bytes) -> Any:
     version = data[0] >> 4 if data else None
     if version not in (4, 6):
         raise PacketDecodeError(f"no IP packet: its version is {version}, neither 4 nor 6")
-    return _decode(ip.IP if version == 4 else ip6.IP6, data)
+    return _decode(ip.IP, data) if version == 4 else _decode(ip6.IP6, data)
 
 
-def decode_frame(data: bytes) -> Any:
+def decode_frame(data: bytes | bytearray | memoryview) -> Ethernet:
     """Decode an Ethernet frame.
+
+    Args:
+        data: the frame. What is no `bytes` is copied first.
 
     Returns:
         A `dpkt.ethernet.Ethernet`.
@@ -51,9 +66,11 @@ def decode_frame(data: bytes) -> Any:
     return _decode(ethernet.Ethernet, data)
 
 
-def _decode(parser: Any, data: bytes) -> Any:
+def _decode(parser: Callable[[bytes], P], data: bytes | bytearray | memoryview) -> P:
     try:
-        return parser(data)
+        # dpkt's own parsers of LLC fail on a memoryview, and leave parts of the others' data as
+        # views of what the caller may change.
+        return parser(data if isinstance(data, bytes) else bytes(data))
     # A stranger's packet makes dpkt raise AttributeError, IndexError, RecursionError and more, as
     # well as its own UnpackError. Nothing but a parser of these bytes runs here.
     except Exception as error:
@@ -81,7 +98,7 @@ class Decoded:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> IP | IP6 | Ethernet:
         while True:
             try:
                 packet = await self._source.recv()

@@ -16,7 +16,7 @@ from ._ipheader import IPHeader
 from ._linktypes import LinkAddress, Route
 from ._packetio import PacketIO, PacketStats
 from ._persistent import create_persistent, delete_persistent, list_devices
-from .decode import decode_frame, decode_packet
+from .decode import decode_frame, decode_packet, encode
 from .device import Device, TapDevice, TunDevice, open_tap, open_tun
 from .errors import (
     AiotunError,
@@ -70,6 +70,7 @@ __all__ = [
     "decode_packet",
     "delete_bridge",
     "delete_persistent",
+    "encode",
     "list_devices",
     "offload",
     "open_tap",

@@ -1,4 +1,8 @@
-"""Reading packets with dpkt. The only importer of dpkt, and only once something is decoded."""
+"""Packets as dpkt's objects, and back.
+
+This and `_encode`, which is its own part, are all that imports dpkt, and only once something is
+decoded or encoded.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +22,9 @@ if TYPE_CHECKING:
 
 P = TypeVar("P")
 
-__all__ = ["Decoded", "decode_frame", "decode_packet"]
+__all__ = ["Decoded", "decode_frame", "decode_packet", "encode"]
 
-_MISSING = "decoding needs dpkt, which is not installed: pip install 'aiotun[dpkt]'"
+_MISSING = "this needs dpkt, which is not installed: pip install 'aiotun[dpkt]'"
 
 
 def decode_packet(data: bytes | bytearray | memoryview) -> IP | IP6:
@@ -76,6 +80,36 @@ def _decode(parser: Callable[[bytes], P], data: bytes | bytearray | memoryview) 
     except Exception as error:
         text = f"dpkt cannot read these {len(data)} bytes ({type(error).__name__}: {error})"
         raise PacketDecodeError(text) from error
+
+
+def encode(packet: IP | IP6 | Ethernet) -> bytes:
+    """Write a dpkt object as what is meant by sending it: with right lengths and checksums.
+
+    Total and payload lengths, header sizes with options, UDP's length, and the checksums of IPv4,
+    TCP, UDP, ICMP and ICMPv6 are computed, whatever the object says and dpkt would make of it; so
+    are those of IGMP, OSPF, PIM and SCTP over IPv4. Within Ethernet, VLAN tags and IP in IP, too.
+    A protocol number of 0 (`p`, `nxt`), which dpkt begins with, is filled in, and so is an
+    Ethernet type. All other fields go out as they are: `IP6.hlim`, which dpkt leaves at 0, is
+    yours to set.
+
+    What is part of something larger keeps what it says of that: a fragment's payload, the packet
+    that an ICMP error quotes. So does data that is bytes. Decoding loses an Ethernet frame's
+    padding and what dpkt has no place for: to forward a packet, send its original bytes.
+
+    Args:
+        packet: a `dpkt.ip.IP`, `dpkt.ip6.IP6` or `dpkt.ethernet.Ethernet`. It is not changed.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: a field holds what does not fit into the packet, a protocol number contradicts
+            the data, a packet is too long, or dpkt cannot write one of the layers.
+        ImportError: dpkt is not installed.
+    """
+    try:
+        from ._encode import encoded
+    except ImportError as error:
+        raise ImportError(_MISSING) from error
+    return encoded(packet)
 
 
 class Decoded:

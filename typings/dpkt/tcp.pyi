@@ -11,6 +11,7 @@ class TCP(Packet):
     dport: int
     seq: int
     ack: int
+    _off_flags: int
     off: int
     flags: int
     win: int

@@ -118,7 +118,7 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
         "offload",
     },
-    "reply": {"errors", "offload"},
+    "reply": {"_linktypes", "offload"},
 }
 # Foreign packages, and the only modules that may import each.
 # (_rtnetlink is link's own part, and _encode is decode's, and nobody else's.)

@@ -164,6 +164,8 @@ def test_extension_headers_are_passed(kinds: tuple[int, ...]) -> None:
 def test_what_ends_the_chain(proto: int) -> None:
     header = IPHeader(ip6(extension(0, proto) + UDP, proto=0))
     assert (header.proto, header.payload_offset, header.sport) == (proto, 48, None)
+    header = IPHeader(ip6(extension(0, proto), proto=0))  # and nothing behind it
+    assert (header.payload_offset, header.total_length) == (48, 48)
 
 
 @pytest.mark.parametrize(

@@ -129,8 +129,9 @@ def arp(
         frame: an Ethernet frame.
         mac: who answers, as `"02:00:00:00:00:01"` or 6 bytes.
         addresses: what is answered for: anything that says whether an `IPv4Address` is `in` it,
-            such as a set, in which IPv6 addresses may be as well, or an `IPv4Network`. Text and
-            interfaces are no addresses: a set of those never answers.
+            such as a set, in which IPv6 addresses may be as well, or an `IPv4Network` (in which
+            its broadcast address is, too). Text and interfaces are no addresses: a set of those
+            never answers.
 
     Returns:
         The reply, as a frame of 42 bytes, or None where nobody in `addresses` is asked: anything

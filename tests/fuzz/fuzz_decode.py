@@ -71,7 +71,7 @@ OFFENDERS = {
         frame(0x86DD, ip6(44, FRAGMENT + OPTIONS)),
     ],
     IndexError: [frame(0x8847, b"\0\0\x11\xff"), frame(0x8848, b"\0\0\x10\xff\0\0\x11\xff")],
-    RecursionError: [nested(300), frame(0x0800, nested(320))],
+    RecursionError: [nested(600), frame(0x0800, nested(600))],
 }
 SEEDS = [
     *(packet for packets in OFFENDERS.values() for packet in packets),

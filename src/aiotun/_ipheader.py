@@ -76,19 +76,20 @@ class IPHeader:
         self._packet = packet
         # Stored at once: a property costs more to read than a slot costs to write.
         try:
-            if packet[0] == 0x45:
+            first = packet[0]
+            if first == 0x45:
                 (self.total_length, self._place, self.ttl, self.proto,
                  self.src_bytes, self.dst_bytes) = _IPV4(packet)  # fmt: skip
                 self.payload_offset = 20
                 if self.total_length < 20:
                     raise ValueError(f"no IPv4 header: it says {self.total_length} bytes in all")
-            elif packet[0] >> 4 == 6:
-                (length, self.proto, self.ttl,
-                 self.src_bytes, self.dst_bytes) = _IPV6(packet)  # fmt: skip
+            elif first >> 4 == 6:
+                length, proto, self.ttl, self.src_bytes, self.dst_bytes = _IPV6(packet)
                 self.total_length = length + 40
+                self.proto = proto
                 self.payload_offset = 40
                 self._place = 0
-                if self.proto in _EXTENSIONS:
+                if proto in _EXTENSIONS:
                     self._skip_extensions()
             else:
                 self._read_unusual()

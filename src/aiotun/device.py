@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from ._packetio import DecodeErrors
     from ._several import QueueGroup
     from .capture import Capture, PcapWriter
+    from .decode import IP, IP6, Ethernet
 
 __all__ = ["Device", "Opener", "TapDevice", "TunDevice", "open_tap", "open_tun"]
 
@@ -291,6 +293,10 @@ class TunDevice(Device):
 
     _kind: ClassVar[Mode] = "tun"
 
+    if TYPE_CHECKING:
+        # Only its type is news.
+        def decoded(self, errors: DecodeErrors = "skip") -> AsyncIterator[IP | IP6]: ...
+
 
 class TapDevice(Device):
     """A device whose packets are Ethernet frames."""
@@ -298,6 +304,10 @@ class TapDevice(Device):
     __slots__ = ()
 
     _kind: ClassVar[Mode] = "tap"
+
+    if TYPE_CHECKING:
+
+        def decoded(self, errors: DecodeErrors = "skip") -> AsyncIterator[Ethernet]: ...
 
     def attach_filter(self, program: Sequence[tuple[int, int, int, int]] | None) -> None:
         """Have a classic BPF program drop frames before they are queued (TUNATTACHFILTER).

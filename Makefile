@@ -1,12 +1,12 @@
 # aiotun: every target makes what it needs; see `make help`.
 #
 # PYTHON=...  the interpreter to use, instead of the first that will do
-# ARGS=...    more arguments for pytest, the demo or the benchmarks
+# ARGS=...    more arguments for pytest, the demo, the fuzzer or the benchmarks
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-others test-all test-peers lint bench clean
+.PHONY: help demo test test-others test-all test-peers fuzz fuzz-offload lint bench clean
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -32,8 +32,14 @@ test-all: test test-others ## test and test-others
 test-peers: ## exchange packets with other implementations
 	@$(call venv,test) && tools/test_peers.sh $(ARGS)
 
+fuzz: ## feed a million mutated packets to what reads a stranger's bytes
+	@$(call venv,test) && .venv/bin/python -m tests.fuzz.fuzz_decode $(ARGS)
+
 lint: ## ruff, mypy and pyright
 	@$(call venv,dev) && tools/lint.sh
+
+fuzz-offload: ## damaged packets for the C module, under sanitizers; ARGS=seconds
+	@$(call venv,test) && tools/fuzz_offload.sh $(ARGS)
 
 bench: ## run the benchmarks
 	@$(call venv,test) && .venv/bin/python -m benchmarks $(ARGS)

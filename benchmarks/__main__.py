@@ -18,7 +18,7 @@ from aiotun._native import SPEEDUPS
 from ._harness import LOOPS, BenchError, Table, has_uvloop
 from ._namespace import isolate
 
-BENCHES = ("recv", "send", "ping", "flood", "stall", "link", "import")
+BENCHES = ("recv", "send", "ping", "flood", "stall", "link", "parse", "offload", "import")
 
 Bench = Callable[[int, Sequence[str]], Iterator[Table]]
 """A benchmark: the number of runs and the event loops go in, tables come out."""

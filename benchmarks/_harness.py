@@ -49,6 +49,7 @@ class Row:
     baseline: Sequence[float] | None = None
     percentile: int = 50
     target: float | None = None
+    at_least: bool = False  # the target: else it is the most that the figure may be
 
     @property
     def figure(self) -> float:
@@ -58,7 +59,9 @@ class Row:
 
     @property
     def reached(self) -> bool | None:
-        return None if self.target is None else self.figure <= self.target
+        if self.target is None:
+            return None
+        return self.figure >= self.target if self.at_least else self.figure <= self.target
 
     @property
     def label(self) -> str:
@@ -75,7 +78,8 @@ class Row:
     def verdict(self) -> str:
         if self.target is None:
             return ""
-        return f"<= {self.target:<6g} {'reached' if self.reached else 'MISSED'}"
+        sign = ">=" if self.at_least else "<="
+        return f"{sign} {self.target:<6g} {'reached' if self.reached else 'MISSED'}"
 
 
 @dataclass(frozen=True)

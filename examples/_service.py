@@ -6,10 +6,14 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from typing import TypeVar
 
 import aiotun
+from aiotun.device import Opener
 
-__all__ = ["Networks", "parser", "run"]
+__all__ = ["Networks", "addresses_of", "parser", "run", "run_device"]
+
+D = TypeVar("D", bound=aiotun.Device)
 
 _DEFAULT = ["10.203.0.1/24", "fd03:a107:203::1/64"]
 
@@ -55,31 +59,47 @@ class Networks:
         return False
 
 
+def addresses_of(args: argparse.Namespace) -> list[IPv4Interface | IPv6Interface]:
+    """The addresses that were asked for, or the ones that there are else."""
+    return args.address or [ip_interface(each) for each in _DEFAULT]
+
+
 def run(
     args: argparse.Namespace, serve: Callable[[aiotun.TunDevice, Networks], Awaitable[None]]
 ) -> int:
-    """Open the device that the arguments ask for, serve until a signal comes, and close it.
+    """Serve on a TUN device with the addresses of the arguments; see `run_device`."""
+    addresses = addresses_of(args)
+    return run_device(
+        lambda: aiotun.open_tun(args.name, addresses=addresses),
+        lambda tun: serve(tun, Networks(addresses)),
+        uvloop=args.uvloop,
+    )
+
+
+def run_device(
+    make: Callable[[], Opener[D]], serve: Callable[[D], Awaitable[None]], *, uvloop: bool
+) -> int:
+    """Open a device, serve until a signal comes, and close it.
 
     Returns:
         The exit status: 0 after a signal, 1 where something failed, 2 for wrong arguments.
     """
-    addresses = args.address or [ip_interface(each) for each in _DEFAULT]
     try:
-        opener = aiotun.open_tun(args.name, addresses=addresses)
+        opener = make()
     except ValueError as error:
         print(f"{sys.argv[0]}: {error}", file=sys.stderr)
         return 2
 
     async def main() -> None:
-        async with opener as tun:
+        async with opener as device:
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, tun.close)  # which ends `async for`
-            print(f"ready {tun.name}", flush=True)
-            await serve(tun, Networks(addresses))
+                loop.add_signal_handler(number, device.close)  # which ends `async for`
+            print(f"ready {device.name}", flush=True)
+            await serve(device)
 
     try:
-        with asyncio.Runner(loop_factory=_loop_factory(args.uvloop)) as runner:
+        with asyncio.Runner(loop_factory=_loop_factory(uvloop)) as runner:
             runner.run(main())
     except (aiotun.AiotunError, ValueError) as error:
         text = getattr(error, "strerror", None) or error

@@ -34,7 +34,7 @@ def twins(python: object, name: str) -> pytest.MarkDecorator:
 
 
 each_read = twins(os.read, "read")
-each_read_many = twins(_native._read_many, "read_many")
+each_read_many = twins(_native.read_many_large, "read_many")
 
 
 @pytest.fixture

@@ -11,10 +11,8 @@ kernel::
 import importlib
 from typing import TYPE_CHECKING
 
-from . import reply
 from ._linktypes import LinkAddress, Route
 from ._packetio import PacketIO, PacketStats
-from .decode import decode_frame, decode_packet
 from .device import Device, TapDevice, TunDevice, open_tap, open_tun
 from .errors import (
     AiotunError,
@@ -34,10 +32,12 @@ from .link import Link
 from .queue import Queue
 
 if TYPE_CHECKING:
-    from . import offload
+    from . import capture, offload, reply
     from ._bridges import create_bridge, delete_bridge
+    from ._ipheader import IPHeader
     from ._linkinfo import LinkEvent, LinkInfo, LinkStats, TunTapInfo
     from ._persistent import create_persistent, delete_persistent, list_devices
+    from .decode import decode_frame, decode_packet, encode
     from .networkd import networkd_units
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "DeviceClosedError",
     "DeviceLostError",
     "DeviceMismatchError",
+    "IPHeader",
     "Link",
     "LinkAddress",
     "LinkDownError",
@@ -66,12 +67,14 @@ __all__ = [
     "TunDevice",
     "TunTapInfo",
     "TunUnavailableError",
+    "capture",
     "create_bridge",
     "create_persistent",
     "decode_frame",
     "decode_packet",
     "delete_bridge",
     "delete_persistent",
+    "encode",
     "list_devices",
     "networkd_units",
     "offload",
@@ -83,22 +86,26 @@ __all__ = [
 
 # Loaded when they are asked for: a program that only opens a device need not wait for them.
 _LAZY = {
+    "IPHeader": "_ipheader",
     "LinkEvent": "_linkinfo",
     "LinkInfo": "_linkinfo",
     "LinkStats": "_linkinfo",
     "TunTapInfo": "_linkinfo",
     "create_bridge": "_bridges",
     "create_persistent": "_persistent",
+    "decode_frame": "decode",
+    "decode_packet": "decode",
     "delete_bridge": "_bridges",
     "delete_persistent": "_persistent",
+    "encode": "decode",
     "list_devices": "_persistent",
     "networkd_units": "networkd",
 }
 
 
 def __getattr__(name: str) -> object:
-    if name == "offload":
-        return importlib.import_module(".offload", __name__)
+    if name in ("capture", "offload", "reply"):
+        return importlib.import_module(f".{name}", __name__)
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f".{_LAZY[name]}", __name__)

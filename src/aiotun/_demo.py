@@ -11,7 +11,6 @@ import re
 import shutil
 import socket
 import struct
-import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -20,10 +19,10 @@ from pathlib import Path
 import aiotun
 from aiotun import reply
 
+from . import _private
+
 __all__ = ["DemoError", "demo"]
 
-# Set when the command starts itself anew: the inode of the network namespace it came from.
-_OUTSIDE = "AIOTUN_DEMO_OUTSIDE"
 # The device's addresses, each with the neighbour that the program answers for.
 _PINGED = (("10.203.0.1/24", "10.203.0.2"), ("fd03:a107:203::1/64", "fd03:a107:203::2"))
 _INTERVAL = 0.2  # seconds; the shortest that ping(8) allows everybody
@@ -50,12 +49,16 @@ def demo(count: int, *, uvloop: bool, say: Callable[[str], None]) -> None:
 
     Raises:
         DemoError: this machine has not what it takes, or pings were not answered.
+        NoNamespaceError: likewise, for a private namespace.
         AiotunError: the device could not be opened.
     """
     factory = _uvloop() if uvloop else None
-    if _OUTSIDE not in os.environ:
-        _start_inside(["demo", "--count", str(count), *(["--uvloop"] if uvloop else [])])
-    _check_inside()
+    if _private.OUTSIDE not in os.environ:
+        args = ["demo", "--count", str(count), *(["--uvloop"] if uvloop else [])]
+        inside = _private.command(args)
+        sys.stdout.flush()
+        os.execve(inside[0], inside, _private.environment())
+    _private.check_inside()
     with asyncio.Runner(loop_factory=factory) as runner:
         # On a machine without IPv6 there is no such file, and the address could not be given.
         ipv6 = Path("/proc/net/if_inet6").exists()
@@ -68,49 +71,6 @@ def _uvloop() -> Callable[[], asyncio.AbstractEventLoop]:
     except ImportError:
         raise DemoError("uvloop is not installed; pip install 'aiotun[uvloop]'") from None
     return uvloop.new_event_loop
-
-
-def _start_inside(args: list[str]) -> None:
-    """Become the same command in a network namespace of its own; never returns."""
-    unshare = _unshare()
-    # -P keeps modules in the current folder out, unless that is where aiotun itself came from.
-    here = [] if sys.path[0] == str(Path(__file__).parent.parent) else ["-P"]
-    command = [*unshare, "--", sys.executable, *here, "-m", "aiotun", *args]
-    sys.stdout.flush()
-    os.execve(unshare[0], command, {**os.environ, _OUTSIDE: str(_namespace())})
-
-
-def _unshare() -> list[str]:
-    if sys.platform != "linux":
-        raise DemoError("TUN devices of this kind exist on Linux only")
-    program = shutil.which("unshare")
-    if program is None:
-        raise DemoError("unshare(1) is missing; install util-linux")
-    # In a container even root may lack what -n needs; with -r a user namespace gives it.
-    ways = ["-n", "-rn"] if os.geteuid() == 0 else ["-rn"]
-    said = ""
-    for way in ways:
-        trial = [program, way, sys.executable, "-ISc", ""]
-        done = subprocess.run(trial, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        if done.returncode == 0:
-            return [program, way]
-        said = said or done.stderr.strip().removeprefix("unshare: ")
-    raise DemoError(
-        f"this machine lets nobody but root make a network namespace ({said}); run as root, or let "
-        "root allow it: sysctl user.max_user_namespaces=10000 "
-        "(and kernel.apparmor_restrict_unprivileged_userns=0 where that exists)"
-    )
-
-
-def _check_inside() -> None:
-    """Make no device where somebody else's network is, whatever the environment says."""
-    others = [name for _, name in socket.if_nameindex() if name != "lo"]
-    if os.environ[_OUTSIDE] == str(_namespace()) or others:
-        raise DemoError(f"{_OUTSIDE} is set, but this is no private namespace; unset it")
-
-
-def _namespace() -> int:
-    return os.stat("/proc/self/ns/net").st_ino
 
 
 # --- Answering, and pinging ----------------------------------------------------------------------

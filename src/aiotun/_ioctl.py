@@ -28,6 +28,7 @@ from .errors import (
 __all__ = [
     "attach",
     "attach_filter",
+    "get_features",
     "get_flags",
     "get_index",
     "get_mtu",
@@ -165,6 +166,13 @@ def get_flags(fd: int, name: str | None = None) -> tuple[str, Iff]:
     except OSError as error:
         raise _common(error, name, "be asked for its flags") from error
     return _name(request), Iff(_abi.IFREQ.unpack(request)[1])
+
+
+def get_features(fd: int) -> Iff:
+    """TUNGETFEATURES: the flags that this driver knows; `fd` need not be attached."""
+    argument = bytearray(_INT.size)
+    _by_pointer(fd, Ioctl.TUNGETFEATURES, argument, "the driver", "tell its features")
+    return Iff(_INT.unpack(argument)[0])
 
 
 def get_namespace(fd: int) -> int | None:

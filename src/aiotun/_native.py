@@ -17,15 +17,28 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-__all__ = ["SPEEDUPS", "checksum", "merge", "read", "read_many", "read_split", "split"]
+__all__ = [
+    "SPEEDUPS",
+    "checksum",
+    "keep_freed_memory",
+    "merge",
+    "read",
+    "read_many",
+    "read_many_large",
+    "read_split",
+    "split",
+]
 
 _choice = os.environ.get("AIOTUN_SPEEDUPS", "")
 if _choice not in ("", "require", "forbid"):
     raise ImportError(f"AIOTUN_SPEEDUPS is {_choice!r}; it may be 'require' or 'forbid', or unset")
 
 
-def _read_many(fd: int, size: int, limit: int) -> list[bytes]:
+def read_many_large(fd: int, size: int, limit: int) -> list[bytes]:
     """Read packets from a non-blocking fd until none waits, or there are `limit`.
+
+    What is read is not copied once more, as the C module does, to which it is no matter where a
+    packet is 1,500 bytes. A super-packet is 64 KiB.
 
     Raises:
         OSError: the first read failed. A later failure ends the batch, and the next call meets it.
@@ -54,10 +67,22 @@ def _read_split(fd: int, frame: bool) -> list[bytes]:
 SPEEDUPS = False
 """Whether the C module is in use."""
 
+
+def keep_freed_memory() -> None:
+    """Have the allocator keep what is freed, where packets of 64 KiB come and go.
+
+    glibc gives memory at the heap's end back to the kernel from 128 KiB on. Then every super-packet
+    would have its 16 pages mapped and zeroed anew, which costs more than reading it. Once a larger
+    block was freed, glibc keeps twice as much as that (mallopt(3), M_MMAP_THRESHOLD); this block is
+    never touched, and takes no memory. Other allocators don't care.
+    """
+    bytearray(16 * 1024 * 1024)
+
+
 read: Callable[[int, int], bytes] = os.read
 """Read one packet from a non-blocking fd: ``read(fd, size)``, as `os.read`."""
 
-read_many: Callable[[int, int, int], list[bytes]] = _read_many
+read_many: Callable[[int, int, int], list[bytes]] = read_many_large
 read_split: Callable[[int, bool], list[bytes]] = _read_split
 split: Callable[[Buffer, bool], list[bytes]]
 merge: Callable[[Iterable[Buffer], bool], list[bytes]]

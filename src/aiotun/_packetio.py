@@ -26,6 +26,7 @@ __all__ = [
     "check_offload",
     "mode_of",
     "read_into",
+    "take_one",
 ]
 
 T = TypeVar("T")
@@ -110,7 +111,7 @@ class PacketIO(abc.ABC):
             DeviceClosedError: closed here, before or while waiting.
             DeviceLostError: the interface went away.
         """
-        return self._receive(self._take)
+        return self._receive(take_one)
 
     async def recv_into(self, buffer: Buffer) -> int:
         """Receive one packet into the caller's buffer; see `recv`.
@@ -134,7 +135,7 @@ class PacketIO(abc.ABC):
                 raise TypeError("recv_into needs a writable buffer, such as a bytearray")
             if not view.contiguous:
                 raise ValueError("recv_into needs a contiguous buffer")
-            return await self._receive(lambda: self._take_into(view))
+            return await self._receive(lambda io: io._take_into(view))
 
     async def recv_many(self, limit: int = 64) -> list[bytes]:
         """Wait for one packet, then take all that are ready.
@@ -151,7 +152,7 @@ class PacketIO(abc.ABC):
         """
         if limit < 1:
             raise ValueError(f"recv_many needs a limit of at least 1, not {limit}")
-        return await self._receive(lambda: self._take_many(limit))
+        return await self._receive(lambda io: io._take_many(limit))
 
     @abc.abstractmethod
     def recv_nowait(self) -> bytes:
@@ -173,7 +174,7 @@ class PacketIO(abc.ABC):
 
     async def __anext__(self) -> bytes:
         try:
-            return await self._receive(self._take)
+            return await self._receive(take_one)
         except DeviceClosedError:
             raise StopAsyncIteration from None
 
@@ -307,8 +308,12 @@ class PacketIO(abc.ABC):
         """How many bytes of ours or the kernel's stand before the packet itself."""
 
     @abc.abstractmethod
-    async def _receive(self, take: Callable[[], T]) -> T:
-        """Call `take` until it has something; wait in between, and before the first call if due."""
+    async def _receive(self, take: Callable[[PacketIO], T]) -> T:
+        """Call `take` until it has something; wait in between, and before the first call if due.
+
+        It is given whatever has the packets, and asks that for the method only then: while a task
+        waits, capturing may have put another in its place.
+        """
 
     @abc.abstractmethod
     def _take(self) -> bytes: ...
@@ -321,6 +326,11 @@ class PacketIO(abc.ABC):
 
     @abc.abstractmethod
     def _count_undecodable(self) -> None: ...
+
+
+def take_one(io: PacketIO) -> bytes:
+    """What `recv` has `_receive` call."""
+    return io._take()
 
 
 class _Batches:

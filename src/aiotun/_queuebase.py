@@ -32,6 +32,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from ._several import QueueGroup
+    from .capture import PcapWriter
 
 __all__ = ["BUDGET", "QueueBase", "close_queues"]
 
@@ -68,6 +69,7 @@ class QueueBase(PacketIO):
         "_offload",
         "_poll",
         "_reading",
+        "_recorders",
         "_refused",
         "_registration",
         "_resuming",
@@ -119,6 +121,8 @@ class QueueBase(PacketIO):
         self._lost: DeviceLostError | None = None
         self._end = ""  # why the fd was given up, once it was
         self._closing: asyncio.Future[None] | None = None
+        # The captures under way, for `RecordingQueue`, which has no place of its own for them.
+        self._recorders: tuple[list[PcapWriter], ...] = ()
         self._truncated = self._refused = self._undecodable = 0
 
     # The event loop

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 from ._flow import flow_hash
-from ._packetio import Mode, PacketIO, PacketStats
+from ._packetio import Mode, PacketIO, PacketStats, take_one
 from ._queuebase import BUDGET, QueueBase, close_queues
 from ._waiting import Line, Waiter
 from .errors import AiotunError, DeviceClosedError, DeviceLostError, LinkDownError
@@ -109,12 +109,12 @@ class QueueGroup(PacketIO):
 
     # Receiving
 
-    async def _receive(self, take: Callable[[], T]) -> T:
+    async def _receive(self, take: Callable[[PacketIO], T]) -> T:
         loop = self._bind()
         front = False
         if self._budget > 0 and not self.line:
             try:
-                return take()
+                return take(self)
             except BlockingIOError:
                 pass
         while True:
@@ -131,12 +131,12 @@ class QueueGroup(PacketIO):
             # No await from here on: what is read is returned.
             self._check_open()
             try:
-                return take()
+                return take(self)
             except BlockingIOError:
                 front = True
 
     def _take(self) -> bytes:
-        return self._take_with(lambda queue: queue._take())
+        return self._take_with(take_one)
 
     def _take_into(self, view: memoryview) -> int:
         return self._take_with(lambda queue: queue._take_into(view))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import _native
 from ._abi import VNET_HDR, VNET_HDR_SIZE
-from ._packetio import PacketStats
+from ._packetio import PacketIO, PacketStats, take_one
 from .errors import DeviceClosedError, PacketError
 from .queue import Queue
 
@@ -30,9 +30,9 @@ T = TypeVar("T")
 _read_split = _native.read_split
 _NO_HEADER = bytes(VNET_HDR_SIZE)
 
-# How many packets `send_many` takes from an iterable before it merges what it has. The largest
-# super-packet of 1,500-byte packets has 45.
-_CHUNK = 128
+# How many packets `send_many` takes from an iterable before it merges what it has: those of a few
+# dozen super-packets, so that few are cut short by it.
+_CHUNK = 1024
 
 
 class SplitQueue(Queue):
@@ -55,7 +55,7 @@ class SplitQueue(Queue):
         if self._free and self._rest:
             self._free -= 1
             return self._rest.pop(0)
-        return await self._receive(self._take)
+        return await self._receive(take_one)
 
     async def __anext__(self) -> bytes:
         try:
@@ -63,7 +63,7 @@ class SplitQueue(Queue):
         except DeviceClosedError:
             raise StopAsyncIteration from None
 
-    async def _receive(self, take: Callable[[], T]) -> T:
+    async def _receive(self, take: Callable[[PacketIO], T]) -> T:
         if self._rest and self._budget + self._free <= 0:
             self.nudge()
         return await super()._receive(take)
@@ -89,9 +89,7 @@ class SplitQueue(Queue):
         length = len(packet)
         with view.cast("B") as octets:
             octets[: min(length, view.nbytes)] = packet[: view.nbytes]
-        if length > view.nbytes:
-            raise self._truncation(length, view.nbytes)
-        return length
+        return self._check_fits(length, view)
 
     def _take_many(self, limit: int) -> list[bytes]:
         batch: list[bytes] = []

@@ -8,10 +8,11 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import aiotun
 
-from . import _commands, _demo, _units
+from . import _commands, _demo, _doctor, _dump, _terminal, _units
 
 __all__ = ["main"]
 
@@ -51,6 +52,14 @@ examples:
   sudo networkctl reload
 """
 
+_DUMPED = """\
+examples:
+
+  aiotun dump tun0 --write tun0.pcapng
+  aiotun dump eth0 --write - | tshark -r -
+  unshare -rn aiotun dump --new tun0 --address 10.0.0.1/24
+"""
+
 # At once, also into a pipe: whoever reads it may be waiting for each line.
 _say = functools.partial(print, flush=True)
 
@@ -64,8 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words and (not hasattr(args, "words") or any(each.startswith("-") for each in words)):
         parser.error(f"unrecognized arguments: {' '.join(words)}")
     args.words = words
+    status: int | None = None
     try:
-        args.run(args)
+        status = args.run(args)
     except _commands.UsageError as error:
         print(f"aiotun: {error}", file=sys.stderr)
         return 2
@@ -78,11 +88,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read the output has gone. Python would complain once more when it flushes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
+    return status or 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, as the rest of the command does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"aiotun: {message}; see '{self.prog} --help'\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="aiotun", description="Linux TUN and TAP devices: to make, to look at, to try out."
     )
     parser.add_argument("--version", action="version", version=f"aiotun {_version()}")
@@ -122,7 +139,41 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--write", type=Path, metavar="DIR", help=said)
     command.set_defaults(run=_run_networkd)
 
+    _add_dump(commands)
+
+    said = "say what works on this machine, and how to mend what doesn't"
+    command = commands.add_parser("doctor", help=said, description=_doctor.__doc__)
+    command.add_argument("--json", action="store_true", help="all of it as a JSON object")
+    command.add_argument("--trial", action="store_true", help=argparse.SUPPRESS)
+    command.set_defaults(run=_run_doctor)
     return parser
+
+
+def _add_dump(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    said = "show the packets of an interface, one line each"
+    command = commands.add_parser(
+        "dump",
+        usage="aiotun dump {IFACE | --new NAME [--tap] [--address A/LEN]}\n"
+        "                   [--write FILE] [--count N] [--json]",
+        help=said,
+        description=_wrapped(_dump.__doc__ or ""),
+        epilog=_DUMPED,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("interface", nargs="?", metavar="IFACE", help="listen on this interface")
+    said = "open a device of this name instead, made where there is none"
+    command.add_argument("--new", metavar="NAME", help=said)
+    command.add_argument(
+        "--tap", action="store_true", help="a TAP device; a TUN device unless given"
+    )
+    said = "an address for it; may be given several times"
+    command.add_argument("--address", action="append", default=[], metavar="A/LEN", help=said)
+    said = "write the packets to a pcap or (FILE.pcapng) pcapng file, too; to stdout for '-'"
+    command.add_argument("--write", metavar="FILE", help=said)
+    said = "end after so many packets"
+    command.add_argument("--count", type=_positive, metavar="N", help=said)
+    command.add_argument("--json", action="store_true", help="each packet as a JSON object")
+    command.set_defaults(run=_run_dump)
 
 
 def _with_words(
@@ -145,6 +196,11 @@ def _with_words(
     )
     command.set_defaults(words=[])
     return command
+
+
+def _wrapped(text: str) -> str:
+    """Give paragraphs as argparse would, where it is told to leave the rest alone."""
+    return "\n\n".join(textwrap.fill(each, 78) for each in text.strip().split("\n\n"))
 
 
 def _version() -> str:
@@ -187,3 +243,37 @@ def _run_networkd(args: argparse.Namespace) -> None:
 
 def _run_demo(args: argparse.Namespace) -> None:
     _demo.demo(args.count, uvloop=args.uvloop, say=_say)
+
+
+def _run_dump(args: argparse.Namespace) -> None:
+    _dump.dump(
+        _dump.Options(
+            interface=args.interface,
+            new=args.new,
+            tap=args.tap,
+            addresses=args.address,
+            write=args.write,
+            count=args.count,
+            as_json=args.json,
+            colour=_terminal.wanted(sys.stdout) and not args.json,
+            say=_say,
+            note=_note,
+            stdout=None if sys.stdout.isatty() else sys.stdout.buffer,
+        )
+    )
+
+
+def _note(line: str) -> None:
+    print(f"aiotun: {line}", file=sys.stderr, flush=True)
+
+
+def _run_doctor(args: argparse.Namespace) -> int:
+    if args.trial:  # it has started itself anew, in a namespace of its own
+        _say(_doctor.trial())
+        return 0
+    report = _doctor.examine()
+    if args.json:
+        _say(_doctor.as_json(report))
+    else:
+        _say_all(list(_doctor.as_lines(report, colour=_terminal.wanted(sys.stdout))))
+    return 0 if report.usable else 1

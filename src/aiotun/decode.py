@@ -1,21 +1,37 @@
-"""Reading packets with dpkt. The only importer of dpkt, and only once something is decoded."""
+"""Packets as dpkt's objects, and back.
+
+This and `_encode`, which is its own part, are all that imports dpkt, and only once something is
+decoded or encoded.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from .errors import DeviceClosedError, PacketDecodeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    # As themselves, for device.py's annotations: nothing else may import dpkt.
+    from dpkt.ethernet import Ethernet as Ethernet
+    from dpkt.ip import IP as IP
+    from dpkt.ip6 import IP6 as IP6
+
     from ._packetio import DecodeErrors, PacketIO
 
-__all__ = ["Decoded", "decode_frame", "decode_packet"]
+P = TypeVar("P")
 
-_MISSING = "decoding needs dpkt, which is not installed: pip install 'aiotun[dpkt]'"
+__all__ = ["Decoded", "decode_frame", "decode_packet", "encode"]
+
+_MISSING = "this needs dpkt, which is not installed: pip install 'aiotun[dpkt]'"
 
 
-def decode_packet(data: bytes) -> Any:
+def decode_packet(data: bytes | bytearray | memoryview) -> IP | IP6:
     """Decode an IP packet.
+
+    Args:
+        data: the packet, without anything in front of it. What is no `bytes` is copied first.
 
     Returns:
         A `dpkt.ip.IP` or a `dpkt.ip6.IP6`, by the version in the packet's first four bits.
@@ -31,11 +47,14 @@ def decode_packet(data: bytes) -> Any:
     version = data[0] >> 4 if data else None
     if version not in (4, 6):
         raise PacketDecodeError(f"no IP packet: its version is {version}, neither 4 nor 6")
-    return _decode(ip.IP if version == 4 else ip6.IP6, data)
+    return _decode(ip.IP, data) if version == 4 else _decode(ip6.IP6, data)
 
 
-def decode_frame(data: bytes) -> Any:
+def decode_frame(data: bytes | bytearray | memoryview) -> Ethernet:
     """Decode an Ethernet frame.
+
+    Args:
+        data: the frame. What is no `bytes` is copied first.
 
     Returns:
         A `dpkt.ethernet.Ethernet`.
@@ -51,14 +70,46 @@ def decode_frame(data: bytes) -> Any:
     return _decode(ethernet.Ethernet, data)
 
 
-def _decode(parser: Any, data: bytes) -> Any:
+def _decode(parser: Callable[[bytes], P], data: bytes | bytearray | memoryview) -> P:
     try:
-        return parser(data)
+        # dpkt's own parsers of LLC fail on a memoryview, and leave parts of the others' data as
+        # views of what the caller may change.
+        return parser(data if isinstance(data, bytes) else bytes(data))
     # A stranger's packet makes dpkt raise AttributeError, IndexError, RecursionError and more, as
     # well as its own UnpackError. Nothing but a parser of these bytes runs here.
     except Exception as error:
         text = f"dpkt cannot read these {len(data)} bytes ({type(error).__name__}: {error})"
         raise PacketDecodeError(text) from error
+
+
+def encode(packet: IP | IP6 | Ethernet) -> bytes:
+    """Write a dpkt object as what is meant by sending it: with right lengths and checksums.
+
+    Total and payload lengths, header sizes with options, UDP's length, and the checksums of IPv4,
+    TCP, UDP, ICMP and ICMPv6 are computed, whatever the object says and dpkt would make of it; so
+    are those of IGMP, OSPF, PIM and SCTP over IPv4. Within Ethernet, VLAN tags and IP in IP, too.
+    A protocol number of 0 (`p`, `nxt`), which dpkt begins with, is filled in, and so is an
+    Ethernet type. All other fields go out as they are: `IP6.hlim`, which dpkt leaves at 0, is
+    yours to set.
+
+    What is part of something larger keeps what it says of that: a fragment's payload, the packet
+    that an ICMP error quotes. So does data that is bytes. Decoding loses an Ethernet frame's
+    padding and what dpkt has no place for: to forward a packet, send its original bytes.
+
+    Args:
+        packet: a `dpkt.ip.IP`, `dpkt.ip6.IP6` or `dpkt.ethernet.Ethernet`. It is not changed.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: a field holds what does not fit into the packet, a protocol number contradicts
+            the data, a packet is too long, or dpkt cannot write one of the layers.
+        ImportError: dpkt is not installed.
+    """
+    try:
+        from ._encode import encoded
+    except ImportError as error:
+        raise ImportError(_MISSING) from error
+    return encoded(packet)
 
 
 class Decoded:
@@ -81,7 +132,7 @@ class Decoded:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> IP | IP6 | Ethernet:
         while True:
             try:
                 packet = await self._source.recv()

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from ._packetio import DecodeErrors
     from ._several import QueueGroup
+    from .capture import Capture, PcapWriter
+    from .decode import IP, IP6, Ethernet
 
 __all__ = ["Device", "Opener", "TapDevice", "TunDevice", "open_tap", "open_tun"]
 
@@ -185,7 +188,7 @@ class Device(PacketIO):
     def _header_bytes(self) -> int:
         return self._io._header_bytes
 
-    async def _receive(self, take: Callable[[], T]) -> T:
+    async def _receive(self, take: Callable[[PacketIO], T]) -> T:
         return await self._io._receive(take)
 
     def _take(self) -> bytes:
@@ -199,6 +202,40 @@ class Device(PacketIO):
 
     def _count_undecodable(self) -> None:
         self._io._count_undecodable()
+
+    # Capture
+
+    def capture(self, writer: PcapWriter) -> Capture:
+        """Record every packet that is received or sent from now on, as the program sees it.
+
+        That is by any method, of the device or of a queue: each packet once, when it is handed out
+        or the kernel has taken it. ``"in"`` is what the program received. A packet is recorded
+        without the header that `packet_info` or ``offload="raw"`` puts in front of it; with the
+        latter it may be a super-packet, whose checksum is the receiver's to complete. What
+        `recv_into` cuts off is recorded too.
+
+        Several captures may be under way. While there is none, nothing costs more for it.
+
+        Args:
+            writer: stays open, and is closed after the capture has stopped: what comes in between
+                would be counted as dropped.
+
+        Returns:
+            The capture: a context manager, which stops it at its end. It ends with the device, too.
+
+        Raises:
+            ValueError: the writer is of the other mode, or closed.
+        """
+        from ._recording import record
+
+        if writer.mode != self._kind:
+            raise ValueError(
+                f"{writer!r} is for a {writer.mode.upper()} device; make one with "
+                f"mode={self._kind!r}"
+            )
+        if writer.closed:
+            raise ValueError(f"{writer!r} is closed; make another to go on")
+        return record(self.queues, writer)
 
     # The rest of the kernel's TUN/TAP interface
 
@@ -256,6 +293,10 @@ class TunDevice(Device):
 
     _kind: ClassVar[Mode] = "tun"
 
+    if TYPE_CHECKING:
+        # Only its type is news.
+        def decoded(self, errors: DecodeErrors = "skip") -> AsyncIterator[IP | IP6]: ...
+
 
 class TapDevice(Device):
     """A device whose packets are Ethernet frames."""
@@ -263,6 +304,10 @@ class TapDevice(Device):
     __slots__ = ()
 
     _kind: ClassVar[Mode] = "tap"
+
+    if TYPE_CHECKING:
+
+        def decoded(self, errors: DecodeErrors = "skip") -> AsyncIterator[Ethernet]: ...
 
     def attach_filter(self, program: Sequence[tuple[int, int, int, int]] | None) -> None:
         """Have a classic BPF program drop frames before they are queued (TUNATTACHFILTER).

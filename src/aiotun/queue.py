@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Self, TypeVar, cast
 from . import _ioctl, _native
 from ._abi import READ_SIZE, Iff
 from ._interface import Interface
-from ._packetio import Offload, check_offload, mode_of, read_into
+from ._packetio import Offload, PacketIO, check_offload, mode_of, read_into, take_one
 from ._queuebase import BUDGET, QueueBase
 from ._waiting import Waiter
 from .errors import AiotunError, DeviceClosedError, DeviceMismatchError
@@ -42,6 +42,7 @@ T = TypeVar("T")
 # Bound here: a global look-up is cheaper than an attribute of a module.
 _read = _native.read
 _read_many = _native.read_many
+_read_many_large = _native.read_many_large
 _write = os.write
 
 # How often a queue looks whether the next packet is there already, which takes some 5 microseconds
@@ -105,6 +106,8 @@ class Queue(QueueBase):
     @classmethod
     def kind_for(cls, offload: Offload) -> type[Self]:
         """Internal: the class of queues with this offload."""
+        if offload != "off":
+            _native.keep_freed_memory()
         if offload != "split":
             return cls
         from ._split import SplitQueue
@@ -123,7 +126,7 @@ class Queue(QueueBase):
             else:
                 self._free = free - 1
                 return packet
-        return await self._receive(self._take)
+        return await self._receive(take_one)
 
     async def __anext__(self) -> bytes:
         # As recv; calling it would cost every packet one coroutine more.
@@ -137,7 +140,7 @@ class Queue(QueueBase):
                 self._free = free - 1
                 return packet
         try:
-            return await self._receive(self._take)
+            return await self._receive(take_one)
         except DeviceClosedError:
             raise StopAsyncIteration from None
 
@@ -152,7 +155,7 @@ class Queue(QueueBase):
         except OSError as error:
             raise self._read_error(error) from error
 
-    async def _receive(self, take: Callable[[], T]) -> T:
+    async def _receive(self, take: Callable[[PacketIO], T]) -> T:
         loop = self._loop if self._resuming else None
         if loop is None:
             loop = self._bind()
@@ -169,7 +172,7 @@ class Queue(QueueBase):
                     self._check_open()
                 front = True  # in vain only where somebody else was quicker, another process say
             try:
-                return take()
+                return take(self)
             except OSError as error:
                 self._refuse(error)
                 wait = True
@@ -200,12 +203,16 @@ class Queue(QueueBase):
     def _take_into(self, view: memoryview) -> int:
         length = read_into(self._fd, view)
         self._spend(1)
+        return self._check_fits(length, view)
+
+    def _check_fits(self, length: int, view: memoryview) -> int:
         if length > view.nbytes:
             raise self._truncation(length, view.nbytes)
         return length
 
     def _take_many(self, limit: int) -> list[bytes]:
-        batch = _read_many(self._fd, READ_SIZE, limit)
+        read_many = _read_many if self._offload == "off" else _read_many_large
+        batch = read_many(self._fd, READ_SIZE, limit)
         taken = len(batch)
         if taken < limit:
             self._drained = True
@@ -328,7 +335,8 @@ class Queue(QueueBase):
 
     async def send_many(self, packets: Iterable[Buffer]) -> int:
         sent = 0
-        write, senders = _write, self._senders
+        write: Callable[[int, Buffer], object] = _write
+        senders = self._senders
         try:
             self._bind()
             for packet in packets:
@@ -344,6 +352,7 @@ class Queue(QueueBase):
                         continue
                 await self._send_waiting(packet)
                 sent += 1
+                write = self._put  # capturing may have begun meanwhile, or ended
         except BaseException as error:
             error.sent = sent  # type: ignore[attr-defined]  # promised on foreign classes, too
             raise
@@ -368,13 +377,17 @@ class Queue(QueueBase):
             await Waiter(loop, self._senders, front=front)
             self._check_open()
             try:
-                _write(self._fd, packet)
+                self._put(self._fd, packet)
             except BlockingIOError:
                 self._full = front = True
             except OSError as error:
                 raise self._write_error(error) from error
             else:
                 return
+
+    def _put(self, fd: int, packet: Buffer) -> None:
+        """Write a packet that had to wait; looked up when its turn comes, for capturing's sake."""
+        _write(fd, packet)
 
     def _writable(self) -> None:
         """The loop's writer callback: resume those who wait to send, until one has to wait on."""

@@ -1,15 +1,24 @@
-"""The answers that every responder writes by hand; pure functions of one packet.
+"""The answers that every responder writes by hand; pure functions of one packet or frame.
 
-The argument is never changed. A checksum is brought up to date by what changed (RFC 1624) and not
-computed anew: so it costs the same for any payload, and a packet that was damaged on its way stays
-recognisably damaged.
+The argument is never changed. An echo's checksum is brought up to date by what changed (RFC 1624)
+and not computed anew: so it costs the same for any payload, and a packet that was damaged on its
+way stays recognisably damaged.
 """
 
 from __future__ import annotations
 
+import functools
 import struct
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING
 
-__all__ = ["icmp_echo", "icmpv6_echo"]
+from ._linktypes import parse_mac
+from .offload import checksum
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+__all__ = ["arp", "icmp_echo", "icmpv6_echo", "neighbour_advertisement"]
 
 _HOPS = 64  # the TTL and hop limit of an answer (RFC 1700's default)
 
@@ -21,6 +30,21 @@ _ECHO4 = struct.Struct("!HHHHBBH4s4sHH")
 _ECHO6 = struct.Struct("!IHBB16s16sHH")
 
 _UNSPECIFIED = bytes(16)
+
+# An Ethernet header and ARP for Ethernet and IPv4 (RFC 826).
+_ARP = struct.Struct("!6s6sHHHBBH6s4s6s4s")
+_ARP_FIXED = (0x0806, 1, 0x0800, 6, 4)  # ARP; of Ethernet, of IPv4, and their addresses' lengths
+_BROADCAST = b"\xff" * 6
+
+# An Ethernet and an IPv6 header, then a neighbour solicitation or advertisement (RFC 4861, sections
+# 4.3 and 4.4) up to its options: type and code as one number, checksum, flags, target.
+_ND = struct.Struct("!6s6sHIHBB16s16sHHI16s")
+_ND_ADDRESSES = slice(22, 54)  # source and destination in the frame, as the pseudo-header has them
+_SOLICITATION, _ADVERTISEMENT = 135 << 8, 136 << 8
+_SOURCE_LINK, _TARGET_LINK = 1, 2  # options
+_SOLICITED, _OVERRIDE = 0x4000_0000, 0x2000_0000
+_ALL_NODES = IPv6Address("ff02::1").packed
+_SOLICITED_NODE = IPv6Address("ff02::1:ff00:0").packed[:13]  # RFC 4291, section 2.7.1
 
 
 def icmp_echo(packet: bytes | bytearray | memoryview) -> bytes | None:
@@ -92,3 +116,135 @@ def icmpv6_echo(packet: bytes | bytearray | memoryview) -> bytes | None:
     icmp_sum = (icmp_sum & 0xFFFF) - (icmp_sum < 0)
     head = _ECHO6.pack(start, length, 58, _HOPS, target, source, 0x8100, icmp_sum)
     return head + packet[44:]
+
+
+def arp(
+    frame: bytes | bytearray | memoryview,
+    mac: str | bytes,
+    addresses: Container[IPv4Address | IPv6Address],
+) -> bytes | None:
+    """Answer an ARP request (RFC 826; RFC 5227).
+
+    Args:
+        frame: an Ethernet frame.
+        mac: who answers, as `"02:00:00:00:00:01"` or 6 bytes.
+        addresses: what is answered for: anything that says whether an `IPv4Address` is `in` it,
+            such as a set, in which IPv6 addresses may be as well, or an `IPv4Network` (in which
+            its broadcast address is, too). Text and interfaces are no addresses: a set of those
+            never answers.
+
+    Returns:
+        The reply, as a frame of 42 bytes, or None where nobody in `addresses` is asked: anything
+        but an ARP request for an IPv4 address on Ethernet, one to somebody else's MAC, or from
+        anything but a single host's. A probe, from 0.0.0.0, is answered: its sender wants to know
+        whether the address is taken. An announcement, where sender and target are the same, asks
+        nothing. Frames with a VLAN tag come from another network, whose addresses are others.
+
+    Raises:
+        ValueError: `mac` is none, or stands for many.
+    """
+    ours = _mac(mac)
+    if len(frame) < 42:
+        return None
+    (receiver, _, ethertype, hardware, protocol, hardware_length, protocol_length, operation,
+     sender_mac, sender, _, target) = _ARP.unpack_from(frame)  # fmt: skip
+    fixed = (ethertype, hardware, protocol, hardware_length, protocol_length)
+    if fixed != _ARP_FIXED or operation != 1 or receiver not in (ours, _BROADCAST):
+        return None
+    if not _unicast(sender_mac) or sender == target or sender[0] >= 224:
+        return None
+    if IPv4Address(target) not in addresses:
+        return None
+    return _ARP.pack(sender_mac, ours, *_ARP_FIXED, 2, ours, target, sender_mac, sender)
+
+
+def neighbour_advertisement(
+    frame: bytes | bytearray | memoryview,
+    mac: str | bytes,
+    addresses: Container[IPv4Address | IPv6Address],
+) -> bytes | None:
+    """Answer a neighbour solicitation (RFC 4861, sections 7.1.1 and 7.2.4).
+
+    Args:
+        frame: an Ethernet frame.
+        mac: who answers, as `"02:00:00:00:00:01"` or 6 bytes.
+        addresses: what is answered for: anything that says whether an `IPv6Address` is `in` it,
+            such as a set, in which IPv4 addresses may be as well, or an `IPv6Network`. Text and
+            interfaces are no addresses: a set of those never answers.
+
+    Returns:
+        The advertisement, as a frame of 86 bytes, with the flags *solicited* and *override*, or
+        None where nobody in `addresses` is asked: no solicitation, one that RFC 4861 calls invalid,
+        to somebody else's MAC, or to another address than the target or its solicited-node group.
+        One from :: (duplicate address detection, RFC 4862) is answered to all nodes, and that is
+        not *solicited*. The answer goes to the MAC of the source link-layer address option, or
+        where there is none to the frame's source. Frames with a VLAN tag come from another network.
+
+    Raises:
+        ValueError: `mac` is none, or stands for many.
+    """
+    ours = _mac(mac)
+    if len(frame) < _ND.size:
+        return None
+    (receiver, sender_mac, ethertype, start, length, following, hops, source, destination, kind, _,
+     _, target) = _ND.unpack_from(frame)  # fmt: skip
+    # The 255 shows that no router has passed it on.
+    if (ethertype, start >> 28, following, hops, kind) != (0x86DD, 6, 58, 255, _SOLICITATION):
+        return None
+    if not 24 <= length <= len(frame) - 54 or target[0] == 0xFF or source[0] == 0xFF:
+        return None
+    group = _SOLICITED_NODE + target[13:]
+    # A bridge may turn multicast into unicast frames (RFC 6085), so our MAC will do for both.
+    if destination == group:
+        if receiver not in (ours, b"\x33\x33" + group[12:]):
+            return None
+    elif destination != target or receiver != ours:
+        return None
+    message = frame[54 : 54 + length]
+    pseudo = int.from_bytes(frame[_ND_ADDRESSES], "big") + length + 58
+    options = _options(message[24:])
+    if options is None or checksum(message, pseudo) != 0 or source == target:
+        return None
+    link = options.get(_SOURCE_LINK)
+    if source == _UNSPECIFIED:
+        if link is not None or destination != group:
+            return None
+        flags, source, receiver = _OVERRIDE, _ALL_NODES, b"\x33\x33\0\0\0\1"
+    else:
+        flags, receiver = _SOLICITED | _OVERRIDE, sender_mac if link is None else link[:6]
+        if not _unicast(receiver):
+            return None
+    if IPv6Address(target) not in addresses:
+        return None
+    option = bytes((_TARGET_LINK, 1)) + ours
+    pseudo = int.from_bytes(target + source + target + option, "big")
+    value = checksum(struct.pack("!HI", _ADVERTISEMENT, flags), pseudo + 32 + 58)
+    head = _ND.pack(receiver, ours, 0x86DD, 6 << 28, 32, 58, 255, target, source,
+                    _ADVERTISEMENT, value, flags, target)  # fmt: skip
+    return head + option
+
+
+def _options(data: bytes | bytearray | memoryview) -> dict[int, bytes] | None:
+    """Read the options of a message (RFC 4861, section 4.6); None where one is wrong."""
+    found: dict[int, bytes] = {}
+    at = 0
+    while at < len(data):
+        if at + 2 > len(data) or data[at + 1] == 0 or at + data[at + 1] * 8 > len(data):
+            return None
+        end = at + data[at + 1] * 8
+        found.setdefault(data[at], bytes(data[at + 2 : end]))
+        at = end
+    return found
+
+
+def _unicast(mac: bytes) -> bool:
+    return not mac[0] & 1 and any(mac)
+
+
+@functools.lru_cache
+def _mac(mac: str | bytes) -> bytes:
+    """Read a MAC; kept, since each call of a responder comes with the same."""
+    packed = bytes.fromhex(parse_mac(mac).replace(":", "")) if isinstance(mac, str) else mac
+    if len(packed) != 6 or not _unicast(packed):
+        raise ValueError(f"{mac!r} is no host's MAC; that has 6 bytes, the first of them even")
+    return packed

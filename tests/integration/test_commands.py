@@ -279,7 +279,7 @@ class TestProcess:
         assert (done.returncode, done.stderr) == (1, "")
 
 
-@pytest.mark.parametrize("command", ["list", "add", "del"])
+@pytest.mark.parametrize("command", ["list", "add", "del", "demo", "dump", "doctor"])
 def test_help_fits_a_terminal(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exits:
         cli.main([command, "--help"])

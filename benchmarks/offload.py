@@ -1,0 +1,138 @@
+"""One TCP stream of iperf3 between two namespaces, through a forwarder between two TUN devices.
+
+The forwarders are C and Python, with offload and without. Each has devices of its own and lives
+through the whole benchmark; while another is at work it sleeps. Nothing is pinned: a forwarder, the
+sender and the receiver share the cores, as they would in life.
+
+And what it takes to cut one super-packet up, and to put it together again.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from aiotun import _gso, _native
+from aiotun._abi import VNET_HDR
+
+from ._harness import HERE, BenchError, Row, Table, child, compiled, expect, output_of, wait_ready
+
+SECONDS = 2  # of each stream
+SEGMENTS, SEGMENT = 45, 1448
+
+
+def segments() -> list[bytes]:
+    """TCP packets that make one super-packet: 45 of 1,448 bytes."""
+    header = _native.split(_super_packet(), False)
+    expect("segments", [len(each) for each in header], [SEGMENT + 52] * SEGMENTS)
+    return header
+
+
+def _super_packet() -> bytes:
+    payload = os.urandom(SEGMENTS * SEGMENT)
+    tcp = bytes.fromhex("03e807d0000000010000000780100200 0000 0000 0101080a0000000100000002")
+    ip = bytes.fromhex("450000000001400040060000 0a000001 0a000002")
+    length = len(ip) + len(tcp) + len(payload)
+    ip = ip[:2] + length.to_bytes(2, "big") + ip[4:]
+    header = (1, 1, 52, SEGMENT, 20, 16)
+    return VNET_HDR.pack(*header) + ip + tcp + payload
+
+
+def cut_and_put() -> Table:
+    packets = segments()
+    (whole,) = _gso.merge(packets)
+    expect("C module", _native.SPEEDUPS, True)
+    cases: dict[str, tuple[Callable[[], object], int, float | None]] = {
+        "split, C": (lambda: _native.split(whole, False), 300, 8),
+        "split, Python": (lambda: _gso.split(whole), 10, 200),
+        "merge, C": (lambda: _native.merge(packets, False), 300, 6),
+        "merge, Python": (lambda: _gso.merge(packets), 10, None),
+    }
+    samples: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(30):
+        for name, (function, count, _) in cases.items():
+            start = time.perf_counter_ns()
+            for _ in range(count):
+                function()
+            samples[name].append((time.perf_counter_ns() - start) / count / 1000)
+    rows = [Row(name, "us", samples[name], target=target) for name, (_, _, target) in cases.items()]
+    return Table("offload", "any loop", "a 64 KiB super-packet of 45 segments", rows)
+
+
+@contextlib.contextmanager
+def far_namespace() -> Iterator[str]:
+    """Another network namespace, with an iperf3 server in it; gives its path."""
+    command = ("unshare", "-n", "sh", "-c", "ip link set lo up; exec iperf3 -s --forceflush")
+    with child(*command) as server:
+        assert server.stdout is not None
+        while "listening" not in (line := server.stdout.readline()):
+            if not line:
+                raise BenchError("iperf3 -s did not start")
+        yield f"/proc/{server.pid}/ns/net"
+
+
+def stream(address: str) -> float:
+    """Gbit/s that came through."""
+    with child("iperf3", "-c", address, "-t", str(SECONDS), "-J") as client:
+        said = json.loads(output_of(client))
+    if "error" in said:
+        raise BenchError(f"iperf3 -c {address}: {said['error']}")
+    received = said["end"]["sum_received"]
+    if not received["bytes"]:
+        raise BenchError(f"nothing came through to {address}")
+    return float(received["bits_per_second"]) / 1e9
+
+
+def forwarders(netns: str, loop: str) -> dict[str, list[str]]:
+    """The commands, by name; each with devices and a subnet of its own."""
+    c, python = str(compiled("forwarder.c")), str(HERE / "forward.py")
+    kinds = {
+        "C, offload": [c, "raw"],
+        "C": [c, "off"],
+        "raw": [sys.executable, python, "raw"],
+        "split": [sys.executable, python, "split"],
+        "off": [sys.executable, python, "off"],
+    }
+    commands = {}
+    for number, (name, command) in enumerate(kinds.items()):
+        command += [netns, f"near{number}", f"far{number}", f"10.90.{number}"]
+        commands[name] = [*command, loop] if command[0] == sys.executable else command
+    return commands
+
+
+def forwarding(runs: int, loop: str) -> Table:
+    with far_namespace() as netns, contextlib.ExitStack() as stack:
+        commands = forwarders(netns, loop)
+        for command in commands.values():
+            wait_ready(stack.enter_context(child(*command)))
+        samples: dict[str, list[float]] = {name: [] for name in commands}
+        for run in range(runs + 1):
+            for number, name in enumerate(commands):
+                speed = stream(f"10.90.{number}.2")
+                if run:  # the first one warms up
+                    samples[name].append(speed)
+    rows = [
+        Row("C forwarder, offload", "Gbit/s", samples["C, offload"]),
+        Row("C forwarder", "Gbit/s", samples["C"]),
+        _row("raw / C with offload", samples["raw"], samples["C, offload"], 0.95),
+        _row("split / raw", samples["split"], samples["raw"], 0.85),
+        _row("split / off", samples["split"], samples["off"], 2.5),
+        _row("off / C", samples["off"], samples["C"], 0.95),
+    ]
+    return Table("offload", loop, "one TCP stream through a forwarder", rows)
+
+
+def _row(name: str, ours: Sequence[float], theirs: Sequence[float], target: float) -> Row:
+    return Row(name, "Gbit/s", ours, theirs, target=target, at_least=True)
+
+
+def run(runs: int, loops: Sequence[str]) -> Iterator[Table]:
+    yield cut_and_put()
+    for tool in ("iperf3", "ip"):
+        if shutil.which(tool) is None:
+            raise BenchError(f"no {tool}: install iperf3 and iproute2")
+    for loop in loops:
+        yield forwarding(runs, loop)

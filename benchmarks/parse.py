@@ -1,0 +1,76 @@
+"""What is done with a packet in Python alone: reading its header, and answering it.
+
+No device and no loop. The statements are run by `timeit`, which inlines them: a call around them
+would cost a tenth of what is measured.
+"""
+
+import ipaddress
+import struct
+import timeit
+from collections.abc import Iterator, Sequence
+
+import aiotun
+from aiotun import reply
+
+from ._harness import LAST_CORE, Row, Table, expect, pinned
+
+COUNT = 20_000
+MAC = b"\2\0\0\0\0\1"
+ADDRESSES = {ipaddress.ip_address("10.0.0.2"), ipaddress.ip_address("fd00::2")}
+
+PAIR4 = bytes([10, 0, 0, 1, 10, 0, 0, 2])
+PAIR6 = ipaddress.ip_address("fd00::1").packed + ipaddress.ip_address("fd00::2").packed
+ECHO4 = struct.pack("!BBHHHBBH", 0x45, 0, 84, 1, 0, 64, 1, 0) + PAIR4 + b"\x08" + bytes(63)
+ECHO6 = struct.pack("!IHBB", 6 << 28, 64, 58, 64) + PAIR6 + b"\x80" + bytes(63)
+ARP = b"\xff" * 6 + MAC + struct.pack("!HHHBBH", 0x0806, 1, 0x0800, 6, 4, 1)
+ARP += MAC + PAIR4[:4] + bytes(6) + PAIR4[4:]
+
+
+def solicitation() -> bytes:
+    """A neighbour solicitation for fd00::2, whose checksum has to be right."""
+    body = struct.pack("!BBHI", 135, 0, 0, 0) + PAIR6[16:]
+    group = ipaddress.ip_address("ff02::1:ff00:2").packed
+    pseudo = PAIR6[:16] + group + struct.pack("!II", len(body), 58)
+    value = aiotun.offload.checksum(pseudo + body)
+    head = b"\x33\x33" + group[12:] + MAC + b"\x86\xdd" + struct.pack("!IHBB", 6 << 28, 24, 58, 255)
+    return head + PAIR6[:16] + group + body[:2] + value.to_bytes(2, "big") + body[4:]
+
+
+FIELDS = "header = IPHeader(packet); header.src_bytes; header.dst_bytes; header.proto"
+# What is shown, what is run, on which packet, and the target in nanoseconds.
+CASES: list[tuple[str, str, bytes, float | None]] = [
+    ("IPHeader, 3 fields, IPv4", FIELDS, ECHO4, 500.0),
+    ("IPHeader, 3 fields, IPv6", FIELDS, ECHO6, 500.0),
+    ("decode_packet", "decode_packet(packet)", ECHO4, None),
+    ("icmp_echo", "icmp_echo(packet)", ECHO4, 1000.0),
+    ("icmpv6_echo", "icmpv6_echo(packet)", ECHO6, 1000.0),
+    ("arp", "arp(packet, MAC, ADDRESSES)", ARP, None),
+    (
+        "neighbour_advertisement",
+        "neighbour_advertisement(packet, MAC, ADDRESSES)",
+        solicitation(),
+        None,
+    ),
+]
+
+
+def run(runs: int, loops: Sequence[str]) -> Iterator[Table]:
+    """The event loop makes no difference here: one table."""
+    names = {**vars(reply), **vars(aiotun), "MAC": MAC, "ADDRESSES": ADDRESSES}
+    for name, statement, packet, _ in CASES:
+        if name in reply.__all__:
+            answer = eval(statement, {**names, "packet": packet})
+            expect(f"{name}'s answer", type(answer), bytes)
+    timers = [timeit.Timer(each, globals={**names, "packet": data}) for _, each, data, _ in CASES]
+    samples: list[list[float]] = [[] for _ in CASES]
+    with pinned(LAST_CORE):
+        for number in range(runs + 1):
+            for timer, found in zip(timers, samples, strict=True):
+                nanoseconds = timer.timeit(COUNT) / COUNT * 1e9
+                if number > 0:
+                    found.append(nanoseconds)
+    rows = [
+        Row(name, "ns", found, target=target)
+        for (name, _, _, target), found in zip(CASES, samples, strict=True)
+    ]
+    yield Table("parse", "any loop", f"each {COUNT} times a run, one after the other", rows)

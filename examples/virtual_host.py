@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""A host on an Ethernet that lives in this program alone, behind a TAP device.
+
+    sudo ip link add br0 type bridge
+    sudo ip addr add 10.203.0.254/24 dev br0
+    sudo ip link set br0 up
+    sudo python examples/virtual_host.py --bridge br0 --address 10.203.0.1/24 &
+    ping 10.203.0.1
+
+It answers ARP and IPv6 neighbour discovery for its addresses, and pings. The addresses and the MAC
+are this host's; the kernel's side of the device has a MAC of its own, and no address unless you
+give it one, or attach it to a bridge that has. Prints "ready NAME" when it serves, and ends cleanly
+on SIGINT and SIGTERM.
+"""
+
+import argparse
+import random
+import sys
+
+from _service import addresses_of, parser, run_device
+
+import aiotun
+from aiotun import reply
+
+IPV4, ARP, IPV6 = b"\x08\x00", b"\x08\x06", b"\x86\xdd"
+
+
+class Host:
+    """What the host answers, a frame at a time."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.mac: bytes = args.mac
+        self.addresses = {each.ip for each in addresses_of(args)}
+        self._packed = {each.packed for each in self.addresses}
+
+    def answer(self, frame: bytes) -> bytes | None:
+        """Give the answer to a frame, or None where it asks this host for nothing."""
+        ethertype = frame[12:14]
+        if ethertype == ARP:
+            return reply.arp(frame, self.mac, self.addresses)
+        # To this host alone; only questions for MACs come to several at once.
+        if frame[:6] == self.mac:
+            packet = None
+            if ethertype == IPV4 and frame[30:34] in self._packed:
+                packet = reply.icmp_echo(frame[14:])
+            elif ethertype == IPV6 and frame[38:54] in self._packed:
+                packet = reply.icmpv6_echo(frame[14:])
+            if packet is not None:
+                return frame[6:12] + self.mac + ethertype + packet
+        if ethertype == IPV6:
+            return reply.neighbour_advertisement(frame, self.mac, self.addresses)
+        return None
+
+
+async def serve(tap: aiotun.TapDevice, host: Host) -> None:
+    unsent = 0
+    async for frame in tap:
+        answer = host.answer(frame)
+        if answer is not None:
+            try:
+                await tap.send(answer)
+            except (aiotun.LinkDownError, aiotun.PacketError):
+                unsent += 1  # the link went down in between; it may come up again
+    if unsent:
+        print(f"{unsent} answers could not be sent", file=sys.stderr)
+
+
+def host_mac(text: str) -> bytes:
+    try:
+        mac = bytes.fromhex(text.replace(":", ""))
+    except ValueError:
+        mac = b""
+    if len(mac) != 6 or text.count(":") != 5 or mac[0] & 1 or not any(mac):
+        raise argparse.ArgumentTypeError("a host's MAC is one such as 02:00:00:00:00:01")
+    return mac
+
+
+def random_mac() -> bytes:
+    """One of those that anybody may use (IEEE 802, locally administered)."""
+    return b"\x02" + random.randbytes(5)
+
+
+if __name__ == "__main__":
+    command = parser(__doc__)
+    command.add_argument(
+        "--mac", type=host_mac, default=random_mac(), help="the host's MAC (default: a random one)"
+    )
+    command.add_argument("--bridge", help="attach the device to this bridge")
+    args = command.parse_args()
+    host = Host(args)
+    sys.exit(
+        run_device(
+            lambda: aiotun.open_tap(args.name, bridge=args.bridge),
+            lambda tap: serve(tap, host),
+            uvloop=args.uvloop,
+        )
+    )

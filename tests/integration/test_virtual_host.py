@@ -1,0 +1,199 @@
+"""The host that lives in Python: a real kernel finds and pings it over a bridge."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..helpers import ip
+from .test_examples import (
+    LOOPS,
+    Pinger,
+    Service,
+    check_failure,
+    example_module,
+    pingers,
+    run,
+    start,
+)
+
+HOST = "virtual_host.py"
+MAC, OTHER_MAC = "02:00:00:00:00:51", "02:00:00:00:00:52"
+HOST4, HOST6 = "10.84.0.1", "fd84::1"
+# Without a link-local address the kernel cannot ask whether an IPv6 neighbour is still there.
+KERNEL = ["10.84.0.254/24", "fd84::ff/64", "fe80::ff/64"]
+
+
+def options(mac: str = MAC, name: str = "ex0", four: str = HOST4, six: str = HOST6) -> list[str]:
+    addresses = ["--address", f"{four}/24", "--address", f"{six}/64"]
+    return ["--name", name, "--mac", mac, *addresses]
+
+
+def bridge() -> list[str]:
+    """Make a bridge on which the kernel has addresses, and give the option for it."""
+    ip("link", "add", "br0", "type", "bridge")
+    for each in KERNEL:
+        ip("addr", "add", each, "dev", "br0")
+    ip("link", "set", "br0", "up")
+    return ["--bridge", "br0"]
+
+
+@contextlib.contextmanager
+def host(*args: str) -> Iterator[tuple[Service, Pinger, Pinger]]:
+    with start(HOST, *args) as service, pingers() as (four, six):
+        yield service, four, six
+        assert service.end() == ""
+
+
+def neighbours(device: str = "br0") -> dict[str, str | None]:
+    """The MACs that the kernel knows of, by address; None for what nobody has answered."""
+    found = ip("-4", "neigh", "show", "dev", device) + ip("-6", "neigh", "show", "dev", device)
+    return {each["dst"]: each.get("lladdr") for each in found}
+
+
+@LOOPS
+def test_it_is_found_and_pinged_over_a_bridge(loop: list[str]) -> None:
+    with host(*options(), *bridge(), *loop) as (service, four, six):
+        assert service.name == "ex0"
+        for size in (0, 1, 56, 57, 1400, 1452):
+            four.check(HOST4, size)
+            six.check(HOST6, size)
+        assert neighbours()[HOST4] == neighbours()[HOST6] == MAC
+        # The kernel asks again, to this MAC alone, whether it is still there.
+        for address in (HOST4, HOST6):
+            ip("neigh", "change", address, "lladdr", MAC, "dev", "br0", "nud", "probe")
+            wait_for_state(address, "REACHABLE")
+
+
+def wait_for_state(address: str, wanted: str) -> None:
+    deadline = time.monotonic() + 10
+    while True:
+        (found,) = ip("neigh", "show", address, "dev", "br0")
+        if found["state"] == [wanted]:
+            return
+        assert time.monotonic() < deadline, found
+        time.sleep(0.01)
+
+
+def test_only_its_own_addresses() -> None:
+    with host(*options(), *bridge()) as (_, four, six):
+        four.check(HOST4)
+        six.check(HOST6)
+        ip("neigh", "add", "10.84.0.3", "lladdr", MAC, "dev", "br0")
+        ip("neigh", "add", "fd84::3", "lladdr", MAC, "dev", "br0")
+        for pinger, own, others in (
+            (four, HOST4, ["10.84.0.2", "10.84.0.3", "10.84.0.255"]),
+            (six, HOST6, ["fd84::2", "fd84::3", "fd84::1:0:1"]),
+        ):
+            for address in others:
+                pinger.ask(address)
+                pinger.check(own)
+        known = neighbours()
+        assert [known.get(each) for each in ("10.84.0.2", "fd84::2", "fd84::1:0:1")] == [None] * 3
+
+
+def test_only_its_own_mac() -> None:
+    """A bridge floods what it knows no port for."""
+    with host(*options(), *bridge()) as (_, four, six):
+        for pinger, address in ((four, HOST4), (six, HOST6)):
+            ip("neigh", "add", address, "lladdr", OTHER_MAC, "dev", "br0")
+            pinger.ask(address)
+            ip("neigh", "replace", address, "lladdr", MAC, "dev", "br0")
+            pinger.check(address)
+
+
+def test_two_hosts_on_one_bridge() -> None:
+    more = bridge()
+    others = options(OTHER_MAC, "ex1", "10.84.0.2", "fd84::2")
+    with host(*options(), *more) as (_, four, six), host(*others, *more):
+        for _ in range(3):
+            for pinger, addresses in ((four, [HOST4, "10.84.0.2"]), (six, [HOST6, "fd84::2"])):
+                for address in addresses:
+                    pinger.check(address)
+        known = neighbours()
+        assert (known[HOST4], known["10.84.0.2"]) == (MAC, OTHER_MAC)
+        assert (known[HOST6], known["fd84::2"]) == (MAC, OTHER_MAC)
+
+
+def test_without_a_bridge_and_a_mac() -> None:
+    with start(HOST, "--address", "10.84.0.1/24") as service, Pinger(4) as four:
+        assert service.name == "tap0"
+        ip("addr", "add", KERNEL[0], "dev", "tap0")
+        four.check(HOST4)
+        found = neighbours("tap0")[HOST4]
+        assert found is not None
+        assert found.startswith("02:")
+        assert service.end() == ""
+
+
+def test_nobody_else_may_take_its_address() -> None:
+    """The kernel's own duplicate address detection."""
+    with host(*options(), *bridge()):
+        Path("/proc/sys/net/ipv6/conf/br0/accept_dad").write_text("1")
+        ip("addr", "add", f"{HOST6}/64", "dev", "br0")
+        deadline = time.monotonic() + 10
+        while not any(
+            each["local"] == HOST6 and each.get("dadfailed")
+            for each in ip("-6", "addr", "show", "dev", "br0")[0]["addr_info"]
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+@LOOPS
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it(number: signal.Signals, loop: list[str]) -> None:
+    with start(HOST, *options(), *bridge(), *loop) as service, Pinger(4) as four:
+        four.check(HOST4)
+        for _ in range(100):
+            four.ask(HOST4)
+        assert service.end(number) == ""
+
+
+def test_an_interface_that_is_deleted_is_one_line() -> None:
+    with start(HOST, *options()) as service:
+        ip("link", "delete", "ex0")
+        said = service.process.communicate(timeout=10)[1]
+        assert service.process.returncode == 1
+        assert "ex0" in said
+        assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "said"),
+    [
+        (["--mac", "02:00:00:00:00"], 2, "02:00:00:00:00:01"),
+        (["--mac", "03:00:00:00:00:01"], 2, "02:00:00:00:00:01"),
+        (["--mac", "00:00:00:00:00:00"], 2, "02:00:00:00:00:01"),
+        (["--mac", "020000000001"], 2, "02:00:00:00:00:01"),
+        (["--mac", "home"], 2, "02:00:00:00:00:01"),
+        (["--address", "10.84.0.1/33"], 2, "10.84.0.1/33"),
+        (["--name", "much-too-long-name"], 2, "1 to 15"),
+        (["--bridge", "none0"], 1, "none0"),
+        (["--name", "lo"], 1, "not a TAP device"),
+    ],
+)
+def test_failures(args: Sequence[str], status: int, said: str) -> None:
+    check_failure(run(HOST, *args), status, said)
+
+
+def test_help() -> None:
+    done = run(HOST, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for option in ("--name", "--address", "--mac", "--bridge", "--uvloop"):
+        assert option in done.stdout
+
+
+def test_any_frame() -> None:
+    """None is too short, and none is answered that is no question to this host."""
+    module: Any = example_module("virtual_host")
+    args = module.parser("").parse_args(["--address", "10.84.0.1/24"])
+    args.mac = module.host_mac(MAC)
+    answer = module.Host(args).answer
+    for ethertype in (b"\x08\x00", b"\x08\x06", b"\x86\xdd", b"\x81\x00"):
+        for length in range(14, 100):
+            assert answer((args.mac + bytes(6) + ethertype + bytes(100))[:length]) is None

@@ -1,0 +1,16 @@
+from .dpkt import Packet
+
+class ICMP6(Packet):
+    type: int
+    code: int
+    sum: int
+
+    class Echo(Packet):
+        id: int
+        seq: int
+
+    class Error(Packet): ...
+    class Unreach(Error): ...
+    class TooBig(Error): ...
+    class TimeExceed(Error): ...
+    class ParamProb(Error): ...

@@ -1,0 +1,4 @@
+from .dpkt import Packet
+
+class IGMP(Packet):
+    sum: int

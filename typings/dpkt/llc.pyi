@@ -1,0 +1,3 @@
+from .dpkt import Packet
+
+class LLC(Packet): ...

@@ -1,0 +1,4 @@
+from .dpkt import Packet
+
+class SCTP(Packet):
+    sum: int

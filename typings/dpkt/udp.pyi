@@ -1,0 +1,7 @@
+from .dpkt import Packet
+
+class UDP(Packet):
+    sport: int
+    dport: int
+    ulen: int
+    sum: int

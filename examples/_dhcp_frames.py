@@ -8,7 +8,7 @@ from _dhcp_message import NOBODY, MalformedError, Message, Type
 
 from aiotun.offload import checksum
 
-__all__ = ["EVERYBODY", "Arp", "Datagram", "arp", "deliver", "read_arp", "read_udp", "udp"]
+__all__ = ["EVERYBODY", "Arp", "Datagram", "arp_probe", "deliver", "read_arp", "read_udp", "udp"]
 
 EVERYBODY = b"\xff" * 6
 _EVERYBODY4 = IPv4Address("255.255.255.255")
@@ -107,28 +107,22 @@ def deliver(answer: Message, asker: Datagram, mac: bytes, address: IPv4Address) 
 
 @dataclasses.dataclass(frozen=True)
 class Arp:
-    """What an ARP message says."""
+    """Who says in ARP that an address is theirs."""
 
-    request: bool
     sender_mac: bytes
     sender: IPv4Address
-    target: IPv4Address
 
 
 def read_arp(frame: bytes) -> Arp | None:
     """Read a request or an answer about IPv4 on Ethernet; None where it is something else."""
     if len(frame) < _ARP.size:
         return None
-    _, _, *fixed, operation, sender_mac, sender, _, target = _ARP.unpack_from(frame)
+    _, _, *fixed, operation, sender_mac, sender, _, _ = _ARP.unpack_from(frame)
     if tuple(fixed) != _ARP_FIXED or operation not in (1, 2):
         return None
-    return Arp(operation == 1, sender_mac, IPv4Address(sender), IPv4Address(target))
+    return Arp(sender_mac, IPv4Address(sender))
 
 
-def arp(message: Arp, target_mac: bytes = EVERYBODY) -> bytes:
-    """Write one, to everybody or to one."""
-    named = bytes(6) if message.request else target_mac
-    return _ARP.pack(
-        target_mac, message.sender_mac, *_ARP_FIXED, 1 if message.request else 2,
-        message.sender_mac, message.sender.packed, named, message.target.packed,
-    )  # fmt: skip
+def arp_probe(mac: bytes, address: IPv4Address) -> bytes:
+    """Ask everybody who has an address; from nobody, so that no cache is changed (RFC 5227)."""
+    return _ARP.pack(EVERYBODY, mac, *_ARP_FIXED, 1, mac, NOBODY.packed, bytes(6), address.packed)

@@ -21,13 +21,13 @@ import time
 from collections import Counter
 from ipaddress import IPv4Address, IPv4Interface
 
-from _dhcp_frames import Arp, Datagram, arp, deliver, read_arp, read_udp
+from _dhcp_frames import Arp, Datagram, arp_probe, deliver, read_arp, read_udp
 from _dhcp_leases import Leases
 from _dhcp_message import NOBODY, MalformedError, Message
 from _dhcp_rules import Config, Probe, Rules
 
 import aiotun
-from aiotun.reply import icmp_echo
+from aiotun import reply
 
 MAX_RANGE = 65_536  # addresses
 
@@ -71,7 +71,7 @@ class Server:
             return []
         message = read_arp(frame)
         if message is not None:
-            return self._arp(message)
+            return self._arp(frame, message)
         try:
             datagram = read_udp(frame)
             if datagram is None:
@@ -94,15 +94,11 @@ class Server:
         # Twice, since nothing tells of a frame that was lost (RFC 5227, section 2.1.1).
         loop.call_later(self._patience / 2, self._ask, step.address)
         loop.call_later(self._patience, self._answered, step.address)
-        return [self._question(step.address)]
-
-    def _question(self, address: IPv4Address) -> bytes:
-        # From nobody, so that it changes nothing in anybody's cache (RFC 5227, section 1.1).
-        return arp(Arp(True, self._mac, NOBODY, address))
+        return [arp_probe(self._mac, step.address)]
 
     def _ask(self, address: IPv4Address) -> None:
         if not self._tap.closed:
-            self._send([self._question(address)])
+            self._send([arp_probe(self._mac, address)])
 
     def _answered(self, address: IPv4Address) -> None:
         asking = self._asking.pop(address)
@@ -113,20 +109,20 @@ class Server:
         self._leases.commit()
         self._send(answers)
 
-    def _arp(self, message: Arp) -> list[bytes]:
+    def _arp(self, frame: bytes, message: Arp) -> list[bytes]:
         asking = self._asking.get(message.sender)
         if asking is not None:
             asking.user = message.sender_mac
-        if not message.request or message.target != self._address:
+        answer = reply.arp(frame, self._mac, {self._address})
+        if answer is None:
             return []
         self.counters["arp"] += 1
-        answer = Arp(False, self._mac, self._address, message.sender)
-        return [arp(answer, message.sender_mac)]
+        return [answer]
 
     def _ping(self, frame: bytes) -> list[bytes]:
         if frame[12:14] != b"\x08\x00" or frame[30:34] != self._address.packed:
             return []
-        answer = icmp_echo(frame[14:])
+        answer = reply.icmp_echo(frame[14:])
         if answer is None:
             return []
         self.counters["ping"] += 1

@@ -39,7 +39,7 @@ def serving(*more: str, network: list[str] = NETWORK) -> Iterator[Program]:
         yield program
 
 
-def counters(program: Program, wanted: str | None = None) -> dict[str, int]:
+def counters(program: Program) -> dict[str, int]:
     """What the server has counted until it ends; it ends."""
     (*_, line) = [line for line in program.end() if line.startswith("counters")]
     words = line.split()[1:]

@@ -1,5 +1,5 @@
-/* A host on lwIP and its own tapif.c: takes an address by DHCP, pings another host, and answers
- * pings until it is killed. Usage: PRECONFIGURED_TAPIF=TAP lwip_host TARGET
+/* A host on lwIP and its own tapif.c: takes an address by DHCP, pings others, one after the other,
+ * and answers pings until it is killed. Usage: PRECONFIGURED_TAPIF=TAP lwip_host TARGET...
  *
  * Debian's library (2.1.3) is built without lwIP's DHCP client, so that here is a small one, on
  * lwIP's UDP. And frames have to be short: tapif.c puts them where that build has room for 590 bytes.
@@ -27,6 +27,7 @@ static struct netif netif;
 static struct udp_pcb *dhcp;
 static struct raw_pcb *icmp;
 static ip_addr_t target, offered, server;
+static char **targets; /* that are still to be pinged */
 static unsigned char asking = DISCOVER;
 static unsigned short sequence;
 
@@ -81,6 +82,14 @@ static void ping(void *unused)
   sys_timeout(AGAIN_MS, ping, NULL);
 }
 
+static void next(void)
+{
+  if (*targets != NULL && ipaddr_aton(*targets, &target)) {
+    targets++;
+    ping(NULL);
+  }
+}
+
 static u8_t on_icmp(void *arg, struct raw_pcb *pcb, struct pbuf *p, const ip_addr_t *from)
 {
   unsigned char m[28];
@@ -92,6 +101,7 @@ static u8_t on_icmp(void *arg, struct raw_pcb *pcb, struct pbuf *p, const ip_add
     sys_untimeout(ping, NULL);
     say("pong", from);
     pbuf_free(p);
+    next();
     return 1;
   }
   return 0; /* lwIP's own: it answers requests */
@@ -127,7 +137,7 @@ static void on_dhcp(void *arg, struct udp_pcb *pcb, struct pbuf *p, const ip_add
     asking = 0;
     netif_set_addr(&netif, ip_2_ip4(&offered), &mask, &none);
     say("lease", &offered);
-    ping(NULL);
+    next();
   } else if (asking) {
     asking = DISCOVER;
     ask(NULL);
@@ -157,8 +167,9 @@ static void start(void *unused)
 
 int main(int argc, char **argv)
 {
-  if (argc != 2 || !ipaddr_aton(argv[1], &target))
+  if (argc < 2)
     return 2;
+  targets = argv + 1;
   tcpip_init(start, NULL); /* a thread of its own, in which all of the above happens */
   for (;;)
     pause();

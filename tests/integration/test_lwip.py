@@ -21,6 +21,7 @@ from .programs import Program, example, need, running
 
 pytestmark = pytest.mark.peers
 
+VIRTUAL = "10.85.0.3"  # examples/virtual_host.py's
 HERE = Path(__file__).parent
 HEADERS = Path("/usr/include/lwip")  # Debian's
 
@@ -46,17 +47,24 @@ def lwip(lwip_host: str) -> Iterator[Program]:
     kernel.make("lwip0", "tap")
     ip("link", "set", "lwip0", "master", "br0", "up")
     env = {**os.environ, "PRECONFIGURED_TAPIF": "lwip0"}
-    with running([lwip_host, str(dhcp.SERVER)], env=env) as program:
+    with running([lwip_host, str(dhcp.SERVER), VIRTUAL], env=env) as program:
         yield program
 
 
 def test_a_lease_and_pings_both_ways(lwip: Program) -> None:
     """It asks before the server is there, and again; then it pings it, and is pinged."""
-    with dhcp.serving("--probe", "0.1") as server, dhcp.host() as place:
+    words = ["--bridge", "br0", "--name", "virtual0", "--address", f"{VIRTUAL}/24"]
+    with (
+        running(example("virtual_host.py", *words), "ready virtual0") as virtual,
+        dhcp.serving("--probe", "0.1") as server,
+        dhcp.host() as place,
+    ):
         lwip.expect("lease 10.85.0.10")
         lwip.expect(f"pong {dhcp.SERVER}")
+        lwip.expect(f"pong {VIRTUAL}")
         kernel.inside(place, "ip", "addr", "add", "10.85.0.200/24", "dev", "eth0")
         kernel.inside(place, "ping", "-c", "3", "-i", "0.01", "-W", "5", "10.85.0.10")
+        virtual.end()
         found = dhcp.counters(server)
     assert (found["ack_sent"], found.get("nak_sent", 0)) == (1, 0)
     assert found["ping"] >= 1

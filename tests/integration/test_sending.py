@@ -211,7 +211,9 @@ FRAME = b"\x02\0\0\0\0\x0a" + b"\x02\0\0\0\0\x09" + b"\x88\xb5" + bytes(1386)
 
 
 @contextlib.asynccontextmanager
-async def shaped_tap(rate: str = "400kbit") -> AsyncIterator[tuple[TapDevice, bytes, socket.socket]]:
+async def shaped_tap(
+    rate: str = "400kbit",
+) -> AsyncIterator[tuple[TapDevice, bytes, socket.socket]]:
     """A TAP on a bridge whose other port is slow, and a frame for that port's other end.
 
     Only what waits in a queue of the kernel fills a send buffer.

@@ -1,0 +1,200 @@
+"""A UDP socket on the event loop, many datagrams at a time.
+
+With UDP_SEGMENT the kernel takes a run of datagrams to one address in one call, and with UDP_GRO it
+gives one; that is to UDP what offload="split" is to a device. Where either is missing, datagrams
+go one by one.
+"""
+
+import asyncio
+import contextlib
+import errno
+import socket
+import struct
+from collections import Counter
+from collections.abc import Sequence
+
+__all__ = ["Address", "DatagramSocket", "bind"]
+
+Address = tuple[str, int] | tuple[str, int, int, int]
+
+# linux/udp.h, linux/in.h and linux/in6.h; not in Python's socket module.
+_UDP_SEGMENT, _UDP_GRO = 103, 104
+_MTU_DISCOVER = {
+    socket.AF_INET: (socket.IPPROTO_IP, 10),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, 23),
+}
+_PMTUDISC_DONT = 0
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
+
+_BUFFER_BYTES = 4 << 20
+_LARGEST_RUN = 64  # datagrams; UDP_MAX_SEGMENTS, in kernels before 6.9
+_LARGEST_BYTES = 65_487  # what fits an IPv6 packet, with an IPv4 header to spare
+_RECEIVED = 8  # runs at a time
+
+
+def bind(family: socket.AddressFamily, address: Address, mark: int = 0) -> socket.socket:
+    """Make a UDP socket of one family, with as much room as the kernel allows."""
+    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if mark:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        # A tunnel's datagrams may be fragmented on their way: nobody would hear that they can't.
+        sock.setsockopt(*_MTU_DISCOVER[family], _PMTUDISC_DONT)
+        for force, option in (
+            (_SO_RCVBUFFORCE, socket.SO_RCVBUF),
+            (_SO_SNDBUFFORCE, socket.SO_SNDBUF),
+        ):
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, force, _BUFFER_BYTES)
+            except PermissionError:
+                sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
+        sock.bind(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class DatagramSocket:
+    """A bound socket. One task may receive; any number may send.
+
+    Args:
+        sock: becomes this object's.
+        offload: whether to use UDP_SEGMENT and UDP_GRO where the kernel has them.
+
+    Attributes:
+        unsent: how many datagrams the kernel refused, by errno's name.
+    """
+
+    def __init__(self, sock: socket.socket, *, offload: bool = True) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._segments = offload
+        self._loop = asyncio.get_running_loop()
+        self._senders: list[asyncio.Future[None]] = []
+        self.unsent: Counter[str] = Counter()
+        if offload:
+            with contextlib.suppress(OSError):  # Linux 5.0
+                sock.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
+
+    @property
+    def address(self) -> Address:
+        """Where it is bound."""
+        name: Address = self._sock.getsockname()
+        return name
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._sock.close()
+
+    # Receiving
+
+    async def recv(self) -> list[tuple[list[bytes], Address]]:
+        """Wait for datagrams, and give those that are there, in runs from one address.
+
+        *Cancellation*: nothing is lost.
+        """
+        await asyncio.sleep(0)  # others get their turn, also where datagrams never run out
+        while True:
+            runs: list[tuple[list[bytes], Address]] = []
+            try:
+                while len(runs) < _RECEIVED:
+                    runs.append(self._take())
+            except BlockingIOError:
+                pass
+            if runs:
+                return runs
+            await self._readable()
+
+    def _take(self) -> tuple[list[bytes], Address]:
+        data, ancillary, _, source = self._sock.recvmsg(65535, socket.CMSG_SPACE(4))
+        size = len(data)
+        for level, kind, value in ancillary:
+            if (level, kind) == (socket.IPPROTO_UDP, _UDP_GRO):
+                (size,) = struct.unpack("i", value)
+        if size >= len(data):
+            return [data], source
+        return [data[start : start + size] for start in range(0, len(data), size)], source
+
+    async def _readable(self) -> None:
+        future = self._loop.create_future()
+        self._loop.add_reader(self._sock, _wake, future)
+        try:
+            await future
+        finally:
+            self._loop.remove_reader(self._sock)
+
+    # Sending
+
+    async def send(self, datagrams: Sequence[bytes], address: Address) -> None:
+        """Send datagrams to one address, in order; waits while the socket's buffer is full.
+
+        What the kernel refuses is counted, and the others are sent: this is UDP.
+        """
+        start = 0
+        while start < len(datagrams):
+            end = self._end_of_run(datagrams, start)
+            await self._send_run(datagrams[start:end], address)
+            start = end
+
+    def _end_of_run(self, datagrams: Sequence[bytes], start: int) -> int:
+        """Where those end that may go in one call: all of one size, but for a smaller last one."""
+        size = len(datagrams[start])
+        if not self._segments or not size:
+            return start + 1
+        most = min(start + min(_LARGEST_RUN, max(1, _LARGEST_BYTES // size)), len(datagrams))
+        for end in range(start + 1, most):
+            length = len(datagrams[end])
+            if length != size:
+                return end + 1 if 0 < length < size else end
+        return most
+
+    async def _send_run(self, run: Sequence[bytes], address: Address) -> None:
+        while True:
+            try:
+                if len(run) == 1:
+                    self._sock.sendto(run[0], address)
+                else:
+                    size = struct.pack("H", len(run[0]))
+                    control = [(socket.IPPROTO_UDP, _UDP_SEGMENT, size)]
+                    self._sock.sendmsg(run, control, 0, address)
+                return
+            except BlockingIOError:
+                await self._writable()
+            except OSError as error:
+                if len(run) == 1 or error.errno not in (
+                    errno.EINVAL,  # larger than the path's MTU; or Linux before 4.18
+                    errno.EMSGSIZE,
+                    errno.EIO,  # no checksum offload on the way out
+                ):
+                    self.unsent[errno.errorcode.get(error.errno or 0, "?")] += len(run)
+                    return
+                if error.errno == errno.EIO:
+                    self._segments = False
+                for each in run:
+                    await self._send_run([each], address)
+                return
+
+    async def _writable(self) -> None:
+        future = self._loop.create_future()
+        self._senders.append(future)
+        self._loop.add_writer(self._sock, self._wake_senders)
+        try:
+            await future
+        finally:
+            if future in self._senders:
+                self._senders.remove(future)
+
+    def _wake_senders(self) -> None:
+        self._loop.remove_writer(self._sock)
+        senders, self._senders = self._senders, []
+        for future in senders:
+            _wake(future)
+
+
+def _wake(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)

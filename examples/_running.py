@@ -30,13 +30,14 @@ async def deliver(device: aiotun.Device, packets: Sequence[bytes], dropped: Coun
             packets = packets[error.sent + 1 :]
 
 
-async def until_signal(*work: Coroutine[Any, Any, None]) -> None:
-    """Run these side by side until SIGINT or SIGTERM, or until one of them fails."""
+async def until_signal(name: str, *work: Coroutine[Any, Any, None]) -> None:
+    """Say "ready NAME", and run these side by side until SIGINT or SIGTERM, or until one fails."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     tasks = [asyncio.create_task(each) for each in (stop.wait(), *work)]
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    print(f"ready {name}", flush=True)
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -182,7 +182,6 @@ async def serve(config: Config, options: Options) -> None:
         except OSError as error:
             print(f"note: no control socket: {error}", file=sys.stderr)
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, service.show)
-        print(f"ready {tun.name}", flush=True)
         await until_signal(
-            service.from_device(), service.keep_time(), *map(service.from_socket, socks)
+            tun.name, service.from_device(), service.keep_time(), *map(service.from_socket, socks)
         )

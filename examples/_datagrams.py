@@ -13,7 +13,7 @@ import struct
 from collections import Counter
 from collections.abc import Sequence
 
-__all__ = ["Address", "DatagramSocket", "bind"]
+__all__ = ["Address", "DatagramSocket", "bind", "resolve"]
 
 Address = tuple[str, int] | tuple[str, int, int, int]
 
@@ -30,6 +30,15 @@ _BUFFER_BYTES = 4 << 20
 _LARGEST_RUN = 64  # datagrams; UDP_MAX_SEGMENTS, in kernels before 6.9
 _LARGEST_BYTES = 65_487  # what fits an IPv6 packet, with an IPv4 header to spare
 _RECEIVED = 8  # runs at a time
+
+
+def resolve(text: str) -> tuple[socket.AddressFamily, Address]:
+    """Look HOST:PORT or [HOST]:PORT up; raises ValueError and OSError."""
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise ValueError(f"{text} is not HOST:PORT")
+    family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_DGRAM)[0]
+    return family, address  # type: ignore[return-value]  # no other family is asked for
 
 
 def bind(family: socket.AddressFamily, address: Address, mark: int = 0) -> socket.socket:

@@ -11,7 +11,7 @@ import errno
 import socket
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 __all__ = ["Address", "DatagramSocket", "bind", "resolve"]
 
@@ -26,10 +26,17 @@ _MTU_DISCOVER = {
 _PMTUDISC_DONT = 0
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 
-_BUFFER_BYTES = 4 << 20
+_BUFFER_BYTES = 16 << 20
 _LARGEST_RUN = 64  # datagrams; UDP_MAX_SEGMENTS, in kernels before 6.9
 _LARGEST_BYTES = 65_487  # what fits an IPv6 packet, with an IPv4 header to spare
 _RECEIVED = 8  # runs at a time
+_CONTROL_BYTES = socket.CMSG_SPACE(4)
+# Why a run may fail where each datagram would not.
+_NOT_AT_ONCE = (
+    errno.EINVAL,  # larger than the path's MTU; or Linux before 4.18
+    errno.EMSGSIZE,
+    errno.EIO,  # no checksum offload on the way out
+)
 
 
 def resolve(text: str) -> tuple[socket.AddressFamily, Address]:
@@ -67,7 +74,7 @@ def bind(family: socket.AddressFamily, address: Address, mark: int = 0) -> socke
 
 
 class DatagramSocket:
-    """A bound socket. One task may receive; any number may send.
+    """A bound socket; any number of tasks may send.
 
     Args:
         sock: becomes this object's.
@@ -101,25 +108,29 @@ class DatagramSocket:
 
     # Receiving
 
-    async def recv(self) -> list[tuple[list[bytes], Address]]:
-        """Wait for datagrams, and give those that are there, in runs from one address.
+    def start(self, received: Callable[[list[bytes], Address], None]) -> None:
+        """Have each run of datagrams from one address given to a function, as it comes.
 
-        *Cancellation*: nothing is lost.
+        A function, not a task: a round trip has four of these on its way, and to wake a task takes
+        the event loop a turn more.
         """
-        await asyncio.sleep(0)  # others get their turn, also where datagrams never run out
-        while True:
-            runs: list[tuple[list[bytes], Address]] = []
-            try:
-                while len(runs) < _RECEIVED:
-                    runs.append(self._take())
-            except BlockingIOError:
-                pass
-            if runs:
-                return runs
-            await self._readable()
+        self._received = received
+        self._loop.add_reader(self._sock, self._readable)
+
+    def _readable(self) -> None:
+        try:
+            for _ in range(_RECEIVED):  # then others get their turn
+                datagrams, source = self._take()
+                self._received(datagrams, source)
+                if len(datagrams) == 1:  # what comes one by one has hardly brought another
+                    return
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self.unsent[f"receiving: {_name(error)}"] += 1
 
     def _take(self) -> tuple[list[bytes], Address]:
-        data, ancillary, _, source = self._sock.recvmsg(65535, socket.CMSG_SPACE(4))
+        data, ancillary, _, source = self._sock.recvmsg(65535, _CONTROL_BYTES)
         size = len(data)
         for level, kind, value in ancillary:
             if (level, kind) == (socket.IPPROTO_UDP, _UDP_GRO):
@@ -128,14 +139,6 @@ class DatagramSocket:
             return [data], source
         return [data[start : start + size] for start in range(0, len(data), size)], source
 
-    async def _readable(self) -> None:
-        future = self._loop.create_future()
-        self._loop.add_reader(self._sock, _wake, future)
-        try:
-            await future
-        finally:
-            self._loop.remove_reader(self._sock)
-
     # Sending
 
     async def send(self, datagrams: Sequence[bytes], address: Address) -> None:
@@ -143,11 +146,45 @@ class DatagramSocket:
 
         What the kernel refuses is counted, and the others are sent: this is UDP.
         """
+        while datagrams := self._send(datagrams, address):
+            await self._writable()
+
+    def send_nowait(self, datagrams: Sequence[bytes], address: Address) -> None:
+        """As `send`; but what finds the socket's buffer full is dropped and counted."""
+        self.unsent["EAGAIN"] += len(self._send(datagrams, address))
+
+    def _send(self, datagrams: Sequence[bytes], address: Address) -> Sequence[bytes]:
+        """Send datagrams until the socket's buffer is full, and give those that are left."""
         start = 0
         while start < len(datagrams):
             end = self._end_of_run(datagrams, start)
-            await self._send_run(datagrams[start:end], address)
+            run = datagrams[start:end]
+            try:
+                if len(run) == 1:
+                    self._sock.sendto(run[0], address)
+                else:
+                    control = [(socket.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("H", len(run[0])))]
+                    self._sock.sendmsg(run, control, 0, address)
+            except BlockingIOError:
+                return datagrams[start:]
+            except OSError as error:
+                if len(run) > 1 and error.errno in _NOT_AT_ONCE:
+                    # For good, or else for this call: the path's MTU may be larger the next time.
+                    if left := self._send_singly(run, address, error):
+                        return [*left, *datagrams[end:]]
+                else:
+                    self.unsent[_name(error)] += len(run)
             start = end
+        return ()
+
+    def _send_singly(
+        self, run: Sequence[bytes], address: Address, error: OSError
+    ) -> Sequence[bytes]:
+        before, self._segments = self._segments, False
+        try:
+            return self._send(run, address)
+        finally:
+            self._segments = before and error.errno != errno.EIO
 
     def _end_of_run(self, datagrams: Sequence[bytes], start: int) -> int:
         """Where those end that may go in one call: all of one size, but for a smaller last one."""
@@ -160,32 +197,6 @@ class DatagramSocket:
             if length != size:
                 return end + 1 if 0 < length < size else end
         return most
-
-    async def _send_run(self, run: Sequence[bytes], address: Address) -> None:
-        while True:
-            try:
-                if len(run) == 1:
-                    self._sock.sendto(run[0], address)
-                else:
-                    size = struct.pack("H", len(run[0]))
-                    control = [(socket.IPPROTO_UDP, _UDP_SEGMENT, size)]
-                    self._sock.sendmsg(run, control, 0, address)
-                return
-            except BlockingIOError:
-                await self._writable()
-            except OSError as error:
-                if len(run) == 1 or error.errno not in (
-                    errno.EINVAL,  # larger than the path's MTU; or Linux before 4.18
-                    errno.EMSGSIZE,
-                    errno.EIO,  # no checksum offload on the way out
-                ):
-                    self.unsent[errno.errorcode.get(error.errno or 0, "?")] += len(run)
-                    return
-                if error.errno == errno.EIO:
-                    self._segments = False
-                for each in run:
-                    await self._send_run([each], address)
-                return
 
     async def _writable(self) -> None:
         future = self._loop.create_future()
@@ -207,3 +218,7 @@ class DatagramSocket:
 def _wake(future: "asyncio.Future[None]") -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _name(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, "?")

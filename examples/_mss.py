@@ -1,10 +1,13 @@
 """TCP's maximum segment size, for networks behind a tunnel."""
 
-__all__ = ["clamp_mss", "is_tcp"]
+__all__ = ["clamp_mss", "clamped"]
 
 
-def is_tcp(packet: bytes) -> bool:
-    return packet[9 if packet[0] >> 4 == 4 else 6] == 6
+def clamped(packets: list[bytes], mtu: int) -> list[bytes]:
+    """Do `clamp_mss` to each that may need it: whole headers of IPv4 or IPv6, and TCP."""
+    return [
+        clamp_mss(each, mtu) if each[9 if each[0] < 0x60 else 6] == 6 else each for each in packets
+    ]
 
 
 def clamp_mss(packet: bytes, mtu: int) -> bytes:

@@ -39,14 +39,14 @@ import struct
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
 from _datagrams import Address, DatagramSocket, bind, resolve
-from _mss import clamp_mss, is_tcp
-from _running import BATCH, deliver, run, until_signal
+from _mss import clamped
+from _running import BATCH, QUEUE, Delivery, run, until_signal
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -238,12 +238,12 @@ class Server:
                 sock, address = client.where
                 await sock.send(client.current.seal(run_, self._dropped), address)
 
-    async def receive(
+    def receive(
         self, sock: DatagramSocket, messages: list[bytes], source: Address, now: float
     ) -> list[bytes]:
         head = messages[0][:8]
         if head[:1] == HELLO:
-            await self._welcome(sock, messages[0], source, now)
+            self._welcome(sock, messages[0], source, now)
             return []
         client, session = self._sessions.get(head[1:], (None, None))
         if client is None or session is None or head[:1] != DATA:
@@ -257,7 +257,7 @@ class Server:
         if newest and session is client.current:
             client.where = sock, source  # roaming
         if not all(packets) and client.current is not None:  # a keepalive is answered by one
-            await sock.send(client.current.seal([b""], self._dropped), source)
+            sock.send_nowait(client.current.seal([b""], self._dropped), source)
         return [packet for packet in packets if self._belongs(packet, client)]
 
     def _belongs(self, packet: bytes, client: Client) -> bool:
@@ -266,9 +266,7 @@ class Server:
             return False
         return bool(packet)
 
-    async def _welcome(
-        self, sock: DatagramSocket, hello: bytes, source: Address, now: float
-    ) -> None:
+    def _welcome(self, sock: DatagramSocket, hello: bytes, source: Address, now: float) -> None:
         client = self._by_id.get(hello[1:9])
         if client is None or len(hello) != HELLO_BYTES or not genuine(client, hello):
             self._dropped["forged"] += 1
@@ -281,7 +279,7 @@ class Server:
         session = Session(index, secret, self._cipher, True, now)
         client.offered.append(session)
         self._sessions[index] = client, session
-        await sock.send([welcome], source)
+        sock.send_nowait([welcome], source)
 
     def _confirm(self, client: Client, session: Session) -> None:
         """Use a session from now on; the one before it for what is still under way."""
@@ -291,7 +289,7 @@ class Server:
         client.previous, client.current = client.current, session
         client.offered.clear()
 
-    async def tick(self, now: float) -> float:
+    def tick(self, now: float) -> float:
         """Forget sessions that no client would use any more."""
         for client in self._by_id.values():
             for session in (client.current, client.previous, *client.offered):
@@ -332,12 +330,17 @@ class OneServer:
         self._sent_at = now
         await self._sock.send(self._current.seal(packets, self._dropped), self._server)
 
-    async def receive(
+    def _keep_alive(self, now: float) -> None:
+        if self._current is not None:
+            self._sent_at = now
+            self._sock.send_nowait(self._current.seal([b""], self._dropped), self._server)
+
+    def receive(
         self, sock: DatagramSocket, messages: list[bytes], source: Address, now: float
     ) -> list[bytes]:
         head = messages[0][:8]
         if head[:1] == WELCOME:
-            await self._welcomed(messages[0], now)
+            self._welcomed(messages[0], now)
             return []
         for session in (self._current, self._previous):
             if session is not None and head == DATA + session.index:
@@ -348,7 +351,7 @@ class OneServer:
         self._dropped["of no known session"] += len(messages)
         return []
 
-    async def _welcomed(self, welcome: bytes, now: float) -> None:
+    def _welcomed(self, welcome: bytes, now: float) -> None:
         hello = self._hello
         if hello is None or len(welcome) != WELCOME_BYTES or welcome[1:9] != self._client.id:
             self._dropped["of no known session"] += 1
@@ -359,9 +362,9 @@ class OneServer:
             self._previous = self._current
             self._current = Session(welcome[9:16], secret, self._cipher, False, now)
             self._hello, self._heard_at = None, now
-            await self.send([b""], now)  # so that the server believes it, too
+            self._keep_alive(now)  # so that the server believes it, too
 
-    async def tick(self, now: float) -> float:
+    def tick(self, now: float) -> float:
         session = self._current
         if session is not None and now - self._heard_at > SILENT_KEEPALIVES * self._keepalive:
             self._hello = self._hello or make_hello(self._client)
@@ -369,9 +372,9 @@ class OneServer:
             self._hello = self._hello or make_hello(self._client)
         if self._hello is not None and now - self._hello_at >= RETRY_SECONDS:
             self._hello_at = now
-            await self._sock.send([self._hello], self._server)
+            self._sock.send_nowait([self._hello], self._server)
         if session is not None and now - self._sent_at >= self._keepalive:
-            await self.send([b""], now)
+            self._keep_alive(now)
         return min(RETRY_SECONDS, self._keepalive) / 4
 
 
@@ -386,28 +389,25 @@ class Tunnel:
 
     def __init__(self, tun: aiotun.TunDevice, end: End, dropped: Counter[str]) -> None:
         self._tun, self._end, self._dropped = tun, end, dropped
-
-    def _clamped(self, packets: list[bytes]) -> list[bytes]:
-        mtu = self._tun.mtu
-        return [clamp_mss(each, mtu) if is_tcp(each) else each for each in packets]
+        self.delivery = Delivery(tun, dropped)
 
     async def from_device(self) -> None:
         async for packets in self._tun.batches(BATCH):
-            await self._end.send(self._clamped(packets), time.monotonic())
+            await self._end.send(clamped(packets, self._tun.mtu), time.monotonic())
 
-    async def from_socket(self, sock: DatagramSocket) -> None:
-        while True:
-            packets: list[bytes] = []
-            for datagrams, source in await sock.recv():
-                for run_ in runs_of_one_session(datagrams, self._dropped):
-                    packets += await self._end.receive(sock, run_, source, time.monotonic())
-            whole = [each for each in packets if len(each) >= (20 if each[0] < 0x60 else 40)]
-            self._dropped["no IP packet"] += len(packets) - len(whole)
-            await deliver(self._tun, self._clamped(whole), self._dropped)
+    def listener(self, sock: DatagramSocket) -> Callable[[list[bytes], Address], None]:
+        def received(datagrams: list[bytes], source: Address) -> None:
+            for run_ in runs_of_one_session(datagrams, self._dropped):
+                packets = self._end.receive(sock, run_, source, time.monotonic())
+                whole = [each for each in packets if len(each) >= (20 if each[0] < 0x60 else 40)]
+                self._dropped["no IP packet"] += len(packets) - len(whole)
+                self.delivery.put(clamped(whole, self._tun.mtu))
+
+        return received
 
     async def keep_time(self) -> None:
         while True:
-            seconds = await self._end.tick(time.monotonic())
+            seconds = self._end.tick(time.monotonic())
             await asyncio.sleep(seconds)
 
 
@@ -444,7 +444,7 @@ async def serve(args: argparse.Namespace) -> None:
             socks = [listen(family, ("0.0.0.0" if family == socket.AF_INET else "::", 0))]
             end = OneServer(clients[0], args.cipher, socks[0], server, args.keepalive, dropped)
         opener = aiotun.open_tun(
-            args.name, addresses=args.address, mtu=args.mtu, txqueuelen=1000, offload="split"
+            args.name, addresses=args.address, mtu=args.mtu, txqueuelen=QUEUE, offload="split"
         )
         tun = await stack.enter_async_context(opener)
 
@@ -455,8 +455,10 @@ async def serve(args: argparse.Namespace) -> None:
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, show)
         tunnel = Tunnel(tun, end, dropped)
+        for sock in socks:
+            sock.start(tunnel.listener(sock))
         await until_signal(
-            tun.name, tunnel.from_device(), tunnel.keep_time(), *map(tunnel.from_socket, socks)
+            tun.name, tunnel.from_device(), tunnel.keep_time(), tunnel.delivery.run()
         )
 
 

@@ -29,7 +29,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from _datagrams import Address, DatagramSocket, bind
-from _running import BATCH, deliver, run, until_signal
+from _running import BATCH, QUEUE, Delivery, run, until_signal
 
 import aiotun
 
@@ -119,18 +119,18 @@ class Service:
 
     def __init__(self, tap: aiotun.TapDevice, sock: DatagramSocket, vxlan: Vxlan) -> None:
         self._tap, self._sock, self._vxlan = tap, sock, vxlan
+        self.delivery = Delivery(tap, vxlan.dropped)
+        sock.start(self.from_socket)
 
     async def from_device(self) -> None:
         async for frames in self._tap.batches(BATCH):
             for remote, datagrams in self._vxlan.send(frames, time.monotonic()):
                 await self._sock.send(datagrams, remote)
 
-    async def from_socket(self) -> None:
-        while True:
-            frames: list[bytes] = []
-            for datagrams, source in await self._sock.recv():
-                frames += self._vxlan.receive(datagrams, source, time.monotonic())
-            await deliver(self._tap, frames, self._vxlan.dropped)
+    def from_socket(self, datagrams: list[bytes], source: Address) -> None:
+        frames = self._vxlan.receive(datagrams, source, time.monotonic())
+        if frames:
+            self.delivery.put(frames)
 
     def show(self) -> None:
         counts = self._vxlan.dropped + self._sock.unsent
@@ -152,13 +152,13 @@ async def serve(args: argparse.Namespace) -> None:
             args.name,
             addresses=args.address or [],
             mtu=args.mtu or 1500 - OVERHEAD[args.local.version],
-            txqueuelen=1000,
+            txqueuelen=QUEUE,
             offload="split",
         )
         tap = await stack.enter_async_context(opener)
         service = Service(tap, sock, vxlan)
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, service.show)
-        await until_signal(tap.name, service.from_device(), service.from_socket())
+        await until_signal(tap.name, service.from_device(), service.delivery.run())
 
 
 def number(most: int) -> Callable[[str], int]:

@@ -137,7 +137,13 @@ class Interface:
         for packet in peer.receive(session, run, source, now):
             if not packet:
                 continue  # a keepalive
-            length, address = _inner(packet)
+            # The length and the source address that an IP packet names.
+            if packet[0] >> 4 == 4 and len(packet) >= 20:
+                length, address = packet[2] << 8 | packet[3], packet[12:16]
+            elif packet[0] >> 4 == 6 and len(packet) >= 40:
+                length, address = 40 + (packet[4] << 8 | packet[5]), packet[8:24]
+            else:
+                length = 0
             if not 20 <= length <= len(packet):
                 peer.dropped["no IP packet"] += 1
                 continue
@@ -209,13 +215,3 @@ class Interface:
             entry.peer.stamper.take(reply, now)
         except Forged:
             self.dropped["forged"] += 1
-
-
-def _inner(packet: bytes) -> tuple[int, bytes]:
-    """The length and the source address that an IP packet names; length 0 where it is none."""
-    version = packet[0] >> 4
-    if version == 4 and len(packet) >= 20:
-        return packet[2] << 8 | packet[3], packet[12:16]
-    if version == 6 and len(packet) >= 40:
-        return 40 + (packet[4] << 8 | packet[5]), packet[8:24]
-    return 0, b""

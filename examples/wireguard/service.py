@@ -10,8 +10,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from _datagrams import DatagramSocket, bind
-from _running import BATCH, deliver, until_signal
+from _datagrams import Address, DatagramSocket, bind
+from _running import BATCH, QUEUE, Delivery, until_signal
 
 import aiotun
 
@@ -38,6 +38,7 @@ class Service:
         self.interface = interface
         self.socks = socks
         self.port = socks[0].address[1]
+        self.delivery = Delivery(tun, interface.dropped)
         self.mark = mark
         self._by_length = {len(sock.address): sock for sock in socks}
         self._nowhere: Counter[str] = Counter()
@@ -48,23 +49,28 @@ class Service:
     async def from_device(self) -> None:
         async for packets in self.tun.batches(BATCH):
             self.interface.send(packets, _now())
-            await self._transmit()
-
-    async def from_socket(self, sock: DatagramSocket) -> None:
-        while True:
-            packets: list[bytes] = []
-            for datagrams, source in await sock.recv():
-                packets += self.interface.receive(datagrams, source, _now())
-            if self.interface.outgoing:
-                await self._transmit()
             self._arm()
-            await deliver(self.tun, packets, self.interface.dropped)
+            outgoing, self.interface.outgoing = self.interface.outgoing, []
+            for endpoint, messages in outgoing:
+                if sock := self._socket_for(endpoint, messages):
+                    await sock.send(messages, endpoint)
+
+    def from_socket(self, datagrams: list[bytes], source: Address) -> None:
+        packets = self.interface.receive(datagrams, source, _now())
+        if packets:
+            self.delivery.put(packets)
+        if self.interface.outgoing:
+            self._transmit()
+        self._arm()
 
     async def keep_time(self) -> None:
         self.interface.start(_now())
+        for sock in self.socks:
+            sock.start(self.from_socket)
         try:
             while True:
-                await self._transmit()
+                self._transmit()
+                self._arm()
                 await self._due.wait()
                 self._due.clear()
                 self._armed = float("inf")
@@ -73,15 +79,17 @@ class Service:
             if self._timer is not None:
                 self._timer.cancel()
 
-    async def _transmit(self) -> None:
-        self._arm()
+    def _transmit(self) -> None:
         outgoing, self.interface.outgoing = self.interface.outgoing, []
         for endpoint, messages in outgoing:
-            sock = self._by_length.get(len(endpoint))
-            if sock is None:
-                self._nowhere["no such version of IP here"] += len(messages)
-            else:
-                await sock.send(messages, endpoint)
+            if sock := self._socket_for(endpoint, messages):
+                sock.send_nowait(messages, endpoint)
+
+    def _socket_for(self, endpoint: Address, messages: list[bytes]) -> DatagramSocket | None:
+        sock = self._by_length.get(len(endpoint))
+        if sock is None:
+            self._nowhere["no such version of IP here"] += len(messages)
+        return sock
 
     def _arm(self) -> None:
         """Set the timer, if it goes off too late; where it goes off too early it is set again."""
@@ -163,7 +171,7 @@ async def serve(config: Config, options: Options) -> None:
                 addresses=config.addresses,
                 routes=routes,
                 mtu=config.mtu,
-                txqueuelen=1000,
+                txqueuelen=QUEUE,
                 offload="split",
             )
         )
@@ -183,5 +191,5 @@ async def serve(config: Config, options: Options) -> None:
             print(f"note: no control socket: {error}", file=sys.stderr)
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, service.show)
         await until_signal(
-            tun.name, service.from_device(), service.keep_time(), *map(service.from_socket, socks)
+            tun.name, service.from_device(), service.keep_time(), service.delivery.run()
         )

@@ -316,12 +316,10 @@ def test_a_repeated_hello_takes_nothing_away() -> None:
     class Sock:
         sent: list[bytes]
 
-        async def send(self, messages: list[bytes], address: object) -> None:
+        def send_nowait(self, messages: list[bytes], address: object) -> None:
             self.sent += messages
 
-    import asyncio
-
-    async def main() -> None:
+    def main() -> None:
         dropped: Counter[str] = Counter()
         key = os.urandom(32)
         client = Client("alice", [bytes([10, 8, 0, 2])], key)
@@ -330,30 +328,30 @@ def test_a_repeated_hello_takes_nothing_away() -> None:
         sock.sent = []
         hello = udp_vpn.make_hello(client)
 
-        async def take(message: bytes, source: tuple[str, int]) -> list[bytes]:
-            return await server.receive(sock, [message], source, 0.0)  # type: ignore[arg-type]
+        def take(message: bytes, source: tuple[str, int]) -> list[bytes]:
+            return server.receive(sock, [message], source, 0.0)  # type: ignore[arg-type]
 
-        await take(hello, here)
+        take(hello, here)
         secret = udp_vpn.agree(key, hello, sock.sent[0], "aes-256-gcm")
         ours = Session(sock.sent[0][9:16], secret, "aes-256-gcm", False, 0.0)
-        await take(ours.seal([b""], dropped)[0], here)
+        take(ours.seal([b""], dropped)[0], here)
         current = client.current
         assert current is not None
         for _ in range(10):
-            await take(hello, there)
+            take(hello, there)
         assert client.current is current
         assert client.where is not None
         assert client.where[1] == here
         assert len(client.offered) == 4
         assert len(server._sessions) == 5
         for octet in range(len(hello)):
-            await take(hello[:octet] + bytes([hello[octet] ^ 1]) + hello[octet + 1 :], there)
+            take(hello[:octet] + bytes([hello[octet] ^ 1]) + hello[octet + 1 :], there)
         assert len(server._sessions) == 5
         assert sum(dropped.values()) == len(hello)
-        await server.tick(udp_vpn.RENEW_SECONDS * 2 + 1)
+        server.tick(udp_vpn.RENEW_SECONDS * 2 + 1)
         assert not server._sessions
 
-    asyncio.run(main())
+    main()
 
 
 def syn(version: int, mss: int, before: bytes = b"", flags: int = 2) -> bytes:

@@ -6,7 +6,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-others test-all test-peers lint bench clean
+.PHONY: help demo test test-others test-all test-peers lint bench bench-vpn clean
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -37,6 +37,9 @@ lint: ## ruff, mypy and pyright
 
 bench: ## run the benchmarks
 	@$(call venv,test) && .venv/bin/python -m benchmarks $(ARGS)
+
+bench-vpn: ## the VPN examples beside wireguard-go and OpenVPN
+	@$(call venv,test) && .venv/bin/python -m benchmarks.vpn && .venv/bin/python -m benchmarks vpn $(ARGS)
 
 clean: ## remove what the other targets made
 	@rm -rf .venv .venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/aiotun/_speedups*.so

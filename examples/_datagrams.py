@@ -87,7 +87,9 @@ class DatagramSocket:
     def __init__(self, sock: socket.socket, *, offload: bool = True) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._segments = offload
+        self._largest = 65535 if offload else 0  # datagram in a run
+        self._burst = False
+        self._wakeups = 0
         self._loop = asyncio.get_running_loop()
         self._senders: list[asyncio.Future[None]] = []
         self.unsent: Counter[str] = Counter()
@@ -118,16 +120,22 @@ class DatagramSocket:
         self._loop.add_reader(self._sock, self._readable)
 
     def _readable(self) -> None:
-        try:
-            for _ in range(_RECEIVED):  # then others get their turn
+        # To find that there is no second datagram costs as much as to read one. So we look for it
+        # where there was one the last time, and else now and then.
+        self._wakeups += 1
+        most = _RECEIVED if self._burst or self._wakeups % 16 == 0 else 1
+        taken = 0
+        while taken < most:  # then others get their turn
+            try:
                 datagrams, source = self._take()
-                self._received(datagrams, source)
-                if len(datagrams) == 1:  # what comes one by one has hardly brought another
-                    return
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            self.unsent[f"receiving: {_name(error)}"] += 1
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self.unsent[f"receiving: {_name(error)}"] += 1
+                break
+            taken += 1
+            self._received(datagrams, source)
+        self._burst = taken > 1
 
     def _take(self) -> tuple[list[bytes], Address]:
         data, ancillary, _, source = self._sock.recvmsg(65535, _CONTROL_BYTES)
@@ -169,27 +177,17 @@ class DatagramSocket:
                 return datagrams[start:]
             except OSError as error:
                 if len(run) > 1 and error.errno in _NOT_AT_ONCE:
-                    # For good, or else for this call: the path's MTU may be larger the next time.
-                    if left := self._send_singly(run, address, error):
-                        return [*left, *datagrams[end:]]
-                else:
-                    self.unsent[_name(error)] += len(run)
+                    # Singly, from now on; to other addresses, too, where more might do.
+                    self._largest = 0 if error.errno == errno.EIO else len(run[0]) - 1
+                    continue
+                self.unsent[_name(error)] += len(run)
             start = end
         return ()
-
-    def _send_singly(
-        self, run: Sequence[bytes], address: Address, error: OSError
-    ) -> Sequence[bytes]:
-        before, self._segments = self._segments, False
-        try:
-            return self._send(run, address)
-        finally:
-            self._segments = before and error.errno != errno.EIO
 
     def _end_of_run(self, datagrams: Sequence[bytes], start: int) -> int:
         """Where those end that may go in one call: all of one size, but for a smaller last one."""
         size = len(datagrams[start])
-        if not self._segments or not size:
+        if not 0 < size <= self._largest:
             return start + 1
         most = min(start + min(_LARGEST_RUN, max(1, _LARGEST_BYTES // size)), len(datagrams))
         for end in range(start + 1, most):

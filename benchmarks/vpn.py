@@ -191,7 +191,7 @@ def wireguard(field: Field, name: str, program: Sequence[str], *, ours: bool) ->
     field.until(name, lambda: field.reaches(name))
 
 
-def udp_vpn(field: Field, name: str, options: Sequence[str]) -> None:
+def udp_vpn(field: Field, name: str, options: Sequence[str], mtu: int) -> None:
     number, network = field.network(name)
     port = 4500 + number
     program = [sys.executable, str(EXAMPLES / "udp_vpn.py")]
@@ -199,7 +199,7 @@ def udp_vpn(field: Field, name: str, options: Sequence[str]) -> None:
     keys.write_text(field.run(0, *program, "key", "bench", f"{network}.1"))
     ends = (["client", "--connect", f"{OUTER}.2:{port}"], ["server", "--bind", f"0.0.0.0:{port}"])
     for end in (1, 0):
-        more = ["--key", str(keys), "--address", f"{network}.{end + 1}/24", "--mtu", "1420"]
+        more = ["--key", str(keys), "--address", f"{network}.{end + 1}/24", "--mtu", str(mtu)]
         wait_ready(field.start(end, *program, *ends[end], *more, *options))
     field.until(name, lambda: field.reaches(name))
 
@@ -254,10 +254,11 @@ def enter(field: Field, loops: Sequence[str]) -> list[str]:
         else:
             print("vpn: the newest wireguard-go was not built (no Go, or no network): left out")
     for loop, options in ours.items():
-        udp_vpn(field, f"udp_vpn, {loop}", options)
+        udp_vpn(field, f"udp_vpn, {loop}", options, 1420)
+        udp_vpn(field, f"udp_vpn, mtu 9000, {loop}", options, 9000)
     if available("openvpn", "openvpn") and available("openssl", "openssl"):
         openvpn(field, "OpenVPN", 1420)
-        openvpn(field, "OpenVPN, tun-mtu 9000", 9000)
+        openvpn(field, "OpenVPN, mtu 9000", 9000)
     return list(field.names)
 
 
@@ -325,7 +326,7 @@ def run(runs: int, loops: Sequence[str]) -> Iterator[Table]:
 def tables(
     loop: str, rates: dict[str, list[float]], trips: dict[str, list[float]]
 ) -> Iterator[Table]:
-    ours, short = f"wireguard, {loop}", f"udp_vpn, {loop}"
+    ours = f"wireguard, {loop}"
     others = {
         "wireguard-go": (1.2, 1.5),
         "wireguard-go, newest": (0.5, None),
@@ -343,14 +344,14 @@ def tables(
                 trip.append(Row(f"ours / {other}", "us", trips[ours], trips[other], target=most))
         yield Table("vpn", loop, f"WireGuard, one TCP stream for {SECONDS:g} s", stream)
         yield Table("vpn", loop, f"WireGuard, {PINGS} flood pings, one at a time", trip)
-    rows: list[Row] = [Row("udp_vpn.py", "Gbit/s", rates[short])]
-    best = ""
-    for other in ("OpenVPN", "OpenVPN, tun-mtu 9000"):
+    rows: list[Row] = []
+    for size in ("", ", mtu 9000"):
+        mine, other = f"udp_vpn{size}, {loop}", f"OpenVPN{size}"
+        rows.append(Row(f"udp_vpn{size}", "Gbit/s", rates[mine]))
         if other in rates:
             rows.append(Row(other, "Gbit/s", rates[other]))
-            best = max(best or other, other, key=lambda name: statistics.median(rates[name]))
-    if best:
-        rows.append(AtLeast("ours / the faster", "Gbit/s", rates[short], rates[best], target=2))
+            label = f"ours / {other}"
+            rows.append(AtLeast(label, "Gbit/s", rates[mine], rates[other], target=2))
     yield Table("vpn", loop, f"AES-256-GCM, one TCP stream for {SECONDS:g} s", rows)
 
 

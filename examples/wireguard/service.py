@@ -105,7 +105,7 @@ class Service:
     def show(self) -> None:
         unsent = sum((sock.unsent for sock in self.socks), self._nowhere)
         shown = status.text(self.tun.name, self.port, self.interface, unsent, _now())
-        print(shown, file=sys.stderr, flush=True)
+        print(shown, end="", file=sys.stderr, flush=True)
 
     def uapi(self) -> str:
         return status.uapi(self.port, self.mark, self.interface)

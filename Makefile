@@ -6,7 +6,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-others test-all test-peers fuzz fuzz-offload lint bench clean
+.PHONY: help demo test test-others test-all test-peers fuzz fuzz-offload lint bench bench-vpn clean
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -43,6 +43,9 @@ fuzz-offload: ## damaged packets for the C module, under sanitizers; ARGS=second
 
 bench: ## run the benchmarks
 	@$(call venv,test) && .venv/bin/python -m benchmarks $(ARGS)
+
+bench-vpn: ## the VPN examples beside wireguard-go and OpenVPN
+	@$(call venv,test) && .venv/bin/python -m benchmarks.vpn && .venv/bin/python -m benchmarks vpn $(ARGS)
 
 clean: ## remove what the other targets made
 	@rm -rf .venv .venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/aiotun/_speedups*.so

@@ -1,0 +1,374 @@
+"""The VPN examples beside wireguard-go and OpenVPN: one TCP stream, round trips, lost datagrams.
+
+Two namespaces are joined by a veth pair of 1,500 bytes; each contender runs at both ends, all of
+them throughout, and they take turns. All have the cores that there are: wireguard-go uses several.
+The two ends and the program that sends and the one that receives share them, as on no real path;
+so the figures are comparable with each other, not with a line's speed.
+
+`python -m benchmarks.vpn` builds the newest wireguard-go for `python -m benchmarks vpn`, which has
+no network to get it from.
+"""
+
+import contextlib
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ._harness import HERE, BenchError, Row, Table, child, compiled, expect, output_of, wait_ready
+
+SECONDS = 2.0  # of TCP, a turn
+PINGS = 2000  # a turn
+UDP_SECONDS = 60.0
+OUTER = "192.0.2"
+EXAMPLES = HERE.parent / "examples"
+NEWEST = HERE / "build" / "wireguard"
+MODULE = "golang.zx2c4.com/wireguard@latest"
+
+# Measures between the first byte and the last: connecting is not what is asked for.
+RECEIVER = """
+    import socket, sys, time
+    with socket.create_server((sys.argv[1], 5201)) as server:
+        print("ready", flush=True)
+        sock, _ = server.accept()
+    buffer = bytearray(1 << 20)
+    got, start = 0, 0.0
+    while count := sock.recv_into(buffer):
+        start = start or time.perf_counter()
+        got += count
+    print(got, time.perf_counter() - start)
+"""
+SENDER = """
+    import socket, sys, time
+    data, end = bytes(1 << 20), time.monotonic() + float(sys.argv[2])
+    with socket.create_connection((sys.argv[1], 5201), timeout=20) as sock:
+        while time.monotonic() < end:
+            sock.sendall(data)
+"""
+UDP_RECEIVER = """
+    import socket, struct, sys
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
+    sock.bind((sys.argv[1], 5202))
+    print("ready", flush=True)
+    buffer, got = bytearray(65536), 0
+    while True:
+        sock.settimeout(None if not got else 3)
+        try:
+            count = sock.recv_into(buffer)
+        except TimeoutError:
+            break
+        if count == 1:
+            break
+        got += 1
+    print(got)
+"""
+# Every millisecond or so whatever is due by then.
+UDP_SENDER = """
+    import socket, sys, time
+    address, rate, seconds = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.connect((address, 5202))
+    data, sent, start = bytes(1300), 0, time.monotonic()
+    while (now := time.monotonic() - start) < seconds:
+        while sent < now * rate:
+            sock.send(data)
+            sent += 1
+        time.sleep(0.001)
+    time.sleep(0.5)
+    for _ in range(5):
+        sock.send(b".")
+    print(sent)
+"""
+
+
+@dataclass(frozen=True)
+class AtLeast(Row):
+    """A rate, of which more is better."""
+
+    @property
+    def reached(self) -> bool | None:
+        return None if self.target is None else self.figure >= self.target
+
+    @property
+    def verdict(self) -> str:
+        if self.target is None:
+            return ""
+        return f">= {self.target:<6g} {'reached' if self.reached else 'MISSED'}"
+
+
+class Field:
+    """The two namespaces, and what runs in them."""
+
+    def __init__(self, stack: contextlib.ExitStack, folder: Path) -> None:
+        self._stack = stack
+        self.folder = folder
+        holder = stack.enter_context(
+            child("unshare", "-n", "sh", "-c", "echo ready; exec sleep 1d")
+        )
+        assert holder.stdout is not None
+        expect("the other namespace", holder.stdout.readline(), "ready\n")
+        self._there = f"/proc/{holder.pid}/ns/net"
+        self.names: dict[str, str] = {}  # a contender's network
+        veth = "ip link add va type veth peer name vb netns"
+        self.run(0, *veth.split(), self._there)
+        self.run(1, "ip", "link", "set", "lo", "up")
+        for end, device in enumerate(("va", "vb")):
+            address = f"{OUTER}.{end + 1}/24"
+            self.run(end, *f"ip addr add {address} dev {device}".split())
+            self.run(end, *f"ip link set {device} up".split())
+
+    def prefix(self, end: int) -> list[str]:
+        return ["nsenter", f"--net={self._there}"] if end else []
+
+    def run(self, end: int, *command: str, text: str | None = None) -> str:
+        done = subprocess.run(
+            [*self.prefix(end), *command], input=text, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise BenchError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
+        return done.stdout
+
+    def start(self, end: int, *command: str) -> "subprocess.Popen[str]":
+        return self._stack.enter_context(child(*self.prefix(end), *command))
+
+    def network(self, name: str) -> tuple[int, str]:
+        """A number for a contender, and the first three bytes of its network."""
+        number = len(self.names)
+        self.names[name] = f"10.90.{number}"
+        return number, self.names[name]
+
+    def target(self, name: str) -> str:
+        return f"{self.names[name]}.2"
+
+    def until(self, what: str, predicate: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 20
+        while not predicate():
+            if time.monotonic() > deadline:
+                raise BenchError(f"{what} did not come up")
+            time.sleep(0.02)
+
+    def reaches(self, name: str) -> bool:
+        command = ["ping", "-c", "1", "-W", "1", "-q", self.target(name)]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+# --- The contenders ------------------------------------------------------------------------------
+
+
+def wireguard(field: Field, name: str, program: Sequence[str], *, ours: bool) -> None:
+    """Any of the WireGuards, with the same configuration."""
+    number, network = field.network(name)
+    port = 51820 + number
+    private = [field.run(0, "wg", "genkey").strip() for _ in range(2)]
+    public = [field.run(0, "wg", "pubkey", text=key).strip() for key in private]
+    for end in (0, 1):
+        device = f"wg{number}{'ab'[end]}"
+        own, far = f"{network}.{end + 1}/24", f"{network}.{2 - end}/32"
+        lines = ["[Interface]", f"PrivateKey = {private[end]}", f"ListenPort = {port}"]
+        lines += [f"Address = {own}"] * ours
+        lines += ["[Peer]", f"PublicKey = {public[1 - end]}", f"AllowedIPs = {far}"]
+        lines += [f"Endpoint = {OUTER}.{2 - end}:{port}"]
+        path = field.folder / f"{device}.conf"
+        path.write_text("\n".join(lines) + "\n")
+        if ours:
+            wait_ready(field.start(end, *program, str(path)))
+            continue
+        # It recommends the kernel's own on stderr.
+        field.start(end, "sh", "-c", 'exec "$@" 2>/dev/null', "sh", *program, "-f", device)
+        control = Path("/var/run/wireguard", f"{device}.sock")
+        field.until(name, control.is_socket)
+        field.run(end, "wg", "setconf", device, str(path))
+        field.run(end, *f"ip addr add {own} dev {device}".split())
+        field.run(end, *f"ip link set {device} mtu 1420 up".split())
+    field.until(name, lambda: field.reaches(name))
+
+
+def udp_vpn(field: Field, name: str, options: Sequence[str], mtu: int) -> None:
+    number, network = field.network(name)
+    port = 4500 + number
+    program = [sys.executable, str(EXAMPLES / "udp_vpn.py")]
+    keys = field.folder / f"udp_vpn{number}.keys"
+    keys.write_text(field.run(0, *program, "key", "bench", f"{network}.1"))
+    ends = (["client", "--connect", f"{OUTER}.2:{port}"], ["server", "--bind", f"0.0.0.0:{port}"])
+    for end in (1, 0):
+        more = ["--key", str(keys), "--address", f"{network}.{end + 1}/24", "--mtu", str(mtu)]
+        wait_ready(field.start(end, *program, *ends[end], *more, *options))
+    field.until(name, lambda: field.reaches(name))
+
+
+def openvpn(field: Field, name: str, mtu: int) -> None:
+    """With TLS, since OpenVPN's static keys have no AEAD; and with what its manual advises."""
+    number, network = field.network(name)
+    port = 1194 + number
+    prints: list[str] = []
+    stem = [str(field.folder / f"openvpn{number}{end}") for end in (0, 1)]
+    for each in stem:
+        curve = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 9 -subj /CN=bench"
+        pair = ["-keyout", f"{each}.key", "-out", f"{each}.crt"]
+        field.run(0, "openssl", "req", "-x509", *curve.split(), *pair)
+        said = field.run(
+            0, "openssl", "x509", "-in", f"{each}.crt", "-noout", "-fingerprint", "-sha256"
+        )
+        prints.append(said.strip().partition("=")[2])
+    for end in (1, 0):
+        tls = ["--tls-server", "--dh", "none"] if end else ["--tls-client"]
+        field.start(
+            end, "openvpn", "--dev", f"ovpn{number}{'ab'[end]}", "--dev-type", "tun",
+            "--proto", "udp", "--port", str(port), "--remote", f"{OUTER}.{2 - end}",
+            "--ifconfig", f"{network}.{end + 1}", f"{network}.{2 - end}", *tls,
+            "--cert", f"{stem[end]}.crt", "--key", f"{stem[end]}.key",
+            "--peer-fingerprint", prints[1 - end], "--cipher", "AES-256-GCM",
+            "--data-ciphers", "AES-256-GCM", "--tun-mtu", str(mtu), "--mssfix", "0",
+            "--sndbuf", "4194304", "--rcvbuf", "4194304", "--txqueuelen", "1000",
+            "--fast-io", "--disable-dco", "--verb", "1", "--log", f"{stem[end]}.log",
+        )  # fmt: skip
+    field.until(name, lambda: field.reaches(name))
+
+
+def available(program: str, what: str) -> bool:
+    if shutil.which(program) is None:
+        print(f"vpn: {what} is not installed: left out")
+        return False
+    return True
+
+
+def enter(field: Field, loops: Sequence[str]) -> list[str]:
+    """Start all contenders that there are; give their names."""
+    ours = {loop: ["--uvloop"] * (loop == "uvloop") for loop in loops}
+    if available("wg", "wireguard-tools"):
+        for loop, options in ours.items():
+            program = [sys.executable, str(EXAMPLES / "wireguard"), *options]
+            wireguard(field, f"wireguard, {loop}", program, ours=True)
+        if available("wireguard-go", "wireguard-go"):
+            wireguard(field, "wireguard-go", ["wireguard-go"], ours=False)
+        if NEWEST.exists():
+            wireguard(field, "wireguard-go, newest", [str(NEWEST)], ours=False)
+        else:
+            print("vpn: the newest wireguard-go was not built (no Go, or no network): left out")
+    for loop, options in ours.items():
+        udp_vpn(field, f"udp_vpn, {loop}", options, 1420)
+        udp_vpn(field, f"udp_vpn, mtu 9000, {loop}", options, 9000)
+    if available("openvpn", "openvpn") and available("openssl", "openssl"):
+        openvpn(field, "OpenVPN", 1420)
+        openvpn(field, "OpenVPN, mtu 9000", 9000)
+    return list(field.names)
+
+
+# --- Measuring -----------------------------------------------------------------------------------
+
+
+def throughput(field: Field, name: str, seconds: float = SECONDS) -> float:
+    """Gbit/s of one TCP stream."""
+    target = field.target(name)
+    receiver = field.start(1, sys.executable, "-c", textwrap.dedent(RECEIVER), target)
+    assert receiver.stdout is not None
+    expect("the receiver", receiver.stdout.readline(), "ready\n")
+    field.run(0, sys.executable, "-c", textwrap.dedent(SENDER), target, str(seconds))
+    got, took = output_of(receiver).split()
+    return int(got) * 8 / float(took) / 1e9
+
+
+def round_trip(field: Field, name: str) -> float:
+    """Microseconds, the mean."""
+    with child(str(compiled("pinger.c")), field.target(name), str(PINGS)) as process:
+        mean, _, lost = output_of(process).split()
+    expect(f"pings that {name} lost", lost, "0")
+    return int(mean) / 1000
+
+
+def lost(field: Field, name: str, gbits: float) -> tuple[float, int]:
+    """How many of a minute's datagrams at that rate were lost, and of how many."""
+    target, rate = field.target(name), gbits * 1e9 / 8 / 1300
+    receiver = field.start(1, sys.executable, "-c", textwrap.dedent(UDP_RECEIVER), target)
+    assert receiver.stdout is not None
+    expect("the receiver", receiver.stdout.readline(), "ready\n")
+    arguments = [target, f"{rate:f}", str(UDP_SECONDS)]
+    sent = int(field.run(0, sys.executable, "-c", textwrap.dedent(UDP_SENDER), *arguments))
+    return float(sent - int(output_of(receiver))), sent
+
+
+def run(runs: int, loops: Sequence[str]) -> Iterator[Table]:
+    with contextlib.ExitStack() as stack:
+        # Unix sockets where wg(8) looks for them, and nobody else's.
+        subprocess.run(["mount", "-t", "tmpfs", "none", "/run"], check=True)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        field = Field(stack, folder)
+        names = enter(field, loops)
+        rates: dict[str, list[float]] = {name: [] for name in names}
+        trips: dict[str, list[float]] = {name: [] for name in names}
+        for turn in range(runs + 1):  # the first one warms up
+            for name in names:
+                rate, trip = throughput(field, name), round_trip(field, name)
+                if turn:
+                    rates[name].append(rate)
+                    trips[name].append(trip)
+        for loop in loops:
+            yield from tables(loop, rates, trips)
+        for loop in loops:
+            rows: list[Row] = []
+            for name in (f"wireguard, {loop}", f"udp_vpn, {loop}"):
+                if name in rates:
+                    half = statistics.median(rates[name]) / 2
+                    count, sent = lost(field, name, half)
+                    label = f"{name.partition(',')[0]}: of {sent}"
+                    rows.append(Row(label, "datagrams", [count], percentile=100, target=0))
+            yield Table("vpn", loop, f"lost in {UDP_SECONDS:.0f} s at half the throughput", rows)
+
+
+def tables(
+    loop: str, rates: dict[str, list[float]], trips: dict[str, list[float]]
+) -> Iterator[Table]:
+    ours = f"wireguard, {loop}"
+    others = {
+        "wireguard-go": (1.2, 1.5),
+        "wireguard-go, newest": (0.5, None),
+    }
+    if ours in rates:
+        stream: list[Row] = [Row("wireguard", "Gbit/s", rates[ours])]
+        trip: list[Row] = [Row("wireguard", "us", trips[ours])]
+        for other, (least, most) in others.items():
+            if other in rates:
+                stream.append(Row(other, "Gbit/s", rates[other]))
+                stream.append(
+                    AtLeast(f"ours / {other}", "Gbit/s", rates[ours], rates[other], target=least)
+                )
+                trip.append(Row(other, "us", trips[other]))
+                trip.append(Row(f"ours / {other}", "us", trips[ours], trips[other], target=most))
+        yield Table("vpn", loop, f"WireGuard, one TCP stream for {SECONDS:g} s", stream)
+        yield Table("vpn", loop, f"WireGuard, {PINGS} flood pings, one at a time", trip)
+    rows: list[Row] = []
+    for size in ("", ", mtu 9000"):
+        mine, other = f"udp_vpn{size}, {loop}", f"OpenVPN{size}"
+        rows.append(Row(f"udp_vpn{size}", "Gbit/s", rates[mine]))
+        if other in rates:
+            rows.append(Row(other, "Gbit/s", rates[other]))
+            label = f"ours / {other}"
+            rows.append(AtLeast(label, "Gbit/s", rates[mine], rates[other], target=2))
+    yield Table("vpn", loop, f"AES-256-GCM, one TCP stream for {SECONDS:g} s", rows)
+
+
+def build() -> None:
+    """Build the newest wireguard-go, where there are a Go toolchain and a network."""
+    go = shutil.which("go")
+    if go is None:
+        print("vpn: no Go toolchain here, so no newest wireguard-go")
+        return
+    NEWEST.parent.mkdir(exist_ok=True)
+    environment = {**os.environ, "GOBIN": str(NEWEST.parent)}
+    done = subprocess.run(
+        [go, "install", MODULE], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        print(f"vpn: {MODULE} could not be built: {(done.stderr.splitlines() or ['?'])[-1]}")
+
+
+if __name__ == "__main__":
+    build()

@@ -1,0 +1,222 @@
+"""A UDP socket on the event loop, many datagrams at a time.
+
+With UDP_SEGMENT the kernel takes a run of datagrams to one address in one call, and with UDP_GRO it
+gives one; that is to UDP what offload="split" is to a device. Where either is missing, datagrams
+go one by one.
+"""
+
+import asyncio
+import contextlib
+import errno
+import socket
+import struct
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+__all__ = ["Address", "DatagramSocket", "bind", "resolve"]
+
+Address = tuple[str, int] | tuple[str, int, int, int]
+
+# linux/udp.h, linux/in.h and linux/in6.h; not in Python's socket module.
+_UDP_SEGMENT, _UDP_GRO = 103, 104
+_MTU_DISCOVER = {
+    socket.AF_INET: (socket.IPPROTO_IP, 10),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, 23),
+}
+_PMTUDISC_DONT = 0
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
+
+_BUFFER_BYTES = 16 << 20
+_LARGEST_RUN = 64  # datagrams; UDP_MAX_SEGMENTS, in kernels before 6.9
+_LARGEST_BYTES = 65_487  # what fits an IPv6 packet, with an IPv4 header to spare
+_RECEIVED = 8  # runs at a time
+_CONTROL_BYTES = socket.CMSG_SPACE(4)
+# Why a run may fail where each datagram would not.
+_NOT_AT_ONCE = (
+    errno.EINVAL,  # larger than the path's MTU; or Linux before 4.18
+    errno.EMSGSIZE,
+    errno.EIO,  # no checksum offload on the way out
+)
+
+
+def resolve(text: str) -> tuple[socket.AddressFamily, Address]:
+    """Look HOST:PORT or [HOST]:PORT up; raises ValueError and OSError."""
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise ValueError(f"{text} is not HOST:PORT")
+    family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_DGRAM)[0]
+    return family, address  # type: ignore[return-value]  # no other family is asked for
+
+
+def bind(family: socket.AddressFamily, address: Address, mark: int = 0) -> socket.socket:
+    """Make a UDP socket of one family, with as much room as the kernel allows."""
+    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if mark:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        # A tunnel's datagrams may be fragmented on their way: nobody would hear that they can't.
+        sock.setsockopt(*_MTU_DISCOVER[family], _PMTUDISC_DONT)
+        for force, option in (
+            (_SO_RCVBUFFORCE, socket.SO_RCVBUF),
+            (_SO_SNDBUFFORCE, socket.SO_SNDBUF),
+        ):
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, force, _BUFFER_BYTES)
+            except PermissionError:
+                sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
+        sock.bind(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class DatagramSocket:
+    """A bound socket; any number of tasks may send.
+
+    Args:
+        sock: becomes this object's.
+        offload: whether to use UDP_SEGMENT and UDP_GRO where the kernel has them.
+
+    Attributes:
+        unsent: how many datagrams the kernel refused, by errno's name.
+    """
+
+    def __init__(self, sock: socket.socket, *, offload: bool = True) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._largest = 65535 if offload else 0  # datagram in a run
+        self._burst = False
+        self._wakeups = 0
+        self._loop = asyncio.get_running_loop()
+        self._senders: list[asyncio.Future[None]] = []
+        self.unsent: Counter[str] = Counter()
+        if offload:
+            with contextlib.suppress(OSError):  # Linux 5.0
+                sock.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
+
+    @property
+    def address(self) -> Address:
+        """Where it is bound."""
+        name: Address = self._sock.getsockname()
+        return name
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._sock.close()
+
+    # Receiving
+
+    def start(self, received: Callable[[list[bytes], Address], None]) -> None:
+        """Have each run of datagrams from one address given to a function, as it comes.
+
+        A function, not a task: a round trip has four of these on its way, and to wake a task takes
+        the event loop a turn more.
+        """
+        self._received = received
+        self._loop.add_reader(self._sock, self._readable)
+
+    def _readable(self) -> None:
+        # To find that there is no second datagram costs as much as to read one. So we look for it
+        # where there was one the last time, and else now and then.
+        self._wakeups += 1
+        most = _RECEIVED if self._burst or self._wakeups % 16 == 0 else 1
+        taken = 0
+        while taken < most:  # then others get their turn
+            try:
+                datagrams, source = self._take()
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self.unsent[f"receiving: {_name(error)}"] += 1
+                break
+            taken += 1
+            self._received(datagrams, source)
+        self._burst = taken > 1
+
+    def _take(self) -> tuple[list[bytes], Address]:
+        data, ancillary, _, source = self._sock.recvmsg(65535, _CONTROL_BYTES)
+        size = len(data)
+        for level, kind, value in ancillary:
+            if (level, kind) == (socket.IPPROTO_UDP, _UDP_GRO):
+                (size,) = struct.unpack("i", value)
+        if size >= len(data):
+            return [data], source
+        return [data[start : start + size] for start in range(0, len(data), size)], source
+
+    # Sending
+
+    async def send(self, datagrams: Sequence[bytes], address: Address) -> None:
+        """Send datagrams to one address, in order; waits while the socket's buffer is full.
+
+        What the kernel refuses is counted, and the others are sent: this is UDP.
+        """
+        while datagrams := self._send(datagrams, address):
+            await self._writable()
+
+    def send_nowait(self, datagrams: Sequence[bytes], address: Address) -> None:
+        """As `send`; but what finds the socket's buffer full is dropped and counted."""
+        self.unsent["EAGAIN"] += len(self._send(datagrams, address))
+
+    def _send(self, datagrams: Sequence[bytes], address: Address) -> Sequence[bytes]:
+        """Send datagrams until the socket's buffer is full, and give those that are left."""
+        start = 0
+        while start < len(datagrams):
+            end = self._end_of_run(datagrams, start)
+            run = datagrams[start:end]
+            try:
+                if len(run) == 1:
+                    self._sock.sendto(run[0], address)
+                else:
+                    control = [(socket.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("H", len(run[0])))]
+                    self._sock.sendmsg(run, control, 0, address)
+            except BlockingIOError:
+                return datagrams[start:]
+            except OSError as error:
+                if len(run) > 1 and error.errno in _NOT_AT_ONCE:
+                    # Singly, from now on; to other addresses, too, where more might do.
+                    self._largest = 0 if error.errno == errno.EIO else len(run[0]) - 1
+                    continue
+                self.unsent[_name(error)] += len(run)
+            start = end
+        return ()
+
+    def _end_of_run(self, datagrams: Sequence[bytes], start: int) -> int:
+        """Where those end that may go in one call: all of one size, but for a smaller last one."""
+        size = len(datagrams[start])
+        if not 0 < size <= self._largest:
+            return start + 1
+        most = min(start + min(_LARGEST_RUN, max(1, _LARGEST_BYTES // size)), len(datagrams))
+        for end in range(start + 1, most):
+            length = len(datagrams[end])
+            if length != size:
+                return end + 1 if 0 < length < size else end
+        return most
+
+    async def _writable(self) -> None:
+        future = self._loop.create_future()
+        self._senders.append(future)
+        self._loop.add_writer(self._sock, self._wake_senders)
+        try:
+            await future
+        finally:
+            if future in self._senders:
+                self._senders.remove(future)
+
+    def _wake_senders(self) -> None:
+        self._loop.remove_writer(self._sock)
+        senders, self._senders = self._senders, []
+        for future in senders:
+            _wake(future)
+
+
+def _wake(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _name(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, "?")

@@ -1,0 +1,111 @@
+"""What the tunnels' programs share: deliver to a device, run until a signal comes, say why not."""
+
+import asyncio
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import aiotun
+
+__all__ = ["BATCH", "QUEUE", "Delivery", "run", "until_signal"]
+
+# Packets to read at once. A super-packet of TCP is some 45 of them, and so is what UDP_SEGMENT
+# takes in one call.
+BATCH = 90
+
+# Packets that the kernel holds for us: a tenth of a second and more, should we not get the core.
+QUEUE = 5000
+
+MOST_WAITING = 4096
+
+
+class Delivery:
+    """Sends packets to the kernel; what it does not take is counted, and the others are sent.
+
+    A single packet goes at once, from wherever it comes. Several wait for `run`, so that the device
+    can merge them.
+    """
+
+    def __init__(self, device: aiotun.Device, dropped: Counter[str]) -> None:
+        self._device, self._dropped = device, dropped
+        self._waiting: list[bytes] = []
+        self._any = asyncio.Event()
+
+    def put(self, packets: list[bytes]) -> None:
+        if len(packets) == 1 and not self._waiting:
+            try:
+                self._device.send_nowait(packets[0])
+                return
+            except BlockingIOError:
+                pass
+            except aiotun.LinkDownError:
+                self._dropped["the link is down"] += 1
+                return
+            except aiotun.PacketError:
+                self._dropped["refused by the kernel"] += 1
+                return
+            except aiotun.AiotunError:
+                return  # closed or lost: that is for those who read from it to tell
+        if len(self._waiting) > MOST_WAITING:
+            self._dropped["the device is full"] += len(packets)
+        elif packets:
+            self._waiting += packets
+            self._any.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._any.wait()
+            self._any.clear()
+            packets, self._waiting = self._waiting, []
+            while packets:
+                try:
+                    await self._device.send_many(packets)
+                    break
+                except aiotun.LinkDownError as error:
+                    self._dropped["the link is down"] += len(packets) - error.sent
+                    break
+                except aiotun.PacketError as error:
+                    self._dropped["refused by the kernel"] += 1
+                    packets = packets[error.sent + 1 :]
+
+
+async def until_signal(name: str, *work: Coroutine[Any, Any, None]) -> None:
+    """Say "ready NAME", and run these side by side until SIGINT or SIGTERM, or until one fails."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    tasks = [asyncio.create_task(each) for each in (stop.wait(), *work)]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    print(f"ready {name}", flush=True)
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+
+
+def run(main: Coroutine[Any, Any, None], uvloop: bool = False) -> int:
+    """Run a program's coroutine; give its exit status: 1, and one line, where it failed."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    try:
+        if uvloop:
+            try:
+                import uvloop as module
+            except ImportError:
+                main.close()
+                raise ValueError("uvloop is not installed: pip install 'aiotun[uvloop]'") from None
+            factory = module.new_event_loop
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(main)
+    except (aiotun.AiotunError, OSError, ValueError) as error:
+        print(f"{sys.argv[0]}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # before the device was open
+        return 130
+    return 0

@@ -1,0 +1,195 @@
+#!/usr/bin/env python3
+"""A VXLAN endpoint (RFC 7348) on a TAP device: Ethernet over UDP.
+
+    sudo python examples/vxlan.py --name tap0 --vni 42 --local 192.0.2.1 --remote 192.0.2.2
+
+does what "ip link add tap0 type vxlan id 42 local 192.0.2.1 remote 192.0.2.2 dstport 4789" does:
+behind which of the remotes an address is, it learns from the frames that come from there; what is
+for everybody, or for an address not learned yet, goes to all of them.
+
+Prints "ready NAME" when it serves, tells on stderr at SIGUSR1 what was dropped, and ends cleanly on
+SIGINT and SIGTERM. VXLAN has no protection whatsoever: whoever can send datagrams here, with the
+address of a remote, is on the network.
+
+All datagrams leave from one port, where RFC 7348 (section 5) would have one for each flow, so that
+routers spread them. And where both ends are on one machine, the kernel leaves checksums and
+segmentation of its own vxlan device's frames to a network card that never comes: turn them off
+("ethtool -K vxlan0 tx off tso off"). Between machines that does not happen.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from _datagrams import Address, DatagramSocket, bind
+from _running import BATCH, QUEUE, Delivery, run, until_signal
+
+import aiotun
+
+# RFC 7348, section 5: the I flag, 24 bits of nothing, the VNI, 8 bits of nothing.
+HEADER_BYTES = 8
+_VALID = 0x08
+
+# Outer IPv4 or IPv6, UDP, this header, inner Ethernet.
+OVERHEAD = {4: 20 + 8 + 8 + 14, 6: 40 + 8 + 8 + 14}
+
+AGE_SECONDS = 300.0  # as the kernel's
+MOST_LEARNED = 4096
+
+
+class Vxlan:
+    """Frames to datagrams, and back; no I/O.
+
+    Args:
+        vni: the network's number, 24 bits.
+        remotes: who else is on it; what comes from others is dropped.
+    """
+
+    def __init__(self, vni: int, remotes: list[Address]) -> None:
+        self._head = bytes([_VALID, 0, 0, 0]) + (vni << 8).to_bytes(4, "big")
+        self._remotes = remotes
+        # Hosts only: RFC 7348 has answers come from whatever port.
+        self._by_host = {remote[0]: remote for remote in remotes}
+        self._learned: dict[bytes, tuple[Address, float]] = {}
+        self.dropped: Counter[str] = Counter()
+
+    def send(self, frames: list[bytes], now: float) -> list[tuple[Address, list[bytes]]]:
+        """Give each frame, in its datagram, to the remotes that it is for."""
+        runs: list[tuple[Address, list[bytes]]] = []
+        flooded: list[bytes] = []
+        last: Address | None = None
+        for frame in frames:
+            remote = self._where(frame[:6], now)
+            if remote is None:
+                flooded.append(self._head + frame)
+                continue
+            if remote is not last:
+                runs.append((remote, []))
+                last = remote
+            runs[-1][1].append(self._head + frame)
+        runs += [(remote, flooded) for remote in self._remotes if flooded]
+        return runs
+
+    def _where(self, mac: bytes, now: float) -> Address | None:
+        if mac[0] & 1:  # for a group, or for everybody
+            return None
+        remote, seen = self._learned.get(mac, (None, 0.0))
+        return remote if now - seen < AGE_SECONDS else None
+
+    def receive(self, datagrams: list[bytes], source: Address, now: float) -> list[bytes]:
+        """Give the frames of our network in these datagrams, and learn who is where."""
+        remote = self._by_host.get(source[0])
+        if remote is None:
+            self.dropped["not from a remote"] += len(datagrams)
+            return []
+        frames: list[bytes] = []
+        vni = self._head[4:7]
+        last = b""
+        for datagram in datagrams:
+            # Section 5: the other flags and the reserved bits are ignored.
+            if len(datagram) < HEADER_BYTES + 14 or not datagram[0] & _VALID:
+                self.dropped["no VXLAN"] += 1
+            elif datagram[4:7] != vni:
+                self.dropped["of another network"] += 1
+            else:
+                mac = datagram[14:20]
+                if mac != last:
+                    last = mac
+                    self._learn(mac, remote, now)
+                frames.append(datagram[HEADER_BYTES:])
+        return frames
+
+    def _learn(self, mac: bytes, remote: Address, now: float) -> None:
+        if mac[0] & 1 or not any(mac):
+            return  # nobody's own address
+        if len(self._learned) >= MOST_LEARNED and mac not in self._learned:
+            self._learned.clear()  # somebody makes addresses up; all are learned anew
+        self._learned[mac] = (remote, now)
+
+
+class Service:
+    """A TAP device and a UDP socket at work."""
+
+    def __init__(self, tap: aiotun.TapDevice, sock: DatagramSocket, vxlan: Vxlan) -> None:
+        self._tap, self._sock, self._vxlan = tap, sock, vxlan
+        self.delivery = Delivery(tap, vxlan.dropped)
+        sock.start(self.from_socket)
+
+    async def from_device(self) -> None:
+        async for frames in self._tap.batches(BATCH):
+            for remote, datagrams in self._vxlan.send(frames, time.monotonic()):
+                await self._sock.send(datagrams, remote)
+
+    def from_socket(self, datagrams: list[bytes], source: Address) -> None:
+        frames = self._vxlan.receive(datagrams, source, time.monotonic())
+        if frames:
+            self.delivery.put(frames)
+
+    def show(self) -> None:
+        counts = self._vxlan.dropped + self._sock.unsent
+        text = ", ".join(f"{count} {why}" for why, count in counts.items())
+        print(f"dropped: {text or 'nothing'}", file=sys.stderr, flush=True)
+
+
+def address_of(host: IPv4Address | IPv6Address, port: int) -> Address:
+    return (str(host), port) if host.version == 4 else (str(host), port, 0, 0)
+
+
+async def serve(args: argparse.Namespace) -> None:
+    family = socket.AF_INET if args.local.version == 4 else socket.AF_INET6
+    vxlan = Vxlan(args.vni, [address_of(each, args.port) for each in args.remote])
+    async with contextlib.AsyncExitStack() as stack:
+        sock = DatagramSocket(bind(family, address_of(args.local, args.port)))
+        stack.callback(sock.close)
+        opener = aiotun.open_tap(
+            args.name,
+            addresses=args.address or [],
+            mtu=args.mtu or 1500 - OVERHEAD[args.local.version],
+            txqueuelen=QUEUE,
+            offload="split",
+        )
+        tap = await stack.enter_async_context(opener)
+        service = Service(tap, sock, vxlan)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, service.show)
+        await until_signal(tap.name, service.from_device(), service.delivery.run())
+
+
+def number(most: int) -> Callable[[str], int]:
+    """Make a type for the command line: numbers from 0 to `most`."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if not 0 <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not from 0 to {most}")
+        return value
+
+    return parse
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--name", help="the interface's name; the kernel picks one unless given")
+    parser.add_argument("--vni", type=number(2**24 - 1), required=True, help="the network's number")
+    parser.add_argument("--local", type=ip_address, required=True, metavar="IP")
+    parser.add_argument("--remote", type=ip_address, nargs="+", required=True, metavar="IP")
+    parser.add_argument("--port", type=number(65535), default=4789)
+    parser.add_argument("--address", action="append", metavar="A/LEN", help="for the interface")
+    parser.add_argument("--mtu", type=int, help="default: what 1500 bytes leave: 1450, IPv6 1430")
+    parser.add_argument("--uvloop", action="store_true", help="run on uvloop")
+    args = parser.parse_args()
+    if any(each.version != args.local.version for each in args.remote):
+        parser.error("--local and --remote are to be of one version of IP")
+    return run(serve(args), args.uvloop)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

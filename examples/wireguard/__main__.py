@@ -1,0 +1,60 @@
+"""A WireGuard peer, as wg-quick(8) would set it up from the same file.
+
+    sudo python examples/wireguard wg0.conf --name wg0 &
+    sudo wg show wg0
+
+Needs `cryptography` (pip install 'aiotun[examples]'). Prints "ready NAME" when it serves, what
+`wg show` shows and what it dropped on stderr at SIGUSR1, and ends cleanly on SIGINT and SIGTERM.
+
+Of the file, DNS and the commands to run are ignored with a note; for AllowedIPs of everything no
+route is made. Not done: the source address of answers follows the routing, not where the question
+arrived.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    # Run as a folder, Python looks for modules in it rather than beside it.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from _running import run
+
+    from wireguard.config import ConfigError, read
+    from wireguard.peer import Timers
+    from wireguard.service import Options, serve
+
+    parser = argparse.ArgumentParser(
+        prog="wireguard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="wg-quick's configuration file")
+    parser.add_argument("--name", help="the interface's name (default: the file's)")
+    parser.add_argument("--control", type=Path, help="the control socket (default: where wg looks)")
+    parser.add_argument("--uvloop", action="store_true", help="run on uvloop")
+    parser.add_argument(
+        "--handshakes",
+        type=int,
+        default=100,
+        help="how many a second are welcome before cookies are asked for (default: 100)",
+    )
+    timers = parser.add_argument_group("timers", "section 6.1 of the paper, in seconds; for tests")
+    standard = Timers()
+    for name in vars(standard):
+        timers.add_argument(
+            f"--{name.replace('_', '-')}", type=float, default=getattr(standard, name), metavar="S"
+        )
+    options = parser.parse_args(namespace=Options())
+    options.timers = Timers(**{name: getattr(options, name) for name in vars(standard)})
+    path: Path = options.config  # type: ignore[attr-defined]  # given by argparse
+    options.name = options.name or path.stem
+    try:
+        config = read(path)
+    except (ConfigError, OSError, UnicodeError) as error:
+        print(f"wireguard: {path}: {error}", file=sys.stderr)
+        return 2
+    return run(serve(config, options), options.uvloop)  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

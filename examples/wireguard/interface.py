@@ -1,0 +1,217 @@
+"""All peers together: packets go to whom they are for, messages to whom they are from.
+
+`send` takes packets of the device; `receive` takes datagrams, and gives packets for the device.
+Messages to be sent are in `outgoing` afterwards. Nothing here knows what time it is: `now` is an
+argument, in seconds, and does not go back.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from .allowedips import AllowedIPs
+from .config import PeerConfig
+from .cookies import Checker, Endpoint
+from .crypto import Forged, public_key
+from .handshake import Identity, open_initiation
+from .messages import COOKIE, DATA, INITIATION, SIZES, CookieReply, Initiation, Response
+from .peer import Handshake, Peer, Timers
+from .session import Session
+
+__all__ = ["Interface"]
+
+
+class Interface:
+    """A WireGuard interface, without the interface.
+
+    Args:
+        epoch: what to add to `now` to get the seconds since 1970.
+        mtu: of the device; follows it.
+        handshakes: how many a second are welcome from whoever knows our public key.
+    """
+
+    def __init__(
+        self,
+        private_key: bytes,
+        peers: Iterable[PeerConfig],
+        *,
+        epoch: float,
+        mtu: int = 1420,
+        timers: Timers | None = None,
+        handshakes: int = 100,
+    ) -> None:
+        self.identity = Identity(private_key, public_key(private_key))
+        self.timers = timers or Timers()
+        self.epoch = epoch
+        self.mtu = mtu
+        self.outgoing: list[tuple[Endpoint, list[bytes]]] = []
+        self.indices: dict[bytes, Session | Handshake] = {}
+        self.dropped: Counter[str] = Counter()
+        self.peers = {each.public_key: Peer(self, each) for each in peers}
+        self._allowed: AllowedIPs[Peer] = AllowedIPs(
+            (network, peer) for peer in self.peers.values() for network in peer.config.allowed_ips
+        )
+        self._checker = Checker(self.identity.public, handshakes)
+
+    def start(self, now: float) -> None:
+        """Begin: peers with a persistent keepalive get their first one."""
+        for peer in self.peers.values():
+            peer.start(now)
+        self.tick(now)
+
+    def tick(self, now: float) -> None:
+        """Do what is due."""
+        for peer in self.peers.values():
+            if peer.deadline() <= now:
+                peer.tick(now)
+
+    def deadline(self) -> float:
+        """When to call `tick`, at the latest."""
+        return min((peer.deadline() for peer in self.peers.values()), default=float("inf"))
+
+    def new_index(self) -> bytes:
+        """Give 4 bytes by which nothing is known yet."""
+        while (index := os.urandom(4)) in self.indices:
+            pass
+        return index
+
+    # From the device
+
+    def send(self, packets: Iterable[bytes], now: float) -> None:
+        """Section 3, sending: seal each packet for the peer whose destination it has."""
+        owner = self._allowed.owner
+        run: list[bytes] = []
+        last: bytes | None = None
+        peer: Peer | None = None
+        for packet in packets:
+            destination = packet[16:20] if packet[0] < 0x60 else packet[24:40]
+            if destination != last:
+                last = destination
+                found = owner(destination)
+                if found is not peer:
+                    self._send_run(peer, run, now)
+                    peer, run = found, []
+            run.append(packet)
+        self._send_run(peer, run, now)
+
+    def _send_run(self, peer: Peer | None, run: list[bytes], now: float) -> None:
+        if peer is not None:
+            peer.send(run, now)
+        elif run:
+            self.dropped["to nobody's address"] += len(run)
+
+    # From the socket
+
+    def receive(self, datagrams: Sequence[bytes], source: Endpoint, now: float) -> list[bytes]:
+        """Section 3, receiving: give the packets that came in these datagrams."""
+        packets: list[bytes] = []
+        run: list[bytes] = []
+        last: bytes | None = None
+        for datagram in datagrams:
+            head = datagram[:8]
+            if head != last:
+                packets += self._receive_run(run, source, now)
+                run = []
+                last = head
+                if head[:4] != DATA:
+                    self._receive_other(datagram, source, now)
+                    last = None
+                    continue
+            run.append(datagram)
+        packets += self._receive_run(run, source, now)
+        return packets
+
+    def _receive_run(self, run: list[bytes], source: Endpoint, now: float) -> list[bytes]:
+        """Section 5.4.6: data messages with the same receiver."""
+        if not run:
+            return []
+        session = self.indices.get(run[0][4:8])
+        if not isinstance(session, Session):
+            self.dropped["for no session"] += len(run)
+            return []
+        peer = session.peer
+        owner = self._allowed.owner
+        good: list[bytes] = []
+        last: bytes | None = None
+        allowed = False
+        for packet in peer.receive(session, run, source, now):
+            if not packet:
+                continue  # a keepalive
+            # The length and the source address that an IP packet names.
+            if packet[0] >> 4 == 4 and len(packet) >= 20:
+                length, address = packet[2] << 8 | packet[3], packet[12:16]
+            elif packet[0] >> 4 == 6 and len(packet) >= 40:
+                length, address = 40 + (packet[4] << 8 | packet[5]), packet[8:24]
+            else:
+                length = 0
+            if not 20 <= length <= len(packet):
+                peer.dropped["no IP packet"] += 1
+                continue
+            if address != last:
+                last, allowed = address, owner(address) is peer
+            if allowed:
+                good.append(packet if length == len(packet) else packet[:length])
+            else:
+                peer.dropped["from an address that is not its own"] += 1
+        return good
+
+    def _receive_other(self, data: bytes, source: Endpoint, now: float) -> None:
+        kind = data[:4]
+        if kind not in SIZES:
+            self.dropped["of no known type"] += 1
+        elif len(data) != SIZES[kind]:
+            self.dropped["truncated"] += 1
+        elif kind == COOKIE:
+            self._take_cookie(CookieReply.unpack(data), now)
+        elif not self._checker.mac1_fits(data):
+            self.dropped["forged"] += 1
+        elif self._welcome(data, source, now):
+            if kind == INITIATION:
+                self._take_initiation(data, source, now)
+            else:
+                self._take_response(data, source, now)
+
+    def _welcome(self, data: bytes, source: Endpoint, now: float) -> bool:
+        """Section 5.3: under load only those who show that they are where they say, a few each."""
+        if not self._checker.under_load(now):
+            return True
+        if not self._checker.mac2_fits(data, source, now):
+            self.dropped["under load, answered with a cookie"] += 1
+            reply = self._checker.reply(data[4:8], data, source, now)
+            self.outgoing.append((source, [reply]))
+            return False
+        if not self._checker.grants(source, now):
+            self.dropped["too many handshakes"] += 1
+            return False
+        return True
+
+    def _take_initiation(self, data: bytes, source: Endpoint, now: float) -> None:
+        message = Initiation.unpack(data)
+        try:
+            opened = open_initiation(self.identity, message)
+        except Forged:
+            self.dropped["forged"] += 1
+            return
+        peer = self.peers.get(opened.static)
+        if peer is None:
+            self.dropped["from a stranger"] += 1
+            return
+        peer.take_initiation(opened, message.sender, source, len(data), now)
+
+    def _take_response(self, data: bytes, source: Endpoint, now: float) -> None:
+        message = Response.unpack(data)
+        handshake = self.indices.get(message.receiver)
+        if isinstance(handshake, Handshake):
+            handshake.peer.take_response(handshake, message, source, len(data), now)
+        else:
+            self.dropped["for no handshake"] += 1
+
+    def _take_cookie(self, reply: CookieReply, now: float) -> None:
+        entry = self.indices.get(reply.receiver)
+        if entry is None:
+            self.dropped["for no handshake"] += 1
+            return
+        try:
+            entry.peer.stamper.take(reply, now)
+        except Forged:
+            self.dropped["forged"] += 1

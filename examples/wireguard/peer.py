@@ -1,0 +1,315 @@
+"""Section 6: one peer: its sessions, its handshakes, and its timers.
+
+Every timer is a time at which something is due, or None; `tick` does what is due.
+"""
+
+import math
+import random
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .config import PeerConfig
+from .cookies import Endpoint, Stamper
+from .crypto import Forged, dh, tai64n
+from .handshake import Identity, Keys, Noise, Opened, initiate, open_response, respond
+from .messages import Response
+from .session import REKEY_AFTER_MESSAGES, Session
+
+if TYPE_CHECKING:
+    from .interface import Interface
+
+__all__ = ["Handshake", "Peer", "Timers"]
+
+_STAGED = 128  # packets kept while there is no session
+_JITTER = 1 / 3  # seconds, so that two that begin at once don't do so for ever
+_FLOOD = 0.02  # seconds between initiations of one peer that are looked at
+
+
+@dataclass(frozen=True)
+class Timers:
+    """Section 6.1, in seconds."""
+
+    rekey_after: float = 120
+    reject_after: float = 180
+    rekey_attempt: float = 90
+    rekey_timeout: float = 5
+    keepalive_timeout: float = 10
+
+
+@dataclass(frozen=True)
+class Handshake:
+    """An initiation of ours that was not answered yet."""
+
+    peer: "Peer"
+    local: bytes
+    noise: Noise
+
+
+class Peer:
+    """What is known of a peer; all methods take the time as `now`."""
+
+    def __init__(self, interface: "Interface", config: PeerConfig) -> None:
+        self.config = config
+        self.endpoint: Endpoint | None = config.endpoint
+        self.last_handshake: float | None = None
+        self.received_bytes = self.sent_bytes = 0
+        self.dropped: Counter[str] = Counter()
+        self.stamper = Stamper(config.public_key)
+        self._interface = interface
+        self._timers = interface.timers
+        self._identity: Identity = interface.identity
+        self._static_static = dh(self._identity.private, config.public_key)
+        # Three sessions at most: the one in use, the one before it, whose last messages may still
+        # be under way, and one of which we don't know yet whether the initiator has it (5.4.5).
+        self.current: Session | None = None
+        self.previous: Session | None = None
+        self.next: Session | None = None
+        self._handshake: Handshake | None = None
+        self._staged: deque[bytes] = deque()
+        self._last_initiation = -math.inf
+        self._attempts_since = 0.0
+        self._timestamp_seen = bytes(12)
+        self._initiation_seen = -math.inf
+        # The timers.
+        self._retry_at: float | None = None  # 6.4
+        self._keepalive_at: float | None = None  # 6.5
+        self._another_keepalive = False
+        self._silent_at: float | None = None  # 6.5: sent, and nothing came back
+        self._persistent_at: float | None = None
+        self._forget_at: float | None = None  # 6.3
+        self._last_minute = False  # 6.2: it was the receiver who began a new handshake
+
+    def start(self, now: float) -> None:
+        if self.config.keepalive:
+            self._persistent_at = now
+
+    # Data
+
+    def send(self, packets: list[bytes], now: float) -> None:
+        """Seal packets for the peer, or keep them until there is a session; b"" is a keepalive."""
+        session = self.current
+        if session is None or not session.may_send(now, self._timers.reject_after):
+            self._stage(packets)
+            if self._retry_at is None or any(packets):
+                self._attempts_since = now  # 6.4: what the user sends renews the attempts
+            self._initiate(now)
+            return
+        self._emit(session.seal(packets, self._interface.mtu), now)
+        if any(packets) and self._silent_at is None:
+            wait = self._timers.keepalive_timeout + self._timers.rekey_timeout
+            self._silent_at = now + wait + random.uniform(0, _JITTER)
+        # Section 6.2; only initiators, so that the two don't both begin.
+        old = now - session.created >= self._timers.rekey_after and session.initiator
+        if old or session.sent >= REKEY_AFTER_MESSAGES:
+            self._begin_handshake(now)
+
+    def receive(
+        self, session: Session, messages: list[bytes], source: Endpoint, now: float
+    ) -> list[bytes]:
+        """Open data messages of one session; b"" is a keepalive."""
+        if now - session.created >= self._timers.reject_after:  # 6.2
+            self.dropped["too old a session"] += len(messages)
+            return []
+        packets = session.open(messages, self.dropped)
+        if not packets:
+            return []
+        self._authenticated(source, sum(map(len, messages)), now)
+        if session is self.next:  # 5.4.5: so the initiator has the session
+            self._drop(self.previous)
+            self.previous, self.current, self.next = self.current, session, None
+            self._handshake_done(now)
+            self._flush(now)
+        if any(packets):
+            if self._keepalive_at is None:
+                self._keepalive_at = now + self._timers.keepalive_timeout
+            else:
+                self._another_keepalive = True
+        limit = (
+            self._timers.reject_after - self._timers.keepalive_timeout - self._timers.rekey_timeout
+        )
+        if session.initiator and now - session.created >= limit and not self._last_minute:
+            self._last_minute = True  # 6.2
+            self._begin_handshake(now)
+        return packets
+
+    def _stage(self, packets: list[bytes]) -> None:
+        for packet in packets:
+            if not packet and self._staged:
+                continue  # what waits will do as well as a keepalive
+            if len(self._staged) >= _STAGED:
+                self._staged.popleft()
+                self.dropped["no session in time"] += 1
+            self._staged.append(packet)
+
+    def _flush(self, now: float) -> None:
+        if self._staged:
+            packets = list(self._staged)
+            self._staged.clear()
+            self.send(packets, now)
+
+    def _emit(self, messages: list[bytes], now: float) -> None:
+        """Have messages sent, and note what every sent message means to the timers."""
+        if self.endpoint is None:
+            self.dropped["no endpoint known"] += len(messages)
+            return
+        self._interface.outgoing.append((self.endpoint, messages))
+        self.sent_bytes += sum(map(len, messages))
+        self._keepalive_at = None
+        self._renew_persistent(now)
+
+    def _authenticated(self, source: Endpoint, size_bytes: int, now: float) -> None:
+        """Note a genuine message: the peer is where it came from (section 2.1, roaming)."""
+        self.endpoint = source
+        self.received_bytes += size_bytes
+        self._silent_at = None
+        self._renew_persistent(now)
+
+    def _renew_persistent(self, now: float) -> None:
+        if self.config.keepalive:
+            self._persistent_at = now + self.config.keepalive
+
+    # Handshakes
+
+    def _begin_handshake(self, now: float) -> None:
+        """Begin a handshake, unless one is under way."""
+        if self._retry_at is None:
+            self._attempts_since = now
+            self._initiate(now)
+
+    def _initiate(self, now: float) -> None:
+        """Section 5.4.2; not more often than section 6.4 allows."""
+        due = self._last_initiation + self._timers.rekey_timeout
+        if now < due:
+            self._retry_at = self._retry_at or due
+            return
+        if self.endpoint is None:
+            self._give_up()
+            return
+        self._last_initiation = now
+        self._retry_at = now + self._timers.rekey_timeout + random.uniform(0, _JITTER)
+        local = self._interface.new_index()
+        timestamp = tai64n(self._interface.epoch + now)
+        message, noise = initiate(
+            self._identity, self.config.public_key, self._static_static, local, timestamp
+        )
+        self._drop(self._handshake)
+        self._handshake = Handshake(self, local, noise)
+        self._interface.indices[local] = self._handshake
+        self._emit([self.stamper.stamp(message.pack(), now)], now)
+
+    def take_initiation(
+        self, opened: Opened, sender: bytes, source: Endpoint, size: int, now: float
+    ) -> None:
+        """Section 5.4.2 and 5.4.3: answer an initiation that is genuine, if it is new, too."""
+        if opened.timestamp <= self._timestamp_seen:
+            self.dropped["replayed"] += 1
+            return
+        if now - self._initiation_seen < _FLOOD:
+            self.dropped["too many handshakes"] += 1
+            return
+        local = self._interface.new_index()
+        try:
+            message, keys = respond(opened, self.config.preshared_key, local, sender)
+        except Forged:
+            self.dropped["forged"] += 1
+            return
+        self._timestamp_seen, self._initiation_seen = opened.timestamp, now
+        self._authenticated(source, size, now)
+        self._drop(self.next)
+        self._drop(self.previous)
+        self.previous = None
+        self.next = self._session(keys, local, sender, initiator=False, now=now)
+        self._emit([self.stamper.stamp(message.pack(), now)], now)
+
+    def take_response(
+        self, handshake: Handshake, message: Response, source: Endpoint, size: int, now: float
+    ) -> None:
+        """Section 5.4.3: the handshake is complete, and the peer must hear that at once."""
+        try:
+            keys = open_response(
+                self._identity, handshake.noise, self.config.preshared_key, message
+            )
+        except Forged:
+            self.dropped["forged"] += 1
+            return
+        self._handshake = None
+        self._authenticated(source, size, now)
+        if self.next is not None:
+            self._drop(self.previous)
+            self._drop(self.current)
+            self.previous, self.next = self.next, None
+        else:
+            self._drop(self.previous)
+            self.previous = self.current
+        self.current = self._session(keys, handshake.local, message.sender, initiator=True, now=now)
+        self._handshake_done(now)
+        self._stage([b""])  # only if nothing else waits
+        self._flush(now)
+
+    def _session(
+        self, keys: Keys, local: bytes, remote: bytes, *, initiator: bool, now: float
+    ) -> Session:
+        session = Session(self, keys, local, remote, initiator, now)
+        self._interface.indices[local] = session
+        self._forget_at = now + 3 * self._timers.reject_after
+        return session
+
+    def _handshake_done(self, now: float) -> None:
+        self.last_handshake = now
+        self._retry_at = None
+        self._last_minute = False
+        self._drop(self._handshake)
+        self._handshake = None
+
+    def _drop(self, entry: "Session | Handshake | None") -> None:
+        if entry is not None:
+            self._interface.indices.pop(entry.local, None)
+
+    def _give_up(self) -> None:
+        self._retry_at = None
+        self._drop(self._handshake)
+        self._handshake = None
+        self.dropped["no session in time"] += sum(map(bool, self._staged))
+        self._staged.clear()
+
+    # Timers
+
+    def deadline(self) -> float:
+        """When `tick` has something to do next."""
+        due = math.inf
+        for each in (
+            self._retry_at,
+            self._keepalive_at,
+            self._silent_at,
+            self._persistent_at,
+            self._forget_at,
+        ):
+            if each is not None and each < due:
+                due = each
+        return due
+
+    def tick(self, now: float) -> None:
+        """Do what is due."""
+        if self._retry_at is not None and now >= self._retry_at:
+            if now - self._attempts_since >= self._timers.rekey_attempt:  # 6.4
+                self._give_up()
+            else:
+                self._initiate(now)
+        if self._keepalive_at is not None and now >= self._keepalive_at:  # 6.5
+            self._keepalive_at = None
+            self.send([b""], now)
+            if self._another_keepalive:
+                self._another_keepalive = False
+                self._keepalive_at = now + self._timers.keepalive_timeout
+        if self._silent_at is not None and now >= self._silent_at:  # 6.5
+            self._silent_at = None
+            self._begin_handshake(now)
+        if self._persistent_at is not None and now >= self._persistent_at:
+            self._renew_persistent(now)
+            self.send([b""], now)
+        if self._forget_at is not None and now >= self._forget_at:  # 6.3
+            self._forget_at = None
+            for entry in (self.previous, self.current, self.next, self._handshake):
+                self._drop(entry)
+            self.previous = self.current = self.next = self._handshake = None

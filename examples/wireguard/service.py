@@ -1,0 +1,195 @@
+"""Where the protocol meets the device, the sockets and the clock."""
+
+import asyncio
+import contextlib
+import errno
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from _datagrams import Address, DatagramSocket, bind
+from _running import BATCH, QUEUE, Delivery, until_signal
+
+import aiotun
+
+from . import control, status
+from .config import Config
+from .interface import Interface
+from .peer import Timers
+
+__all__ = ["Options", "serve"]
+
+
+def _now() -> float:
+    """Seconds that go on while the machine sleeps: sessions get old then, too."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Service:
+    """One interface at work."""
+
+    def __init__(
+        self, tun: aiotun.TunDevice, interface: Interface, socks: list[DatagramSocket], mark: int
+    ) -> None:
+        self.tun = tun
+        self.interface = interface
+        self.socks = socks
+        self.port = socks[0].address[1]
+        self.delivery = Delivery(tun, interface.dropped)
+        self.mark = mark
+        self._by_length = {len(sock.address): sock for sock in socks}
+        self._nowhere: Counter[str] = Counter()
+        self._armed = float("inf")
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = asyncio.Event()
+
+    async def from_device(self) -> None:
+        async for packets in self.tun.batches(BATCH):
+            self.interface.send(packets, _now())
+            self._arm()
+            outgoing, self.interface.outgoing = self.interface.outgoing, []
+            for endpoint, messages in outgoing:
+                if sock := self._socket_for(endpoint, messages):
+                    await sock.send(messages, endpoint)
+
+    def from_socket(self, datagrams: list[bytes], source: Address) -> None:
+        packets = self.interface.receive(datagrams, source, _now())
+        if packets:
+            self.delivery.put(packets)
+        if self.interface.outgoing:
+            self._transmit()
+        self._arm()
+
+    async def keep_time(self) -> None:
+        self.interface.start(_now())
+        for sock in self.socks:
+            sock.start(self.from_socket)
+        try:
+            while True:
+                self._transmit()
+                self._arm()
+                await self._due.wait()
+                self._due.clear()
+                self._armed = float("inf")
+                self.interface.tick(_now())
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def _transmit(self) -> None:
+        outgoing, self.interface.outgoing = self.interface.outgoing, []
+        for endpoint, messages in outgoing:
+            if sock := self._socket_for(endpoint, messages):
+                sock.send_nowait(messages, endpoint)
+
+    def _socket_for(self, endpoint: Address, messages: list[bytes]) -> DatagramSocket | None:
+        sock = self._by_length.get(len(endpoint))
+        if sock is None:
+            self._nowhere["no such version of IP here"] += len(messages)
+        return sock
+
+    def _arm(self) -> None:
+        """Set the timer, if it goes off too late; where it goes off too early it is set again."""
+        due = self.interface.deadline()
+        if due < self._armed:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._armed = due
+            loop = asyncio.get_running_loop()
+            # A little later, so that the tick finds something due whatever the clocks' rounding.
+            self._timer = loop.call_later(max(0.0, due - _now()) + 0.001, self._due.set)
+
+    def show(self) -> None:
+        unsent = sum((sock.unsent for sock in self.socks), self._nowhere)
+        shown = status.text(self.tun.name, self.port, self.interface, unsent, _now())
+        print(shown, end="", file=sys.stderr, flush=True)
+
+    def uapi(self) -> str:
+        return status.uapi(self.port, self.mark, self.interface)
+
+
+class Options:
+    """What the command line says beside the file."""
+
+    name: str
+    control: Path | None
+    handshakes: int
+    timers: Timers
+
+
+def open_sockets(port: int, mark: int) -> list[DatagramSocket]:
+    """Listen on one port with both versions of IP, where the machine has both."""
+    socks: list[DatagramSocket] = []
+    try:
+        for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+            try:
+                sock = bind(family, (host, port), mark)
+            except OSError as error:
+                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                    raise
+                continue
+            socks.append(DatagramSocket(sock))
+            port = socks[0].address[1]
+    except BaseException:
+        for each in socks:
+            each.close()
+        raise
+    return socks
+
+
+def routes_of(config: Config) -> tuple[list[str], list[str]]:
+    """The routes to the peers, and notes about those that are not made."""
+    if not config.routes:
+        return [], []
+    routes: list[str] = []
+    notes: list[str] = []
+    own = [str(address.network) for address in config.addresses]
+    for network in {net for peer in config.peers for net in peer.allowed_ips}:
+        if network.prefixlen == 0:
+            # It would swallow our own datagrams; wg-quick has rules beside it, by fwmark.
+            notes.append(f"no route for {network} is made: add one that spares the endpoints")
+        elif str(network) not in own:
+            routes.append(str(network))
+    return routes, notes
+
+
+async def serve(config: Config, options: Options) -> None:
+    """Open everything, print "ready NAME", and work until a signal comes."""
+    routes, notes = routes_of(config)
+    for note in [*config.notes, *notes]:
+        print(f"note: {note}", file=sys.stderr)
+    async with contextlib.AsyncExitStack() as stack:
+        socks = open_sockets(config.listen_port, config.mark)
+        for sock in socks:
+            stack.callback(sock.close)
+        tun = await stack.enter_async_context(
+            aiotun.open_tun(
+                options.name,
+                addresses=config.addresses,
+                routes=routes,
+                mtu=config.mtu,
+                txqueuelen=QUEUE,
+                offload="split",
+            )
+        )
+        interface = Interface(
+            config.private_key,
+            config.peers,
+            epoch=time.time() - _now(),
+            mtu=config.mtu,
+            timers=options.timers,
+            handshakes=options.handshakes,
+        )
+        service = Service(tun, interface, socks, config.mark)
+        path = options.control or control.FOLDER / f"{tun.name}.sock"
+        try:
+            await stack.enter_async_context(control.serve(path, service.uapi))
+        except OSError as error:
+            print(f"note: no control socket: {error}", file=sys.stderr)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, service.show)
+        await until_signal(
+            tun.name, service.from_device(), service.keep_time(), service.delivery.run()
+        )

@@ -1,0 +1,123 @@
+"""Section 5.4.6: data messages, and which of them were seen before."""
+
+import struct
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from .handshake import Keys
+from .messages import DATA, OVERHEAD_BYTES
+
+if TYPE_CHECKING:
+    from .peer import Peer
+
+__all__ = ["REKEY_AFTER_MESSAGES", "WINDOW", "ReplayWindow", "Session"]
+
+# Section 6.1.
+REKEY_AFTER_MESSAGES = 2**60
+REJECT_AFTER_MESSAGES = 2**64 - 2**13 - 1
+
+WINDOW = 8192
+_ZEROS = bytes(4)
+_COUNTER = struct.Struct("<Q")
+
+
+class ReplayWindow:
+    """Which of the last 8,192 counters were seen; what is older than that counts as seen."""
+
+    __slots__ = ("next", "seen")
+
+    def __init__(self) -> None:
+        self.seen = bytearray(WINDOW)  # by the counter modulo its length
+        self.next = 0  # one above the highest counter seen
+
+    def accept(self, counter: int) -> bool:
+        """Note a counter; False if it was seen before. Only for what is genuine."""
+        ahead = counter - self.next
+        if ahead >= 0:
+            if ahead >= WINDOW:
+                self.seen = bytearray(WINDOW)
+            elif ahead:
+                for skipped in range(self.next, counter):
+                    self.seen[skipped % WINDOW] = 0
+            self.next = counter + 1
+        elif ahead < -WINDOW or self.seen[counter % WINDOW]:
+            return False
+        self.seen[counter % WINDOW] = 1
+        return True
+
+
+class Session:
+    """What a handshake made: a key each way.
+
+    Args:
+        local, remote: the indices by which we and the peer know it.
+        initiator: whether we began that handshake.
+    """
+
+    __slots__ = (
+        "_decrypt", "_encrypt", "_head", "created", "initiator", "local", "peer", "sent", "window",
+    )  # fmt: skip
+
+    def __init__(
+        self, peer: "Peer", keys: Keys, local: bytes, remote: bytes, initiator: bool, now: float
+    ) -> None:
+        self.peer = peer
+        self.local = local
+        self.initiator = initiator
+        self.created = now
+        self.sent = 0  # messages
+        self.window = ReplayWindow()
+        self._head = DATA + remote
+        self._encrypt = ChaCha20Poly1305(keys.send).encrypt
+        self._decrypt = ChaCha20Poly1305(keys.receive).decrypt
+
+    def seal(self, packets: list[bytes], mtu: int) -> list[bytes]:
+        """Make a message of each packet, padded to a multiple of 16 bytes, the MTU at most."""
+        head, encrypt, pack, zeros = self._head, self._encrypt, _COUNTER.pack, _ZEROS
+        messages: list[bytes] = []
+        append = messages.append
+        for counter, packet in enumerate(packets, self.sent):
+            number = pack(counter)
+            length = len(packet)
+            # Section 5.4.6. What fills the MTU goes as it is; so does what is larger than it.
+            if length % 16 and length < mtu:
+                packet += bytes(min(-length % 16, mtu - length))
+            append(head + number + encrypt(zeros + number, packet, None))
+        self.sent += len(packets)
+        return messages
+
+    def open(self, messages: list[bytes], dropped: Counter[str]) -> list[bytes]:
+        """Give the packets of the messages that are genuine and new; count the others."""
+        decrypt, window, unpack, zeros = self._decrypt, self.window, _COUNTER.unpack, _ZEROS
+        packets: list[bytes] = []
+        append = packets.append
+        for message in messages:
+            if len(message) < OVERHEAD_BYTES:
+                dropped["truncated"] += 1
+                continue
+            number = message[8:16]
+            (counter,) = unpack(number)
+            if counter >= REJECT_AFTER_MESSAGES:
+                dropped["beyond the last counter"] += 1
+                continue
+            try:
+                packet = decrypt(zeros + number, message[16:], None)
+            except InvalidTag:
+                dropped["forged"] += 1
+                continue
+            if counter == window.next:  # nearly always; as `accept` would
+                window.next = counter + 1
+                window.seen[counter % WINDOW] = 1
+                append(packet)
+            elif window.accept(counter):
+                append(packet)
+            else:
+                dropped["replayed"] += 1
+        return packets
+
+    def may_send(self, now: float, reject_after: float) -> bool:
+        """Section 6.2: whether it is neither too old nor used up."""
+        return now - self.created < reject_after and self.sent < REJECT_AFTER_MESSAGES

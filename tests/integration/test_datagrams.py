@@ -1,0 +1,123 @@
+"""The examples' UDP socket: runs of datagrams, where the kernel takes them and where it doesn't."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from _datagrams import Address, DatagramSocket, bind, resolve
+
+from ..helpers import ip, wait_until
+
+HERE: dict[int, tuple[socket.AddressFamily, Address]] = {
+    4: (socket.AF_INET, ("127.0.0.1", 0)),
+    6: (socket.AF_INET6, ("::1", 0, 0, 0)),
+}
+SIZES = [1000] * 100 + [400] + [1200] * 3 + [0, 0, 1200, 1300] + [9000] * 10 + [7]
+
+
+class Pair:
+    """Two sockets; what comes to the second is in `got`, with how it came in `runs`."""
+
+    def __init__(self, version: int, offload: bool = True) -> None:
+        self.one = DatagramSocket(bind(*HERE[version]), offload=offload)
+        self.other = DatagramSocket(bind(*HERE[version]), offload=offload)
+        self.got: list[bytes] = []
+        self.runs: list[int] = []
+        self.other.start(self._received)
+
+    def _received(self, datagrams: list[bytes], source: Address) -> None:
+        assert source == self.one.address
+        self.got += datagrams
+        self.runs.append(len(datagrams))
+
+    def close(self) -> None:
+        self.one.close()
+        self.other.close()
+
+
+def numbered(sizes: list[int]) -> list[bytes]:
+    return [(bytes([number]) * size) for number, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("offload", [True, False])
+async def test_datagrams_come_as_they_were_sent(version: int, offload: bool) -> None:
+    pair = Pair(version, offload)
+    sent = numbered(SIZES)
+    await pair.one.send(sent, pair.other.address)
+    await wait_until(lambda: len(pair.got) >= len(sent))
+    assert pair.got == sent
+    assert not pair.one.unsent
+    assert (max(pair.runs) > 40) == offload
+    pair.close()
+
+
+async def test_runs_that_do_not_fit_the_path_go_singly() -> None:
+    ip("link", "set", "lo", "mtu", "1280")
+    pair = Pair(4)
+    sent = numbered([1400] * 50 + [1000] * 50)
+    await pair.one.send(sent, pair.other.address)
+    await wait_until(lambda: len(pair.got) >= len(sent))
+    assert pair.got == sent
+    assert not pair.one.unsent
+    assert max(pair.runs) > 40  # the smaller ones still went at once
+    pair.close()
+
+
+async def test_what_the_kernel_refuses_is_counted() -> None:
+    pair = Pair(4)
+    await pair.one.send([b"too large" * 8000, b"fits"], pair.other.address)
+    await pair.one.send([b"a", b"b"], ("192.0.2.1", 9))
+    await wait_until(lambda: pair.got == [b"fits"])
+    assert pair.one.unsent == {"EMSGSIZE": 1, "ENETUNREACH": 2}
+    pair.close()
+
+
+class Full:
+    """A socket whose buffer is full until somebody makes room."""
+
+    def __init__(self, real: socket.socket) -> None:
+        self.real, self.room = real, 2
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def sendto(self, *args: Any) -> int:
+        if not self.room:
+            raise BlockingIOError
+        self.room -= 1
+        return self.real.sendto(*args)
+
+
+async def test_send_waits_while_the_buffer_is_full() -> None:
+    pair = Pair(4, offload=False)
+    full = Full(pair.one._sock)
+    waits = 0
+    writable: Callable[[], Any] = pair.one._writable
+
+    async def room() -> None:
+        nonlocal waits
+        waits += 1
+        full.room = 2
+        await writable()
+
+    pair.one._sock = full  # type: ignore[assignment]
+    pair.one._writable = room  # type: ignore[method-assign]
+    sent = numbered([100] * 7)
+    await asyncio.wait_for(pair.one.send(sent, pair.other.address), 5)
+    await wait_until(lambda: pair.got == sent)
+    assert waits == 3
+    full.room = 2
+    pair.one.send_nowait(sent, pair.other.address)
+    assert pair.one.unsent == {"EAGAIN": 5}
+    pair.one._sock = full.real
+    pair.close()
+
+
+def test_resolve() -> None:
+    assert resolve("127.0.0.1:80") == (socket.AF_INET, ("127.0.0.1", 80))
+    assert resolve("[::1]:80") == (socket.AF_INET6, ("::1", 80, 0, 0))
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        resolve("nowhere")

@@ -1,0 +1,441 @@
+"""The WireGuard example against wireguard-go and wg(8), and against itself.
+
+Ours is in the test's own namespace, the other one in another; a veth pair joins them. `Peer` is
+either of the two, so that each test is written once.
+"""
+
+import contextlib
+import hashlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from ..helpers import ip
+from .kernel import another_namespace
+from .test_examples import EXAMPLES, run
+from .test_offload import TCP_CLIENT, TCP_SERVER
+
+KINDS = pytest.mark.parametrize(
+    "kind", ["ours", pytest.param("wireguard-go", marks=pytest.mark.peers)]
+)
+# Both where the tunnel runs, and what runs in it.
+OUTER = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
+INNER = {4: ("10.66.0.1", "10.66.0.2"), 6: ("fd66::1", "fd66::2")}
+QUICK = ["--rekey-after", "2", "--rekey-timeout", "1", "--keepalive-timeout", "1"]
+
+
+def program(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"missing: {name}; install wireguard-go, wireguard-tools")
+    return found
+
+
+@dataclass
+class Side:
+    """One end: its keys, and where it is."""
+
+    index: int  # in OUTER and INNER
+    netns: str | None
+    folder: Path
+    private: str = ""
+    public: str = ""
+    process: "subprocess.Popen[str] | None" = None
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return f"wg{self.index}"
+
+    def prefix(self) -> list[str]:
+        return [] if self.netns is None else ["nsenter", f"--net={self.netns}"]
+
+    def run(self, *command: str) -> str:
+        done = subprocess.run([*self.prefix(), *command], capture_output=True, text=True)
+        assert done.returncode == 0, (command, done.stderr)
+        return done.stdout
+
+    def config(self, other: "Side", endpoint: str | None, *, addresses: bool = True) -> Path:
+        lines = ["[Interface]", f"PrivateKey = {self.private}", "ListenPort = 51820"]
+        if addresses:
+            own = [f"{INNER[v][self.index]}/{size}" for v, size in ((4, 24), (6, 64))]
+            lines += [f"Address = {', '.join(own)}", "DNS = 192.0.2.53"]
+        lines += ["[Peer]", f"PublicKey = {other.public}", f"PresharedKey = {PSK}"]
+        far = [INNER[4][other.index] + "/32", INNER[6][other.index] + "/128"]
+        lines += [f"AllowedIPs = {', '.join(far)}"]
+        if endpoint:
+            lines += [f"Endpoint = {endpoint}"]
+        path = self.folder / f"{self.name}.conf"
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    def ping(self, address: str, count: int = 3) -> None:
+        self.run("ping", "-c", str(count), "-i", "0.05", "-w", "15", address)
+
+    def status(self) -> list[str]:
+        """What wg(8) says of the only peer: key, psk, endpoint, allowed, handshake, rx, tx, …"""
+        return self.run("wg", "show", self.name, "dump").splitlines()[1].split("\t")
+
+    def handshake(self) -> int:
+        return int(self.status()[4])
+
+
+PSK = "cHJlc2hhcmVkIHByZXNoYXJlZCBwcmVzaGFyZWQgcHI="
+
+
+@contextlib.contextmanager
+def joined(folder: Path) -> Iterator[tuple[Side, Side]]:
+    """Two sides whose namespaces are joined; nothing runs yet."""
+    program("wg")
+    with another_namespace("ip link set lo up") as there:
+        ip("link", "add", "va", "type", "veth", "peer", "name", "vb", "netns", there)
+        sides = Side(0, None, folder), Side(1, there, folder)
+        for side, device in zip(sides, ("va", "vb"), strict=True):
+            side.run("ip", "link", "set", device, "up")
+            side.run("ip", "addr", "add", f"{OUTER[4][side.index]}/24", "dev", device)
+            side.run("ip", "addr", "add", f"{OUTER[6][side.index]}/64", "dev", device, "nodad")
+            side.private = side.run("wg", "genkey").strip()
+            side.public = subprocess.run(
+                ["wg", "pubkey"], input=side.private, capture_output=True, text=True, check=True
+            ).stdout.strip()
+        try:
+            yield sides
+        finally:
+            for side in sides:
+                if side.process is not None:
+                    kill(side)
+
+
+def kill(side: Side) -> None:
+    assert side.process is not None
+    side.process.kill()
+    side.process.communicate()
+    side.process = None
+    # Who is killed leaves it; and then nobody could tell when the next one is there.
+    Path("/var/run/wireguard", f"{side.name}.sock").unlink(missing_ok=True)
+
+
+def endpoint(side: Side, version: int = 4) -> str:
+    address = OUTER[version][side.index]
+    return f"[{address}]:51820" if version == 6 else f"{address}:51820"
+
+
+def start(kind: str, side: Side, other: Side, to: str | None, *args: str) -> None:
+    """Start a peer of that kind; `to` is the other's endpoint, if it knows it."""
+    if kind == "ours":
+        start_ours(side, other, to, *args)
+    else:
+        start_go(side, other, to)
+
+
+def start_ours(side: Side, other: Side, to: str | None, *args: str) -> None:
+    config = side.config(other, to)
+    command = [*side.prefix(), sys.executable, "-W", "error", str(EXAMPLES / "wireguard")]
+    side.process = subprocess.Popen(
+        [*command, str(config), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert side.process.stdout is not None
+    assert side.process.stderr is not None
+    first = side.process.stdout.readline()
+    assert first == f"ready {side.name}\n", side.process.stderr.read()
+    assert side.process.stderr.readline() == "note: DNS is ignored\n"
+
+
+def start_go(side: Side, other: Side, to: str | None) -> None:
+    go = program("wireguard-go")
+    side.process = subprocess.Popen(
+        [*side.prefix(), go, "-f", side.name],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    socket_ = Path("/var/run/wireguard", f"{side.name}.sock")
+    until(socket_.is_socket)
+    side.run("wg", "setconf", side.name, str(side.config(other, to, addresses=False)))
+    for version, size in ((4, 24), (6, 64)):
+        own = f"{INNER[version][side.index]}/{size}"
+        side.run("ip", "addr", "add", own, "dev", side.name, *(["nodad"] if size == 64 else []))
+    side.run("ip", "link", "set", side.name, "mtu", "1420", "up")
+
+
+def end(side: Side, number: signal.Signals = signal.SIGTERM) -> str:
+    """End ours as a user would; give what it said on stderr."""
+    assert side.process is not None
+    side.process.send_signal(number)
+    out, said = side.process.communicate(timeout=10)
+    status, side.process = side.process.returncode, None
+    assert (status, out) == (0, ""), said
+    assert side.name not in side.run("ip", "-o", "link")
+    assert not Path("/var/run/wireguard", f"{side.name}.sock").exists()
+    return said
+
+
+def until(predicate: Callable[[], bool], timeout: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not predicate():
+        assert time.monotonic() < deadline, predicate
+        time.sleep(0.005)
+
+
+def transfer(source: Side, target: Side, version: int, size: int) -> None:
+    """TCP through the tunnel; what comes is what was sent."""
+    args = [INNER[version][target.index], "5000", str(size)]
+    python = [sys.executable, "-c"]
+    with subprocess.Popen(
+        [*target.prefix(), *python, textwrap.dedent(TCP_SERVER), *args], stdout=subprocess.PIPE
+    ) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"ready\n"
+            sent = source.run(*python, textwrap.dedent(TCP_CLIENT), *args)
+            got, _ = server.communicate(timeout=30)
+        finally:
+            server.kill()
+    assert got.decode() == sent
+    assert got.split()[0] == str(size).encode()
+
+
+@KINDS
+@pytest.mark.parametrize("version", [4, 6], ids=["over IPv4", "over IPv6"])
+@pytest.mark.parametrize("first", ["initiator", "responder"])
+def test_pings(kind: str, version: int, first: str, tmp_path: Path) -> None:
+    with joined(tmp_path) as (a, b):
+        start("ours", a, b, endpoint(b, version) if first == "initiator" else None)
+        start(kind, b, a, endpoint(a, version) if first == "responder" else None)
+        sides = (a, b) if first == "initiator" else (b, a)
+        for source, target in (sides, sides[::-1]):
+            for inner in (4, 6):
+                source.ping(INNER[inner][target.index])
+        # Each tells wg(8) of the other.
+        now = int(time.time())
+        for side, other in ((a, b), (b, a)):
+            found = side.status()
+            assert found[:3] == [other.public, PSK, endpoint(other, version)]
+            assert abs(now - int(found[4])) <= 20
+            assert int(found[5]) > 1000
+            assert int(found[6]) > 1000
+        assert end(a) == ""
+
+
+@KINDS
+@pytest.mark.parametrize("loop", [[], ["--uvloop"]], ids=["asyncio", "uvloop"])
+def test_100_mb_of_tcp(kind: str, loop: list[str], tmp_path: Path) -> None:
+    with joined(tmp_path) as (a, b):
+        start("ours", a, b, endpoint(b), *loop)
+        start(kind, b, a, None)
+        transfer(a, b, 4, 100_000_000)
+        transfer(b, a, 6, 100_000_000)
+        assert end(a, signal.SIGINT) == ""
+
+
+@KINDS
+def test_rekeying_under_traffic(kind: str, tmp_path: Path) -> None:
+    with joined(tmp_path) as (a, b):
+        start("ours", a, b, endpoint(b), *QUICK)
+        start(kind, b, a, None)
+        a.ping(INNER[4][1])
+        seen = {b.handshake()}
+        deadline = time.monotonic() + 30
+        while len(seen) < 4:
+            assert time.monotonic() < deadline
+            transfer(a, b, 4, 3_000_000)
+            transfer(b, a, 4, 3_000_000)
+            # Not one is lost.
+            a.run("ping", "-c", "10", "-i", "0.01", "-W", "2", "-q", INNER[6][1])
+            seen.add(b.handshake())
+        assert end(a) == ""
+
+
+@KINDS
+def test_the_peer_is_restarted(kind: str, tmp_path: Path) -> None:
+    with joined(tmp_path) as (a, b):
+        start("ours", a, b, endpoint(b), "--keepalive-timeout", "1", "--rekey-timeout", "1")
+        start(kind, b, a, None)
+        a.ping(INNER[4][1])
+        kill(b)
+        start(kind, b, a, None)
+        a.ping(INNER[4][1])
+        b.ping(INNER[6][0])
+        assert end(a) == ""
+
+
+@KINDS
+def test_ours_is_restarted(kind: str, tmp_path: Path) -> None:
+    with joined(tmp_path) as (a, b):
+        start(kind, b, a, endpoint(a))
+        start("ours", a, b, endpoint(b))
+        a.ping(INNER[4][1])
+        assert end(a) == ""
+        start("ours", a, b, endpoint(b))
+        a.ping(INNER[4][1])
+        b.ping(INNER[4][0])
+        assert end(a) == ""
+
+
+@KINDS
+@pytest.mark.parametrize("who", ["ours", "theirs"])
+def test_the_endpoint_moves(kind: str, who: str, tmp_path: Path) -> None:
+    with joined(tmp_path) as (a, b):
+        start("ours", a, b, endpoint(b))
+        start(kind, b, a, None)
+        a.ping(INNER[4][1])
+        mover, stayer, device = (a, b, "va") if who == "ours" else (b, a, "vb")
+        if (kind, who) == ("wireguard-go", "theirs"):
+            # Debian's goes on with a source address that is gone; a port is an endpoint, too.
+            moved = f"{OUTER[4][1]}:51999"
+            mover.run("wg", "set", mover.name, "listen-port", "51999")
+        else:
+            moved = f"192.0.2.{mover.index + 77}:51820"
+            mover.run("ip", "addr", "flush", "dev", device, "scope", "global")
+            mover.run("ip", "addr", "add", f"{moved.removesuffix(':51820')}/24", "dev", device)
+        mover.ping(INNER[4][stayer.index])
+        assert stayer.status()[2] == moved
+        stayer.ping(INNER[6][mover.index])
+        assert end(a) == ""
+
+
+@KINDS
+@pytest.mark.parametrize("first", ["initiator", "responder"])
+def test_forged_replayed_and_truncated_messages_change_nothing(
+    kind: str, first: str, tmp_path: Path
+) -> None:
+    """What goes over the wire is captured, and given to ours again, whole and otherwise."""
+    with joined(tmp_path) as (a, b), Wire() as wire:
+        if first == "initiator":
+            start(kind, b, a, None)
+            start("ours", a, b, endpoint(b))
+            a.ping(INNER[4][1])
+        else:
+            start("ours", a, b, None)
+            start(kind, b, a, endpoint(a))
+            b.ping(INNER[4][0])
+        # The other's answer to ours, or what the other began with; and data.
+        wanted = {2, 4} if first == "initiator" else {1, 4}
+        messages = wire.messages(lambda kinds: wanted <= kinds)
+        before, handshake = a.status(), a.handshake()
+        source = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with source:
+            for message in messages:
+                for bad in spoilt(message):
+                    source.sendto(bad, (OUTER[4][0], 51820))
+        a.ping(INNER[4][1])  # and so all of it was read
+        after = a.status()
+        assert (after[2], a.handshake()) == (before[2], handshake)
+        assert end(a) == ""
+
+
+def spoilt(message: bytes) -> Iterator[bytes]:
+    """The message again; with a bit turned, anywhere; and its beginnings."""
+    yield message
+    digest = hashlib.sha256(message).digest()
+    for octet in range(0, len(message), 7):
+        bit = bytes([message[octet] ^ 1 << digest[octet % 32] % 8])
+        yield message[:octet] + bit + message[octet + 1 :]
+        yield message[:octet]
+
+
+class Wire:
+    """Looks at what the other side sends to ours."""
+
+    def __init__(self) -> None:
+        self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+
+    def __enter__(self) -> "Wire":
+        self._sock.bind(("va", 0x0800))
+        self._sock.settimeout(5)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sock.close()
+
+    def messages(self, enough: Callable[[set[int]], bool]) -> list[bytes]:
+        found: list[bytes] = []
+        while not enough({message[0] for message in found}):
+            packet, sender = self._sock.recvfrom(65535)
+            if sender[2] == socket.PACKET_HOST and packet[9] == 17:
+                found.append(packet[28:])
+        return found
+
+
+def test_status_at_a_signal(tmp_path: Path) -> None:
+    with joined(tmp_path) as (a, b):
+        start("ours", a, b, endpoint(b))
+        start("ours", b, a, None)
+        a.ping(INNER[4][1])
+        assert a.process is not None
+        assert a.process.stderr is not None
+        a.process.send_signal(signal.SIGUSR1)
+        lines: list[str] = []
+        while not any("transfer:" in line for line in lines):
+            lines.append(a.process.stderr.readline())
+        shown = "".join(lines)
+        for wanted in (
+            f"interface: {a.name}\n",
+            f"public key: {a.public}\n",
+            f"peer: {b.public}\n",
+            f"endpoint: {endpoint(b)}\n",
+            "latest handshake: ",
+        ):
+            assert wanted in shown
+        assert a.private not in shown
+        mode = Path("/var/run/wireguard", f"{a.name}.sock").stat().st_mode
+        assert mode & 0o077 == 0
+        assert end(a) == ""
+        assert end(b) == ""
+
+
+def test_routes_to_allowed_ips(tmp_path: Path) -> None:
+    with joined(tmp_path) as (a, b):
+        config = a.config(b, endpoint(b))
+        config.write_text(config.read_text() + "AllowedIPs = 10.77.0.0/16, 0.0.0.0/0\n")
+        start_again = subprocess.Popen(
+            [
+                sys.executable,
+                str(EXAMPLES / "wireguard"),
+                str(config),
+                "--control",
+                str(config / "s"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        a.process = start_again
+        assert start_again.stdout is not None
+        assert start_again.stdout.readline() == f"ready {a.name}\n"
+        routes = {each["dst"] for each in ip("route", "show", "dev", a.name)}
+        assert routes == {"10.66.0.0/24", "10.66.0.2", "10.77.0.0/16"}
+        said = end(a)
+        assert "no route for 0.0.0.0/0 is made" in said
+        assert "no control socket" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("[Interface]\nPrivateKey = nonsense\n", "line 2: PrivateKey: not a key"), ("", "PrivateKey")],
+)
+def test_a_wrong_file_is_one_line(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "wg0.conf"
+    path.write_text(text)
+    done = run("wireguard", str(path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_busy_port_is_one_line(tmp_path: Path) -> None:
+    with joined(tmp_path) as (a, b), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("0.0.0.0", 51820))
+        done = run("wireguard", str(a.config(b, None)))
+        assert done.returncode == 1
+        assert "in use" in done.stderr
+        assert [name for _, name in socket.if_nameindex() if name.startswith("wg")] == []

@@ -1,0 +1,696 @@
+"""The WireGuard example's protocol: two interfaces that exchange bytes, and a clock of our own."""
+
+import itertools
+import os
+from collections.abc import Callable
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from wireguard import crypto
+from wireguard.allowedips import AllowedIPs
+from wireguard.config import Config, ConfigError, PeerConfig, parse
+from wireguard.cookies import Endpoint
+from wireguard.interface import Interface
+from wireguard.messages import COOKIE, DATA, INITIATION, RESPONSE, SIZES
+from wireguard.session import WINDOW, ReplayWindow
+from wireguard.status import text
+
+from .helpers import make_icmp_echo
+
+A, B = ("192.0.2.1", 1001), ("192.0.2.2", 1002)
+EPOCH = 1_700_000_000.0
+PING = make_icmp_echo("10.0.0.1", "10.0.0.2")
+PONG = make_icmp_echo("10.0.0.2", "10.0.0.1")
+
+
+class World:
+    """Interfaces `a` and `b`, each a peer of the other; nothing is lost unless `lose` says so."""
+
+    def __init__(self, keepalive: int = 0, handshakes: int = 100, psk: bool = True) -> None:
+        keys = {A: os.urandom(32), B: os.urandom(32)}
+        shared = os.urandom(32)
+        self.now = 1000.0
+        self.sides: dict[Endpoint, Interface] = {}
+        self.got: dict[Endpoint, list[bytes]] = {A: [], B: []}
+        self.log: list[tuple[Endpoint, Endpoint, bytes]] = []  # from, to, message
+        self.lose: Callable[[Endpoint, bytes], bool] = lambda source, message: False
+        for own, far, network in ((A, B, "10.0.0.2/32"), (B, A, "10.0.0.1/32")):
+            peer = PeerConfig(
+                crypto.public_key(keys[far]),
+                preshared_key=shared if own == A or psk else bytes(32),
+                allowed_ips=[ip_network(network)],
+                endpoint=far,
+                keepalive=keepalive if own == A else 0,
+            )
+            self.sides[own] = Interface(keys[own], [peer], epoch=EPOCH, handshakes=handshakes)
+        self.a, self.b = self.sides[A], self.sides[B]
+        (self.pa,), (self.pb,) = self.a.peers.values(), self.b.peers.values()
+
+    def settle(self) -> None:
+        """Carry messages to and fro until there are none."""
+        while any(side.outgoing for side in self.sides.values()):
+            for source, side in self.sides.items():
+                outgoing, side.outgoing = side.outgoing, []
+                for target, messages in outgoing:
+                    for message in messages:
+                        self.log.append((source, target, message))
+                        if target in self.sides and not self.lose(source, message):
+                            self.take(target, message, source)
+
+    def take(self, target: Endpoint, message: bytes, source: Endpoint) -> None:
+        self.got[target] += self.sides[target].receive([message], source, self.now)
+
+    def run(self, seconds: float) -> None:
+        """Let time pass; whatever is due is done when it is."""
+        end = self.now + seconds
+        while (due := min(side.deadline() for side in self.sides.values())) <= end:
+            self.now = max(self.now, due)
+            for side in self.sides.values():
+                side.tick(self.now)
+            self.settle()
+        self.now = end
+
+    def ping(self) -> None:
+        """One packet each way, which must arrive."""
+        before = len(self.got[A]), len(self.got[B])
+        self.a.send([PING], self.now)
+        self.settle()
+        self.b.send([PONG], self.now)
+        self.settle()
+        assert (self.got[A][before[0] :], self.got[B][before[1] :]) == ([PONG], [PING])
+
+    def count(self, kind: bytes, source: Endpoint | None = None) -> int:
+        return sum(
+            message[:4] == kind and source in (None, origin) for origin, _, message in self.log
+        )
+
+    def drops(self) -> dict[str, int]:
+        counted = [self.a.dropped, self.b.dropped, self.pa.dropped, self.pb.dropped]
+        return {why: n for each in counted for why, n in each.items() if n}
+
+
+def state(world: World) -> list[Any]:
+    """All that a message may change, but for what was counted."""
+    found: list[Any] = []
+    for side in world.sides.values():
+        found += [sorted(side.indices), list(side.outgoing)]
+        for peer in side.peers.values():
+            values = {k: v for k, v in vars(peer).items() if k not in ("dropped", "stamper")}
+            for name in ("current", "previous", "next"):
+                session = values.pop(name)
+                found.append(session and (session.local, session.sent, session.window.next))
+            found.append(sorted((k, repr(v)) for k, v in values.items()))
+            found.append(sorted((k, repr(v)) for k, v in vars(peer.stamper).items()))
+    return found
+
+
+# --- Cryptography --------------------------------------------------------------------------------
+
+
+def test_hchacha20() -> None:
+    """draft-irtf-cfrg-xchacha-03, section 2.2.1."""
+    found = crypto._hchacha20(bytes(range(32)), bytes.fromhex("000000090000004a0000000031415927"))
+    assert found.hex() == "82413b4227b27bfed30e42508a877d73a0f9e4d58a74a853c12ec41326d3ecdc"
+
+
+def test_xchacha20poly1305() -> None:
+    """draft-irtf-cfrg-xchacha-03, appendix A.3.1."""
+    plain = (
+        b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the "
+        b"future, sunscreen would be it."
+    )
+    key, nonce = bytes(range(0x80, 0xA0)), bytes(range(0x40, 0x58))
+    authenticated = bytes.fromhex("50515253c0c1c2c3c4c5c6c7")
+    sealed = crypto.xaead_seal(key, nonce, plain, authenticated)
+    assert sealed[:16].hex() == "bd6d179d3e83d43b9576579493c0e939"
+    assert sealed[-16:].hex() == "c0875924c1c7987947deafd8780acf49"
+    assert crypto.xaead_open(key, nonce, sealed, authenticated) == plain
+    with pytest.raises(crypto.Forged):
+        crypto.xaead_open(key, nonce, sealed[:-1] + bytes([sealed[-1] ^ 1]), authenticated)
+
+
+def test_a_key_of_small_order_is_refused() -> None:
+    with pytest.raises(crypto.Forged):
+        crypto.dh(os.urandom(32), bytes(32))
+
+
+def test_timestamps_sort_as_time_does() -> None:
+    times = [EPOCH, EPOCH + 0.02, EPOCH + 1, EPOCH + 1.9, EPOCH + 70_000]
+    stamps = [crypto.tai64n(each) for each in times]
+    assert stamps == sorted(set(stamps))
+    assert stamps[0][:8].hex() == "400000006553f10a"  # as `date +%s` and libtai have it
+
+
+# --- Handshakes ----------------------------------------------------------------------------------
+
+
+def test_packets_both_ways_after_one_handshake() -> None:
+    world = World()
+    world.ping()
+    for _ in range(5):
+        world.ping()
+    assert (world.count(INITIATION), world.count(RESPONSE)) == (1, 1)
+    assert {len(m) for _, _, m in world.log if m[:4] == INITIATION} == {SIZES[INITIATION]}
+    assert world.drops() == {}
+    assert world.pa.last_handshake == world.pb.last_handshake == world.now
+    assert world.pa.sent_bytes == world.pb.received_bytes
+    assert world.pb.sent_bytes == world.pa.received_bytes
+
+
+def test_what_was_sent_before_the_session_waits_for_it() -> None:
+    world = World()
+    packets = [PING[:-1] + bytes([number]) for number in range(200)]
+    world.a.send(packets, world.now)
+    world.settle()
+    assert world.got[B] == packets[-128:]
+    assert world.drops() == {"no session in time": 72}
+
+
+def test_a_responder_waits_until_the_session_is_confirmed() -> None:
+    """Section 5.4.5: a response may be lost, and then nobody could read what it sends."""
+    world = World()
+    world.lose = lambda source, message: (
+        message[:4] == DATA or ((source, message[:4]) == (B, INITIATION))
+    )
+    world.a.send([PING], world.now)
+    world.settle()
+    assert world.pa.current is not None
+    assert world.pb.current is None
+    assert world.pb.next is not None
+    world.b.send([PONG], world.now)
+    world.settle()
+    assert world.count(DATA, B) == 0
+    assert world.pb.last_handshake is None
+
+
+def test_both_begin_at_once() -> None:
+    world = World()
+    world.a.send([PING], world.now)
+    world.b.send([PONG], world.now)
+    world.settle()
+    assert (world.got[A], world.got[B]) == ([PONG], [PING])
+    world.ping()
+
+
+def test_another_preshared_key_is_no_session() -> None:
+    world = World(psk=False)
+    world.a.send([PING], world.now)
+    world.settle()
+    assert (world.pa.current, world.got[B]) == (None, [])
+    assert world.pa.dropped == {"forged": 1}
+
+
+def test_strangers_are_not_answered() -> None:
+    world, other = World(), World()
+    other.pa.config.public_key = world.b.identity.public  # they know b, b does not know them
+    stranger = Interface(os.urandom(32), [other.pa.config], epoch=EPOCH)
+    stranger.send([PING], world.now)
+    ((_, (message,)),) = stranger.outgoing
+    before = state(world)
+    world.take(B, message, A)
+    assert state(world) == before
+    assert world.drops() == {"from a stranger": 1}
+
+
+# --- Timers (section 6) --------------------------------------------------------------------------
+
+
+def test_only_the_initiator_renews_a_session() -> None:
+    world = World()
+    world.ping()
+    world.now += 119
+    world.ping()
+    world.now += 1
+    world.b.send([PONG], world.now)
+    world.settle()
+    assert world.count(INITIATION) == 1
+    world.a.send([PING], world.now)
+    world.settle()
+    assert (world.count(INITIATION, A), world.count(INITIATION, B)) == (2, 0)
+    assert world.drops() == {}
+    world.ping()
+
+
+def test_an_initiator_that_only_receives_renews_before_it_is_too_late() -> None:
+    world = World()
+    world.ping()
+    for seconds, wanted in ((164, 1), (1, 2), (1, 2)):
+        world.now += seconds
+        world.b.send([PONG], world.now)
+        world.settle()
+        assert world.count(INITIATION) == wanted
+
+
+def test_messages_of_the_session_before_still_count() -> None:
+    world = World()
+    world.ping()
+    late, world.b.outgoing = world.pb.current, []
+    assert late is not None
+    message = late.seal([PONG], 1420)[0]
+    world.now += 120
+    world.a.send([PING], world.now)
+    world.settle()
+    assert world.pa.previous is not None
+    world.got[A].clear()
+    world.take(A, message, B)
+    assert world.got[A] == [PONG]
+
+
+def test_a_session_that_is_too_old_is_neither_used_nor_believed() -> None:
+    world = World()
+    world.ping()
+    assert world.pb.current is not None
+    message = world.pb.current.seal([PONG], 1420)[0]
+    world.lose = lambda source, message: True
+    world.now += 180
+    world.got[A].clear()
+    world.take(A, message, B)
+    assert world.got[A] == []
+    assert world.pa.dropped == {"too old a session": 1}
+    world.b.send([PONG], world.now)
+    world.settle()
+    assert [m[:4] for _, _, m in world.log[-1:]] == [INITIATION]
+
+
+def test_initiations_are_repeated_and_then_given_up() -> None:
+    world = World()
+    world.lose = lambda source, message: True
+    world.a.send([PING], world.now)
+    world.settle()
+    start, times = world.now, [0.0]
+    while world.a.deadline() < float("inf"):
+        sent = len(world.log)
+        world.run(world.a.deadline() - world.now)
+        times += [world.now - start] * (len(world.log) - sent)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert all(5 <= gap <= 5.34 for gap in gaps)
+    assert 84 < times[-1] < 90 <= world.now - start
+    assert world.drops() == {"no session in time": 1}
+    assert world.a.indices == {}
+    world.lose = lambda source, message: False
+    world.ping()
+
+
+def test_not_more_than_one_initiation_in_five_seconds() -> None:
+    world = World()
+    world.lose = lambda source, message: True
+    for _ in range(49):
+        world.a.send([PING], world.now)
+        world.settle()
+        world.now += 0.1
+    assert world.count(INITIATION) == 1
+
+
+def test_a_keepalive_answers_what_got_no_answer() -> None:
+    world = World()
+    world.ping()
+    world.run(30)
+    world.log.clear()
+    world.a.send([PING], world.now)
+    world.settle()
+    world.run(9.9)
+    assert len(world.log) == 1
+    world.run(0.2)
+    assert [(source, len(message)) for source, _, message in world.log[1:]] == [(B, 32)]
+    world.run(60)
+    assert len(world.log) == 2
+
+
+def test_silence_after_sending_begins_a_handshake() -> None:
+    world = World()
+    world.ping()
+    world.run(30)
+    world.lose = lambda source, message: source == B
+    world.a.send([PING], world.now)
+    world.settle()
+    world.run(14.9)
+    assert world.count(INITIATION) == 1
+    world.run(0.5)
+    assert world.count(INITIATION) == 2
+
+
+def test_persistent_keepalives() -> None:
+    world = World(keepalive=25)
+    world.a.start(world.now)
+    world.settle()
+    assert world.pb.last_handshake == world.now
+    world.log.clear()
+    world.run(100)
+    assert [len(m) for s, _, m in world.log if s == A and m[:4] == DATA] == [32] * 4
+
+
+def test_keys_are_forgotten() -> None:
+    world = World()
+    world.ping()
+    world.run(539)
+    assert world.pa.current is not None
+    world.run(2)
+    for side, peer in ((world.a, world.pa), (world.b, world.pb)):
+        assert (peer.current, peer.previous, peer.next, side.indices) == (None, None, None, {})
+
+
+# --- Whom to believe -----------------------------------------------------------------------------
+
+
+def every_kind() -> tuple[World, list[tuple[Endpoint, Endpoint, bytes]]]:
+    """A world with a session, and a message of every kind that can still be given to it.
+
+    The initiation, the cookie and the data are such as it would take; the response, too, if
+    the handshake that it is for were not over.
+    """
+    world = World(handshakes=2)
+    world.ping()
+    world.now += 6
+    for _ in range(3):  # load
+        world.b._checker.under_load(world.now)
+    world.pa._begin_handshake(world.now)
+    ((target, (initiation,)),) = world.a.outgoing
+    world.a.outgoing.clear()
+    world.take(B, initiation, A)
+    ((_, (cookie,)),) = world.b.outgoing
+    world.b.outgoing.clear()
+    assert world.pb.current is not None
+    data = world.pb.current.seal([PONG], 1420)[0]
+    world.got = {A: [], B: []}
+    world.now += 10
+    response = next(entry for entry in world.log if entry[2][:4] == RESPONSE)
+    return world, [(A, target, initiation), response, (B, A, cookie), (B, A, data)]
+
+
+KINDS = pytest.mark.parametrize("place", range(4), ids=["initiation", "response", "cookie", "data"])
+
+
+@KINDS
+def test_a_forged_message_changes_nothing(place: int) -> None:
+    world, messages = every_kind()
+    _, target, message = messages[place]
+    before = state(world)
+    for octet in range(len(message)):
+        if message[:4] == INITIATION and octet >= 132:
+            continue  # mac2, at which nobody looks without load
+        if message[:4] == RESPONSE and octet >= 76:
+            continue
+        forged = bytearray(message)
+        forged[octet] ^= 1 << octet % 8
+        world.take(target, bytes(forged), ("198.51.100.9", 9))
+        assert state(world) == before, octet
+    assert world.got == {A: [], B: []}
+    assert sum(world.drops().values()) > 60
+
+
+@KINDS
+def test_a_truncated_message_changes_nothing(place: int) -> None:
+    world, messages = every_kind()
+    _, target, message = messages[place]
+    before = state(world)
+    counted = sum(world.drops().values())
+    for length in range(len(message)):
+        world.take(target, message[:length], ("198.51.100.9", 9))
+        assert state(world) == before, length
+    if message[:4] != DATA:  # which may have any length
+        world.take(target, message + b"\0", ("198.51.100.9", 9))
+        assert state(world) == before
+    assert sum(world.drops().values()) - counted >= len(message)
+    assert world.got == {A: [], B: []}
+
+
+@KINDS
+def test_a_replayed_message_changes_nothing(place: int) -> None:
+    world, messages = every_kind()
+    source, target, message = messages[place]
+    if message[:4] != RESPONSE:  # that one was taken before
+        before = state(world)
+        world.take(target, message, source)
+        assert state(world) != before
+        world.settle()
+    for side in world.sides.values():
+        side.outgoing.clear()
+    world.now += 0.5
+    before, counted = state(world), sum(world.drops().values())
+    world.got = {A: [], B: []}
+    world.take(target, message, ("198.51.100.9", 9))
+    assert state(world) == before
+    assert sum(world.drops().values()) == counted + 1
+    assert world.got == {A: [], B: []}
+
+
+def test_data_that_came_already_is_not_taken_again() -> None:
+    world = World()
+    world.ping()
+    for source, target, message in list(world.log):
+        world.got = {A: [], B: []}
+        before = state(world)
+        world.take(target, message, source)
+        assert (state(world), world.got) == (before, {A: [], B: []})
+
+
+@pytest.mark.parametrize("data", [b"", b"\x04", DATA, bytes(200), b"\x05\0\0\0" + bytes(100)])
+def test_nonsense_is_counted(data: bytes) -> None:
+    world = World()
+    before = state(world)
+    world.take(B, data, A)
+    assert state(world) == before
+    assert sum(world.drops().values()) == 1
+
+
+def test_roaming() -> None:
+    world = World()
+    world.ping()
+    moved = ("198.51.100.7", 7)
+    world.a.send([PING], world.now)
+    ((_, (message,)),) = world.a.outgoing
+    world.a.outgoing.clear()
+    world.take(B, message[:-1] + bytes([message[-1] ^ 1]), moved)
+    assert world.pb.endpoint == A
+    world.take(B, message, moved)
+    assert world.pb.endpoint == moved
+    world.b.send([PONG], world.now)
+    assert [target for target, _ in world.b.outgoing] == [moved]
+
+
+def test_a_peer_without_an_endpoint_is_learned() -> None:
+    world = World()
+    world.pb.endpoint = None
+    world.b.send([PONG], world.now)
+    assert world.b.outgoing == []
+    assert world.pb.dropped == {"no session in time": 1}
+    world.ping()
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.integers(0, 50), st.integers(WINDOW - 20, WINDOW + 20), st.integers(0, 3 * WINDOW)
+        ),
+        max_size=60,
+    )
+)
+def test_the_replay_window(counters: list[int]) -> None:
+    window = ReplayWindow()
+    seen: set[int] = set()
+    for counter in counters:
+        highest = max(seen, default=-1)
+        assert window.accept(counter) == (counter not in seen and counter > highest - WINDOW)
+        if counter > highest - WINDOW:
+            seen.add(counter)
+
+
+def test_messages_may_overtake_each_other() -> None:
+    world = World()
+    world.ping()
+    assert world.pa.current is not None
+    messages = world.pa.current.seal([PING] * (WINDOW + 1), 1420)
+    world.got[B].clear()
+    newest = messages.pop()
+    world.take(B, newest, A)
+    for message in reversed(messages):
+        world.take(B, message, A)
+    assert len(world.got[B]) == WINDOW
+    assert world.pb.dropped == {"replayed": 1}  # the oldest, which is out of the window
+
+
+# --- Load (section 5.3) --------------------------------------------------------------------------
+
+
+def loaded() -> World:
+    world = World(handshakes=2)
+    for _ in range(4):
+        world.b._checker.under_load(world.now)
+    return world
+
+
+def test_under_load_a_cookie_is_asked_for_and_then_believed() -> None:
+    world = loaded()
+    world.a.send([PING], world.now)
+    world.settle()
+    assert [m[:4] for _, _, m in world.log] == [INITIATION, COOKIE]
+    assert world.log[0][2][-16:] == bytes(16)
+    assert world.b.dropped == {"under load, answered with a cookie": 1}
+    world.log.clear()
+    world.now += 5
+    for _ in range(4):
+        world.b._checker.under_load(world.now)
+    world.run(0.5)
+    assert world.log[0][2][-16:] != bytes(16)
+    assert world.got[B] == [PING]
+    assert world.pb.last_handshake is not None
+
+
+def test_a_cookie_is_for_one_address_and_two_minutes() -> None:
+    world = loaded()
+    world.a.send([PING], world.now)
+    world.settle()
+    message = os.urandom(116)
+    stamped = world.pa.stamper.stamp(message, world.now)
+    checker = world.b._checker
+    assert checker.mac1_fits(stamped)
+    assert checker.mac2_fits(stamped, A, world.now)
+    assert not checker.mac2_fits(stamped, (A[0], A[1] + 1), world.now)
+    assert not checker.mac2_fits(stamped, B, world.now)
+    assert not checker.mac2_fits(stamped, A, world.now + 121)
+    assert world.pa.stamper.stamp(message, world.now + 120)[-16:] == bytes(16)
+
+
+def test_no_address_gets_more_than_its_share_under_load() -> None:
+    checker = World().b._checker
+    assert [checker.grants(A, 5.0) for _ in range(7)] == [True] * 5 + [False] * 2
+    assert checker.grants(B, 5.0)
+    assert [checker.grants(A, 5.11) for _ in range(3)] == [True, True, False]
+    assert [checker.grants(("2001:db8::1", 1, 0, 0), 5.0) for _ in range(5)] == [True] * 5
+    assert not checker.grants(("2001:db8::2", 1, 0, 0), 5.0)
+
+
+# --- Whose an address is -------------------------------------------------------------------------
+
+
+def test_only_its_own_addresses() -> None:
+    world = World()
+    world.ping()
+    world.got[B].clear()
+    assert world.pa.current is not None
+    session, now = world.pa.current, world.now
+    strange = [make_icmp_echo("10.0.0.9", "10.0.0.2"), make_icmp_echo("fd00::1", "fd00::2")]
+    broken = [b"\x45", b"\x45" + bytes(30), PING[:2] + b"\1" + PING[3:], b"\x60" + bytes(50)]
+    for message in session.seal([*strange, *broken], 1420):
+        world.take(B, message, A)
+    assert world.got[B] == []
+    assert world.pb.dropped == {"from an address that is not its own": 3, "no IP packet": 3}
+    world.a.send([make_icmp_echo("10.0.0.1", "10.0.0.3")], now)
+    assert world.a.dropped == {"to nobody's address": 1}
+
+
+def test_several_peers() -> None:
+    keys = [os.urandom(32) for _ in range(3)]
+    nets = [["10.0.0.0/24", "fd00::/64"], ["10.0.0.128/25"], ["10.0.0.129/32"]]
+    hub = Interface(
+        os.urandom(32),
+        [
+            PeerConfig(
+                crypto.public_key(key),
+                allowed_ips=[ip_network(each) for each in nets[number]],
+                endpoint=("192.0.2.9", number),
+            )
+            for number, key in enumerate(keys)
+        ],
+        epoch=EPOCH,
+    )
+    for target in ("10.0.0.1", "10.0.0.130", "10.0.0.129", "10.0.0.128"):
+        hub.send([make_icmp_echo("10.9.9.9", target)], 1.0)
+    hub.send([make_icmp_echo("fd99::", "fd00::5")], 1.0)
+    staged = [len(peer._staged) for peer in hub.peers.values()]
+    assert staged == [2, 2, 1]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)), max_size=12),
+    st.lists(st.integers(0, 2**32 - 1), max_size=8),
+)
+def test_the_longest_prefix_wins(entries: list[tuple[int, int]], asked: list[int]) -> None:
+    nets = [ip_network((address, prefix), strict=False) for address, prefix in entries]
+    table = AllowedIPs(zip(nets, itertools.count(), strict=False))
+    for number in [*asked, *(address ^ 1 for address, _ in entries)] * 2:
+        address = ip_address(number)
+        matches = [(net.prefixlen, place) for place, net in enumerate(nets) if address in net]
+        assert table.owner(address.packed) == (max(matches)[1] if matches else None)
+
+
+def test_padding() -> None:
+    world = World()
+    world.ping()
+    assert world.pa.current is not None
+    for length, padded in ((1, 16), (16, 16), (17, 32), (1409, 1420), (1420, 1420), (1500, 1500)):
+        (message,) = world.pa.current.seal([bytes(length)], 1420)
+        assert len(message) == 32 + padded
+
+
+# --- Configuration and status --------------------------------------------------------------------
+
+KEY = "aGFsbG8gaGFsbG8gaGFsbG8gaGFsbG8gaGFsbG8gaGE="
+GOOD = f"""
+[Interface]  # comments
+privatekey = {KEY}
+ListenPort = 51820
+Address = 10.0.0.1/24, fd00::1/64
+DNS = 192.0.2.53
+MTU = 1400
+
+[Peer]
+PublicKey={KEY}
+PresharedKey = {KEY}
+AllowedIPs = 10.0.0.2, 10.1.0.1/16
+AllowedIPs = fd00::2/128
+Endpoint = [2001:db8::1]:51821
+PersistentKeepalive = 25
+"""
+
+
+def test_a_configuration() -> None:
+    config = parse(GOOD)
+    (peer,) = config.peers
+    assert (config.listen_port, config.mtu, len(config.addresses)) == (51820, 1400, 2)
+    assert config.notes == ["DNS is ignored"]
+    assert [str(net) for net in peer.allowed_ips] == ["10.0.0.2/32", "10.1.0.0/16", "fd00::2/128"]
+    assert (peer.endpoint, peer.keepalive) == (("2001:db8::1", 51821, 0, 0), 25)
+    assert isinstance(config, Config)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("[Peer]", "[Pear]"), "line 9"),
+        ((f"privatekey = {KEY}", "privatekey = short"), "line 3: privatekey: not a key"),
+        (("MTU = 1400", "MTU = 14000000"), "line 7: MTU"),
+        (("MTU = 1400", "MTU"), "not KEY = VALUE"),
+        (("fd00::2/128", "fd00::2/129"), "line 13"),
+        (("[2001:db8::1]:51821", "2001:db8::1"), "line 14"),
+        (("[2001:db8::1]:51821", "[2001:db8::1]:0"), "line 14"),
+        ((f"privatekey = {KEY}", ""), "no PrivateKey"),
+        ((f"PublicKey={KEY}", ""), "no PublicKey"),
+        (("ListenPort", "ListenSport"), "unknown here"),
+    ],
+)
+def test_a_wrong_configuration(change: tuple[str, str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(GOOD.replace(*change))
+    assert said in str(caught.value)
+    assert KEY not in str(caught.value)
+
+
+def test_status() -> None:
+    world = World(keepalive=25)
+    world.ping()
+    world.take(A, b"nonsense", B)
+    world.now += 7
+    shown = text("wg7", 51820, world.a, world.a.dropped, world.now)
+    for line in (
+        "interface: wg7\n",
+        "  dropped: 1 of no known type\n",
+        "  endpoint: 192.0.2.2:1002\n",
+        "  latest handshake: 7 seconds ago\n",
+        "  transfer: 156 B received, 212 B sent\n",
+        "  persistent keepalive: every 25 seconds\n",
+    ):
+        assert line in shown

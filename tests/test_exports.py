@@ -134,6 +134,7 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
     },
     "reply": {"errors", "offload"},
+    "transport": {"_options", "device", "errors"},
 }
 # Foreign packages, and the only modules that may import each.
 # (_rtnetlink is link's own part, and nobody else's.)

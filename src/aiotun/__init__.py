@@ -39,6 +39,12 @@ if TYPE_CHECKING:
     from ._linkinfo import LinkEvent, LinkInfo, LinkStats, TunTapInfo
     from ._persistent import create_persistent, delete_persistent, list_devices
     from .networkd import networkd_units
+    from .transport import (
+        DeviceTransport,
+        PacketProtocol,
+        create_tap_endpoint,
+        create_tun_endpoint,
+    )
 
 __all__ = [
     "AiotunError",
@@ -47,6 +53,7 @@ __all__ = [
     "DeviceClosedError",
     "DeviceLostError",
     "DeviceMismatchError",
+    "DeviceTransport",
     "Link",
     "LinkAddress",
     "LinkDownError",
@@ -58,6 +65,7 @@ __all__ = [
     "PacketDecodeError",
     "PacketError",
     "PacketIO",
+    "PacketProtocol",
     "PacketStats",
     "PacketTruncatedError",
     "Queue",
@@ -68,6 +76,8 @@ __all__ = [
     "TunUnavailableError",
     "create_bridge",
     "create_persistent",
+    "create_tap_endpoint",
+    "create_tun_endpoint",
     "decode_frame",
     "decode_packet",
     "delete_bridge",
@@ -83,12 +93,16 @@ __all__ = [
 
 # Loaded when they are asked for: a program that only opens a device need not wait for them.
 _LAZY = {
+    "DeviceTransport": "transport",
     "LinkEvent": "_linkinfo",
     "LinkInfo": "_linkinfo",
     "LinkStats": "_linkinfo",
+    "PacketProtocol": "transport",
     "TunTapInfo": "_linkinfo",
     "create_bridge": "_bridges",
     "create_persistent": "_persistent",
+    "create_tap_endpoint": "transport",
+    "create_tun_endpoint": "transport",
     "delete_bridge": "_bridges",
     "delete_persistent": "_persistent",
     "list_devices": "_persistent",

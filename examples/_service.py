@@ -4,12 +4,23 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from typing import Any
 
 import aiotun
+from aiotun.reply import icmp_echo, icmpv6_echo
 
-__all__ = ["Networks", "parser", "run"]
+__all__ = [
+    "Networks",
+    "echo",
+    "loop_factory",
+    "networks_of",
+    "on_signals",
+    "parser",
+    "run",
+    "run_main",
+]
 
 _DEFAULT = ["10.203.0.1/24", "fd03:a107:203::1/64"]
 
@@ -55,6 +66,18 @@ class Networks:
         return False
 
 
+def echo(packet: bytes, networks: Networks) -> bytes | None:
+    """Answer a ping to an address of these networks, or give None."""
+    if packet[0] < 0x60:
+        return icmp_echo(packet) if packet[16:20] in networks else None
+    return icmpv6_echo(packet) if packet[24:40] in networks else None
+
+
+def networks_of(args: argparse.Namespace) -> list[IPv4Interface | IPv6Interface]:
+    """The addresses that the arguments, or else the defaults, give the interface."""
+    return args.address or [ip_interface(each) for each in _DEFAULT]
+
+
 def run(
     args: argparse.Namespace, serve: Callable[[aiotun.TunDevice, Networks], Awaitable[None]]
 ) -> int:
@@ -63,7 +86,7 @@ def run(
     Returns:
         The exit status: 0 after a signal, 1 where something failed, 2 for wrong arguments.
     """
-    addresses = args.address or [ip_interface(each) for each in _DEFAULT]
+    addresses = networks_of(args)
     try:
         opener = aiotun.open_tun(args.name, addresses=addresses)
     except ValueError as error:
@@ -72,14 +95,23 @@ def run(
 
     async def main() -> None:
         async with opener as tun:
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, tun.close)  # which ends `async for`
+            on_signals(tun.close)  # which ends `async for`
             print(f"ready {tun.name}", flush=True)
             await serve(tun, Networks(addresses))
 
+    return run_main(main, args.uvloop)
+
+
+def on_signals(stop: Callable[[], object]) -> None:
+    """Have it called when SIGINT or SIGTERM comes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+
+
+def run_main(main: Callable[[], Coroutine[Any, Any, None]], uvloop: bool) -> int:
+    """Run a program in an event loop, and give the exit status, as `run` does."""
     try:
-        with asyncio.Runner(loop_factory=_loop_factory(args.uvloop)) as runner:
+        with asyncio.Runner(loop_factory=loop_factory(uvloop)) as runner:
             runner.run(main())
     except (aiotun.AiotunError, ValueError) as error:
         text = getattr(error, "strerror", None) or error
@@ -90,7 +122,7 @@ def run(
     return 0
 
 
-def _loop_factory(uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory(uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop] | None:
     if not uvloop:
         return None
     try:

@@ -1,14 +1,18 @@
 """Queues in other processes: by multiprocessing, and as bare fds."""
 
 import asyncio
+import contextlib
 import copy
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_sharer
 import os
 import pickle
+import re
+import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
@@ -20,8 +24,18 @@ from aiotun import Queue
 from aiotun.testing import memory_pair
 
 from ..helpers import ROOT
-from .kernel import names
+from .kernel import link, names, tun_data
 from .rig import OURS, PORT, THEIRS, udp
+from .test_examples import (
+    EXAMPLES,
+    LOOPS,
+    Pinger,
+    Service,
+    check_failure,
+    run,
+    start,
+    wait_for_state,
+)
 
 # An address that no socket of ours has: what is sent there comes to the device.
 GREETING = udp(THEIRS, PORT, OURS, 4242, b"from there")
@@ -166,3 +180,134 @@ async def test_by_send_fds(greeted: socket.socket) -> None:
         assert await asyncio.to_thread(greeted.recv, 100) == b"from there"
         assert await process.wait() == 0
     assert names() == []
+
+
+# --- The example ---------------------------------------------------------------------------------
+
+WORKERS = "worker_processes.py"
+ADDRESSES = [f"10.81.0.{place}" for place in range(2, 34)]
+
+
+def line(service: Service) -> str:
+    assert service.process.stderr is not None
+    return service.process.stderr.readline()
+
+
+def pids(service: Service, count: int) -> dict[int, int]:
+    """Read from stderr until so many workers have begun; give the pid of each."""
+    found: dict[int, int] = {}
+    while len(found) < count:
+        said = line(service)
+        match = re.fullmatch(r"worker (\d+) is process (\d+)\n", said)
+        assert match, said
+        found[int(match[1])] = int(match[2])
+    return found
+
+
+@contextlib.contextmanager
+def served(workers: int, *options: str) -> Iterator[tuple[Service, dict[int, int], Pinger]]:
+    address = ("--name", "ex0", "--address", "10.81.0.1/24")
+    with (
+        start(WORKERS, *address, "--workers", str(workers), *options) as service,
+        Pinger(4) as pinger,
+    ):
+        yield service, pids(service, workers), pinger
+
+
+def answers(pinger: Pinger, asked: list[int]) -> bool:
+    """Whether these are answered, in whatever order, and nothing else."""
+    return sorted(pinger.answer() for _ in asked) == sorted(asked)
+
+
+@LOOPS
+def test_workers_share_the_flows(loop: list[str]) -> None:
+    with served(3, *loop) as (service, found, pinger):
+        assert len(set(found.values())) == 3
+        assert answers(pinger, [pinger.ask(address) for address in ADDRESSES * 4])
+        # Each has its part of the flows: running alone it answers some.
+        for pid in found.values():
+            os.kill(pid, signal.SIGSTOP)
+        asked = [pinger.ask(address) for address in ADDRESSES]
+        for pid in found.values():
+            os.kill(pid, signal.SIGCONT)
+            wait_for_state(pid, "S")
+            asked.remove(pinger.answer())
+            while pinger.is_answered():
+                asked.remove(pinger.answer())
+        assert asked == []
+        assert service.end() == ""
+
+
+@LOOPS
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_worker_that_is_killed(workers: int, loop: list[str]) -> None:
+    """What it had not answered is answered, the others serve its flows, and another one comes."""
+    with served(workers, *loop) as (service, found, pinger):
+        for place, pid in found.items():
+            os.kill(pid, signal.SIGSTOP)
+            asked = [pinger.ask(address) for address in ADDRESSES]
+            os.kill(pid, signal.SIGKILL)
+            assert answers(pinger, asked)
+            assert line(service) == f"worker {place} ended with status -9\n"
+            assert tun_data("ex0")["numdisabled"] == 1
+            if workers > 1:
+                assert answers(pinger, [pinger.ask(address) for address in ADDRESSES])
+            (another,) = pids(service, 1).items()
+            assert another[0] == place
+            assert another[1] != pid
+            # The queue is enabled just after: with it there are as many as before.
+            deadline = time.monotonic() + 5
+            while tun_data("ex0")["numqueues"] < workers:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            assert answers(pinger, [pinger.ask(address) for address in ADDRESSES])
+        assert service.end() == ""
+
+
+@LOOPS
+def test_draining(loop: list[str]) -> None:
+    """What the kernel had handed over is answered before the end."""
+    with served(2, *loop) as (service, found, pinger):
+        for pid in found.values():
+            os.kill(pid, signal.SIGSTOP)
+        asked = [pinger.ask(address) for address in ADDRESSES * 5]
+        service.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        while "NO-CARRIER" not in link("ex0")["flags"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        for pid in found.values():
+            os.kill(pid, signal.SIGCONT)
+        assert answers(pinger, asked)
+        assert service.end() == ""
+
+
+def test_workers_end_with_their_parent() -> None:
+    with served(2) as (service, found, _):
+        service.process.kill()
+        service.process.wait()
+        deadline = time.monotonic() + 10
+        while any(os.path.exists(f"/proc/{pid}") for pid in found.values()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_a_worker_that_cannot_begin() -> None:
+    """Not tried for ever: one line says so, and the service ends."""
+    code = (
+        "import multiprocessing, multiprocessing.resource_tracker, runpy, sys\n"
+        "multiprocessing.resource_tracker.ensure_running()\n"
+        "multiprocessing.set_executable('/bin/false')\n"
+        "sys.path.insert(0, sys.argv[1].rpartition('/')[0])\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, str(EXAMPLES / WORKERS), "--name", "ex0"]
+    done = run(WORKERS, args=command)
+    check_failure(done, 1, "could not begin")
+    assert names() == []
+
+
+@pytest.mark.parametrize("number", ["0", "257", "-1", "two"])
+def test_how_many_workers(number: str) -> None:
+    check_failure(run(WORKERS, "--workers", number), 2, "1 to 256")

@@ -113,7 +113,7 @@ def run_main(main: Callable[[], Coroutine[Any, Any, None]], uvloop: bool) -> int
     try:
         with asyncio.Runner(loop_factory=loop_factory(uvloop)) as runner:
             runner.run(main())
-    except (aiotun.AiotunError, ValueError) as error:
+    except (aiotun.AiotunError, OSError, ValueError) as error:
         text = getattr(error, "strerror", None) or error
         print(f"{sys.argv[0]}: {text}", file=sys.stderr)
         return 1

@@ -69,10 +69,16 @@ def wait_for_state(pid: int, wanted: str) -> None:
 
 
 @contextlib.contextmanager
-def start(example: str, *args: str) -> Iterator[Service]:
+def start(
+    example: str,
+    *args: str,
+    command: list[str] | None = None,
+    env: dict[str, str] | None = None,
+) -> Iterator[Service]:
     """Run an example, and wait until it says that it serves."""
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", str(EXAMPLES / example), *args],
+        command or [sys.executable, "-W", "error", str(EXAMPLES / example), *args],
+        env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

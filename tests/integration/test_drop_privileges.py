@@ -30,7 +30,9 @@ def started() -> Iterator[Any]:
     shutil.copytree(EXAMPLES, folder, dirs_exist_ok=True)
 
     def begin(*args: str) -> Any:
-        command = [python[-1], "-W", "error", str(folder / DROP), *ARGS, *args]
+        # With a group too many, which is to be gone afterwards.
+        setpriv = [python[0], "--groups=0,4242", "--"]
+        command = [*setpriv, python[-1], "-W", "error", str(folder / DROP), *ARGS, *args]
         return start(DROP, command=command, env=env)
 
     yield begin

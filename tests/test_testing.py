@@ -310,6 +310,18 @@ async def test_delayed_packets_for_several_receivers() -> None:
         assert await asyncio.wait_for(asyncio.gather(*tasks), 5) == [packet(1)] * 2
 
 
+async def test_delayed_packets_wait_for_room() -> None:
+    """All become due at once, and far more than the other end has room for."""
+    one, other = memory_pair()
+    async with FaultInjector(one, delay=1, delay_by=0.001) as faulty, other:
+        assert await faulty.send_many(packet(n) for n in range(3000)) == 3000
+        got: list[int] = []
+        while len(got) < 3000:
+            got += map(number, await asyncio.wait_for(other.recv_many(), 5))
+        assert sorted(got) == list(range(3000))
+        assert faulty.sent.lost == 0
+
+
 async def test_delay() -> None:
     got, counts = await through(delay=0.2)
     assert near(counts.delayed, 0.2)

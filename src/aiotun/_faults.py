@@ -22,6 +22,8 @@ __all__ = ["FaultCounts", "FaultInjector"]
 
 T = TypeVar("T")
 
+_SHORTEST = 0.001  # seconds: a delay of none at all would have the loop spin while there is no room
+
 
 @dataclasses.dataclass
 class FaultCounts:
@@ -44,7 +46,7 @@ class _Line:
     """One direction: what happens to each packet, by its own numbers of chance."""
 
     def __init__(
-        self, faults: FaultInjector, name: str, seed: int, deliver: Callable[[bytes], bool]
+        self, faults: FaultInjector, name: str, seed: int, deliver: Callable[[bytes], None]
     ) -> None:
         self.counts = FaultCounts()
         self._faults = faults
@@ -95,14 +97,28 @@ class _Line:
     def _keep(self, packets: list[bytes], kept: dict[asyncio.TimerHandle, list[bytes]]) -> None:
         """Deliver packets when their time has come, unless they are taken out before."""
 
-        def release() -> None:
-            for packet in kept.pop(timer):
-                self.counts.lost += not self._deliver(packet)
-
         # One timer for all: two of the same time would run in no order that is promised.
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(self._faults.delay_by, release)
+        pause = max(self._faults.delay_by, _SHORTEST)
+
+        def release() -> None:
+            self.deliver_late(kept.pop(timer))
+
+        timer = loop.call_later(pause, release)
         kept[timer] = packets
+
+    def deliver_late(self, packets: Iterable[bytes]) -> None:
+        """Deliver packets for which nobody waits: later still, where there is no room for them."""
+        no_room: list[bytes] = []
+        for packet in packets:
+            try:
+                self._deliver(packet)
+            except BlockingIOError:
+                no_room.append(packet)
+            except (AiotunError, OSError):
+                self.counts.lost += 1
+        if no_room:
+            self._keep(no_room, self._delayed)
 
     def _cancelled(self, kept: dict[asyncio.TimerHandle, list[bytes]]) -> list[bytes]:
         for timer in kept:
@@ -136,10 +152,10 @@ class FaultInjector(PacketIO):
         received, sent: what was done to the packets of each direction so far, `FaultCounts`.
 
     All of a `Device`'s packet methods are here, and its `name`, `index`, `mtu`, `mode`, `offload`
-    and `link`. What is delayed is sent without waiting and without anybody to hear of an error: if
-    the device won't take it then, it is counted in `sent.lost`, as are packets that are still held
-    back when this is closed. `send` itself raises what the device raises, for what it sends at
-    once.
+    and `link`. What is delayed is sent later, with nobody to hear of an error: where the device has
+    no room for it, later still; where it refuses it, that is counted in `sent.lost`, as are packets
+    that are still held back when this is closed. `send` itself raises what the device raises, for
+    what it sends at once.
 
     Raises:
         ValueError: a rate is not between 0 and 1, or the delay is negative.
@@ -186,7 +202,7 @@ class FaultInjector(PacketIO):
         self.reorder: float = reorder
         self.delay_by: float = delay_by
         self._incoming = _Line(self, "in", seed, self._arrive)
-        self._outgoing = _Line(self, "out", seed, self._send_late)
+        self._outgoing = _Line(self, "out", seed, device.send_nowait)
         self._ready: deque[bytes] = deque()  # received, and through with its faults
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._pump: asyncio.Task[None] | None = None  # reads for those who wait; else None
@@ -288,12 +304,10 @@ class FaultInjector(PacketIO):
         if self._ready and self._waiters and not self._waiters[0].done():
             self._waiters[0].set_result(None)
 
-    def _arrive(self, packet: bytes) -> bool:
-        if self.closed:
-            return False
+    def _arrive(self, packet: bytes) -> None:
+        self._check_open()
         self._ready.append(packet)
         self._wake()
-        return True
 
     def _take(self) -> bytes:
         return self._ready.popleft()
@@ -341,15 +355,7 @@ class FaultInjector(PacketIO):
             if waiting:
                 self._device.send_nowait(waiting.popleft())
         finally:
-            for each in waiting:
-                self._outgoing.counts.lost += not self._send_late(each)
-
-    def _send_late(self, packet: bytes) -> bool:
-        try:
-            self._device.send_nowait(packet)
-        except (AiotunError, OSError):
-            return False
-        return True
+            self._outgoing.deliver_late(waiting)
 
     # Closing and state
 

@@ -22,7 +22,7 @@ demo: ## ping a device that a Python program answers on; needs no root
 	@$(call venv,none) && .venv/bin/python -m aiotun demo $(ARGS)
 
 test: ## run the tests, in network namespaces of their own; needs no root
-	@$(call venv,test) && .venv/bin/python -m pytest -m "not peers" $(ARGS)
+	@$(call venv,test) && .venv/bin/python -m pytest -m "not peers and not slow" $(ARGS)
 
 test-others: ## the same on every other Python from 3.11 that this machine has
 	@tools/test_others.sh $(ARGS)

@@ -4,14 +4,25 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiotun
 from aiotun.device import Opener
+from aiotun.reply import icmp_echo, icmpv6_echo
 
-__all__ = ["Networks", "addresses_of", "parser", "run", "run_device"]
+__all__ = [
+    "Networks",
+    "addresses_of",
+    "echo",
+    "loop_factory",
+    "on_signals",
+    "parser",
+    "run",
+    "run_device",
+    "run_main",
+]
 
 D = TypeVar("D", bound=aiotun.Device)
 
@@ -59,6 +70,13 @@ class Networks:
         return False
 
 
+def echo(packet: bytes, networks: Networks) -> bytes | None:
+    """Answer a ping to an address of these networks, or give None."""
+    if packet[0] < 0x60:
+        return icmp_echo(packet) if packet[16:20] in networks else None
+    return icmpv6_echo(packet) if packet[24:40] in networks else None
+
+
 def addresses_of(args: argparse.Namespace) -> list[IPv4Interface | IPv6Interface]:
     """The addresses that were asked for, or the ones that there are else."""
     return args.address or [ip_interface(each) for each in _DEFAULT]
@@ -92,16 +110,25 @@ def run_device(
 
     async def main() -> None:
         async with opener as device:
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, device.close)  # which ends `async for`
+            on_signals(device.close)  # which ends `async for`
             print(f"ready {device.name}", flush=True)
             await serve(device)
 
+    return run_main(main, uvloop)
+
+
+def on_signals(stop: Callable[[], object]) -> None:
+    """Have it called when SIGINT or SIGTERM comes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+
+
+def run_main(main: Callable[[], Coroutine[Any, Any, None]], uvloop: bool) -> int:
+    """Run a program in an event loop, and give the exit status, as `run` does."""
     try:
-        with asyncio.Runner(loop_factory=_loop_factory(uvloop)) as runner:
+        with asyncio.Runner(loop_factory=loop_factory(uvloop)) as runner:
             runner.run(main())
-    except (aiotun.AiotunError, ValueError) as error:
+    except (aiotun.AiotunError, OSError, ValueError) as error:
         text = getattr(error, "strerror", None) or error
         print(f"{sys.argv[0]}: {text}", file=sys.stderr)
         return 1
@@ -110,7 +137,7 @@ def run_device(
     return 0
 
 
-def _loop_factory(uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory(uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop] | None:
     if not uvloop:
         return None
     try:

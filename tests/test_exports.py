@@ -24,12 +24,17 @@ ALLOWED: dict[str, set[str]] = {
         "_describe",
         "_doctor",
         "_dump",
+        "_faults",
+        "_isolating",
         "_listen",
+        "_memory",
         "_private",
         "_probe",
         "_terminal",
         "_units",
         "cli",
+        "pytest_plugin",
+        "testing",
     },
     "__main__": {"cli"},
     "_abi": set(),
@@ -49,11 +54,13 @@ ALLOWED: dict[str, set[str]] = {
     "_doctor": {"_private", "_probe", "_terminal", "aiotun"},
     "_dump": {"_commands", "_describe", "_listen", "_terminal", "aiotun", "capture"},
     "_encode": {"offload"},
+    "_faults": {"_packetio", "device", "errors", "link"},
     "_flow": set(),
     "_gso": {"_abi"},
     "_interface": {"_ioctl"},
     "_ioctl": {"_abi", "errors"},
     "_ipheader": set(),
+    "_isolating": {"_threads", "errors"},
     "_linkdecode": {"_abi", "_linkinfo", "_linkstate", "_linktypes"},
     "_linkevents": {"_interface", "_linkinfo", "_linkwatch", "_linkwatcher", "_threads"},
     "_linkinfo": {"_linktypes"},
@@ -69,6 +76,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "_linkwatcher": {"_interface", "_linkinfo", "_linkstate"},
     "_listen": {"aiotun"},
+    "_memory": {"_interface", "_packetio", "_threads", "device", "errors", "link", "queue"},
     "_native": {"_abi", "_gso", "_speedups"},
     "_opening": {
         "_abi",
@@ -107,11 +115,13 @@ ALLOWED: dict[str, set[str]] = {
         "_abi",
         "_interface",
         "_packetio",
+        "_sending",
         "_several",
         "_threads",
         "_waiting",
         "errors",
     },
+    "_sending": {"_interface", "_packetio", "_queuebase"},
     "_split": {"_abi", "_native", "_packetio", "errors", "queue"},
     "_several": {"_flow", "_packetio", "_queuebase", "_waiting", "errors", "queue"},
     "_terminal": set(),
@@ -151,6 +161,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "networkd": {"_linktypes", "_options", "_packetio"},
     "offload": {"_abi", "_native"},
+    "pytest_plugin": {"_isolating", "_threads", "device", "errors", "testing"},
     "queue": {
         "_abi",
         "_interface",
@@ -164,10 +175,17 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
     },
     "reply": {"_linktypes", "offload"},
+    "testing": {"_faults", "_isolating", "_memory", "errors"},
+    "transport": {"_options", "device", "errors"},
 }
 # Foreign packages, and the only modules that may import each.
 # (_rtnetlink is link's own part, and _encode is decode's, and nobody else's.)
-FOREIGN = {"pyroute2": {"link", "_rtnetlink"}, "dpkt": {"decode", "_encode"}, "uvloop": {"_demo"}}
+FOREIGN = {
+    "pyroute2": {"link", "_rtnetlink"},
+    "dpkt": {"decode", "_encode"},
+    "uvloop": {"_demo"},
+    "pytest": {"pytest_plugin"},
+}
 PRINTING = {"__main__", "cli"}
 
 

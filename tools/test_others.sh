@@ -16,7 +16,7 @@ for python in $(PYTHON='' tools/python.sh --all); do
         continue
     fi
     echo "--- Python $version"
-    ".venvs/$version/bin/python" -m pytest -m "not peers" "$@" || failed="$failed $version"
+    ".venvs/$version/bin/python" -m pytest -m "not peers and not slow" "$@" || failed="$failed $version"
 done
 if [ $others = 0 ]; then
     echo "no other Python from 3.11 on this machine"

@@ -39,6 +39,12 @@ if TYPE_CHECKING:
     from ._persistent import create_persistent, delete_persistent, list_devices
     from .decode import decode_frame, decode_packet, encode
     from .networkd import networkd_units
+    from .transport import (
+        DeviceTransport,
+        PacketProtocol,
+        create_tap_endpoint,
+        create_tun_endpoint,
+    )
 
 __all__ = [
     "AiotunError",
@@ -47,6 +53,7 @@ __all__ = [
     "DeviceClosedError",
     "DeviceLostError",
     "DeviceMismatchError",
+    "DeviceTransport",
     "IPHeader",
     "Link",
     "LinkAddress",
@@ -59,6 +66,7 @@ __all__ = [
     "PacketDecodeError",
     "PacketError",
     "PacketIO",
+    "PacketProtocol",
     "PacketStats",
     "PacketTruncatedError",
     "Queue",
@@ -70,6 +78,8 @@ __all__ = [
     "capture",
     "create_bridge",
     "create_persistent",
+    "create_tap_endpoint",
+    "create_tun_endpoint",
     "decode_frame",
     "decode_packet",
     "delete_bridge",
@@ -86,13 +96,17 @@ __all__ = [
 
 # Loaded when they are asked for: a program that only opens a device need not wait for them.
 _LAZY = {
+    "DeviceTransport": "transport",
     "IPHeader": "_ipheader",
     "LinkEvent": "_linkinfo",
     "LinkInfo": "_linkinfo",
     "LinkStats": "_linkinfo",
+    "PacketProtocol": "transport",
     "TunTapInfo": "_linkinfo",
     "create_bridge": "_bridges",
     "create_persistent": "_persistent",
+    "create_tap_endpoint": "transport",
+    "create_tun_endpoint": "transport",
     "decode_frame": "decode",
     "decode_packet": "decode",
     "delete_bridge": "_bridges",

@@ -14,8 +14,8 @@ import os
 import select
 import warnings
 import weakref
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from . import _abi, _threads
 from ._interface import Interface
@@ -270,6 +270,20 @@ class QueueBase(PacketIO):
             f"unclosed {shown}; call aclose()", ResourceWarning, source=self, stacklevel=1
         )
 
+    def __reduce__(self) -> tuple[Callable[..., QueueBase], tuple[Any, ...]]:
+        """A duplicate of this queue, on its way to another process.
+
+        multiprocessing sends queues: as arguments of a Process (spawn or forkserver), or over its
+        Connections and Queues. This one stays open; close it where only the other shall be used.
+
+        Raises:
+            TypeError: pickled in any other way, or copied.
+            DeviceClosedError, DeviceLostError: as `recv`.
+        """
+        from ._sending import reduce_queue
+
+        return reduce_queue(self)
+
     def __repr__(self) -> str:
         state = "closed" if self._fd < 0 else f"fd={self._fd}"
         return f"<Queue of {self._interface.name} {state}>"
@@ -299,6 +313,10 @@ class QueueBase(PacketIO):
     @property
     def _header_bytes(self) -> int:
         return self._header
+
+    @property
+    def _packet_info(self) -> bool:
+        return self._offload == "off" and self._header > 0
 
     def _count_undecodable(self) -> None:
         self._undecodable += 1

@@ -7,7 +7,7 @@ another class and gives it back.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from . import _native
 from ._abi import VNET_HDR_SIZE
@@ -33,11 +33,11 @@ def record(queues: Sequence[Queue], writer: PcapWriter) -> Capture:
         for queue in queues:
             queue._recorders = tuple(each for each in queue._recorders if each is not writers)
             if not queue._recorders:
-                queue.__class__ = SplitQueue if isinstance(queue, SplitQueue) else Queue
+                queue.__class__ = _plain(type(queue))
 
     for queue in queues:
         queue._recorders = (*queue._recorders, writers)
-        queue.__class__ = RecordingSplitQueue if isinstance(queue, SplitQueue) else RecordingQueue
+        queue.__class__ = _recording(type(queue))
     return Capture(stop)
 
 
@@ -134,3 +134,20 @@ class RecordingSplitQueue(RecordingQueue, SplitQueue):
         # A super-packet where a task has been waiting to send it since before.
         for each in _native.split(packet, self._frames):
             self._record(each, "out")
+
+
+# By the plain class. Whoever makes queues of another kind gets a recording kind of them as well.
+_KINDS: dict[type[Queue], type[Queue]] = {Queue: RecordingQueue, SplitQueue: RecordingSplitQueue}
+
+
+def _recording(kind: type[Queue]) -> type[Queue]:
+    if issubclass(kind, RecordingQueue):
+        return kind
+    if kind not in _KINDS:
+        made = type(f"Recording{kind.__name__}", (RecordingQueue, kind), {"__slots__": ()})
+        _KINDS[kind] = cast("type[Queue]", made)
+    return _KINDS[kind]
+
+
+def _plain(kind: type[Queue]) -> type[Queue]:
+    return next((plain for plain, recording in _KINDS.items() if recording is kind), kind)

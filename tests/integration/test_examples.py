@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import ipaddress
 import os
+import select
 import shutil
 import signal
 import socket
@@ -53,21 +54,31 @@ class Service:
         return said
 
     def wait_for_state(self, wanted: str) -> None:
-        """Wait until the kernel shows its main thread in this state (proc_pid_stat(5))."""
-        deadline = time.monotonic() + 10
-        while True:
-            found = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
-            if found == wanted:
-                return
-            assert time.monotonic() < deadline, f"{found}, not {wanted}"
-            time.sleep(0.001)
+        wait_for_state(self.process.pid, wanted)
+
+
+def wait_for_state(pid: int, wanted: str) -> None:
+    """Wait until the kernel shows a process's main thread in this state (proc_pid_stat(5))."""
+    deadline = time.monotonic() + 10
+    while True:
+        found = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        if found == wanted:
+            return
+        assert time.monotonic() < deadline, f"{found}, not {wanted}"
+        time.sleep(0.001)
 
 
 @contextlib.contextmanager
-def start(example: str, *args: str) -> Iterator[Service]:
+def start(
+    example: str,
+    *args: str,
+    command: list[str] | None = None,
+    env: dict[str, str] | None = None,
+) -> Iterator[Service]:
     """Run an example, and wait until it says that it serves."""
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", str(EXAMPLES / example), *args],
+        command or [sys.executable, "-W", "error", str(EXAMPLES / example), *args],
+        env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -167,6 +178,10 @@ class Pinger:
         assert sender[0] == address
         assert packet[8:] == payload
         return number
+
+    def is_answered(self) -> bool:
+        """Whether there is an answer already."""
+        return bool(select.select([self._sock], [], [], 0)[0])
 
     def check(self, address: str, size_bytes: int = 56) -> None:
         """Ping and see that it is this that is answered, and so nothing that was asked before.

@@ -1,0 +1,70 @@
+"""Queues on their way to another process, by multiprocessing.
+
+What goes there is a duplicate of the fd: the queue here stays open, and both may be used. Nothing
+is imported, nor done, before a queue is really sent.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ._interface import Interface
+from ._packetio import Mode, Offload
+
+if TYPE_CHECKING:
+    from ._queuebase import QueueBase
+
+__all__ = ["reduce_queue"]
+
+
+def reduce_queue(queue: QueueBase) -> tuple[Callable[..., QueueBase], tuple[Any, ...]]:
+    """Say how to make the queue anew, for multiprocessing's pickler.
+
+    Raises:
+        TypeError: it is another pickler, whose bytes may go anywhere. An fd can't.
+        DeviceClosedError, DeviceLostError: there is nothing to send.
+    """
+    queue._check_open()
+    if not _by_multiprocessing():
+        raise TypeError(
+            "a queue can be pickled only on its way to another process: as an argument of a "
+            "multiprocessing Process (spawn or forkserver), or over a multiprocessing Connection "
+            "or Queue; by other ways send its fileno() with socket.send_fds, and make a queue of "
+            "it there with Queue.from_fd"
+        )
+    from multiprocessing.reduction import DupFd
+
+    options = (queue._mode, queue._offload, queue._packet_info, queue._disabled)
+    return _rebuild, (type(queue), DupFd(queue.fileno()), queue.name, *options)
+
+
+def _by_multiprocessing() -> bool:
+    """Whether it is multiprocessing's ForkingPickler that asks.
+
+    To register with that pickler would be cleaner, and would have every program that opens a
+    device import multiprocessing. A pickler in C has no frame, so that the one before ours is that
+    of whoever called its `dump`.
+    """
+    frame = sys._getframe(2)  # this function's caller, and then the queue's __reduce__
+    caller = frame.f_back
+    return caller is not None and caller.f_globals.get("__name__") == "multiprocessing.reduction"
+
+
+def _rebuild(
+    kind: type[QueueBase],
+    duplicate: Any,
+    name: str,
+    mode: Mode,
+    offload: Offload,
+    packet_info: bool,
+    disabled: bool,
+) -> QueueBase:
+    fd = duplicate.detach()
+    os.set_blocking(fd, False)
+    os.set_inheritable(fd, False)
+    queue = kind(fd, Interface(name), mode, offload=offload, packet_info=packet_info)
+    queue._disabled = disabled
+    return queue

@@ -13,9 +13,12 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-__all__ = ["Address", "DatagramSocket", "bind", "resolve"]
+__all__ = ["Address", "DatagramSocket", "Run", "bind", "resolve"]
 
 Address = tuple[str, int] | tuple[str, int, int, int]
+
+Run = tuple[list[bytes], Address]
+"""Datagrams that came one after the other from one address."""
 
 # linux/udp.h, linux/in.h and linux/in6.h; not in Python's socket module.
 _UDP_SEGMENT, _UDP_GRO = 103, 104
@@ -110,8 +113,8 @@ class DatagramSocket:
 
     # Receiving
 
-    def start(self, received: Callable[[list[bytes], Address], None]) -> None:
-        """Have each run of datagrams from one address given to a function, as it comes.
+    def start(self, received: Callable[[list[Run]], None]) -> None:
+        """Have datagrams given to a function as they come, each with what came with it.
 
         A function, not a task: a round trip has four of these on its way, and to wake a task takes
         the event loop a turn more.
@@ -124,20 +127,20 @@ class DatagramSocket:
         # where there was one the last time, and else now and then.
         self._wakeups += 1
         most = _RECEIVED if self._burst or self._wakeups % 16 == 0 else 1
-        taken = 0
-        while taken < most:  # then others get their turn
+        runs: list[Run] = []
+        while len(runs) < most:  # then others get their turn
             try:
-                datagrams, source = self._take()
+                runs.append(self._take())
             except BlockingIOError:
                 break
             except OSError as error:
                 self.unsent[f"receiving: {_name(error)}"] += 1
                 break
-            taken += 1
-            self._received(datagrams, source)
-        self._burst = taken > 1
+        self._burst = len(runs) > 1
+        if runs:
+            self._received(runs)
 
-    def _take(self) -> tuple[list[bytes], Address]:
+    def _take(self) -> Run:
         data, ancillary, _, source = self._sock.recvmsg(65535, _CONTROL_BYTES)
         size = len(data)
         for level, kind, value in ancillary:

@@ -44,7 +44,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
-from _datagrams import Address, DatagramSocket, bind, resolve
+from _datagrams import Address, DatagramSocket, Run, bind, resolve
 from _mss import clamped
 from _running import BATCH, QUEUE, Delivery, run, until_signal
 from cryptography.exceptions import InvalidTag
@@ -202,10 +202,6 @@ def genuine(client: Client, message: bytes, before: bytes = b"") -> bool:
 # --- Packets -------------------------------------------------------------------------------------
 
 
-def source_of(packet: bytes) -> bytes:
-    return packet[12:16] if packet[0] >> 4 == 4 else packet[8:24]
-
-
 def target_of(packet: bytes) -> bytes:
     return packet[16:20] if packet[0] >> 4 == 4 else packet[24:40]
 
@@ -261,7 +257,8 @@ class Server:
         return [packet for packet in packets if self._belongs(packet, client)]
 
     def _belongs(self, packet: bytes, client: Client) -> bool:
-        if packet and source_of(packet) not in client.addresses:
+        source = packet[12:16] if packet[:1] < b"\x60" else packet[8:24]
+        if packet and source not in client.addresses:
             self._dropped["from an address that is not the client's"] += 1
             return False
         return bool(packet)
@@ -395,13 +392,15 @@ class Tunnel:
         async for packets in self._tun.batches(BATCH):
             await self._end.send(clamped(packets, self._tun.mtu), time.monotonic())
 
-    def listener(self, sock: DatagramSocket) -> Callable[[list[bytes], Address], None]:
-        def received(datagrams: list[bytes], source: Address) -> None:
-            for run_ in runs_of_one_session(datagrams, self._dropped):
-                packets = self._end.receive(sock, run_, source, time.monotonic())
-                whole = [each for each in packets if len(each) >= (20 if each[0] < 0x60 else 40)]
-                self._dropped["no IP packet"] += len(packets) - len(whole)
-                self.delivery.put(clamped(whole, self._tun.mtu))
+    def listener(self, sock: DatagramSocket) -> Callable[[list[Run]], None]:
+        def received(runs: list[Run]) -> None:
+            packets: list[bytes] = []
+            for datagrams, source in runs:
+                for run_ in runs_of_one_session(datagrams, self._dropped):
+                    packets += self._end.receive(sock, run_, source, time.monotonic())
+            whole = [each for each in packets if len(each) >= (20 if each[0] < 0x60 else 40)]
+            self._dropped["no IP packet"] += len(packets) - len(whole)
+            self.delivery.put(clamped(whole, self._tun.mtu))
 
         return received
 

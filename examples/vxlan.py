@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from _datagrams import Address, DatagramSocket, bind
+from _datagrams import Address, DatagramSocket, Run, bind
 from _running import BATCH, QUEUE, Delivery, run, until_signal
 
 import aiotun
@@ -127,10 +127,11 @@ class Service:
             for remote, datagrams in self._vxlan.send(frames, time.monotonic()):
                 await self._sock.send(datagrams, remote)
 
-    def from_socket(self, datagrams: list[bytes], source: Address) -> None:
-        frames = self._vxlan.receive(datagrams, source, time.monotonic())
-        if frames:
-            self.delivery.put(frames)
+    def from_socket(self, runs: list[Run]) -> None:
+        frames: list[bytes] = []
+        for datagrams, source in runs:
+            frames += self._vxlan.receive(datagrams, source, time.monotonic())
+        self.delivery.put(frames)
 
     def show(self) -> None:
         counts = self._vxlan.dropped + self._sock.unsent

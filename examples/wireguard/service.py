@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from _datagrams import Address, DatagramSocket, bind
+from _datagrams import Address, DatagramSocket, Run, bind
 from _running import BATCH, QUEUE, Delivery, until_signal
 
 import aiotun
@@ -55,10 +55,11 @@ class Service:
                 if sock := self._socket_for(endpoint, messages):
                     await sock.send(messages, endpoint)
 
-    def from_socket(self, datagrams: list[bytes], source: Address) -> None:
-        packets = self.interface.receive(datagrams, source, _now())
-        if packets:
-            self.delivery.put(packets)
+    def from_socket(self, runs: list[Run]) -> None:
+        packets: list[bytes] = []
+        for datagrams, source in runs:
+            packets += self.interface.receive(datagrams, source, _now())
+        self.delivery.put(packets)
         if self.interface.outgoing:
             self._transmit()
         self._arm()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from _datagrams import Address, DatagramSocket, bind, resolve
+from _datagrams import Address, DatagramSocket, Run, bind, resolve
 
 from ..helpers import ip, wait_until
 
@@ -27,10 +27,11 @@ class Pair:
         self.runs: list[int] = []
         self.other.start(self._received)
 
-    def _received(self, datagrams: list[bytes], source: Address) -> None:
-        assert source == self.one.address
-        self.got += datagrams
-        self.runs.append(len(datagrams))
+    def _received(self, runs: list[Run]) -> None:
+        for datagrams, source in runs:
+            assert source == self.one.address
+            self.got += datagrams
+            self.runs.append(len(datagrams))
 
     def close(self) -> None:
         self.one.close()

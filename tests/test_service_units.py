@@ -1,0 +1,33 @@
+"""The units in docs/service.md: systemd finds nothing wrong with them."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .helpers import ROOT
+
+UNITS = re.compile(r"`/etc/systemd/system/([^`]+)`.*?```ini\n(.*?)```", re.DOTALL)
+
+
+def test_systemd_takes_them(tmp_path: Path) -> None:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("missing: systemd-analyze(1); install systemd")
+    units = dict(UNITS.findall((ROOT / "docs" / "service.md").read_text()))
+    assert sorted(units) == ["aiotun-tun0.service", "responder.service"]
+    for name, text in units.items():
+        # It looks for the programs, which are installed elsewhere here, or not at all.
+        text = re.sub(r"^(Exec\w+=)/\S+", r"\1/bin/true", text, flags=re.MULTILINE)
+        (tmp_path / name).write_text(text)
+    done = subprocess.run(
+        [program, "verify", "--man=no", *(str(tmp_path / name) for name in units)],
+        env={"SYSTEMD_UNIT_PATH": f"{tmp_path}:", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    # About other units, of this machine, it may say what it likes.
+    ours = [line for line in done.stderr.splitlines() if any(name in line for name in units)]
+    assert ours == []

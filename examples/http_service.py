@@ -128,7 +128,10 @@ async def events(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
     while True:
-        await response.write(f"data: {said}\n\n".encode())
+        try:
+            await response.write(f"data: {said}\n\n".encode())
+        except ConnectionResetError:  # the client has gone
+            return response
         if ending.is_set():
             return response
         with contextlib.suppress(TimeoutError):

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -156,3 +157,21 @@ def test_without_aiohttp() -> None:
         [sys.executable, "-c", code, str(EXAMPLES / HTTP)], capture_output=True, text=True
     )
     check_failure(done, 1, "pip install 'aiotun[examples]'")
+
+
+@LOOPS
+def test_a_client_that_goes(loop: list[str]) -> None:
+    """Who listens to the events may leave without a word."""
+    with served(*loop) as (service, _):
+        with socket.create_connection(("127.0.0.1", 8080), timeout=10) as rude:
+            rude.sendall(b"GET /events HTTP/1.1\r\nHost: here\r\n\r\n")
+            assert rude.recv(4096)
+            rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # By the third event of another one that one's turn has come twice.
+        connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=10)
+        with contextlib.closing(connection):
+            connection.request("GET", "/events")
+            answer = connection.getresponse()
+            for _ in range(6):
+                answer.readline()
+        assert service.end() == ""

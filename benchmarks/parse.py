@@ -56,7 +56,7 @@ CASES: list[tuple[str, str, bytes, float | None]] = [
 
 def run(runs: int, loops: Sequence[str]) -> Iterator[Table]:
     """The event loop makes no difference here: one table."""
-    names = {**vars(reply), **vars(aiotun), "MAC": MAC, "ADDRESSES": ADDRESSES}
+    names = {**vars(reply), "IPHeader": aiotun.IPHeader, "MAC": MAC, "ADDRESSES": ADDRESSES}
     for name, statement, packet, _ in CASES:
         if name in reply.__all__:
             answer = eval(statement, {**names, "packet": packet})

@@ -56,7 +56,8 @@ CASES: list[tuple[str, str, bytes, float | None]] = [
 
 def run(runs: int, loops: Sequence[str]) -> Iterator[Table]:
     """The event loop makes no difference here: one table."""
-    names = {**vars(reply), "IPHeader": aiotun.IPHeader, "MAC": MAC, "ADDRESSES": ADDRESSES}
+    public = {name: getattr(aiotun, name) for name in aiotun.__all__}  # most are loaded lazily
+    names = {**vars(reply), **public, "MAC": MAC, "ADDRESSES": ADDRESSES}
     for name, statement, packet, _ in CASES:
         if name in reply.__all__:
             answer = eval(statement, {**names, "packet": packet})

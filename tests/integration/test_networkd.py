@@ -55,10 +55,10 @@ class Networkd:
             time.sleep(0.01)
             if name in kernel.names():
                 index = kernel.link(name)["ifindex"]
+                # As networkd sees it, whose mount namespace has a /run of its own.
+                seen = Path("/proc", str(self._process.pid), "root")
                 with contextlib.suppress(FileNotFoundError):  # it is not that far yet
-                    state = Path(
-                        f"/proc/{self._process.pid}/root/run/systemd/netif/links/{index}"
-                    ).read_text()
+                    state = (seen / f"run/systemd/netif/links/{index}").read_text()
 
     def said(self) -> str:
         """What it has complained of."""

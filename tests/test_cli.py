@@ -1,5 +1,8 @@
 """The `aiotun` command's arguments; what the demo does is in tests/integration/test_demo.py."""
 
+import subprocess
+import sys
+
 import pytest
 
 from aiotun import cli
@@ -26,3 +29,19 @@ def test_wrong_usage_is_2(args: list[str], said: str, capsys: pytest.CaptureFixt
         cli.main(args)
     assert exits.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_ctrl_c_while_it_is_loaded() -> None:
+    """No traceback; what is loaded before, by Python itself, is out of reach."""
+    code = (
+        "import sys\n"
+        "from aiotun.__main__ import main\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'aiotun.cli':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "sys.exit(main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -194,6 +194,9 @@ def _namespaces(node: Check) -> tuple[Check, list[str] | None]:
 
 def _why_no_namespace(said: str) -> tuple[str, str]:
     """Tell who forbids it, and give the command against that."""
+    if "can't be started anew" in said:
+        text, _, mend = said.partition("; ")
+        return text, mend
     if shutil.which("unshare") is None:
         return said.partition(";")[0], _root("apt-get install util-linux (or this system's like)")
     for name, bad, who in (

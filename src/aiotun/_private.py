@@ -84,6 +84,11 @@ def _unshare() -> list[str]:
         if done.returncode == 0:
             return [program, way]
         said = said or done.stderr.strip().removeprefix("unshare: ")
+    if said.startswith("failed to execute"):  # inside, where it had got to
+        raise NoNamespaceError(
+            f"{sys.executable} can't be started anew by this user ({said}); use a Python that is "
+            "installed where everybody may run it"
+        )
     raise NoNamespaceError(
         f"this machine lets nobody but root make a network namespace ({said}); run as root, or let "
         "root allow it: sysctl user.max_user_namespaces=10000 "

@@ -198,6 +198,17 @@ class TestNamespaces:
         checks = {check.name: check for check in _doctor.examine().checks}
         assert setting not in checks["namespaces"].said
 
+    def test_a_python_that_this_user_may_not_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Namespaces can be had, and the kernel is not to blame."""
+        locked = tmp_path / "python"
+        locked.touch(0o644)
+        monkeypatch.setattr(sys, "executable", str(locked))
+        checks = {check.name: check for check in _doctor.examine().checks}
+        assert checks["namespaces"].said.startswith(f"{locked} can't be started anew by this user")
+        assert "install" in (checks["namespaces"].mend or "")
+
     def test_something_else(self, refusing: Path) -> None:
         checks = {check.name: check for check in _doctor.examine().checks}
         assert "(unshare failed: No space left)" in checks["namespaces"].said

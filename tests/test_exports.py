@@ -104,7 +104,7 @@ ALLOWED: dict[str, set[str]] = {
         "_threads",
         "errors",
     },
-    "_recording": {"_abi", "_native", "_packetio", "_split", "capture", "errors", "queue"},
+    "_recording": {"_abi", "_native", "_packetio", "_split", "capture", "queue"},
     "_private": {"aiotun"},
     # What the doctor has to ask the driver, and no public name does.
     "_probe": {"_abi", "_ioctl", "_native", "errors"},

@@ -14,10 +14,10 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
 
 from ._interface import Interface
-from ._packetio import Mode, take_one
+from ._packetio import Mode, PacketIO
 from ._threads import Namespace
 from .device import Device, TapDevice, TunDevice
-from .errors import DeviceClosedError, DeviceMismatchError, LinkError, PacketError
+from .errors import DeviceMismatchError, LinkError, PacketError
 from .link import Link
 from .queue import Queue
 
@@ -36,14 +36,8 @@ class _MemoryQueue(Queue):
 
     # Receiving. The hot path of a Queue knows no end of a file, so it is left out.
 
-    def recv(self) -> Coroutine[Any, Any, bytes]:
-        return self._receive(take_one)
-
-    async def __anext__(self) -> bytes:
-        try:
-            return await self._receive(take_one)
-        except DeviceClosedError:
-            raise StopAsyncIteration from None
+    recv = PacketIO.recv
+    __anext__ = PacketIO.__anext__
 
     def _take(self) -> bytes:
         return super()._take() or self._end_of_file()

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from . import _native
 from ._abi import VNET_HDR_SIZE
-from ._packetio import take_one
+from ._packetio import PacketIO
 from ._split import SplitQueue
 from .capture import Capture, PcapWriter
-from .errors import DeviceClosedError
 from .queue import Queue
 
 if TYPE_CHECKING:
@@ -55,14 +54,8 @@ class RecordingQueue(Queue):
 
     # Receiving: all of it through _take and _take_many
 
-    async def recv(self) -> bytes:
-        return await self._receive(take_one)
-
-    async def __anext__(self) -> bytes:
-        try:
-            return await self._receive(take_one)
-        except DeviceClosedError:
-            raise StopAsyncIteration from None
+    recv = PacketIO.recv
+    __anext__ = PacketIO.__anext__
 
     def _take(self) -> bytes:
         packet = super()._take()

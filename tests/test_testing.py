@@ -603,7 +603,8 @@ def test_isolated_run_as_an_ordinary_user() -> None:
         print(isolated_run(os.geteuid), isolated_run(socket.if_nameindex))
         print(os.stat("/proc/self/ns/net").st_ino == before, os.geteuid() != 0)
     """
-    done = subprocess.run([*python, "-c", code], env=env, capture_output=True, text=True)
+    # From a folder that this user may enter, as spawned processes do; the checkout may be none.
+    done = subprocess.run([*python, "-c", code], env=env, cwd="/", capture_output=True, text=True)
     assert done.stdout.splitlines() == ["refused True", "0 [(1, 'lo')]", "True True"], done.stderr
     code = """if True:
     import os
@@ -618,7 +619,7 @@ def test_isolated_run_as_an_ordinary_user() -> None:
     wrapped = ["unshare", "-r", "sh", "-c", 'echo 0 >/proc/sys/user/max_user_namespaces; exec "$@"']
     command = [*python[: python.index("--") + 1], *wrapped, "sh", "setpriv", "--bounding-set=-all"]
     command += ["--inh-caps=-all", *python[python.index("--") + 1 :]]
-    done = subprocess.run([*command, "-c", code], env=env, capture_output=True, text=True)
+    done = subprocess.run([*command, "-c", code], env=env, cwd="/", capture_output=True, text=True)
     assert done.stdout.startswith("refused private namespaces are not allowed here"), done.stderr
 
 

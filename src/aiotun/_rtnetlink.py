@@ -357,6 +357,21 @@ def _family(version: int) -> int:
     return socket.AF_INET if version == 4 else socket.AF_INET6
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """A loop that is closed where it could not be made.
+
+    Without a free file descriptor asyncio leaves it half-made, and it complains of not having been
+    closed whenever the collector finds it, in whatever the program does then.
+    """
+
+    def __init__(self) -> None:
+        try:
+            super().__init__()
+        except OSError:
+            asyncio.BaseEventLoop.close(self)  # the whole close() looks for what is not there
+            raise
+
+
 def in_session(work: Callable[[Session], Awaitable[T]]) -> T:
     """Hold a conversation with rtnetlink, and give what `work` gives.
 
@@ -368,7 +383,7 @@ def in_session(work: Callable[[Session], Awaitable[T]]) -> T:
     """
     pyroute2 = _pyroute2()
     with opening():
-        loop = asyncio.SelectorEventLoop()
+        loop = _Loop()
     errors: list[Exception] = []
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         value = runner.run(_catch(_converse(pyroute2, work), errors))

@@ -347,9 +347,6 @@ class TestQueues:
         assert calls == number
         assert names() == []
 
-    # CPython leaves a loop that it could not make half-made, to the collector.
-    @pytest.mark.filterwarnings("ignore:unclosed event loop:ResourceWarning")
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     @pytest.mark.parametrize("persist", [None, True])
     async def test_the_program_runs_out_of_fds(self, persist: bool | None) -> None:
         """Wherever the limit strikes: a queue, the namespace, netlink."""

@@ -212,34 +212,42 @@ class FaultInjector(PacketIO):
 
     @property
     def received(self) -> FaultCounts:
+        """What was done to the packets that came from the device, so far."""
         return dataclasses.replace(self._incoming.counts)
 
     @property
     def sent(self) -> FaultCounts:
+        """What was done to the packets that went to the device, so far."""
         return dataclasses.replace(self._outgoing.counts)
 
     @property
     def name(self) -> str:
+        """The device's name."""
         return self._device.name
 
     @property
     def index(self) -> int:
+        """The device's interface's number."""
         return self._device.index
 
     @property
     def mtu(self) -> int:
+        """The device's MTU in bytes."""
         return self._device.mtu
 
     @property
     def mode(self) -> Mode:
+        """``"tun"`` or ``"tap"``."""
         return self._device.mode
 
     @property
     def offload(self) -> Offload:
+        """The device's offload."""
         return self._device.offload
 
     @property
     def link(self) -> Link:
+        """The device's link."""
         return self._device.link
 
     def __repr__(self) -> str:

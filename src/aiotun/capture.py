@@ -224,6 +224,8 @@ class PcapWriter:
             OSError: as `close`.
 
         *Cancellation*: everything is written and closed all the same, only the waiting ends.
+
+        *Concurrency*: may be called by several tasks at once.
         """
         loop = asyncio.get_running_loop()
         over = loop.create_future()

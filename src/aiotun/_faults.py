@@ -148,9 +148,6 @@ class FaultInjector(PacketIO):
         delay_by: in seconds.
         seed: what chance is made of.
 
-    Attributes:
-        received, sent: what was done to the packets of each direction so far, `FaultCounts`.
-
     All of a `Device`'s packet methods are here, and its `name`, `index`, `mtu`, `mode`, `offload`
     and `link`. What is delayed is sent later, with nobody to hear of an error: where the device has
     no room for it, later still; where it refuses it, that is counted in `sent.lost`, as are packets
@@ -212,12 +209,12 @@ class FaultInjector(PacketIO):
 
     @property
     def received(self) -> FaultCounts:
-        """What was done to the packets that came from the device, so far."""
+        """What was done to the packets that came from the device, so far (a copy)."""
         return dataclasses.replace(self._incoming.counts)
 
     @property
     def sent(self) -> FaultCounts:
-        """What was done to the packets that went to the device, so far."""
+        """What was done to the packets that went to the device, so far (a copy)."""
         return dataclasses.replace(self._outgoing.counts)
 
     @property

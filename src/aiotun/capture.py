@@ -48,6 +48,8 @@ class PcapWriter:
     *Closing*: only that makes sure that everything is on its way to the disk. A writer that is
     thrown away without it warns (`ResourceWarning`), and writes what it has all the same; so does
     one that is open when the interpreter ends.
+
+    Source: draft-ietf-opsawg-pcap and draft-ietf-opsawg-pcapng.
     """
 
     def __init__(

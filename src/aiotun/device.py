@@ -459,5 +459,7 @@ def open_tap(name: str | None = None, **options: Unpack[TapOptions]) -> Opener[T
         An opener of a `TapDevice`.
 
     *Cancellation*, *Concurrency*: as `open_tun`.
+
+    Source: as `open_tun`.
     """
     return Opener(TapDevice, _options.check("tap", name, **options))

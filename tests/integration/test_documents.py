@@ -49,8 +49,8 @@ class Shell:
             text=True,
             cwd=folder,
             env={
-                "USER": "root",
                 **env,
+                "USER": "root",
                 "PATH": ":".join(path),
                 "PYTHONUNBUFFERED": "1",
                 "COLUMNS": "80",

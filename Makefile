@@ -6,7 +6,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-others test-all test-peers fuzz fuzz-offload lint bench bench-vpn clean
+.PHONY: help demo test test-others test-all test-peers fuzz fuzz-offload lint docs bench bench-vpn clean
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -37,6 +37,9 @@ fuzz: ## feed a million mutated packets to what reads a stranger's bytes
 
 lint: ## ruff, mypy and pyright
 	@$(call venv,dev) && tools/lint.sh
+
+docs: ## build the documentation, into build/docs
+	@$(call venv,docs) && tools/docs.sh $(ARGS)
 
 fuzz-offload: ## damaged packets for the C module, under sanitizers; ARGS=seconds
 	@$(call venv,test) && tools/fuzz_offload.sh $(ARGS)

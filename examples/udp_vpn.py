@@ -23,7 +23,7 @@ From the client's key and both nonces HKDF makes a key each way; a counter is ne
 a key. The server believes a new session once data of it has come, so that an old HELLO that
 somebody repeats is worth nothing.
 
-docs/udp_vpn.md says what it does not protect against.
+docs/how-to/udp_vpn.md says what it does not protect against.
 """
 
 import argparse

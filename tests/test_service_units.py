@@ -1,4 +1,4 @@
-"""The units in docs/service.md: systemd finds nothing wrong with them."""
+"""The units in docs/how-to/service.md: systemd finds nothing wrong with them."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ def test_systemd_takes_them(tmp_path: Path) -> None:
     program = shutil.which("systemd-analyze")
     if program is None:
         pytest.skip("missing: systemd-analyze(1); install systemd")
-    units = dict(UNITS.findall((ROOT / "docs" / "service.md").read_text()))
+    units = dict(UNITS.findall((ROOT / "docs" / "how-to" / "service.md").read_text()))
     assert sorted(units) == ["aiotun-tun0.service", "responder.service"]
     for name, text in units.items():
         # It looks for the programs, which are installed elsewhere here, or not at all.

@@ -1,6 +1,6 @@
 #!/bin/sh
 # venv.sh FOLDER PYTHON GROUP: a virtual environment with aiotun (editable) and one of pyproject's
-# dependency groups: "none", "test" or "dev". Does nothing where FOLDER has that already; starts
+# dependency groups: "none", "test", "dev" or "docs". Does nothing where FOLDER has that already; starts
 # anew where what pip reads, the interpreter or the checkout's place has changed. Quiet unless it
 # has to install something; one line on stderr, and exit 1, where that fails.
 set -u
@@ -37,7 +37,7 @@ install() {
 }
 
 usable=no
-for installed in none test dev; do
+for installed in none test dev docs; do
     [ "$(cat "$folder/.aiotun-$installed" 2>/dev/null)" = "$state" ] && usable=yes
 done
 if [ $usable = no ]; then

@@ -58,9 +58,9 @@ async def create_bridge(
         LinkError: there is no such namespace (ENOENT), or the kernel refused.
         NotPermittedError: CAP_NET_ADMIN is missing there.
 
-    Cancellation: the request is waited for (a few ms) and undone: no bridge is left.
+    *Cancellation*: the request is waited for (a few ms) and undone: no bridge is left.
 
-    Concurrency: may be called any number of times at once; of several for one name one succeeds.
+    *Concurrency*: may be called any number of times at once; of several for one name one succeeds.
     """
     if "%" in check_name(name):
         raise ValueError(f"{name!r} has a '%', but no number is picked for a bridge; spell it out")
@@ -110,10 +110,10 @@ async def delete_bridge(name: str, netns: _threads.NetnsArg | None = None) -> No
         LinkError: there is no such interface (ENODEV) or namespace (ENOENT), or the kernel refused.
         NotPermittedError: CAP_NET_ADMIN is missing there.
 
-    Cancellation: the request is not interrupted. It is waited for (a few ms), and then the
+    *Cancellation*: the request is not interrupted. It is waited for (a few ms), and then the
     cancellation goes through, with the bridge deleted.
 
-    Concurrency: may be called any number of times at once.
+    *Concurrency*: may be called any number of times at once.
     """
     check_name(name)
     _threads.check_netns(netns)

@@ -148,9 +148,6 @@ class FaultInjector(PacketIO):
         delay_by: in seconds.
         seed: what chance is made of.
 
-    Attributes:
-        received, sent: what was done to the packets of each direction so far, `FaultCounts`.
-
     All of a `Device`'s packet methods are here, and its `name`, `index`, `mtu`, `mode`, `offload`
     and `link`. What is delayed is sent later, with nobody to hear of an error: where the device has
     no room for it, later still; where it refuses it, that is counted in `sent.lost`, as are packets
@@ -212,34 +209,42 @@ class FaultInjector(PacketIO):
 
     @property
     def received(self) -> FaultCounts:
+        """What was done to the packets that came from the device, so far (a copy)."""
         return dataclasses.replace(self._incoming.counts)
 
     @property
     def sent(self) -> FaultCounts:
+        """What was done to the packets that went to the device, so far (a copy)."""
         return dataclasses.replace(self._outgoing.counts)
 
     @property
     def name(self) -> str:
+        """The device's name."""
         return self._device.name
 
     @property
     def index(self) -> int:
+        """The device's interface's number."""
         return self._device.index
 
     @property
     def mtu(self) -> int:
+        """The device's MTU in bytes."""
         return self._device.mtu
 
     @property
     def mode(self) -> Mode:
+        """``"tun"`` or ``"tap"``."""
         return self._device.mode
 
     @property
     def offload(self) -> Offload:
+        """The device's offload."""
         return self._device.offload
 
     @property
     def link(self) -> Link:
+        """The device's link."""
         return self._device.link
 
     def __repr__(self) -> str:

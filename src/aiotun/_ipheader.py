@@ -38,7 +38,8 @@ class IPHeader:
             while its header is in use.
 
     Attributes:
-        src_bytes, dst_bytes: source and destination as 4 or 16 bytes.
+        src_bytes: the source address as 4 or 16 bytes.
+        dst_bytes: the destination address, likewise.
         ttl: the TTL or hop limit.
         total_length: the packet's length in bytes, its header included, as the header states it.
         proto: the protocol number of the payload. In IPv6 that stands behind any hop-by-hop,

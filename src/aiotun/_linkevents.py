@@ -68,6 +68,8 @@ class LinkEvents:
             RuntimeError: this belongs to another event loop, or was closed.
 
         *Cancellation*: nothing is watched.
+
+        *Concurrency*: once for each `Link.events`; other iterators do not matter to it.
         """
         if self._closed:
             raise RuntimeError("these events were closed; call link.events() again")
@@ -90,9 +92,12 @@ class LinkEvents:
         """Stop watching; whoever waits for an event is told that there is none. Idempotent.
 
         Events that nobody has taken are dropped. Returns when the thread has let go of this; if it
-        was the last in its namespace, when the socket is closed and the thread at its end.
+        was the last in its namespace, when the socket is closed and the thread at its end. Raises
+        nothing.
 
         *Cancellation*: it is closed all the same, a little later.
+
+        *Concurrency*: may be called by several tasks at once.
         """
         self._leave()
         if self._watcher is not None and self._watcher.loop is asyncio.get_running_loop():

@@ -65,6 +65,8 @@ class LinkInfo:
         alias: the free text kept with it, or None.
         txqueuelen: the packets that its queue towards the wire may hold.
         tuntap: more, for a TUN or TAP device, or None.
+
+    Source: RTM_NEWLINK (``linux/rtnetlink.h``, ``linux/if_link.h``).
     """
 
     name: str

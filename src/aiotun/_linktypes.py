@@ -55,6 +55,8 @@ class LinkAddress:
         peer: the other end of a point-to-point link with the prefix length of what is reached
             there, or None.
         scope: ``"global"``, ``"site"``, ``"link"``, ``"host"``, or another scope's number as text.
+
+    Source: RTM_NEWADDR (``linux/if_addr.h``).
     """
 
     interface: IPv4Interface | IPv6Interface
@@ -76,6 +78,8 @@ class Route:
         via: the gateway, or None where they are on the link itself.
         metric: the smallest wins; None is the kernel's default (0 for IPv4, 1024 for IPv6).
         table: the routing table's number; 254 is the main one.
+
+    Source: RTM_NEWROUTE (``linux/rtnetlink.h``).
     """
 
     dst: IPv4Network | IPv6Network

@@ -262,7 +262,9 @@ class PacketIO(abc.ABC):
 
     @abc.abstractmethod
     async def aclose(self) -> None:
-        """Close, and wait until the kernel is done with it; may be called again.
+        """Close, and wait until the kernel is done with it; may be called again, also at once.
+
+        Raises nothing: what was lost or closed before is closed all the same.
 
         *Cancellation*: everything is closed all the same, only the waiting ends.
         """

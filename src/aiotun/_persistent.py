@@ -81,10 +81,10 @@ async def create_persistent(
 
     Where it raises there is no device.
 
-    Cancellation: the creation is waited for (a few ms) and undone, unless a program has attached in
-    the meantime; then the device goes when that program lets it go, or is left to it.
+    *Cancellation*: the creation is waited for (a few ms) and undone, unless a program has attached
+    in the meantime; then the device goes when that program lets it go, or is left to it.
 
-    Concurrency: may be called any number of times at once; of several for one name one succeeds.
+    *Concurrency*: may be called any number of times at once; of several for one name one succeeds.
     """
     if mode not in ("tun", "tap"):
         raise ValueError(f"mode is 'tun' or 'tap', not {mode!r}")
@@ -154,10 +154,11 @@ async def delete_persistent(name: str, netns: _threads.NetnsArg | None = None) -
             /dev/net/tun may not be opened.
         TunUnavailableError: there is no /dev/net/tun, or no driver behind it.
 
-    Cancellation: the deletion is not interrupted. It is waited for (some 15 ms), and then the
+    *Cancellation*: the deletion is not interrupted. It is waited for (some 15 ms), and then the
     cancellation goes through, with the device deleted.
 
-    Concurrency: may be called any number of times at once; of several for one device one succeeds.
+    *Concurrency*: may be called any number of times at once; of several for one device one
+    succeeds.
     """
     check_name(name)
     _threads.check_netns(netns)
@@ -235,9 +236,9 @@ async def list_devices(netns: _threads.NetnsArg | None = None) -> list[TunTapInf
         LinkError: there is no such namespace (ENOENT), or the kernel refused.
         NotPermittedError: the namespace may not be entered, which takes CAP_SYS_ADMIN.
 
-    Cancellation: the request is waited for (a few ms), and then the cancellation goes through.
+    *Cancellation*: the request is waited for (a few ms), and then the cancellation goes through.
 
-    Concurrency: may be called any number of times at once.
+    *Concurrency*: may be called any number of times at once.
     """
     _threads.check_netns(netns)
 

@@ -48,6 +48,8 @@ class PcapWriter:
     *Closing*: only that makes sure that everything is on its way to the disk. A writer that is
     thrown away without it warns (`ResourceWarning`), and writes what it has all the same; so does
     one that is open when the interpreter ends.
+
+    Source: draft-ietf-opsawg-pcap and draft-ietf-opsawg-pcapng.
     """
 
     def __init__(
@@ -224,6 +226,8 @@ class PcapWriter:
             OSError: as `close`.
 
         *Cancellation*: everything is written and closed all the same, only the waiting ends.
+
+        *Concurrency*: may be called by several tasks at once.
         """
         loop = asyncio.get_running_loop()
         over = loop.create_future()

@@ -435,6 +435,9 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
 
     *Cancellation*: waits for the step under way (milliseconds), then undoes all.
 
+    *Concurrency*: any number of openings may be under way at once; of several for one single-queue
+    device one succeeds.
+
     Source: ``include/uapi/linux/if_tun.h``, ``Documentation/networking/tuntap.rst``.
     """
     return Opener(TunDevice, _options.check("tun", name, **options))
@@ -454,5 +457,9 @@ def open_tap(name: str | None = None, **options: Unpack[TapOptions]) -> Opener[T
 
     Returns:
         An opener of a `TapDevice`.
+
+    *Cancellation*, *Concurrency*: as `open_tun`.
+
+    Source: as `open_tun`.
     """
     return Opener(TapDevice, _options.check("tap", name, **options))

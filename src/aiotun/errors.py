@@ -41,7 +41,7 @@ class AiotunError(Exception):
     """The root of everything that aiotun raises on its own account."""
 
     sent: int
-    """Only on what `send_many` raises: how many of the caller's packets went out before."""
+    """How many of the caller's packets went out before; only on what `send_many` raises."""
 
 
 class TunUnavailableError(AiotunError, OSError):

@@ -66,10 +66,10 @@ class Link:
     refuses; `NotPermittedError` without CAP_NET_ADMIN there. Reading needs no privilege, unless
     the namespace is another than the program's: entering it takes CAP_SYS_ADMIN.
 
-    Cancellation: a request is not interrupted. It is waited for (a few ms), and then the
+    *Cancellation*: a request is not interrupted. It is waited for (a few ms), and then the
     cancellation goes through, with the request done.
 
-    Concurrency: any number of requests may be made at once; they are carried out one by one.
+    *Concurrency*: any number of requests may be made at once; they are carried out one by one.
     """
 
     def __init__(self, name: str, netns: _threads.NetnsArg | None = None) -> None:

@@ -51,6 +51,8 @@ class VnetHeader(_VnetFields):
         gso_size: the payload in bytes of each segment.
         csum_start: where in the packet the checksum's data begins.
         csum_offset: where behind that the checksum itself stands.
+
+    Source: ``struct virtio_net_hdr`` (``linux/virtio_net.h``).
     """
 
     __slots__ = ()

@@ -396,7 +396,9 @@ async def create_tun_endpoint(
         AiotunError: as awaiting `open_tun` raises. What `factory` raises comes out, too. In each
             case nothing stays open.
 
-    *Cancellation*: as `open_tun`.
+    *Cancellation*: as `open_tun`; `factory` is called when nothing can be cancelled any more.
+
+    *Concurrency*: as `open_tun`. Callbacks of one transport never overlap.
     """
     return await _connect(open_tun(name, **options), factory)
 
@@ -409,6 +411,10 @@ async def create_tap_endpoint(
     Args:
         factory: as for `create_tun_endpoint`.
         name, options: as for `open_tap`.
+
+    Returns and raises what that does.
+
+    *Cancellation*, *Concurrency*: as `create_tun_endpoint`.
     """
     return await _connect(open_tap(name, **options), factory)
 

@@ -1,0 +1,47 @@
+"""How Sphinx builds the documentation; `make docs` runs it."""
+
+import importlib.metadata
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # for _extension
+
+project = "aiotun"
+author = "the aiotun authors"
+release = version = importlib.metadata.version("aiotun")
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "_extension",
+]
+exclude_patterns = ["_static"]
+source_suffix = {".md": "markdown"}
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+
+# Docstrings write `recv`: a link where there is such a name, and code where there is none.
+default_role = "py:obj"
+add_module_names = False
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Awaiting or entering it raises", "Raises"), ("Yields", "Returns")]
+napoleon_use_ivar = True
+
+html_theme = "furo"
+html_title = "aiotun"
+html_static_path = ["_static"]
+html_css_files = ["aiotun.css"]
+html_copy_source = False
+html_show_sphinx = False
+html_show_copyright = False
+html_theme_options = {"navigation_with_keys": True}
+pygments_style = "friendly"
+pygments_dark_style = "monokai"

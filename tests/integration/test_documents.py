@@ -1,0 +1,251 @@
+"""What the README and the documentation show is run, and does what they say."""
+
+import ast
+import asyncio
+import functools
+import inspect
+import os
+import queue
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..documents import SILENT, Block, Command, blocks_of, matches, pages
+from ..helpers import ROOT
+
+PAGES = [page for page in pages() if blocks_of(page)]
+
+
+class Shell:
+    """A shell that goes on from one block of a page to the next, and whatever it has started."""
+
+    def __init__(self, folder: Path) -> None:
+        programs = folder / ".bin"
+        programs.mkdir()
+        # Who runs the tests is root in here, and there is nobody else to be.
+        (programs / "sudo").write_text('#!/bin/sh\nexec "$@"\n')
+        # A machine that is busy with tests takes longer to begin something than a reader's.
+        sleep = shutil.which("sleep")
+        (programs / "sleep").write_text(f'#!/bin/sh\n{sleep} "$1"; {sleep} "$1"; {sleep} "$1"\n')
+        for program in programs.iterdir():
+            program.chmod(0o755)
+        path = [str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]
+        env = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+        self._process = subprocess.Popen(
+            ["bash", "--noprofile", "--norc"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=folder,
+            env={
+                **env,
+                "USER": "root",
+                "PATH": ":".join(path),
+                "PYTHONUNBUFFERED": "1",
+                "COLUMNS": "80",
+            },
+            start_new_session=True,
+        )
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line.rstrip("\n"))
+
+    def run(self, command: Command) -> str | None:
+        """Run a command; say what is wrong with what it printed."""
+        assert self._process.stdin is not None
+        end = f"---{time.monotonic_ns()}---"
+        self._process.stdin.write(f"{command.text}\necho {end} $?\n")
+        self._process.stdin.flush()
+        printed: list[str] = []
+        status: str | None = None
+        # What a program in the background prints comes when it comes.
+        background = command.text.rstrip().endswith("&")
+        deadline = time.monotonic() + 20
+        while status is None or (background and not matches(command.output, printed)):
+            try:
+                line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                return f"in vain waited for {command.output}; it printed {printed}"
+            before, marker, after = line.partition(end)
+            if marker:
+                status = after.strip()
+                if before:
+                    printed.append(before)
+            else:
+                printed.append(line)
+        if status == "127":
+            pytest.skip(f"missing: {' '.join(printed)}")
+        if matches(command.output, printed):
+            return None
+        return f"status {status}; it printed\n" + "\n".join(printed)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            # The group as a whole: what runs in the background is in it, as there is no terminal.
+            try:
+                os.killpg(self._process.pid, number)
+            except ProcessLookupError:
+                break
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                continue
+            self._reader.join(5)
+            if not self._reader.is_alive():
+                break
+        self._process.wait()
+        self._reader.join(5)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    return tmp_path
+
+
+@pytest.fixture
+def shell(folder: Path) -> Iterator[Shell]:
+    if shutil.which("bash") is None:
+        pytest.skip("missing: bash(1); install bash")
+    shell = Shell(folder)
+    try:
+        yield shell
+    finally:
+        shell.close()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_does_what_it_says(page: Path, folder: Path, shell: Shell) -> None:
+    threads: list[threading.Thread] = []
+    names: dict[str, Any] = {"__name__": "__page__", "knock": functools.partial(knock, threads)}
+    with asyncio.Runner() as runner:
+        for block in blocks_of(page):
+            if block.not_run is not None or block.language.startswith("{"):
+                continue
+            run_code(runner, page, block.line, block.before, names)
+            if block.language in ("python", "ini") and block.file is not None:
+                (folder / block.file).write_text(block.text)
+            elif block.language == "python":
+                run_code(runner, page, block.line, block.text, names)
+            elif block.language == "console":
+                for command in block.commands:
+                    problem = shell.run(command)
+                    assert problem is None, f"{page}:{block.line}: {command.text}: {problem}"
+    for thread in threads:
+        thread.join()
+
+
+def knock(threads: list[threading.Thread], address: str) -> None:
+    """For a page's hidden code: send a datagram there, as soon as there is a way."""
+
+    def send() -> None:
+        deadline = time.monotonic() + 20
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            while time.monotonic() < deadline:
+                try:
+                    sock.sendto(b"", (address, 9))
+                    return
+                except OSError:
+                    time.sleep(0.01)
+
+    thread = threading.Thread(target=send)
+    threads.append(thread)
+    thread.start()
+
+
+def run_code(
+    runner: asyncio.Runner, page: Path, line: int, text: str, names: dict[str, Any]
+) -> None:
+    code = compile(
+        "\n" * (line - 1) + text, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    )
+    # With an await at the top level it is a coroutine's code.
+    if code.co_flags & inspect.CO_COROUTINE:
+
+        async def work() -> None:
+            await asyncio.wait_for(eval(code, names), 20)
+
+        runner.run(work())
+    else:
+        exec(code, names)
+
+
+def test_all_code_is_marked_as_what_it_is() -> None:
+    problems: list[str] = []
+    for page in pages():
+        for block in blocks_of(page):
+            where = f"{page.relative_to(ROOT)}:{block.line}"
+            if block.not_run is None and not (
+                block.language in ("python", "console", *SILENT) or block.language.startswith("{")
+            ):
+                problems.append(f"{where}: say what {block.language!r} is, or why it is not run")
+            if block.not_run is not None and block.language in SILENT:
+                problems.append(f"{where}: {block.language} is not run anyway")
+    assert problems == []
+
+
+def test_files_in_a_page_are_used_there() -> None:
+    """Else nobody would know whether they work."""
+    problems: list[str] = []
+    for page in pages():
+        blocks = blocks_of(page)
+        for number, block in enumerate(blocks):
+            if block.file is None or block.not_run is not None or block.language == "text":
+                continue
+            if page.name == "service.md" and block.language == "ini":
+                continue  # for systemd, which looks at them in test_service_units.py
+            later = "".join(each.text for each in blocks[number + 1 :] if _runs(each))
+            name = block.file.partition(".")[0]
+            if not re.search(rf"\b{re.escape(name)}\b", later):
+                problems.append(f"{page.relative_to(ROOT)}:{block.line}: nobody runs {block.file}")
+    assert problems == []
+
+
+def _runs(block: Block) -> bool:
+    return block.not_run is None and block.language in ("python", "console")
+
+
+def test_what_is_not_run_is_the_exception() -> None:
+    blocks = [block for page in pages() for block in blocks_of(page)]
+    run = [block for block in blocks if _runs(block)]
+    left_out = [block for block in blocks if block.not_run is not None]
+    assert len(left_out) * 3 <= len(run), f"{len(left_out)}, beside {len(run)} that are run"
+
+
+@pytest.mark.parametrize(
+    ("expected", "printed", "same"),
+    [
+        (["a 1.5 b"], ["a 22.25 b"], True),
+        (["10.0.0.1 x"], ["10.0.0.2 x"], False),
+        (["time=0.2 ms, 3ms"], ["time=1.9 ms, 41ms"], True),
+        (["3 sent"], ["2 sent"], False),
+        (["a", "...", "z"], ["a", "b", "c", "z"], True),
+        (["a", "...", "z"], ["a", "z"], True),
+        (["a ... z"], ["a b z"], True),
+        (["a"], ["a", "b"], False),
+        ([], [], True),
+    ],
+)
+def test_comparing(expected: list[str], printed: list[str], same: bool) -> None:
+    assert matches(expected, printed) == same

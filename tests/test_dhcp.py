@@ -358,6 +358,37 @@ def test_what_was_not_committed_is_not_there(tmp_path: Path) -> None:
     second.close()
 
 
+def test_a_kill_in_the_middle_of_a_write(tmp_path: Path) -> None:
+    """Of what was being written the file has any part: what had been committed before is all there.
+
+    SQLite appends to a log. A kill leaves it with the bytes that the kernel had been given, so with
+    any beginning of it.
+    """
+    file, log = tmp_path / "leases.db", tmp_path / "leases.db-wal"
+    last = FIRST + 9
+    leases = Leases(FIRST, last, file)
+    committed = [(0, set[Any]()), (log.stat().st_size, set(leases))]
+    for number in range(10):
+        leases.grant(FIRST + number, b"%d" % number, 0.0, HOUR)
+        if number % 3 == 2:  # give one back, and take one away, in the same commit
+            leases.release(leases.of(b"%d" % (number - 1)), 1.0)
+            leases.grant(FIRST + number - 1, b"%d" % number, 2.0, HOUR)
+        leases.commit()
+        committed.append((log.stat().st_size, set(leases)))
+    sizes = [size for size, _ in committed]
+    assert len(set(sizes)) == len(sizes)  # each commit was written when it returned
+    whole, written = file.read_bytes(), log.read_bytes()
+    leases.close()
+    for cut in sorted({*range(0, len(written), 977), *sizes, *(size - 1 for size in sizes[1:])}):
+        place = tmp_path / str(cut)
+        place.mkdir()
+        (place / "leases.db").write_bytes(whole)
+        (place / "leases.db-wal").write_bytes(written[:cut])
+        (*_, (_, wanted)) = [state for state in committed if state[0] <= cut]
+        with Leases(FIRST, last, place / "leases.db") as found:
+            assert set(found) == wanted, cut
+
+
 def test_two_servers_on_one_file_are_refused(tmp_path: Path) -> None:
     first = Leases(FIRST, LAST, tmp_path / "leases.db")
     with pytest.raises(sqlite3.OperationalError, match="locked"):

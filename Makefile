@@ -6,7 +6,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-others test-all test-peers fuzz fuzz-offload lint docs bench bench-vpn clean
+.PHONY: help demo test test-others test-all test-peers fuzz fuzz-offload lint docs bench bench-vpn bench-tap clean
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -49,6 +49,9 @@ bench: ## run the benchmarks
 
 bench-vpn: ## the VPN examples beside wireguard-go and OpenVPN
 	@$(call venv,test) && .venv/bin/python -m benchmarks.vpn && .venv/bin/python -m benchmarks vpn $(ARGS)
+
+bench-tap: ## QEMU guests and DHCP clients on TAP devices
+	@$(call venv,test) && .venv/bin/python -m benchmarks tap $(ARGS)
 
 clean: ## remove what the other targets made
 	@rm -rf .venv .venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/aiotun/_speedups*.so

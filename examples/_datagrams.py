@@ -142,6 +142,8 @@ class DatagramSocket:
 
     def _take(self) -> Run:
         data, ancillary, _, source = self._sock.recvmsg(65535, _CONTROL_BYTES)
+        if not ancillary:  # it came alone
+            return [data], source
         size = len(data)
         for level, kind, value in ancillary:
             if (level, kind) == (socket.IPPROTO_UDP, _UDP_GRO):
@@ -157,18 +159,19 @@ class DatagramSocket:
 
         What the kernel refuses is counted, and the others are sent: this is UDP.
         """
-        while datagrams := self._send(datagrams, address):
+        while datagrams := self.put(datagrams, address):
             await self._writable()
 
     def send_nowait(self, datagrams: Sequence[bytes], address: Address) -> None:
         """As `send`; but what finds the socket's buffer full is dropped and counted."""
-        self.unsent["EAGAIN"] += len(self._send(datagrams, address))
+        if left := self.put(datagrams, address):
+            self.unsent["EAGAIN"] += len(left)
 
-    def _send(self, datagrams: Sequence[bytes], address: Address) -> Sequence[bytes]:
+    def put(self, datagrams: Sequence[bytes], address: Address) -> Sequence[bytes]:
         """Send datagrams until the socket's buffer is full, and give those that are left."""
-        start = 0
-        while start < len(datagrams):
-            end = self._end_of_run(datagrams, start)
+        start, count = 0, len(datagrams)
+        while start < count:
+            end = start + 1 if start + 1 == count else self._end_of_run(datagrams, start)
             run = datagrams[start:end]
             try:
                 if len(run) == 1:

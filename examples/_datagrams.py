@@ -27,7 +27,9 @@ _MTU_DISCOVER = {
     socket.AF_INET6: (socket.IPPROTO_IPV6, 23),
 }
 _PMTUDISC_DONT = 0
-_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
+# asm-generic/socket.h; and linux/sock_diag.h: the last of nine numbers is how many were dropped.
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_MEMINFO = 32, 33, 55
+_MEMINFO = struct.Struct("9I")
 
 _BUFFER_BYTES = 16 << 20
 _LARGEST_RUN = 64  # datagrams; UDP_MAX_SEGMENTS, in kernels before 6.9
@@ -105,6 +107,15 @@ class DatagramSocket:
         """Where it is bound."""
         name: Address = self._sock.getsockname()
         return name
+
+    @property
+    def overflowed(self) -> int:
+        """How many datagrams the kernel dropped for lack of room in the buffer; a run is one."""
+        try:
+            data = self._sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+        except OSError:  # Linux before 4.12
+            return 0
+        return int(_MEMINFO.unpack(data)[8])
 
     def close(self) -> None:
         self._loop.remove_reader(self._sock)

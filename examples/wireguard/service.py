@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import errno
 import math
-import signal
 import socket
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from time import CLOCK_BOOTTIME, clock_gettime
 
 from _datagrams import Address, DatagramSocket, Run, bind
-from _running import BATCH, QUEUE, Delivery, until_signal
+from _running import BATCH, QUEUE, Delivery, report, until_signal
 
 import aiotun
 
@@ -109,10 +108,9 @@ class Service:
             # A little later, so that the tick finds something due whatever the clocks' rounding.
             self._timer = loop.call_later(max(0.0, due - _now()) + 0.001, self._due.set)
 
-    def show(self) -> None:
-        unsent = sum((sock.unsent for sock in self.socks), self._nowhere)
-        shown = status.text(self.tun.name, self.port, self.interface, unsent, _now())
-        print(shown, end="", file=sys.stderr, flush=True)
+    def show(self, lost: Counter[str]) -> str:
+        lost = lost + self._nowhere
+        return status.text(self.tun.name, self.port, self.interface, lost, _now())
 
     def uapi(self) -> str:
         return status.uapi(self.port, self.mark, self.interface)
@@ -196,7 +194,10 @@ async def serve(config: Config, options: Options) -> None:
             await stack.enter_async_context(control.serve(path, service.uapi))
         except OSError as error:
             print(f"note: no control socket: {error}", file=sys.stderr)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, service.show)
         await until_signal(
-            tun.name, service.from_device(), service.keep_time(), service.delivery.run()
+            tun.name,
+            service.from_device(),
+            service.keep_time(),
+            service.delivery.run(),
+            report(tun, socks, service.show),
         )

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from _running import QUEUE
 
 from ..helpers import ip
 from .kernel import another_namespace
@@ -391,6 +392,25 @@ def test_status_at_a_signal(tmp_path: Path) -> None:
         assert mode & 0o077 == 0
         assert end(a) == ""
         assert end(b) == ""
+
+
+def test_what_the_kernel_drops_is_told(tmp_path: Path) -> None:
+    with joined(tmp_path) as (a, b):
+        start("ours", a, b, None)
+        assert a.process is not None
+        assert a.process.stderr is not None
+        a.process.send_signal(signal.SIGSTOP)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as source:
+            source.connect((INNER[4][1], 9))
+            for _ in range(QUEUE + 500):
+                source.send(b"")
+        a.process.send_signal(signal.SIGCONT)
+        a.process.send_signal(signal.SIGUSR1)
+        lines = iter(a.process.stderr.readline, "")
+        lost = next(line for line in lines if line.startswith("  lost: "))
+        assert 500 <= int(lost.split()[1]) < 520
+        assert "the device's queue was full" in lost
+        end(a)
 
 
 def test_routes_to_allowed_ips(tmp_path: Path) -> None:

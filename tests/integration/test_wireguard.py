@@ -4,14 +4,19 @@ Ours is in the test's own namespace, the other one in another; a veth pair joins
 either of the two, so that each test is written once.
 """
 
+import base64
 import contextlib
+import ctypes
 import hashlib
+import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +24,8 @@ from pathlib import Path
 
 import pytest
 from _running import QUEUE
+from wireguard.crypto import LABEL_MAC1, hash_, mac
+from wireguard.messages import INITIATION
 
 from ..helpers import ip
 from .kernel import another_namespace
@@ -31,6 +38,7 @@ KINDS = pytest.mark.parametrize(
 # Both where the tunnel runs, and what runs in it.
 OUTER = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
 INNER = {4: ("10.66.0.1", "10.66.0.2"), 6: ("fd66::1", "fd66::2")}
+_ETH_P_ALL = 3  # if_ether.h; what we send ourselves comes under no other number
 QUICK = ["--rekey-after", "2", "--rekey-timeout", "1", "--keepalive-timeout", "1"]
 
 
@@ -334,6 +342,78 @@ def test_forged_replayed_and_truncated_messages_change_nothing(
         assert end(a) == ""
 
 
+@KINDS
+def test_ours_under_load_asks_for_a_cookie(kind: str, tmp_path: Path) -> None:
+    """And the other, which has to send it back, is believed then."""
+    with joined(tmp_path) as (a, b):
+        start("ours", a, b, None, "--handshakes", "0")  # always too many
+        start(kind, b, a, endpoint(a), *(["--rekey-timeout", "1"] if kind == "ours" else []))
+        b.ping(INNER[4][0], count=1)
+        a.ping(INNER[4][1])
+        said = status_of(a)
+        assert "1 under load, answered with a cookie" in said
+        assert "latest handshake" in said
+        assert end(a) == ""
+
+
+@KINDS
+def test_ours_sends_the_cookie_back(kind: str, tmp_path: Path) -> None:
+    """What the other under load answers; and a cookie forged, cut or repeated changes nothing."""
+    with joined(tmp_path) as (a, b), Wire() as wire:
+        start(kind, b, a, None, *(["--handshakes", "0"] if kind == "ours" else []))
+        start("ours", a, b, endpoint(b), "--rekey-timeout", "1")
+        with Flood(b) if kind == "wireguard-go" else contextlib.nullcontext():
+            ping = subprocess.Popen(
+                ["ping", "-w", "15", "-c", "1", "-q", INNER[4][1]], stdout=subprocess.DEVNULL
+            )
+            (cookie,) = (m for m in wire.messages(lambda kinds: 3 in kinds) if m[0] == 3)
+        assert ping.wait() == 0
+        assert wire.sent(lambda message: message[0] == 1 and any(message[-16:]))
+        before, handshake = a.status(), a.handshake()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as source:
+            for bad in spoilt(cookie):
+                source.sendto(bad, (OUTER[4][0], 51820))
+        a.ping(INNER[4][1])
+        assert (a.status()[2], a.handshake()) == (before[2], handshake)
+        assert end(a) == ""
+
+
+class Flood:
+    """Gives a peer more handshakes than it cares to compute, by somebody who knows its key."""
+
+    def __init__(self, side: Side) -> None:
+        self._mac1_key = hash_(LABEL_MAC1 + base64.b64decode(side.public))
+        self._target = (OUTER[4][side.index], 51820)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        messages = [INITIATION + os.urandom(112) for _ in range(50)]
+        messages = [each + mac(self._mac1_key, each) + bytes(16) for each in messages]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            while not self._stop.is_set():
+                for message in messages:
+                    sock.sendto(message, self._target)
+
+
+def status_of(side: Side) -> str:
+    """What ours says at SIGUSR1."""
+    assert side.process is not None
+    assert side.process.stderr is not None
+    side.process.send_signal(signal.SIGUSR1)
+    lines: list[str] = []
+    while not any("transfer:" in line for line in lines):
+        lines.append(side.process.stderr.readline())
+    return "".join(lines)
+
+
 def spoilt(message: bytes) -> Iterator[bytes]:
     """The message again; with a bit turned, anywhere; and its beginnings."""
     yield message
@@ -344,14 +424,24 @@ def spoilt(message: bytes) -> Iterator[bytes]:
         yield message[:octet]
 
 
+# Both ports, where the IP header is 20 bytes (linux/filter.h): load, compare, load, compare.
+_PORTS = [(0x28, 0, 0, 20), (0x15, 0, 3, 51820), (0x28, 0, 0, 22), (0x15, 0, 1, 51820)]
+_PORTS += [(0x06, 0, 0, 65535), (0x06, 0, 0, 0)]  # take it, or leave it
+_SO_ATTACH_FILTER = 26
+
+
 class Wire:
-    """Looks at what the other side sends to ours."""
+    """Looks at what the other side sends to ours, and keeps what ours sends."""
 
     def __init__(self) -> None:
-        self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+        self._sent: list[bytes] = []
+        self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
 
     def __enter__(self) -> "Wire":
-        self._sock.bind(("va", 0x0800))
+        code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in _PORTS))
+        program = struct.pack("HP", len(_PORTS), ctypes.addressof(code))
+        self._sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+        self._sock.bind(("va", _ETH_P_ALL))
         self._sock.settimeout(5)
         return self
 
@@ -361,10 +451,22 @@ class Wire:
     def messages(self, enough: Callable[[set[int]], bool]) -> list[bytes]:
         found: list[bytes] = []
         while not enough({message[0] for message in found}):
-            packet, sender = self._sock.recvfrom(65535)
-            if sender[2] == socket.PACKET_HOST and packet[9] == 17:
-                found.append(packet[28:])
+            found += self._one()
         return found
+
+    def sent(self, wanted: Callable[[bytes], bool]) -> bool:
+        """Whether ours has sent such a message, or does so now."""
+        while not any(map(wanted, self._sent)):
+            self._one()
+        return True
+
+    def _one(self) -> list[bytes]:
+        """Take one packet; give its message if it is to ours."""
+        packet, sender = self._sock.recvfrom(65535)
+        if sender[2] == socket.PACKET_HOST:
+            return [packet[28:]]
+        self._sent.append(packet[28:])
+        return []
 
 
 def test_status_at_a_signal(tmp_path: Path) -> None:
@@ -372,13 +474,7 @@ def test_status_at_a_signal(tmp_path: Path) -> None:
         start("ours", a, b, endpoint(b))
         start("ours", b, a, None)
         a.ping(INNER[4][1])
-        assert a.process is not None
-        assert a.process.stderr is not None
-        a.process.send_signal(signal.SIGUSR1)
-        lines: list[str] = []
-        while not any("transfer:" in line for line in lines):
-            lines.append(a.process.stderr.readline())
-        shown = "".join(lines)
+        shown = status_of(a)
         for wanted in (
             f"interface: {a.name}\n",
             f"public key: {a.public}\n",

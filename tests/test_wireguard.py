@@ -696,4 +696,4 @@ def test_status() -> None:
         "  transfer: 156 B received, 212 B sent\n",
         "  persistent keepalive: every 25 seconds\n",
     ):
-        assert line in shown + "\n"
+        assert line in shown

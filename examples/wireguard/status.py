@@ -19,7 +19,7 @@ def text(name: str, port: int, interface: Interface, lost: Counter[str], now: fl
     lines += _dropped("  lost", lost)
     for peer in interface.peers.values():
         lines += ["", *_peer(peer, now)]
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def _peer(peer: Peer, now: float) -> Iterator[str]:

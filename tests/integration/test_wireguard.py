@@ -36,8 +36,11 @@ KINDS = pytest.mark.parametrize(
     "kind", ["ours", pytest.param("wireguard-go", marks=pytest.mark.peers)]
 )
 # Both where the tunnel runs, and what runs in it.
-OUTER = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
-INNER = {4: ("10.66.0.1", "10.66.0.2"), 6: ("fd66::1", "fd66::2")}
+OUTER = {
+    4: ("192.0.2.1", "192.0.2.2", "198.51.100.2"),
+    6: ("2001:db8::1", "2001:db8::2", "2001:db8:1::2"),
+}
+INNER = {4: ("10.66.0.1", "10.66.0.2", "10.66.0.3"), 6: ("fd66::1", "fd66::2", "fd66::3")}
 _ETH_P_ALL = 3  # if_ether.h; what we send ourselves comes under no other number
 QUICK = ["--rekey-after", "2", "--rekey-timeout", "1", "--keepalive-timeout", "1"]
 
@@ -112,16 +115,20 @@ def joined(folder: Path) -> Iterator[tuple[Side, Side]]:
             side.run("ip", "link", "set", device, "up")
             side.run("ip", "addr", "add", f"{OUTER[4][side.index]}/24", "dev", device)
             side.run("ip", "addr", "add", f"{OUTER[6][side.index]}/64", "dev", device, "nodad")
-            side.private = side.run("wg", "genkey").strip()
-            side.public = subprocess.run(
-                ["wg", "pubkey"], input=side.private, capture_output=True, text=True, check=True
-            ).stdout.strip()
+            make_keys(side)
         try:
             yield sides
         finally:
             for side in sides:
                 if side.process is not None:
                     kill(side)
+
+
+def make_keys(side: Side) -> None:
+    side.private = side.run("wg", "genkey").strip()
+    side.public = subprocess.run(
+        ["wg", "pubkey"], input=side.private, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def kill(side: Side) -> None:
@@ -147,7 +154,11 @@ def start(kind: str, side: Side, other: Side, to: str | None, *args: str) -> Non
 
 
 def start_ours(side: Side, other: Side, to: str | None, *args: str) -> None:
-    config = side.config(other, to)
+    start_with(side, side.config(other, to), *args)
+
+
+def start_with(side: Side, config: Path, *args: str) -> None:
+    """Start ours with a configuration."""
     command = [*side.prefix(), sys.executable, "-W", "error", str(EXAMPLES / "wireguard")]
     side.process = subprocess.Popen(
         [*command, str(config), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -378,6 +389,40 @@ def test_ours_sends_the_cookie_back(kind: str, tmp_path: Path) -> None:
         assert end(a) == ""
 
 
+@KINDS
+def test_several_peers(kind: str, tmp_path: Path) -> None:
+    """One peer's network lies in the other's, and neither may speak for the other."""
+    with joined(tmp_path) as (a, b), another_namespace("ip link set lo up") as third:
+        c = Side(2, third, tmp_path)
+        make_keys(c)
+        ip("link", "add", "vc", "type", "veth", "peer", "name", "vd", "netns", third)
+        for side, device, own in ((a, "vc", "198.51.100.1"), (c, "vd", OUTER[4][2])):
+            side.run("ip", "link", "set", device, "up")
+            side.run("ip", "addr", "add", f"{own}/24", "dev", device)
+        config = a.config(b, endpoint(b))
+        more = f"[Peer]\nPublicKey = {c.public}\nPresharedKey = {PSK}\n"
+        config.write_text(config.read_text() + more + "AllowedIPs = 10.66.0.0/24, fd66::3/128\n")
+        start_with(a, config)
+        start("ours", b, a, endpoint(a))
+        start(kind, c, a, "198.51.100.1:51820")
+        try:
+            c.ping(INNER[4][0])
+            for version in (4, 6):
+                a.ping(INNER[version][1])
+                a.ping(INNER[version][2])
+            c.run("ip", "addr", "add", f"{INNER[4][1]}/32", "dev", c.name)
+            pretend = f"! ping -c 2 -i 0.05 -w 1 -I {INNER[4][1]} {INNER[4][0]} >/dev/null"
+            c.run("sh", "-c", pretend)
+            a.run("sh", "-c", "! ping -6 -c 1 -w 1 fd66::9 >/dev/null")  # nobody's
+            said = status_of(a, peers=2)
+            assert "from an address that is not its own" in said.partition(c.public)[2]
+            assert "from an address that is not its own" not in said.partition(c.public)[0]
+            assert "1 to nobody's address" in said
+        finally:
+            kill(c)
+        assert end(a) == ""
+
+
 class Flood:
     """Gives a peer more handshakes than it cares to compute, by somebody who knows its key."""
 
@@ -403,13 +448,13 @@ class Flood:
                     sock.sendto(message, self._target)
 
 
-def status_of(side: Side) -> str:
+def status_of(side: Side, peers: int = 1) -> str:
     """What ours says at SIGUSR1."""
     assert side.process is not None
     assert side.process.stderr is not None
     side.process.send_signal(signal.SIGUSR1)
     lines: list[str] = []
-    while not any("transfer:" in line for line in lines):
+    while sum("transfer:" in line for line in lines) < peers or lines[-1] != "\n":
         lines.append(side.process.stderr.readline())
     return "".join(lines)
 

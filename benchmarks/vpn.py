@@ -383,8 +383,8 @@ def tables(
         rows.append(Row(f"udp_vpn{size}", "Gbit/s", rates[mine]))
         if other in rates:
             rows.append(Row(other, "Gbit/s", rates[other]))
-            # OpenVPN's manual has its MTU left alone in most cases ("--tun-mtu"); what that comes to
-            # on this path is compared. A larger one, in fragments, is a figure and no target.
+            # OpenVPN's manual has its MTU left alone in most cases ("--tun-mtu"); what that makes
+            # of this path is compared. A larger one, in fragments, is a figure and no target.
             target = None if size else 2
             label = f"ours / {other}"
             rows.append(AtLeast(label, "Gbit/s", rates[mine], rates[other], target=target))

@@ -1,16 +1,18 @@
 # aiotun: every target makes what it needs; see `make help`.
 #
 # PYTHON=...  the interpreter to use, instead of the first that will do
+# WHOLE=...   for test-dist: the Python versions that get all tests, instead of every one
 # ARGS=...    more arguments for pytest, the demo, the fuzzer or the benchmarks
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test test-others test-all test-peers fuzz fuzz-offload lint docs bench bench-vpn bench-tap clean
+.PHONY: coverage dist test-dist test-lowest audit
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
-export PYTHON
+export PYTHON WHOLE
 
 # $(call venv,GROUP) leaves .venv ready, with that dependency group of pyproject.toml.
 venv = python=$$(tools/python.sh) && tools/venv.sh .venv "$$python" $(1)
@@ -52,6 +54,21 @@ bench-vpn: ## the VPN examples beside wireguard-go and OpenVPN
 
 bench-tap: ## QEMU guests and DHCP clients on TAP devices
 	@$(call venv,test) && .venv/bin/python -m benchmarks tap $(ARGS)
+
+dist: ## build the sdist and the wheels into dist/, and look at them
+	@python=$$(tools/python.sh) && tools/venv.sh .venvs/release "$$python" release && tools/dist.sh
+
+test-dist: ## install what `make dist` built on every Python, and run the tests with the wheel
+	@python=$$(tools/python.sh) && tools/venv.sh .venvs/release "$$python" release && tools/test_dist.sh $(ARGS)
+
+test-lowest: ## run the tests with the lowest versions of what aiotun needs
+	@python=$$(tools/python.sh) && tools/venv.sh .venvs/release "$$python" release && tools/test_lowest.sh $(ARGS)
+
+audit: ## ask whether a vulnerability is known of what aiotun and its extras install
+	@python=$$(tools/python.sh) && tools/venv.sh .venvs/release "$$python" release && tools/audit.sh
+
+coverage: ## branch coverage of src/aiotun by the tests; build/coverage/html has each line
+	@python=$$(tools/python.sh) && tools/venv.sh .venvs/coverage "$$python" coverage && tools/coverage.sh $(ARGS)
 
 clean: ## remove what the other targets made
 	@rm -rf .venv .venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/aiotun/_speedups*.so

@@ -6,7 +6,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-others test-all test-peers fuzz fuzz-offload lint bench bench-vpn clean
+.PHONY: help demo test test-others test-all test-peers fuzz lint bench bench-vpn clean
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -32,14 +32,11 @@ test-all: test test-others ## test and test-others
 test-peers: ## exchange packets with other implementations
 	@$(call venv,test) && tools/test_peers.sh $(ARGS)
 
-fuzz: ## feed a million mutated packets to what reads a stranger's bytes
-	@$(call venv,test) && .venv/bin/python -m tests.fuzz.fuzz_decode $(ARGS)
+fuzz: ## fuzz every parser for a minute in all; ARGS="SECONDS TARGET ...", ARGS=--help
+	@$(call venv,fuzz) && .venv/bin/python -m fuzz $(ARGS)
 
 lint: ## ruff, mypy and pyright
 	@$(call venv,dev) && tools/lint.sh
-
-fuzz-offload: ## damaged packets for the C module, under sanitizers; ARGS=seconds
-	@$(call venv,test) && tools/fuzz_offload.sh $(ARGS)
 
 bench: ## run the benchmarks
 	@$(call venv,test) && .venv/bin/python -m benchmarks $(ARGS)

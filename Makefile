@@ -2,14 +2,16 @@
 #
 # PYTHON=...  the interpreter to use, instead of the first that will do
 # ARGS=...    more arguments for pytest, the demo, the fuzzer or the benchmarks
+# MINUTES=... how long the soak is to last
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-others test-all test-peers fuzz lint bench bench-vpn clean
+.PHONY: help demo test test-others test-all test-peers fuzz soak lint bench bench-vpn clean
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
+MINUTES ?= 30
 export PYTHON
 
 # $(call venv,GROUP) leaves .venv ready, with that dependency group of pyproject.toml.
@@ -34,6 +36,9 @@ test-peers: ## exchange packets with other implementations
 
 fuzz: ## fuzz every parser for a minute in all; ARGS="SECONDS TARGET ...", ARGS=--help
 	@$(call venv,fuzz) && .venv/bin/python -m fuzz $(ARGS)
+
+soak: ## mixed traffic, every packet accounted for, nothing left behind; MINUTES=30
+	@$(call venv,test) && .venv/bin/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
 lint: ## ruff, mypy and pyright
 	@$(call venv,dev) && tools/lint.sh

@@ -3,15 +3,17 @@
 # PYTHON=...  the interpreter to use, instead of the first that will do
 # WHOLE=...   for test-dist: the Python versions that get all tests, instead of every one
 # ARGS=...    more arguments for pytest, the demo, the fuzzer or the benchmarks
+# MINUTES=... how long the soak is to last
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-others test-all test-peers fuzz fuzz-offload lint docs bench bench-vpn bench-tap clean
+.PHONY: help demo test test-others test-all test-peers fuzz soak lint docs bench bench-vpn bench-tap clean
 .PHONY: coverage dist test-dist test-lowest audit
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
+MINUTES ?= 30
 export PYTHON WHOLE
 
 # $(call venv,GROUP) leaves .venv ready, with that dependency group of pyproject.toml.
@@ -34,17 +36,17 @@ test-all: test test-others ## test and test-others
 test-peers: ## exchange packets with other implementations
 	@$(call venv,test) && tools/test_peers.sh $(ARGS)
 
-fuzz: ## feed a million mutated packets to what reads a stranger's bytes
-	@$(call venv,test) && .venv/bin/python -m tests.fuzz.fuzz_decode $(ARGS)
+fuzz: ## fuzz every parser for a minute in all; ARGS="SECONDS TARGET ...", ARGS=--help
+	@$(call venv,fuzz) && .venv/bin/python -m fuzz $(ARGS)
+
+soak: ## mixed traffic, every packet accounted for, nothing left behind; MINUTES=30
+	@$(call venv,test) && .venv/bin/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
 lint: ## ruff, mypy and pyright
 	@$(call venv,dev) && tools/lint.sh
 
 docs: ## build the documentation, into build/docs
 	@$(call venv,docs) && tools/docs.sh $(ARGS)
-
-fuzz-offload: ## damaged packets for the C module, under sanitizers; ARGS=seconds
-	@$(call venv,test) && tools/fuzz_offload.sh $(ARGS)
 
 bench: ## run the benchmarks
 	@$(call venv,test) && .venv/bin/python -m benchmarks $(ARGS)

@@ -6,7 +6,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-others test-all test-peers fuzz fuzz-offload lint bench bench-vpn clean
+.PHONY: help demo test test-others test-all test-peers fuzz fuzz-offload lint bench bench-vpn bench-peers clean
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -46,6 +46,9 @@ bench: ## run the benchmarks
 
 bench-vpn: ## the VPN examples beside wireguard-go and OpenVPN
 	@$(call venv,test) && .venv/bin/python -m benchmarks.vpn && .venv/bin/python -m benchmarks vpn $(ARGS)
+
+bench-peers: ## aiotun beside other libraries, which it fetches; ARGS="forward --runs 7"
+	@$(call venv,test) && .venv/bin/python -m benchmarks.peers $(ARGS)
 
 clean: ## remove what the other targets made
 	@rm -rf .venv .venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/aiotun/_speedups*.so

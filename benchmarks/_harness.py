@@ -93,13 +93,14 @@ class Table:
 
     def __str__(self) -> str:
         lines = [f"{self.bench} ({self.loop}): {self.what}"]
+        width = max(26, *(len(row.name) + 1 for row in self.rows))
         lines.append(
-            f"  {'':<26}{'min':>10}{'median':>10}{'max':>10} {'':<10}{'figure':<20}  target"
+            f"  {'':<{width}}{'min':>10}{'median':>10}{'max':>10} {'':<10}{'figure':<20}  target"
         )
         for row in self.rows:
             numbers = min(row.samples), statistics.median(row.samples), max(row.samples)
             cells = "".join(f"{_number(n):>10}" for n in numbers)
-            line = f"  {row.name:<26}{cells} {row.unit:<10}{row.label:<20}  {row.verdict}"
+            line = f"  {row.name:<{width}}{cells} {row.unit:<10}{row.label:<20}  {row.verdict}"
             lines.append(line.rstrip())
         return "\n".join(lines)
 
@@ -197,22 +198,30 @@ def _die_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def child(*command: str, core: int | None = None) -> Iterator["subprocess.Popen[str]"]:
-    """Run a program, on one core if asked; end it with the block, or when this process dies."""
+def child(
+    *command: str, core: int | None = None, stdin: int | None = None
+) -> Iterator["subprocess.Popen[str]"]:
+    """Run a program, on one core if asked; end it with the block, or when this process dies.
+
+    `stdin` is as subprocess takes it.
+    """
 
     def prepare() -> None:
         _die_with_parent()
         if core is not None:
             os.sched_setaffinity(0, {core})
 
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=prepare)
+    process = subprocess.Popen(
+        command, stdin=stdin, stdout=subprocess.PIPE, text=True, preexec_fn=prepare
+    )
     try:
         yield process
     finally:
         process.kill()
         process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 def output_of(process: "subprocess.Popen[str]", timeout: float = 60) -> str:

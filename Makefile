@@ -6,7 +6,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-others test-all test-peers fuzz fuzz-offload lint bench bench-vpn bench-peers clean
+.PHONY: help demo test test-others test-all test-peers fuzz fuzz-offload lint bench bench-vpn bench-peers bench-report clean
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -49,6 +49,9 @@ bench-vpn: ## the VPN examples beside wireguard-go and OpenVPN
 
 bench-peers: ## aiotun beside other libraries, which it fetches; ARGS="forward --runs 7"
 	@$(call venv,test) && .venv/bin/python -m benchmarks.peers $(ARGS)
+
+bench-report: ## docs/benchmarks.md and its charts, from benchmarks/results/peers.json
+	@$(call venv,test) && .venv/bin/python -m benchmarks.report $(ARGS)
 
 clean: ## remove what the other targets made
 	@rm -rf .venv .venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/aiotun/_speedups*.so

@@ -71,8 +71,8 @@ class Row:
             return f"{self.figure:.2f}x ({min(ratios):.2f}-{max(ratios):.2f})"
         if self.percentile != 50:
             name = "max" if self.percentile == 100 else f"p{self.percentile}"
-            return f"{name} {_number(self.figure)}"
-        return "" if self.target is None else _number(self.figure)
+            return f"{name} {plain_number(self.figure)}"
+        return "" if self.target is None else plain_number(self.figure)
 
     @property
     def verdict(self) -> str:
@@ -99,7 +99,7 @@ class Table:
         )
         for row in self.rows:
             numbers = min(row.samples), statistics.median(row.samples), max(row.samples)
-            cells = "".join(f"{_number(n):>10}" for n in numbers)
+            cells = "".join(f"{plain_number(n):>10}" for n in numbers)
             line = f"  {row.name:<{width}}{cells} {row.unit:<10}{row.label:<20}  {row.verdict}"
             lines.append(line.rstrip())
         return "\n".join(lines)
@@ -114,9 +114,11 @@ class Table:
                     "name": row.name,
                     "unit": row.unit,
                     "figure": row.figure,
+                    "label": row.label,
                     "ratio": row.baseline is not None,
                     "percentile": row.percentile,
                     "target": row.target,
+                    "at_least": row.at_least,
                     "reached": row.reached,
                     "samples": list(row.samples),
                 }
@@ -125,7 +127,8 @@ class Table:
         }
 
 
-def _number(value: float) -> str:
+def plain_number(value: float) -> str:
+    """As a table shows it: no more digits than say something."""
     return f"{value:.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
 
 

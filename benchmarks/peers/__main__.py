@@ -22,6 +22,9 @@ ALWAYS = ("aiotun", "C")  # what the others are beside
 Part = Callable[[int, Sequence[Contender]], Iterator[Table]]
 """A part: the number of runs and who takes part go in, tables come out."""
 
+Done = Callable[[str, Sequence[Table]], None]
+"""What is told that a part has come to its end."""
+
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
@@ -30,7 +33,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--only", metavar="PEER,PEER", help=f"leave the others out; of {', '.join(PEERS)}"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples there")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write all samples there, beside the parts that it has",
+    )
     options = parser.parse_args(arguments)
     for part in options.parts:
         if part not in PARTS:
@@ -45,7 +53,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def measure(
-    parts: Sequence[str], runs: int, peers: Mapping[str, Installed]
+    parts: Sequence[str], runs: int, peers: Mapping[str, Installed], done: Done
 ) -> tuple[list[Table], bool]:
     """Run the parts and print each table as it comes; whether all worked."""
     tables: list[Table] = []
@@ -54,15 +62,26 @@ def measure(
         module = importlib.import_module(f"benchmarks.peers.{name}")
         part: Part = module.run
         start = time.monotonic()
+        found: list[Table] = []
         try:
             for table in part(runs, present(module.NAMES, peers)):
                 print(f"\n{table}", flush=True)
-                tables.append(table)
+                found.append(table)
+            done(name, found)
         except (BenchError, OSError) as error:
             print(f"\n{name}: broken: {type(error).__name__}: {error}", file=sys.stderr)
             worked = False
+        tables += found
         print(f"({name} took {time.monotonic() - start:.0f} s)", flush=True)
     return tables, worked
+
+
+def keep(path: Path, about: Mapping[str, str], part: str, tables: Sequence[Table]) -> None:
+    """Put one part's samples into the file, and leave the other parts there as they are."""
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept[part] = {"about": about, "tables": [table.as_json() for table in tables]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -77,11 +96,13 @@ def main(arguments: Sequence[str]) -> int:
         about[name] = f"left out: {each.missing}" if each.missing else each.version
     for key, value in about.items():
         print(f"{key:<14}{value}")
-    tables, worked = measure(options.parts or PARTS, options.runs, peers)
+
+    def done(part: str, tables: Sequence[Table]) -> None:
+        if options.json is not None:
+            keep(options.json, about, part, tables)
+
+    tables, worked = measure(options.parts or PARTS, options.runs, peers, done)
     print(f"\n{summary(tables)}")
-    if options.json is not None:
-        result = {"about": about, "tables": [table.as_json() for table in tables]}
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0 if worked else 1
 
 

@@ -120,13 +120,17 @@ class Far:
         self.netns = f"/proc/{self.pid}/ns/net"
         ip("link set lo up", netns=self.netns)
         if iperf:
-            server = stack.enter_context(
-                child("nsenter", f"--net={self.netns}", "iperf3", "-s", "--forceflush")
-            )
-            assert server.stdout is not None
-            while "listening" not in (line := server.stdout.readline()):
-                if not line:
-                    raise BenchError("iperf3 -s did not start")
+            # What it prints would fill a pipe that nobody reads, and stop it.
+            quiet = ("sh", "-c", "exec iperf3 -s >/dev/null")
+            server = stack.enter_context(child("nsenter", f"--net={self.netns}", *quiet))
+            while ":1451 00000000" not in self._listening():  # 5201
+                if server.poll() is not None:
+                    raise BenchError("iperf3 -s did not start; is it installed?")
+                time.sleep(0.02)
+
+    def _listening(self) -> str:
+        tables = (Path(f"/proc/{self.pid}/net/{name}") for name in ("tcp", "tcp6"))
+        return "".join(table.read_text() for table in tables if table.exists())
 
     @property
     def sunk(self) -> int:

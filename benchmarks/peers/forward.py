@@ -8,6 +8,7 @@ both interfaces have to show what iperf3 says it received, or the benchmark is b
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from .._harness import BenchError, Row, Table, child, output_of
@@ -71,7 +72,9 @@ def insistent_stream(way: Forwarder, streams: int) -> tuple[float, float]:
     try:
         return stream(way, streams)
     except BenchError as error:
-        print(f"once more: {error}", file=sys.stderr)
+        if "busy" not in str(error):  # the server, with the end of the stream before
+            print(f"once more: {error}", file=sys.stderr)
+        time.sleep(1)
         return stream(way, streams)
 
 

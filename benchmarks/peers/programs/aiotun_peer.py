@@ -21,11 +21,20 @@ async def echo(tun: aiotun.TunDevice) -> None:
 
 
 async def pump(source: aiotun.TunDevice, target: aiotun.TunDevice, one: bool) -> None:
+    while not source.closed:
+        try:
+            await passed_on(source, target, one)
+        except aiotun.LinkDownError as error:  # while it is being set up
+            print(f"aiotun_peer: {error}", file=sys.stderr)
+
+
+async def passed_on(source: aiotun.TunDevice, target: aiotun.TunDevice, one: bool) -> None:
     if one:
         async for packet in source:
             await target.send(packet)
-    async for batch in source.batches(512):
-        await target.send_many(batch)
+    else:
+        async for batch in source.batches(512):
+            await target.send_many(batch)
 
 
 async def read_all(tun: aiotun.TunDevice, count: int, one: bool) -> int:

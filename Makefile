@@ -8,7 +8,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-others test-all test-peers fuzz soak lint docs bench bench-vpn bench-tap clean
+.PHONY: help demo test test-others test-all test-peers fuzz soak lint docs bench bench-vpn bench-tap bench-peers bench-report clean
 .PHONY: coverage dist test-dist test-lowest audit
 MAKEFLAGS += --no-print-directory
 
@@ -56,6 +56,12 @@ bench-vpn: ## the VPN examples beside wireguard-go and OpenVPN
 
 bench-tap: ## QEMU guests and DHCP clients on TAP devices
 	@$(call venv,test) && .venv/bin/python -m benchmarks tap $(ARGS)
+
+bench-peers: ## aiotun beside other libraries, which it fetches; ARGS="forward --runs 7"
+	@$(call venv,test) && .venv/bin/python -m benchmarks.peers $(ARGS)
+
+bench-report: ## docs/benchmarks.md and its charts, from benchmarks/results/peers.json
+	@$(call venv,test) && .venv/bin/python -m benchmarks.report $(ARGS)
 
 dist: ## build the sdist and the wheels into dist/, and look at them
 	@python=$$(tools/python.sh) && tools/venv.sh .venvs/release "$$python" release && tools/dist.sh

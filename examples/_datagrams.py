@@ -34,7 +34,7 @@ _MEMINFO = struct.Struct("9I")
 _BUFFER_BYTES = 16 << 20
 _LARGEST_RUN = 64  # datagrams; UDP_MAX_SEGMENTS, in kernels before 6.9
 _LARGEST_BYTES = 65_487  # what fits an IPv6 packet, with an IPv4 header to spare
-_RECEIVED = 8  # runs at a time
+_READS, _RECEIVED = 64, 256  # at a time: reads, and datagrams in them
 _CONTROL_BYTES = socket.CMSG_SPACE(4)
 # Why a run may fail where each datagram would not.
 _NOT_AT_ONCE = (
@@ -137,17 +137,24 @@ class DatagramSocket:
         # To find that there is no second datagram costs as much as to read one. So we look for it
         # where there was one the last time, and else now and then.
         self._wakeups += 1
-        most = _RECEIVED if self._burst or self._wakeups % 16 == 0 else 1
+        most = _READS if self._burst or self._wakeups % 16 == 0 else 1
         runs: list[Run] = []
-        while len(runs) < most:  # then others get their turn
+        reads = received = 0
+        while reads < most and received < _RECEIVED:  # then others get their turn
             try:
-                runs.append(self._take())
+                datagrams, source = self._take()
             except BlockingIOError:
                 break
             except OSError as error:
                 self.unsent[f"receiving: {_name(error)}"] += 1
                 break
-        self._burst = len(runs) > 1
+            reads += 1
+            received += len(datagrams)
+            if runs and runs[-1][1] == source:  # what the kernel did not put together, we do
+                runs[-1][0].extend(datagrams)
+            else:
+                runs.append((datagrams, source))
+        self._burst = reads > 1
         if runs:
             self._received(runs)
 

@@ -20,20 +20,26 @@ SIZES = [1000] * 100 + [400] + [1200] * 3 + [0, 0, 1200, 1300] + [9000] * 10 + [
 
 
 class Pair:
-    """Two sockets; what comes to the second is in `got`, with how it came in `runs`."""
+    """Two sockets; what comes to the second is in `got`, and how many a read gave in `runs`."""
 
     def __init__(self, version: int, offload: bool = True) -> None:
         self.one = DatagramSocket(bind(*HERE[version]), offload=offload)
         self.other = DatagramSocket(bind(*HERE[version]), offload=offload)
         self.got: list[bytes] = []
         self.runs: list[int] = []
+        self._take = self.other._take
+        self.other._take = self._counted  # type: ignore[method-assign]
         self.other.start(self._received)
+
+    def _counted(self) -> Run:
+        run = self._take()
+        self.runs.append(len(run[0]))
+        return run
 
     def _received(self, runs: list[Run]) -> None:
         for datagrams, source in runs:
             assert source == self.one.address
             self.got += datagrams
-            self.runs.append(len(datagrams))
 
     def close(self) -> None:
         self.one.close()
@@ -75,6 +81,20 @@ async def test_what_the_kernel_refuses_is_counted() -> None:
     await pair.one.send([b"a", b"b"], ("192.0.2.1", 9))
     await wait_until(lambda: pair.got == [b"fits"])
     assert pair.one.unsent == {"EMSGSIZE": 1, "ENETUNREACH": 2}
+    pair.close()
+
+
+async def test_what_comes_from_one_address_is_given_at_once() -> None:
+    pair, third = Pair(4, offload=False), DatagramSocket(bind(*HERE[4]))
+    given: list[tuple[int, Address]] = []
+    pair.other._received = lambda runs: given.extend((len(run), source) for run, source in runs)
+    pair.other._burst = True
+    for sock in (pair.one, third, pair.one):
+        await sock.send(numbered([100] * 20), pair.other.address)
+    await wait_until(lambda: sum(count for count, _ in given) == 60)
+    one, other = pair.one.address, third.address
+    assert given == [(20, one), (20, other), (20, one)]
+    third.close()
     pair.close()
 
 

@@ -56,14 +56,30 @@ def read_many_large(fd: int, size: int, limit: int) -> list[bytes]:
     return batch
 
 
-def _read_split(fd: int, frame: bool) -> list[bytes]:
-    """Read one super-packet from a non-blocking fd, and cut it up.
+def _read_split(fd: int, frame: bool, limit: int) -> tuple[list[bytes], int]:
+    """Read super-packets from a non-blocking fd, and cut them up, until there are `limit` packets.
+
+    Returns:
+        The packets, which are more than `limit` where the last super-packet held more; and how many
+        super-packets could not be cut up, and are lost.
 
     Raises:
-        OSError: the read failed.
-        ValueError: it can't be cut up, and is lost.
+        OSError: the first read failed. A later failure ends the batch, and the next call meets it.
     """
-    return split(os.read(fd, READ_SIZE), frame)
+    packets: list[bytes] = []
+    lost = 0
+    while len(packets) < limit:
+        try:
+            super_packet = os.read(fd, READ_SIZE)
+        except OSError:
+            if not packets and not lost:
+                raise
+            break
+        try:
+            packets += split(super_packet, frame)
+        except ValueError:
+            lost += 1
+    return packets, lost
 
 
 def _write_merged(fd: int, packets: Iterable[Buffer], frame: bool) -> int:
@@ -114,7 +130,7 @@ read: Callable[[int, int], bytes] = os.read
 """Read one packet from a non-blocking fd: ``read(fd, size)``, as `os.read`."""
 
 read_many: Callable[[int, int, int], list[bytes]] = read_many_large
-read_split: Callable[[int, bool], list[bytes]] = _read_split
+read_split: Callable[[int, bool, int], tuple[list[bytes], int]] = _read_split
 write_merged: Callable[[int, Iterable[Buffer], bool], int] = _write_merged
 split: Callable[[Buffer, bool], list[bytes]]
 merge: Callable[[Iterable[Buffer], bool], list[bytes]]

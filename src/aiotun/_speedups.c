@@ -457,28 +457,41 @@ static PyObject *speedups_split(PyObject *module, PyObject *const *args, Py_ssiz
 	return list;
 }
 
-/* read_split(fd, frame): the next super-packet of an fd, cut up. */
+/* read_split(fd, frame, limit): see _native.py. */
 static PyObject *speedups_read_split(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
 	char buffer[READ_SIZE];
 	PyObject *list;
-	ssize_t length;
-	long fd;
+	long fd, limit;
+	unsigned long lost = 0;
 	int frame;
 
 	(void)module;
-	if (nargs != 2)
-		return PyErr_Format(PyExc_TypeError, "read_split takes 2 arguments, not %zd", nargs);
+	if (nargs != 3)
+		return PyErr_Format(PyExc_TypeError, "read_split takes 3 arguments, not %zd", nargs);
 	if ((fd = number(args[0], "an fd", INT_MAX)) < 0 ||
-	    (frame = PyObject_IsTrue(args[1])) < 0)
+	    (frame = PyObject_IsTrue(args[1])) < 0 ||
+	    (limit = number(args[2], "a limit", LONG_MAX)) < 0)
 		return NULL;
-	length = read_packet(fd, buffer, READ_SIZE);
-	if (length < 0)
-		return PyErr_SetFromErrno(PyExc_OSError);
 	list = PyList_New(0);
-	if (list && split_into(list, (const uint8_t *)buffer, (size_t)length, frame) < 0)
-		Py_CLEAR(list);
-	return list;
+	while (list && PyList_Size(list) < limit) {
+		ssize_t length = read_packet(fd, buffer, READ_SIZE);
+
+		if (length < 0 && (lost || PyList_Size(list)))
+			break; /* what there is goes first; the next call meets the error again */
+		if (length < 0) {
+			PyErr_SetFromErrno(PyExc_OSError);
+			Py_CLEAR(list);
+		} else if (split_into(list, (const uint8_t *)buffer, (size_t)length, frame) < 0) {
+			if (!PyErr_ExceptionMatches(PyExc_ValueError)) {
+				Py_CLEAR(list);
+			} else {
+				PyErr_Clear();
+				lost++;
+			}
+		}
+	}
+	return list ? Py_BuildValue("(Nk)", list, lost) : NULL;
 }
 
 /* Putting together */

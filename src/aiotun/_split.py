@@ -70,19 +70,17 @@ class SplitQueue(Queue):
         return await super()._receive(take)
 
     def _take(self) -> bytes:
-        if not self._rest:
-            self._rest = self._next()
+        while not self._rest:
+            self._rest = self._read(1)
         self._spend(1)
         return self._rest.pop(0)
 
-    def _next(self) -> list[bytes]:
-        """The next super-packet, cut up."""
-        while True:
-            try:
-                return _read_split(self._fd, self._frames)
-            except ValueError:
-                # Nothing that a kernel of today gives is meant here.
-                self._undecodable += 1
+    def _read(self, limit: int) -> list[bytes]:
+        """The packets of the next super-packets: so many, or more; fewer where no more wait."""
+        packets, lost = _read_split(self._fd, self._frames, limit)
+        # Nothing that a kernel of today gives can't be cut up.
+        self._undecodable += lost
+        return packets
 
     def _take_into(self, view: memoryview) -> int:
         packet = self._take()
@@ -92,18 +90,20 @@ class SplitQueue(Queue):
         return self._check_fits(length, view)
 
     def _take_many(self, limit: int) -> list[bytes]:
-        batch: list[bytes] = []
-        try:
-            while len(batch) < limit:
-                packets = self._rest or self._next()
-                room = limit - len(batch)
-                batch += packets[:room]
-                self._rest = packets[room:]
-        except OSError as error:
-            if not batch:
-                raise
-            # What we have goes first; the next call meets any other error again.
-            self._drained = isinstance(error, BlockingIOError)
+        batch = self._rest
+        if len(batch) < limit:
+            try:
+                batch += self._read(limit - len(batch))
+                while not batch:  # none could be cut up
+                    batch += self._read(limit)
+                self._drained = len(batch) < limit
+            except OSError as error:
+                if not batch:
+                    raise
+                # What we have goes first; the next call meets any other error again.
+                self._drained = isinstance(error, BlockingIOError)
+        self._rest = batch[limit:]
+        del batch[limit:]
         self._spend(len(batch))
         return batch
 

@@ -195,10 +195,10 @@ class Queue(QueueBase):
         return packet
 
     def _spend(self, packets: int) -> None:
-        if self._free:
-            self._free = max(0, self._free - packets)
-        else:
-            self._budget -= packets
+        # A batch may be larger than what was left.
+        free = min(self._free, packets)
+        self._free -= free
+        self._budget -= packets - free
 
     def _take_into(self, view: memoryview) -> int:
         length = read_into(self._fd, view)

@@ -132,6 +132,31 @@ async def test_the_loop_turns_while_packets_wait(kind: str, way: str) -> None:
         assert max(b - a for a, b in itertools.pairwise(jumps)) <= 256
 
 
+@pytest.mark.parametrize("kind", ["device", "split"])
+async def test_batches_share_a_turn_of_the_loop(kind: str) -> None:
+    """Two of 64 in each, but for the first: one packet may be all that there is."""
+    async with rig(kind) as r:
+        seen = turns = 0
+
+        async def read() -> None:
+            nonlocal seen
+            async for batch in r.io.batches(64):
+                seen += len(batch)
+
+        reader = await waiting(read())
+        for _ in range(3):  # then it no longer expects more to follow
+            r.inject(1)
+            await asyncio.sleep(0.02)
+        assert seen == 3
+        r.inject(640)
+        while seen < 643:
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns <= 8
+        r.io.close()
+        await reader
+
+
 @each_kind
 @pytest.mark.parametrize("ahead", [1, 3])
 async def test_a_dialogue(kind: str, ahead: int) -> None:

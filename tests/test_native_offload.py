@@ -1,4 +1,4 @@
-"""Merging and writing in one go: the C module and its twin, over a socket that keeps boundaries."""
+"""Super-packets in and out: the C module and its twins, over a socket that keeps boundaries."""
 
 import os
 import socket
@@ -12,8 +12,10 @@ from aiotun import _abi, _native
 from .test_gso import LINKS, Packet, run_of, written
 from .test_native import MISSING, Pair, _speedups, twins
 
+ReadSplit = Callable[[int, bool, int], tuple[list[bytes], int]]
 WriteMerged = Callable[[int, Iterable[Any], bool], int]
 
+each_read_split = twins(_native._read_split, "read_split")
 each_write_merged = twins(_native._write_merged, "write_merged")
 
 
@@ -24,6 +26,50 @@ def pair() -> Iterator[Pair]:
         ours.setblocking(False)
         theirs.setblocking(False)
         yield ours, theirs
+
+
+class TestReadSplit:
+    @each_read_split
+    @pytest.mark.parametrize(("limit", "count"), [(1, 3), (3, 3), (4, 4), (5, 9), (9, 9), (99, 9)])
+    def test_whole_super_packets_until_there_are_enough(
+        self, pair: Pair, read_split: ReadSplit, limit: int, count: int
+    ) -> None:
+        packets = written(run_of(Packet(), [100] * 9))
+        for start, end in ((0, 3), (3, 4), (4, 9)):
+            pair[1].send(_native.merge(packets[start:end], False)[0])
+        assert read_split(pair[0].fileno(), False, limit) == (packets[:count], 0)
+        if count < 9:
+            assert read_split(pair[0].fileno(), False, 99) == (packets[count:], 0)
+
+    @each_read_split
+    def test_what_can_not_be_cut_up(self, pair: Pair, read_split: ReadSplit) -> None:
+        packets = written(run_of(Packet(), [100] * 3))
+        whole = _native.merge(packets, False)[0]
+        damaged = whole[:1] + b"\4" + whole[2:]  # TCP over IPv6 it is not
+        for each in (damaged, whole, b"short", damaged):
+            pair[1].send(each)
+        assert read_split(pair[0].fileno(), False, 99) == (packets, 3)
+        pair[1].send(damaged)
+        assert read_split(pair[0].fileno(), False, 1) == ([], 1)
+
+    @each_read_split
+    def test_frames(self, pair: Pair, read_split: ReadSplit) -> None:
+        frames = written(run_of(Packet(link=LINKS["vlan"]), [1448] * 45))
+        pair[1].send(_native.merge(frames, True)[0])
+        assert read_split(pair[0].fileno(), True, 64) == (frames, 0)
+
+    @each_read_split
+    def test_none_waits(self, pair: Pair, read_split: ReadSplit) -> None:
+        with pytest.raises(BlockingIOError):
+            read_split(pair[0].fileno(), False, 5)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            read_split(2**31 - 1, False, 5)
+
+    @pytest.mark.skipif(_speedups is None, reason=MISSING)
+    @pytest.mark.parametrize("args", [(), (1, False), (1, False, 1, 1), ("1", False, 1)])
+    def test_wrong_arguments(self, args: tuple[object, ...]) -> None:
+        with pytest.raises(TypeError):
+            _speedups.read_split(*args)
 
 
 class TestWriteMerged:

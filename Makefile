@@ -1,16 +1,20 @@
 # aiotun: every target makes what it needs; see `make help`.
 #
 # PYTHON=...  the interpreter to use, instead of the first that will do
+# WHOLE=...   for test-dist: the Python versions that get all tests, instead of every one
 # ARGS=...    more arguments for pytest, the demo, the fuzzer or the benchmarks
+# MINUTES=... how long the soak is to last
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-others test-all test-peers fuzz fuzz-offload lint docs bench bench-vpn clean
+.PHONY: help demo test test-others test-all test-peers fuzz soak lint docs bench bench-vpn bench-tap bench-peers bench-report clean
+.PHONY: coverage dist test-dist test-lowest audit
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
-export PYTHON
+MINUTES ?= 30
+export PYTHON WHOLE
 
 # $(call venv,GROUP) leaves .venv ready, with that dependency group of pyproject.toml.
 venv = python=$$(tools/python.sh) && tools/venv.sh .venv "$$python" $(1)
@@ -32,8 +36,11 @@ test-all: test test-others ## test and test-others
 test-peers: ## exchange packets with other implementations
 	@$(call venv,test) && tools/test_peers.sh $(ARGS)
 
-fuzz: ## feed a million mutated packets to what reads a stranger's bytes
-	@$(call venv,test) && .venv/bin/python -m tests.fuzz.fuzz_decode $(ARGS)
+fuzz: ## fuzz every parser for a minute in all; ARGS="SECONDS TARGET ...", ARGS=--help
+	@$(call venv,fuzz) && .venv/bin/python -m fuzz $(ARGS)
+
+soak: ## mixed traffic, every packet accounted for, nothing left behind; MINUTES=30
+	@$(call venv,test) && .venv/bin/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
 lint: ## ruff, mypy and pyright
 	@$(call venv,dev) && tools/lint.sh
@@ -41,14 +48,35 @@ lint: ## ruff, mypy and pyright
 docs: ## build the documentation, into build/docs
 	@$(call venv,docs) && tools/docs.sh $(ARGS)
 
-fuzz-offload: ## damaged packets for the C module, under sanitizers; ARGS=seconds
-	@$(call venv,test) && tools/fuzz_offload.sh $(ARGS)
-
 bench: ## run the benchmarks
 	@$(call venv,test) && .venv/bin/python -m benchmarks $(ARGS)
 
 bench-vpn: ## the VPN examples beside wireguard-go and OpenVPN
 	@$(call venv,test) && .venv/bin/python -m benchmarks.vpn && .venv/bin/python -m benchmarks vpn $(ARGS)
+
+bench-tap: ## QEMU guests and DHCP clients on TAP devices
+	@$(call venv,test) && .venv/bin/python -m benchmarks tap $(ARGS)
+
+bench-peers: ## aiotun beside other libraries, which it fetches; ARGS="forward --runs 7"
+	@$(call venv,test) && .venv/bin/python -m benchmarks.peers $(ARGS)
+
+bench-report: ## docs/benchmarks.md and its charts, from benchmarks/results/peers.json
+	@$(call venv,test) && .venv/bin/python -m benchmarks.report $(ARGS)
+
+dist: ## build the sdist and the wheels into dist/, and look at them
+	@python=$$(tools/python.sh) && tools/venv.sh .venvs/release "$$python" release && tools/dist.sh
+
+test-dist: ## install what `make dist` built on every Python, and run the tests with the wheel
+	@python=$$(tools/python.sh) && tools/venv.sh .venvs/release "$$python" release && tools/test_dist.sh $(ARGS)
+
+test-lowest: ## run the tests with the lowest versions of what aiotun needs
+	@python=$$(tools/python.sh) && tools/venv.sh .venvs/release "$$python" release && tools/test_lowest.sh $(ARGS)
+
+audit: ## ask whether a vulnerability is known of what aiotun and its extras install
+	@python=$$(tools/python.sh) && tools/venv.sh .venvs/release "$$python" release && tools/audit.sh
+
+coverage: ## branch coverage of src/aiotun by the tests; build/coverage/html has each line
+	@python=$$(tools/python.sh) && tools/venv.sh .venvs/coverage "$$python" coverage && tools/coverage.sh $(ARGS)
 
 clean: ## remove what the other targets made
 	@rm -rf .venv .venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/aiotun/_speedups*.so

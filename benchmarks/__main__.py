@@ -19,7 +19,7 @@ from ._harness import LOOPS, BenchError, Table, has_uvloop
 from ._namespace import isolate
 
 BENCHES = ("recv", "send", "ping", "flood", "stall", "link", "parse", "offload", "import")
-ASKED_FOR = ("vpn",)  # needs other programs, and its time
+ASKED_FOR = ("vpn", "tap")  # need other programs, and their time
 
 Bench = Callable[[int, Sequence[str]], Iterator[Table]]
 """A benchmark: the number of runs and the event loops go in, tables come out."""

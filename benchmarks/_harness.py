@@ -71,8 +71,8 @@ class Row:
             return f"{self.figure:.2f}x ({min(ratios):.2f}-{max(ratios):.2f})"
         if self.percentile != 50:
             name = "max" if self.percentile == 100 else f"p{self.percentile}"
-            return f"{name} {_number(self.figure)}"
-        return "" if self.target is None else _number(self.figure)
+            return f"{name} {plain_number(self.figure)}"
+        return "" if self.target is None else plain_number(self.figure)
 
     @property
     def verdict(self) -> str:
@@ -93,13 +93,14 @@ class Table:
 
     def __str__(self) -> str:
         lines = [f"{self.bench} ({self.loop}): {self.what}"]
+        width = max(26, *(len(row.name) + 1 for row in self.rows))
         lines.append(
-            f"  {'':<26}{'min':>10}{'median':>10}{'max':>10} {'':<10}{'figure':<20}  target"
+            f"  {'':<{width}}{'min':>10}{'median':>10}{'max':>10} {'':<10}{'figure':<20}  target"
         )
         for row in self.rows:
             numbers = min(row.samples), statistics.median(row.samples), max(row.samples)
-            cells = "".join(f"{_number(n):>10}" for n in numbers)
-            line = f"  {row.name:<26}{cells} {row.unit:<10}{row.label:<20}  {row.verdict}"
+            cells = "".join(f"{plain_number(n):>10}" for n in numbers)
+            line = f"  {row.name:<{width}}{cells} {row.unit:<10}{row.label:<20}  {row.verdict}"
             lines.append(line.rstrip())
         return "\n".join(lines)
 
@@ -113,9 +114,11 @@ class Table:
                     "name": row.name,
                     "unit": row.unit,
                     "figure": row.figure,
+                    "label": row.label,
                     "ratio": row.baseline is not None,
                     "percentile": row.percentile,
                     "target": row.target,
+                    "at_least": row.at_least,
                     "reached": row.reached,
                     "samples": list(row.samples),
                 }
@@ -124,7 +127,8 @@ class Table:
         }
 
 
-def _number(value: float) -> str:
+def plain_number(value: float) -> str:
+    """As a table shows it: no more digits than say something."""
     return f"{value:.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
 
 
@@ -197,22 +201,30 @@ def _die_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def child(*command: str, core: int | None = None) -> Iterator["subprocess.Popen[str]"]:
-    """Run a program, on one core if asked; end it with the block, or when this process dies."""
+def child(
+    *command: str, core: int | None = None, stdin: int | None = None
+) -> Iterator["subprocess.Popen[str]"]:
+    """Run a program, on one core if asked; end it with the block, or when this process dies.
+
+    `stdin` is as subprocess takes it.
+    """
 
     def prepare() -> None:
         _die_with_parent()
         if core is not None:
             os.sched_setaffinity(0, {core})
 
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=prepare)
+    process = subprocess.Popen(
+        command, stdin=stdin, stdout=subprocess.PIPE, text=True, preexec_fn=prepare
+    )
     try:
         yield process
     finally:
         process.kill()
         process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 def output_of(process: "subprocess.Popen[str]", timeout: float = 60) -> str:

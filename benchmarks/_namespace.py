@@ -13,7 +13,12 @@ def _namespaces() -> tuple[str, str]:
     return os.readlink("/proc/self/ns/net"), os.readlink("/proc/self/ns/mnt")
 
 
-def isolate(arguments: Sequence[str]) -> None:
+def inside() -> bool:
+    """Whether `isolate` has brought us here."""
+    return _OUTSIDE in os.environ
+
+
+def isolate(arguments: Sequence[str], module: str = "benchmarks") -> None:
     """Come back inside private network and mount namespaces, or leave with one line.
 
     Outside, this replaces the process by one inside. Inside, it makes sure of it first: what
@@ -21,7 +26,7 @@ def isolate(arguments: Sequence[str]) -> None:
     """
     outside = os.environ.pop(_OUTSIDE, None)
     if outside is None:
-        _enter(arguments)
+        _enter(arguments, module)
     elif len(outside.split()) != 2 or set(outside.split()) & set(_namespaces()):
         sys.exit("benchmarks: not inside private namespaces; nothing was done")
     # Nobody but the benchmarks sends here: no router solicitations, no multicast reports.
@@ -32,7 +37,7 @@ def isolate(arguments: Sequence[str]) -> None:
     subprocess.run(mount, stderr=subprocess.DEVNULL, check=False)
 
 
-def _enter(arguments: Sequence[str]) -> None:
+def _enter(arguments: Sequence[str], module: str) -> None:
     flags = "-nm" if os.geteuid() == 0 else "-rnm"
     trial = ["unshare", flags, "test", "-r", "/dev/net/tun", "-a", "-w", "/dev/net/tun"]
     try:
@@ -43,5 +48,5 @@ def _enter(arguments: Sequence[str]) -> None:
         reason = done.stderr.strip() or "/dev/net/tun may not be opened"
         sys.exit(f"benchmarks: cannot run in private namespaces: {reason}")
     os.environ[_OUTSIDE] = " ".join(_namespaces())
-    command = ["unshare", flags, sys.executable, "-m", "benchmarks", *arguments]
+    command = ["unshare", flags, sys.executable, "-m", module, *arguments]
     os.execvp(command[0], command)

@@ -35,8 +35,13 @@ def checksum(data: bytes) -> int:
 
 def udp_packet(port: int) -> bytes:
     """84 bytes from PEER to HERE, with right checksums."""
-    data = bytes(56)
-    source, target = socket.inet_aton(PEER), socket.inet_aton(HERE)
+    return udp_packet_of(84, PEER, HERE, port)
+
+
+def udp_packet_of(size: int, source_address: str, target_address: str, port: int) -> bytes:
+    """A packet of `size` bytes, even, with right checksums."""
+    data = bytes(size - 28)
+    source, target = socket.inet_aton(source_address), socket.inet_aton(target_address)
     length = 8 + len(data)
     udp = struct.pack("!HHHH", 9, port, length, 0)
     pseudo = source + target + struct.pack("!HH", socket.IPPROTO_UDP, length)

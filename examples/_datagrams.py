@@ -27,7 +27,9 @@ _MTU_DISCOVER = {
     socket.AF_INET6: (socket.IPPROTO_IPV6, 23),
 }
 _PMTUDISC_DONT = 0
-_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
+# asm-generic/socket.h; and linux/sock_diag.h: the last of nine numbers is how many were dropped.
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_MEMINFO = 32, 33, 55
+_MEMINFO = struct.Struct("9I")
 
 _BUFFER_BYTES = 16 << 20
 _LARGEST_RUN = 64  # datagrams; UDP_MAX_SEGMENTS, in kernels before 6.9
@@ -106,6 +108,15 @@ class DatagramSocket:
         name: Address = self._sock.getsockname()
         return name
 
+    @property
+    def overflowed(self) -> int:
+        """How many datagrams the kernel dropped for lack of room in the buffer; a run is one."""
+        try:
+            data = self._sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+        except OSError:  # Linux before 4.12
+            return 0
+        return int(_MEMINFO.unpack(data)[8])
+
     def close(self) -> None:
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
@@ -142,6 +153,8 @@ class DatagramSocket:
 
     def _take(self) -> Run:
         data, ancillary, _, source = self._sock.recvmsg(65535, _CONTROL_BYTES)
+        if not ancillary:  # it came alone
+            return [data], source
         size = len(data)
         for level, kind, value in ancillary:
             if (level, kind) == (socket.IPPROTO_UDP, _UDP_GRO):
@@ -157,18 +170,19 @@ class DatagramSocket:
 
         What the kernel refuses is counted, and the others are sent: this is UDP.
         """
-        while datagrams := self._send(datagrams, address):
+        while datagrams := self.put(datagrams, address):
             await self._writable()
 
     def send_nowait(self, datagrams: Sequence[bytes], address: Address) -> None:
         """As `send`; but what finds the socket's buffer full is dropped and counted."""
-        self.unsent["EAGAIN"] += len(self._send(datagrams, address))
+        if left := self.put(datagrams, address):
+            self.unsent["EAGAIN"] += len(left)
 
-    def _send(self, datagrams: Sequence[bytes], address: Address) -> Sequence[bytes]:
+    def put(self, datagrams: Sequence[bytes], address: Address) -> Sequence[bytes]:
         """Send datagrams until the socket's buffer is full, and give those that are left."""
-        start = 0
-        while start < len(datagrams):
-            end = self._end_of_run(datagrams, start)
+        start, count = 0, len(datagrams)
+        while start < count:
+            end = start + 1 if start + 1 == count else self._end_of_run(datagrams, start)
             run = datagrams[start:end]
             try:
                 if len(run) == 1:

@@ -33,7 +33,6 @@ import contextlib
 import hashlib
 import hmac
 import os
-import signal
 import socket
 import struct
 import sys
@@ -46,7 +45,7 @@ from pathlib import Path
 
 from _datagrams import Address, DatagramSocket, Run, bind, resolve
 from _mss import clamped
-from _running import BATCH, QUEUE, Delivery, run, until_signal
+from _running import BATCH, QUEUE, Delivery, report, run, until_signal
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -447,17 +446,19 @@ async def serve(args: argparse.Namespace) -> None:
         )
         tun = await stack.enter_async_context(opener)
 
-        def show() -> None:
-            unsent = sum((sock.unsent for sock in socks), dropped)
-            text = ", ".join(f"{count} {why}" for why, count in unsent.items() if count)
-            print("dropped:", text or "nothing", file=sys.stderr, flush=True)
+        def show(lost: Counter[str]) -> str:
+            text = ", ".join(f"{count} {why}" for why, count in (lost + dropped).items())
+            return f"dropped: {text or 'nothing'}"
 
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, show)
         tunnel = Tunnel(tun, end, dropped)
         for sock in socks:
             sock.start(tunnel.listener(sock))
         await until_signal(
-            tun.name, tunnel.from_device(), tunnel.keep_time(), tunnel.delivery.run()
+            tun.name,
+            tunnel.from_device(),
+            tunnel.keep_time(),
+            tunnel.delivery.run(),
+            report(tun, socks, show),
         )
 
 

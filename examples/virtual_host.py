@@ -11,12 +11,18 @@ It answers ARP and IPv6 neighbour discovery for its addresses, and pings. The ad
 are this host's; the kernel's side of the device has a MAC of its own, and no address unless you
 give it one, or attach it to a bridge that has. Prints "ready NAME" when it serves, and ends cleanly
 on SIGINT and SIGTERM.
+
+With --ping A it pings another host of its network, too: until a signal comes, or --count times,
+after which it ends. Its exit status is then 0 if there was an answer, and 1 if there was none.
 """
 
 import argparse
 import random
 import sys
+from ipaddress import ip_address
 
+from _neighbours import Neighbour
+from _pinging import Ping
 from _service import addresses_of, parser, run_device
 
 import aiotun
@@ -52,15 +58,21 @@ class Host:
         return None
 
 
-async def serve(tap: aiotun.TapDevice, host: Host) -> None:
+async def serve(tap: aiotun.TapDevice, host: Host, ping: Ping | None) -> None:
     unsent = 0
+    if ping is not None:
+        ping.next(tap)
     async for frame in tap:
         answer = host.answer(frame)
+        if answer is None and ping is not None:
+            answer = ping.take(frame, tap)
         if answer is not None:
             try:
                 await tap.send(answer)
             except (aiotun.LinkDownError, aiotun.PacketError):
                 unsent += 1  # the link went down in between; it may come up again
+    if ping is not None:
+        print(ping, flush=True)
     if unsent:
         print(f"{unsent} answers could not be sent", file=sys.stderr)
 
@@ -80,18 +92,58 @@ def random_mac() -> bytes:
     return b"\x02" + random.randbytes(5)
 
 
-if __name__ == "__main__":
+def arguments() -> argparse.Namespace:
     command = parser(__doc__)
-    command.add_argument(
-        "--mac", type=host_mac, default=random_mac(), help="the host's MAC (default: a random one)"
-    )
-    command.add_argument("--bridge", help="attach the device to this bridge")
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = command.add_argument
+    add("--mac", type=host_mac, default=random_mac(), help="the host's MAC (default: a random one)")
+    add("--bridge", help="attach the device to this bridge")
+    add("--ping", type=ip_address, metavar="A", help="ping this host, which may be on the bridge")
+    add("--count", type=positive, metavar="N", help="end after so many pings")
+    add("--interval", type=duration, metavar="SECONDS", default=1.0,
+        help="between two pings (%(default)s)")  # fmt: skip
     args = command.parse_args()
+    own = addresses_of(args)
+    if args.ping is not None and (
+        not any(args.ping in each.network for each in own) or args.ping in [each.ip for each in own]
+    ):
+        command.error(f"--ping: {args.ping} is no other host of this host's networks")
+    if args.count is not None and args.ping is None:
+        command.error("--count: of what? there is no --ping")
+    return args
+
+
+def ping_of(args: argparse.Namespace) -> Ping | None:
+    """What --ping asks for: from the address that is in the same network."""
+    if args.ping is None:
+        return None
+    source = next(each.ip for each in addresses_of(args) if args.ping in each.network)
+    neighbour = Neighbour(args.mac, source, args.ping, random.getrandbits(16))
+    return Ping(neighbour, args.count, args.interval)
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def duration(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 2**32:
+        raise ValueError
+    return value
+
+
+if __name__ == "__main__":
+    args = arguments()
     host = Host(args)
-    sys.exit(
-        run_device(
-            lambda: aiotun.open_tap(args.name, bridge=args.bridge),
-            lambda tap: serve(tap, host),
-            uvloop=args.uvloop,
-        )
+    ping = ping_of(args)
+    status = run_device(
+        lambda: aiotun.open_tap(args.name, bridge=args.bridge),
+        lambda tap: serve(tap, host, ping),
+        uvloop=args.uvloop,
     )
+    # As ping(8) has it.
+    sys.exit(1 if status == 0 and ping is not None and not ping.times else status)

@@ -18,9 +18,7 @@ segmentation of its own vxlan device's frames to a network card that never comes
 """
 
 import argparse
-import asyncio
 import contextlib
-import signal
 import socket
 import sys
 import time
@@ -29,7 +27,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from _datagrams import Address, DatagramSocket, Run, bind
-from _running import BATCH, QUEUE, Delivery, run, until_signal
+from _running import BATCH, QUEUE, Delivery, report, run, until_signal
 
 import aiotun
 
@@ -133,10 +131,10 @@ class Service:
             frames += self._vxlan.receive(datagrams, source, time.monotonic())
         self.delivery.put(frames)
 
-    def show(self) -> None:
-        counts = self._vxlan.dropped + self._sock.unsent
+    def show(self, lost: Counter[str]) -> str:
+        counts = lost + self._vxlan.dropped
         text = ", ".join(f"{count} {why}" for why, count in counts.items())
-        print(f"dropped: {text or 'nothing'}", file=sys.stderr, flush=True)
+        return f"dropped: {text or 'nothing'}"
 
 
 def address_of(host: IPv4Address | IPv6Address, port: int) -> Address:
@@ -158,8 +156,12 @@ async def serve(args: argparse.Namespace) -> None:
         )
         tap = await stack.enter_async_context(opener)
         service = Service(tap, sock, vxlan)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, service.show)
-        await until_signal(tap.name, service.from_device(), service.delivery.run())
+        await until_signal(
+            tap.name,
+            service.from_device(),
+            service.delivery.run(),
+            report(tap, [sock], service.show),
+        )
 
 
 def number(most: int) -> Callable[[str], int]:

@@ -1,6 +1,9 @@
 """The rules of examples/dhcp_server.py, by hand: its messages, its leases, and a clock of ours."""
 
+import argparse
+import asyncio
 import contextlib
+import shutil
 import sqlite3
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Interface
@@ -10,6 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+import aiotun
+from aiotun.testing import memory_pair
 
 from .integration.programs import example_module
 
@@ -356,6 +362,89 @@ def test_what_was_not_committed_is_not_there(tmp_path: Path) -> None:
     second = Leases(FIRST, LAST, tmp_path / "leases.db")
     assert [lease.client for lease in second] == [b"one"]
     second.close()
+
+
+class Witness:
+    """A server's TAP; looks into a copy of the file whenever a frame is sent, as after a kill."""
+
+    def __init__(self, tap: aiotun.TapDevice, file: Path) -> None:
+        self._tap, self._file = tap, file
+        self.promised: set[IPv4Address] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tap, name)
+
+    def send_nowait(self, frame: bytes) -> None:
+        message = Message.parse(frame[42:], 2) if frame[34:36] == b"\0\x43" else None
+        if message is not None and message.type is Type.ACK:
+            self.promised.add(message.yiaddr)
+            copy = self._file.parent / f"copy{len(self.promised)}"
+            copy.mkdir(exist_ok=True)
+            for each in self._file.parent.glob("leases.db*"):
+                shutil.copy(each, copy)
+            with Leases(FIRST, LAST, copy / "leases.db") as found:
+                assert {lease.address for lease in found} >= self.promised
+        self._tap.send_nowait(frame)
+
+
+async def test_what_a_client_is_told_is_in_the_file_by_then(tmp_path: Path) -> None:
+    """Three clients, whose requests the server reads at once."""
+    server = example_module("dhcp_server")
+    args = argparse.Namespace(
+        mac=mac(99), address=SERVER, probe=0.01, lease=HOUR, router=NOBODY, dns=[], boot_file=b""
+    )
+    ours, theirs = memory_pair("tap")
+    async with ours, theirs:
+        with Leases(FIRST, LAST, tmp_path / "leases.db") as leases:
+            witness = Witness(ours, tmp_path / "leases.db")
+            serving = asyncio.create_task(server.Server(witness, args, leases).serve())
+            for step in (Type.DISCOVER, Type.REQUEST):
+                for number, address in enumerate((FIRST, SECOND, LAST)):
+                    options = {Opt.REQUESTED_ADDRESS: address.packed}
+                    message = Message(step, number, mac(number), options=options)
+                    if step is Type.REQUEST:
+                        message.options[Opt.SERVER] = SERVER.ip.packed
+                    ends = (NOBODY, IPv4Address("255.255.255.255"))
+                    macs = (mac(number), frames.EVERYBODY)
+                    theirs.send_nowait(frames.udp(macs, ends, (68, 67), message.pack(1)))
+                answers = 0
+                while answers < 3:
+                    frame = await asyncio.wait_for(theirs.recv(), 10)
+                    answers += frame[12:14] == b"\x08\x00"  # and not the server's probe
+            ours.close()
+            await serving
+    assert witness.promised == {FIRST, SECOND, LAST}
+
+
+def test_a_kill_in_the_middle_of_a_write(tmp_path: Path) -> None:
+    """Of what was being written the file has any part: what had been committed before is all there.
+
+    SQLite appends to a log. A kill leaves it with the bytes that the kernel had been given, so with
+    any beginning of it.
+    """
+    file, log = tmp_path / "leases.db", tmp_path / "leases.db-wal"
+    last = FIRST + 9
+    leases = Leases(FIRST, last, file)
+    committed = [(0, set[Any]()), (log.stat().st_size, set(leases))]
+    for number in range(10):
+        leases.grant(FIRST + number, b"%d" % number, 0.0, HOUR)
+        if number % 3 == 2:  # give one back, and take one away, in the same commit
+            leases.release(leases.of(b"%d" % (number - 1)), 1.0)
+            leases.grant(FIRST + number - 1, b"%d" % number, 2.0, HOUR)
+        leases.commit()
+        committed.append((log.stat().st_size, set(leases)))
+    sizes = [size for size, _ in committed]
+    assert len(set(sizes)) == len(sizes)  # each commit was written when it returned
+    whole, written = file.read_bytes(), log.read_bytes()
+    leases.close()
+    for cut in sorted({*range(0, len(written), 977), *sizes, *(size - 1 for size in sizes[1:])}):
+        place = tmp_path / str(cut)
+        place.mkdir()
+        (place / "leases.db").write_bytes(whole)
+        (place / "leases.db-wal").write_bytes(written[:cut])
+        (*_, (_, wanted)) = [state for state in committed if state[0] <= cut]
+        with Leases(FIRST, last, place / "leases.db") as found:
+            assert set(found) == wanted, cut
 
 
 def test_two_servers_on_one_file_are_refused(tmp_path: Path) -> None:

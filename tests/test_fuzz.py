@@ -1,40 +1,247 @@
-"""A short run of the fuzz target, always the same one; `make fuzz` makes a long one."""
+"""The fuzz targets: a short run of each, always the same one, and that each can fail.
 
+`make fuzz` makes longer ones. What it found stays here as a test of its own.
+"""
+
+import dataclasses
+import os
+import random
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import _dhcp_message
+import _mss
+import _switching
 import pytest
+import udp_vpn
+import vxlan
+from wireguard import config
+from wireguard.interface import Interface
 
-from aiotun import PacketDecodeError, decode_frame, decode_packet
+from aiotun import (
+    IPHeader,
+    PacketDecodeError,
+    _commands,
+    _gso,
+    _units,
+    decode_frame,
+    decode_packet,
+    reply,
+)
+from aiotun.offload import VnetHeader
+from fuzz import _mutating, _runs, packets, words
+from fuzz._target import Choices, Target
+from fuzz.targets import TARGETS
 
-from .fuzz import fuzz_decode
-from .fuzz.fuzz_decode import Findings, check, fuzz
+from .helpers import ROOT
+
+each_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 
 
-def test_nothing_else_comes_out() -> None:
-    found = fuzz(10_000, seed=4)
-    assert found.wrong == []
-    assert found.inputs == 10_000
-    # It finds by itself what is known.
-    for cause in ("AttributeError", "IndexError", "RecursionError", "NeedData"):
-        assert found.causes[f"decode_packet: {cause}"] + found.causes[f"decode_frame: {cause}"] > 9
+@each_target
+def test_the_property_holds(target: Target) -> None:
+    outcome = _mutating.run(target, seed=4, most=len(target.seeds()) + 200)
+    if outcome.error is not None:
+        raise AssertionError(f"{target.name}: {outcome.failed!r}") from outcome.error
+    assert outcome.executions == len(target.seeds()) + 200
+
+
+@each_target
+def test_the_same_seed_makes_the_same_inputs(target: Target) -> None:
+    for _, one, other in zip(
+        range(100), _mutating.inputs(target, 7), _mutating.inputs(target, 7), strict=False
+    ):
+        assert one == other
+
+
+# --- Planted -------------------------------------------------------------------------------------
+
+Break = Callable[[pytest.MonkeyPatch], None]
+
+
+def _raising(place: Any, name: str) -> Break:
+    """Have a function raise what nobody expects, now and then."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        honest, calls = getattr(place, name), 0
+
+        def broken(*args: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls % 50 == 0:
+                raise IndexError("planted")
+            return honest(*args, **options)
+
+        patch.setattr(place, name, broken)
+
+    return plant
+
+
+def _replacing(place: Any, name: str, broken: Any) -> Break:
+    return lambda patch: patch.setattr(place, name, broken)
+
+
+def _changing(place: Any, name: str, change: Callable[[Any], Any]) -> Break:
+    """Have a function give something else."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        honest = getattr(place, name)
+        patch.setattr(place, name, lambda *args, **options: change(honest(*args, **options)))
+
+    return plant
+
+
+def _longer(answer: bytes | None) -> bytes | None:
+    return None if answer is None else answer + bytes(2000)
+
+
+# One for each target: what it promises, broken.
+PLANTED: dict[str, Break] = {
+    "decode": _raising(packets, "decode_frame"),
+    "header": _replacing(IPHeader, "fragment", None),
+    "reply": _changing(reply, "icmp_echo", _longer),
+    "describe": _changing(packets, "describe", lambda found: (found[0] + "\x1b[2J", found[1])),
+    "vnet-header": _changing(VnetHeader, "pack", lambda data: data[::-1]),
+    "split": _changing(_gso, "split", lambda parts: parts[:-1]),
+    "merge": _changing(_gso, "merge", lambda merged: merged[:-1]),
+    "dhcp": _raising(_dhcp_message, "_read_options"),
+    "vxlan": _changing(vxlan.Vxlan, "receive", lambda found: [each[1:] for each in found]),
+    "switch": _replacing(_switching, "HEADER", 0),
+    "wireguard": _replacing(
+        Interface, "receive", lambda self, datagrams, source, now: list(datagrams)
+    ),
+    "udp-vpn": _replacing(udp_vpn.Session, "_accept", lambda self, counter: True),
+    "mss": _changing(_mss, "clamp_mss", lambda packet: packet + b"\0"),
+    "wireguard-config": _raising(config, "_number"),
+    "vpn-keys": _raising(udp_vpn, "ip_address"),
+    "options": _raising(words, "parse_route"),
+    "networkd": _changing(
+        _units,
+        "units",
+        lambda texts: {name: text + "Key=a b\n" for name, text in texts.items()},
+    ),
+    "commands": _raising(_commands, "_read"),
+}
+
+
+@each_target
+def test_what_is_wrong_is_found(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    PLANTED[target.name](monkeypatch)
+    outcome = _mutating.run(target, seed=1, most=3000)
+    assert outcome.error is not None, f"{outcome.executions} inputs, and nothing was found"
+
+
+def test_a_finding_is_saved_and_can_be_replayed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_runs, "FINDINGS", tmp_path)
+
+    def check(data: bytes) -> None:
+        assert b"\x45" not in data
+
+    broken = dataclasses.replace(TARGETS["header"], check=check)
+    run = _runs.mutated(broken, 10, seed=1)
+    assert "AssertionError" in run.text
+    assert run.finding is not None
+    assert run.finding.parent == tmp_path / "header"
+    assert b"\x45" in run.finding.read_bytes()
+    again = subprocess.run(
+        [sys.executable, "-m", "fuzz", "--replay", str(run.finding)],
+        cwd=ROOT, capture_output=True, text=True, timeout=50,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr  # the library itself is not broken
+    assert again.stdout.startswith("header: ")
+
+
+def test_choices_end_in_zeroes() -> None:
+    choices = Choices(b"\xff\x01")
+    assert choices.getrandbits(8) == 255
+    assert not choices.over
+    assert choices.randrange(2) == 0  # the highest bit of 1
+    assert [choices.randrange(10) for _ in range(5)] == [0] * 5
+    assert Choices(b"abc").rest(2) == b"ab"
+    assert isinstance(Choices(random.Random(1).randbytes(100)).choice("abc"), str)
+
+
+# --- Found, or known -----------------------------------------------------------------------------
+
+
+def _ip4(proto: int, payload: bytes) -> bytes:
+    head = struct.pack("!BBHHHBBH", 0x45, 0, min(20 + len(payload), 0xFFFF), 7, 0, 64, proto, 0)
+    return head + bytes([10, 0, 0, 1, 10, 0, 0, 2]) + payload
+
+
+def _ip6(proto: int, payload: bytes) -> bytes:
+    return struct.pack("!IHBB", 6 << 28, len(payload), proto, 255) + bytes(range(32)) + payload
+
+
+def _frame(ethertype: int, payload: bytes) -> bytes:
+    return _MACS + struct.pack("!H", ethertype) + payload
+
+
+def _nested(levels: int) -> bytes:
+    """IPv4 in IPv4 in IPv4: each level of it is one of dpkt's recursion."""
+    packet = b""
+    for _ in range(levels):
+        packet = _ip4(4, packet)
+    return packet
+
+
+_MACS = b"\2\0\0\0\0\1\2\0\0\0\0\2"
+_FRAGMENT, _OPTIONS = struct.pack("!BBHI", 60, 0, 0, 1), b"\x3b\0" + bytes(6)
+
+# What makes dpkt raise something else: a fragment header with another extension header behind it;
+# MPLS labels with nothing behind them; more levels than Python's stack has.
+OFFENDERS = [
+    (AttributeError, _ip6(44, _FRAGMENT + _OPTIONS)),
+    (AttributeError, _ip4(41, _ip6(44, _FRAGMENT + _OPTIONS))),
+    (AttributeError, _frame(0x86DD, _ip6(44, _FRAGMENT + _OPTIONS))),
+    (IndexError, _frame(0x8847, b"\0\0\x11\xff")),
+    (IndexError, _frame(0x8848, b"\0\0\x10\xff\0\0\x11\xff")),
+    (RecursionError, _nested(600)),
+    (RecursionError, _frame(0x0800, _nested(600))),
+]
 
 
 @pytest.mark.parametrize(
-    ("cause", "data"),
-    [(cause, data) for cause, packets in fuzz_decode.OFFENDERS.items() for data in packets],
-    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+    ("cause", "data"), OFFENDERS, ids=lambda value: getattr(value, "__name__", "")
 )
 def test_the_known_offenders_are_chained(cause: type[Exception], data: bytes) -> None:
-    decode = decode_frame if data.startswith(fuzz_decode.MACS) else decode_packet
+    decode = decode_frame if data.startswith(_MACS) else decode_packet
     with pytest.raises(PacketDecodeError, match=cause.__name__) as raised:
         decode(data)
     assert type(raised.value.__cause__) is cause
+    packets.decoding(data)
 
 
-def test_it_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    def decode(data: bytes) -> object:
-        raise IndexError("told nobody")
+def test_the_sanitizers_run() -> None:
+    problem = _runs.build_sanitized()
+    if problem is not None:
+        assert problem.startswith("missing:"), problem
+        pytest.skip(problem)
+    for name in _runs.SANITIZED:
+        run = _runs.sanitized(TARGETS[name], 1, seed=1)
+        assert not run.text, run.text
+        assert run.executions > len(TARGETS[name].seeds())
 
-    monkeypatch.setattr(fuzz_decode, "decode_frame", decode)
-    found = Findings()
-    check(b"\x45\0", found)
-    assert found.wrong == ["decode: IndexError: told nobody: 4500"]
-    assert len(fuzz(100, seed=1, most=3).wrong) == 3
+
+def test_the_sanitizers_find_a_read_past_the_end(tmp_path: Path) -> None:
+    if (problem := _runs.build_sanitized()) is not None:
+        pytest.skip(problem)
+    code = (
+        "import ctypes, os\n"
+        "from fuzz.superpackets import MODULE, exact\n"
+        "assert MODULE.__file__ == os.environ['AIOTUN_FUZZ_MODULE']\n"
+        "data = exact(bytes(64))\n"
+        "ctypes.string_at(ctypes.addressof(ctypes.c_char.from_buffer(data)), 65)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=_runs.sanitized_environment(),
+        capture_output=True, text=True, timeout=50,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr, (done.stderr, os.environ.get("CC"))

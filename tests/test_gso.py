@@ -207,6 +207,14 @@ class TestThereAndBack:
         assert list(itertools.chain(*map(split, merged))) == packets
 
     @each_merge
+    @pytest.mark.parametrize("count", [1000, 1001, 2050])
+    def test_no_more_packets_than_can_be_written_in_pieces(self, merge: Merge, count: int) -> None:
+        packets = written(run_of(Packet(), [1] * count))
+        merged = merge(packets, False)
+        assert len(merged) == (count + 999) // 1000
+        assert list(itertools.chain(*map(split, merged))) == packets
+
+    @each_merge
     def test_nothing(self, merge: Merge) -> None:
         assert merge([], False) == []
         assert merge(iter([b"", b"x"]), False) == alone([b"", b"x"])
@@ -295,6 +303,14 @@ class TestWhatIsNotMerged:
         packets = written([first, second.but(link=ETHERNET[:-1] + b"\x09")])
         assert merge(packets, True) == alone(packets)
         packets = written([first, second.but(link=LINKS["vlan"])])
+        assert merge(packets, True) == alone(packets)
+
+    @each_merge
+    @pytest.mark.parametrize("tags", [3, 30_000])
+    def test_more_vlan_tags_than_any_frame_has(self, merge: Merge, tags: int) -> None:
+        """The headers' length has 16 bits in a super-packet's own header."""
+        link = ETHERNET + bytes.fromhex("81000005") * tags
+        packets = written(run_of(Packet(link=link), [100, 100]))
         assert merge(packets, True) == alone(packets)
 
     @each_merge

@@ -1,17 +1,26 @@
-"""What pip makes of the sources, with a C compiler and without."""
+"""What pip makes of the sources, with a C compiler and without; what an sdist holds; versions."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
+import aiotun
+
 from .helpers import ROOT
 
 FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
+# Of the repository, what only git and CI read.
+NOT_FOR_USERS = (".ci/", ".github/", ".gitignore")
+# What setuptools writes into each sdist, of what pyproject.toml says.
+WRITTEN = ("PKG-INFO", "setup.cfg", "src/aiotun.egg-info/")
 
 
 def wheel(tmp_path: Path, **env: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
@@ -48,6 +57,7 @@ def test_with_a_compiler(tmp_path: Path, choice: str) -> None:
     assert has_c_module(found), done.stderr
     assert "-cp311-abi3-linux_" in found[0]
     assert {"aiotun/py.typed", "aiotun/_speedups.pyi"} <= set(found)
+    assert "aiotun/_speedups.c" not in found
 
 
 def test_without_a_compiler(tmp_path: Path) -> None:
@@ -77,3 +87,57 @@ def test_another_word(tmp_path: Path) -> None:
     assert (
         "AIOTUN_SPEEDUPS is 'perhaps'; it may be 'require' or 'forbid'" in done.stderr + done.stdout
     )
+
+
+def test_the_sdist_is_the_repository(tmp_path: Path) -> None:
+    """Whoever packages aiotun can build and test it from there: nothing is left out, or added."""
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("not a checkout, with git(1), of the repository")
+    # git refuses a checkout that belongs to another user, unless it is told.
+    command = [git, "-c", f"safe.directory={ROOT}", "-C", str(ROOT), "ls-files", "-z"]
+    listed = subprocess.run(
+        [*command, "--cached", "--others", "--exclude-standard"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    tracked = {
+        name
+        for name in listed.stdout.split("\0")
+        if name and not name.startswith(NOT_FOR_USERS) and (ROOT / name).exists()
+    }
+    source = tmp_path / "source"
+    for name in tracked:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    # What a checkout has lying about, and git does not know.
+    (source / "src/aiotun/__pycache__").mkdir()
+    for name in ("_speedups.abi3.so", "__pycache__/queue.cpython-311.pyc"):
+        (source / "src/aiotun" / name).touch()
+    code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=source, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("aiotun-*.tar.gz")
+    with tarfile.open(archive) as opened:
+        names = {each.name.partition("/")[2] for each in opened if each.isfile()}
+    assert {name for name in names if not name.startswith(WRITTEN)} == tracked
+
+
+def test_one_version_everywhere() -> None:
+    """pyproject.toml says it; what is installed says the same, and the changelog tells of it."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        version = tomllib.load(file)["project"]["version"]
+    assert aiotun.__version__ == version
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    release, dev, _ = version.partition(".dev")
+    (ours,) = (each for each in headings if each.startswith(f"[{release}]"))
+    date = "unreleased" if dev else r"20\d\d-\d\d-\d\d"
+    assert re.fullmatch(rf"\[{re.escape(release)}\] - {date}", ours)
+
+
+def test_a_name_that_is_not_there() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'open_tub'"):
+        aiotun.open_tub  # type: ignore[attr-defined]  # noqa: B018

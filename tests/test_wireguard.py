@@ -51,6 +51,7 @@ class World:
 
     def settle(self) -> None:
         """Carry messages to and fro until there are none."""
+        assert all(side.due <= side.deadline() for side in self.sides.values())
         while any(side.outgoing for side in self.sides.values()):
             for source, side in self.sides.items():
                 outgoing, side.outgoing = side.outgoing, []
@@ -61,12 +62,14 @@ class World:
                             self.take(target, message, source)
 
     def take(self, target: Endpoint, message: bytes, source: Endpoint) -> None:
-        self.got[target] += self.sides[target].receive([message], source, self.now)
+        side = self.sides[target]
+        self.got[target] += side.receive([message], source, self.now)
+        assert side.due <= side.deadline()  # or nobody would call tick in time
 
     def run(self, seconds: float) -> None:
         """Let time pass; whatever is due is done when it is."""
         end = self.now + seconds
-        while (due := min(side.deadline() for side in self.sides.values())) <= end:
+        while (due := min(side.due for side in self.sides.values())) <= end:
             self.now = max(self.now, due)
             for side in self.sides.values():
                 side.tick(self.now)

@@ -4,7 +4,7 @@ set -eu
 bin=.venv/bin
 echo "ruff check" && $bin/python -m ruff check --quiet .
 echo "ruff format" && $bin/python -m ruff format --check --quiet .
-echo "mypy" && $bin/python -m mypy src tests $(ls -d examples benchmarks 2>/dev/null)
+echo "mypy" && $bin/python -m mypy src tests $(ls -d examples benchmarks fuzz 2>/dev/null)
 # The types that users see must be complete: 100%, or pyright fails. It asks the first `python` on
 # PATH where packages are, whatever its options say.
 echo "pyright --verifytypes"

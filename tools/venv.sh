@@ -1,8 +1,8 @@
 #!/bin/sh
 # venv.sh FOLDER PYTHON GROUP: a virtual environment with aiotun (editable) and one of pyproject's
-# dependency groups: "none", "test", "dev" or "docs". Does nothing where FOLDER has that already; starts
-# anew where what pip reads, the interpreter or the checkout's place has changed. Quiet unless it
-# has to install something; one line on stderr, and exit 1, where that fails.
+# dependency groups: "none", "test", "fuzz", "dev" or "docs". Does nothing where FOLDER has that
+# already; starts anew where what pip reads, the interpreter or the checkout's place has changed.
+# Quiet unless it has to install something; one line on stderr, and exit 1, where that fails.
 set -u
 folder=$1 python=$2 group=$3
 
@@ -15,10 +15,10 @@ state="$(cat pyproject.toml setup.py src/aiotun/_speedups.c | cksum) $python $("
 stamp=$folder/.aiotun-$group
 log=$folder/.aiotun-pip.log
 
-# "dev" holds all of "test", and that all of "none".
+# "dev" and "fuzz" hold all of "test", and that all of "none".
 case $group in
-    none) enough="none test dev" ;;
-    test) enough="test dev" ;;
+    none) enough="none test fuzz dev" ;;
+    test) enough="test fuzz dev" ;;
     *) enough=$group ;;
 esac
 for installed in $enough; do
@@ -37,7 +37,7 @@ install() {
 }
 
 usable=no
-for installed in none test dev docs; do
+for installed in none test fuzz dev docs; do
     [ "$(cat "$folder/.aiotun-$installed" 2>/dev/null)" = "$state" ] && usable=yes
 done
 if [ $usable = no ]; then

@@ -1,10 +1,11 @@
 """All peers together: packets go to whom they are for, messages to whom they are from.
 
 `send` takes packets of the device; `receive` takes datagrams, and gives packets for the device.
-Messages to be sent are in `outgoing` afterwards. Nothing here knows what time it is: `now` is an
-argument, in seconds, and does not go back.
+Messages to be sent are in `outgoing` afterwards, and `due` is when to call `tick`. Nothing here
+knows what time it is: `now` is an argument, in seconds, and does not go back.
 """
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -44,6 +45,7 @@ class Interface:
         self.timers = timers or Timers()
         self.epoch = epoch
         self.mtu = mtu
+        self.due = math.inf
         self.outgoing: list[tuple[Endpoint, list[bytes]]] = []
         self.indices: dict[bytes, Session | Handshake] = {}
         self.dropped: Counter[str] = Counter()
@@ -64,10 +66,11 @@ class Interface:
         for peer in self.peers.values():
             if peer.deadline() <= now:
                 peer.tick(now)
+        self.due = self.deadline()
 
     def deadline(self) -> float:
-        """When to call `tick`, at the latest."""
-        return min((peer.deadline() for peer in self.peers.values()), default=float("inf"))
+        """When there is something to do next; `due` is then or before."""
+        return min((peer.deadline() for peer in self.peers.values()), default=math.inf)
 
     def new_index(self) -> bytes:
         """Give 4 bytes by which nothing is known yet."""
@@ -89,7 +92,8 @@ class Interface:
                 last = destination
                 found = owner(destination)
                 if found is not peer:
-                    self._send_run(peer, run, now)
+                    if run:
+                        self._send_run(peer, run, now)
                     peer, run = found, []
             run.append(packet)
         self._send_run(peer, run, now)
@@ -97,7 +101,7 @@ class Interface:
     def _send_run(self, peer: Peer | None, run: list[bytes], now: float) -> None:
         if peer is not None:
             peer.send(run, now)
-        elif run:
+        else:
             self.dropped["to nobody's address"] += len(run)
 
     # From the socket
@@ -105,26 +109,24 @@ class Interface:
     def receive(self, datagrams: Sequence[bytes], source: Endpoint, now: float) -> list[bytes]:
         """Section 3, receiving: give the packets that came in these datagrams."""
         packets: list[bytes] = []
-        run: list[bytes] = []
-        last: bytes | None = None
-        for datagram in datagrams:
-            head = datagram[:8]
-            if head != last:
+        start, count = 0, len(datagrams)
+        while start < count:
+            # The type and the receiver, the same in most of what comes at once.
+            head = datagrams[start][:8]
+            end = start + 1
+            while end < count and datagrams[end][:8] == head:
+                end += 1
+            run = datagrams[start:end]
+            start = end
+            if head[:4] == DATA:
                 packets += self._receive_run(run, source, now)
-                run = []
-                last = head
-                if head[:4] != DATA:
-                    self._receive_other(datagram, source, now)
-                    last = None
-                    continue
-            run.append(datagram)
-        packets += self._receive_run(run, source, now)
+            else:
+                for each in run:
+                    self._receive_other(each, source, now)
         return packets
 
-    def _receive_run(self, run: list[bytes], source: Endpoint, now: float) -> list[bytes]:
+    def _receive_run(self, run: Sequence[bytes], source: Endpoint, now: float) -> list[bytes]:
         """Section 5.4.6: data messages with the same receiver."""
-        if not run:
-            return []
         session = self.indices.get(run[0][4:8])
         if not isinstance(session, Session):
             self.dropped["for no session"] += len(run)

@@ -1,11 +1,14 @@
 """Section 6: one peer: its sessions, its handshakes, and its timers.
 
-Every timer is a time at which something is due, or None; `tick` does what is due.
+Every timer is a time at which something is due, or None; `tick` does what is due. Packets set and
+stop timers all the time, so that costs nothing but the assignment: one that is put off or stopped
+leaves `Interface.due` as it is, and only what is due earlier than all else moves that.
 """
 
 import math
 import random
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,36 +82,35 @@ class Peer:
         self._persistent_at: float | None = None
         self._forget_at: float | None = None  # 6.3
         self._last_minute = False  # 6.2: it was the receiver who began a new handshake
+        self._patience = 0.0  # seconds that an answer may take; not known before the first session
 
     def start(self, now: float) -> None:
         if self.config.keepalive:
-            self._persistent_at = now
+            self._persistent_at = self._alarm(now)
 
     # Data
 
     def send(self, packets: list[bytes], now: float) -> None:
         """Seal packets for the peer, or keep them until there is a session; b"" is a keepalive."""
         session = self.current
-        if session is None or not session.may_send(now, self._timers.reject_after):
+        data = any(packets)
+        if session is None or not session.may_send(now):
             self._stage(packets)
-            if self._retry_at is None or any(packets):
+            if self._retry_at is None or data:
                 self._attempts_since = now  # 6.4: what the user sends renews the attempts
             self._initiate(now)
             return
         self._emit(session.seal(packets, self._interface.mtu), now)
-        if any(packets) and self._silent_at is None:
-            wait = self._timers.keepalive_timeout + self._timers.rekey_timeout
-            self._silent_at = now + wait + random.uniform(0, _JITTER)
-        # Section 6.2; only initiators, so that the two don't both begin.
-        old = now - session.created >= self._timers.rekey_after and session.initiator
-        if old or session.sent >= REKEY_AFTER_MESSAGES:
+        if data and self._silent_at is None:
+            self._silent_at = self._alarm(now + self._patience)
+        if now >= session.rekey_at or session.sent >= REKEY_AFTER_MESSAGES:  # 6.2
             self._begin_handshake(now)
 
     def receive(
-        self, session: Session, messages: list[bytes], source: Endpoint, now: float
+        self, session: Session, messages: Sequence[bytes], source: Endpoint, now: float
     ) -> list[bytes]:
         """Open data messages of one session; b"" is a keepalive."""
-        if now - session.created >= self._timers.reject_after:  # 6.2
+        if now >= session.reject_at:  # 6.2
             self.dropped["too old a session"] += len(messages)
             return []
         packets = session.open(messages, self.dropped)
@@ -122,14 +124,11 @@ class Peer:
             self._flush(now)
         if any(packets):
             if self._keepalive_at is None:
-                self._keepalive_at = now + self._timers.keepalive_timeout
+                self._keepalive_at = self._alarm(now + self._timers.keepalive_timeout)
             else:
                 self._another_keepalive = True
-        limit = (
-            self._timers.reject_after - self._timers.keepalive_timeout - self._timers.rekey_timeout
-        )
-        if session.initiator and now - session.created >= limit and not self._last_minute:
-            self._last_minute = True  # 6.2
+        if now >= session.receiver_rekey_at and not self._last_minute:  # 6.2
+            self._last_minute = True
             self._begin_handshake(now)
         return packets
 
@@ -156,16 +155,14 @@ class Peer:
         self._interface.outgoing.append((self.endpoint, messages))
         self.sent_bytes += sum(map(len, messages))
         self._keepalive_at = None
-        self._renew_persistent(now)
+        if self.config.keepalive:
+            self._persistent_at = now + self.config.keepalive
 
     def _authenticated(self, source: Endpoint, size_bytes: int, now: float) -> None:
         """Note a genuine message: the peer is where it came from (section 2.1, roaming)."""
         self.endpoint = source
         self.received_bytes += size_bytes
         self._silent_at = None
-        self._renew_persistent(now)
-
-    def _renew_persistent(self, now: float) -> None:
         if self.config.keepalive:
             self._persistent_at = now + self.config.keepalive
 
@@ -181,13 +178,14 @@ class Peer:
         """Section 5.4.2; not more often than section 6.4 allows."""
         due = self._last_initiation + self._timers.rekey_timeout
         if now < due:
-            self._retry_at = self._retry_at or due
+            self._retry_at = self._retry_at or self._alarm(due)
             return
         if self.endpoint is None:
             self._give_up()
             return
         self._last_initiation = now
-        self._retry_at = now + self._timers.rekey_timeout + random.uniform(0, _JITTER)
+        jitter = random.uniform(0, _JITTER)
+        self._retry_at = self._alarm(now + self._timers.rekey_timeout + jitter)
         local = self._interface.new_index()
         timestamp = tai64n(self._interface.epoch + now)
         message, noise = initiate(
@@ -250,9 +248,12 @@ class Peer:
     def _session(
         self, keys: Keys, local: bytes, remote: bytes, *, initiator: bool, now: float
     ) -> Session:
-        session = Session(self, keys, local, remote, initiator, now)
+        timers = self._timers
+        session = Session(self, keys, local, remote, initiator=initiator, timers=timers, now=now)
         self._interface.indices[local] = session
-        self._forget_at = now + 3 * self._timers.reject_after
+        self._forget_at = self._alarm(now + 3 * timers.reject_after)
+        self._patience = timers.keepalive_timeout + timers.rekey_timeout
+        self._patience += random.uniform(0, _JITTER)
         return session
 
     def _handshake_done(self, now: float) -> None:
@@ -274,6 +275,12 @@ class Peer:
         self._staged.clear()
 
     # Timers
+
+    def _alarm(self, due: float) -> float:
+        """Have `tick` called at this time, or earlier; give the time."""
+        if due < self._interface.due:
+            self._interface.due = due
+        return due
 
     def deadline(self) -> float:
         """When `tick` has something to do next."""
@@ -306,7 +313,7 @@ class Peer:
             self._silent_at = None
             self._begin_handshake(now)
         if self._persistent_at is not None and now >= self._persistent_at:
-            self._renew_persistent(now)
+            self._persistent_at = now + self.config.keepalive
             self.send([b""], now)
         if self._forget_at is not None and now >= self._forget_at:  # 6.3
             self._forget_at = None

@@ -3,15 +3,16 @@
 import asyncio
 import contextlib
 import errno
-import signal
+import math
 import socket
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+from time import CLOCK_BOOTTIME, clock_gettime
 
 from _datagrams import Address, DatagramSocket, Run, bind
-from _running import BATCH, QUEUE, Delivery, until_signal
+from _running import BATCH, QUEUE, Delivery, report, until_signal
 
 import aiotun
 
@@ -25,7 +26,7 @@ __all__ = ["Options", "serve"]
 
 def _now() -> float:
     """Seconds that go on while the machine sleeps: sessions get old then, too."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return clock_gettime(CLOCK_BOOTTIME)
 
 
 class Service:
@@ -42,27 +43,32 @@ class Service:
         self.mark = mark
         self._by_length = {len(sock.address): sock for sock in socks}
         self._nowhere: Counter[str] = Counter()
-        self._armed = float("inf")
+        self._armed = math.inf  # when the timer goes off
         self._timer: asyncio.TimerHandle | None = None
         self._due = asyncio.Event()
 
     async def from_device(self) -> None:
         async for packets in self.tun.batches(BATCH):
             self.interface.send(packets, _now())
-            self._arm()
+            if self.interface.due < self._armed:
+                self._arm()
             outgoing, self.interface.outgoing = self.interface.outgoing, []
             for endpoint, messages in outgoing:
-                if sock := self._socket_for(endpoint, messages):
-                    await sock.send(messages, endpoint)
+                sock = self._socket_for(endpoint, messages)
+                if sock is not None and (left := sock.put(messages, endpoint)):
+                    await sock.send(left, endpoint)
 
     def from_socket(self, runs: list[Run]) -> None:
         packets: list[bytes] = []
+        now = _now()
         for datagrams, source in runs:
-            packets += self.interface.receive(datagrams, source, _now())
-        self.delivery.put(packets)
+            packets += self.interface.receive(datagrams, source, now)
+        if packets:
+            self.delivery.put(packets)
         if self.interface.outgoing:
             self._transmit()
-        self._arm()
+        if self.interface.due < self._armed:
+            self._arm()
 
     async def keep_time(self) -> None:
         self.interface.start(_now())
@@ -74,7 +80,6 @@ class Service:
                 self._arm()
                 await self._due.wait()
                 self._due.clear()
-                self._armed = float("inf")
                 self.interface.tick(_now())
         finally:
             if self._timer is not None:
@@ -93,20 +98,19 @@ class Service:
         return sock
 
     def _arm(self) -> None:
-        """Set the timer, if it goes off too late; where it goes off too early it is set again."""
-        due = self.interface.deadline()
-        if due < self._armed:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._armed = due
+        """Set the timer earlier. It is never put off: when it goes off it is set anew."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._armed = due = self.interface.due
+        if due < math.inf:
             loop = asyncio.get_running_loop()
             # A little later, so that the tick finds something due whatever the clocks' rounding.
             self._timer = loop.call_later(max(0.0, due - _now()) + 0.001, self._due.set)
 
-    def show(self) -> None:
-        unsent = sum((sock.unsent for sock in self.socks), self._nowhere)
-        shown = status.text(self.tun.name, self.port, self.interface, unsent, _now())
-        print(shown, end="", file=sys.stderr, flush=True)
+    def show(self, lost: Counter[str]) -> str:
+        lost = lost + self._nowhere
+        return status.text(self.tun.name, self.port, self.interface, lost, _now())
 
     def uapi(self) -> str:
         return status.uapi(self.port, self.mark, self.interface)
@@ -190,7 +194,10 @@ async def serve(config: Config, options: Options) -> None:
             await stack.enter_async_context(control.serve(path, service.uapi))
         except OSError as error:
             print(f"note: no control socket: {error}", file=sys.stderr)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, service.show)
         await until_signal(
-            tun.name, service.from_device(), service.keep_time(), service.delivery.run()
+            tun.name,
+            service.from_device(),
+            service.keep_time(),
+            service.delivery.run(),
+            report(tun, socks, service.show),
         )

@@ -1,7 +1,9 @@
 """Section 5.4.6: data messages, and which of them were seen before."""
 
+import math
 import struct
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidTag
@@ -11,7 +13,7 @@ from .handshake import Keys
 from .messages import DATA, OVERHEAD_BYTES
 
 if TYPE_CHECKING:
-    from .peer import Peer
+    from .peer import Peer, Timers
 
 __all__ = ["REKEY_AFTER_MESSAGES", "WINDOW", "ReplayWindow", "Session"]
 
@@ -55,19 +57,35 @@ class Session:
     Args:
         local, remote: the indices by which we and the peer know it.
         initiator: whether we began that handshake.
+
+    Attributes:
+        reject_at: from then on it is neither used nor believed (section 6.2).
+        rekey_at, receiver_rekey_at: from then on it is time for a new handshake, for who sends and
+            for who does nothing but receive. Only the initiator begins, so that the two don't both.
     """
 
     __slots__ = (
-        "_decrypt", "_encrypt", "_head", "created", "initiator", "local", "peer", "sent", "window",
+        "_decrypt", "_encrypt", "_head", "local", "peer", "receiver_rekey_at", "reject_at",
+        "rekey_at", "sent", "window",
     )  # fmt: skip
 
     def __init__(
-        self, peer: "Peer", keys: Keys, local: bytes, remote: bytes, initiator: bool, now: float
+        self,
+        peer: "Peer",
+        keys: Keys,
+        local: bytes,
+        remote: bytes,
+        *,
+        initiator: bool,
+        timers: "Timers",
+        now: float,
     ) -> None:
         self.peer = peer
         self.local = local
-        self.initiator = initiator
-        self.created = now
+        self.reject_at = now + timers.reject_after
+        spare = timers.keepalive_timeout + timers.rekey_timeout
+        self.rekey_at = now + timers.rekey_after if initiator else math.inf
+        self.receiver_rekey_at = self.reject_at - spare if initiator else math.inf
         self.sent = 0  # messages
         self.window = ReplayWindow()
         self._head = DATA + remote
@@ -89,7 +107,7 @@ class Session:
         self.sent += len(packets)
         return messages
 
-    def open(self, messages: list[bytes], dropped: Counter[str]) -> list[bytes]:
+    def open(self, messages: Sequence[bytes], dropped: Counter[str]) -> list[bytes]:
         """Give the packets of the messages that are genuine and new; count the others."""
         decrypt, window, unpack, zeros = self._decrypt, self.window, _COUNTER.unpack, _ZEROS
         packets: list[bytes] = []
@@ -118,6 +136,6 @@ class Session:
                 dropped["replayed"] += 1
         return packets
 
-    def may_send(self, now: float, reject_after: float) -> bool:
+    def may_send(self, now: float) -> bool:
         """Section 6.2: whether it is neither too old nor used up."""
-        return now - self.created < reject_after and self.sent < REJECT_AFTER_MESSAGES
+        return now < self.reject_at and self.sent < REJECT_AFTER_MESSAGES

@@ -11,12 +11,12 @@ from .peer import Peer
 __all__ = ["text", "uapi"]
 
 
-def text(name: str, port: int, interface: Interface, unsent: Counter[str], now: float) -> str:
+def text(name: str, port: int, interface: Interface, lost: Counter[str], now: float) -> str:
     """Show an interface in the manner of `wg show`, and what was dropped, by reason."""
     lines = [f"interface: {name}", f"  public key: {_base64(interface.identity.public)}"]
     lines += ["  private key: (hidden)", f"  listening port: {port}"]
     lines += _dropped("  dropped", interface.dropped)
-    lines += _dropped("  not sent", unsent)
+    lines += _dropped("  lost", lost)
     for peer in interface.peers.values():
         lines += ["", *_peer(peer, now)]
     return "\n".join(lines) + "\n"

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
         create_tun_endpoint,
     )
 
+    __version__: str
+
 __all__ = [
     "AiotunError",
     "Device",
@@ -120,6 +122,10 @@ _LAZY = {
 def __getattr__(name: str) -> object:
     if name in ("capture", "offload", "reply"):
         return importlib.import_module(f".{name}", __name__)
+    if name == "__version__":
+        from importlib.metadata import version  # slow to load, and few ask
+
+        return version(__name__)
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f".{_LAZY[name]}", __name__)

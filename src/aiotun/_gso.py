@@ -35,6 +35,8 @@ _EXTENSIONS = frozenset({0, 43, 60})
 
 _LONGEST = 65_535  # bytes of an IP packet
 _MOST_DATAGRAMS = 64  # in one UDP super-packet; UDP_MAX_SEGMENTS, 128 since Linux 6.9
+_MOST_PACKETS = 1000  # in any: the C module writes each as a piece, and writev takes 1,024
+_MOST_LINK = 22  # bytes before the IP header: Ethernet and two VLAN tags
 
 
 def checksum(data: Buffer, initial: int = 0) -> int:
@@ -260,8 +262,8 @@ def _part(packet: bytes, frame: bool) -> _Part | None:
     except ValueError:
         return None
     version, ip, protocol, transport = layers
-    if transport != ip + (20 if version == 4 else 40) or payload == len(packet):
-        return None  # IP options, or nothing to merge
+    if transport != ip + (20 if version == 4 else 40) or payload == len(packet) or ip > _MOST_LINK:
+        return None  # IP options, nothing to merge, or headers longer than any
     identity = None
     if version == 4:
         same = [packet[: ip + 2], packet[ip + 6 : ip + 10], packet[ip + 12 : transport + 4]]
@@ -319,12 +321,12 @@ class _Run:
             or (part.identity is not None and part.identity != (before.identity or 0) + 1 & 0xFFFF)
         ):
             return False
+        if len(self.parts) >= (_MOST_DATAGRAMS if first.layers.protocol == _UDP else _MOST_PACKETS):
+            return False
         if first.layers.protocol == _TCP:
             gone = (self.length - first.payload) & 0xFFFFFFFF
             if part.sequence != (first.sequence + gone) & 0xFFFFFFFF:
                 return False
-        elif len(self.parts) >= _MOST_DATAGRAMS:
-            return False
         if not _verified(part) or (len(self.parts) == 1 and not _verified(first)):
             return False
         self.parts.append(part)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from ._abi import READ_SIZE
+from ._abi import READ_SIZE, VNET_HDR, VNET_HDR_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,11 +22,13 @@ __all__ = [
     "checksum",
     "keep_freed_memory",
     "merge",
+    "packets_in",
     "read",
     "read_many",
     "read_many_large",
     "read_split",
     "split",
+    "write_merged",
 ]
 
 _choice = os.environ.get("AIOTUN_SPEEDUPS", "")
@@ -64,6 +66,35 @@ def _read_split(fd: int, frame: bool) -> list[bytes]:
     return split(os.read(fd, READ_SIZE), frame)
 
 
+def _write_merged(fd: int, packets: Iterable[Buffer], frame: bool) -> int:
+    """Merge packets, and write what comes of it to a non-blocking fd, until it takes no more.
+
+    Returns:
+        How many of the packets were written. Those left meet the reason, whatever it is, when they
+        are written one by one.
+
+    Raises:
+        TypeError, BufferError: one of them is no packet; nothing was written.
+    """
+    written = 0
+    try:
+        for super_packet in merge(packets, frame):
+            os.write(fd, super_packet)
+            written += packets_in(super_packet)
+    except OSError:
+        pass
+    return written
+
+
+def packets_in(super_packet: bytes) -> int:
+    """How many packets a super-packet stands for."""
+    _, kind, head, size, _, _ = VNET_HDR.unpack_from(super_packet)
+    if not kind:
+        return 1
+    payload = len(super_packet) - VNET_HDR_SIZE - int(head)
+    return -(-payload // int(size))
+
+
 SPEEDUPS = False
 """Whether the C module is in use."""
 
@@ -84,13 +115,22 @@ read: Callable[[int, int], bytes] = os.read
 
 read_many: Callable[[int, int, int], list[bytes]] = read_many_large
 read_split: Callable[[int, bool], list[bytes]] = _read_split
+write_merged: Callable[[int, Iterable[Buffer], bool], int] = _write_merged
 split: Callable[[Buffer, bool], list[bytes]]
 merge: Callable[[Iterable[Buffer], bool], list[bytes]]
 checksum: Callable[[Buffer, int], int]
 
 if _choice != "forbid":
     try:
-        from ._speedups import checksum, merge, read, read_many, read_split, split
+        from ._speedups import (
+            checksum,
+            merge,
+            read,
+            read_many,
+            read_split,
+            split,
+            write_merged,
+        )
 
         SPEEDUPS = True
     except ImportError as error:

@@ -10,6 +10,7 @@
 #include <limits.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 /* As _abi.READ_SIZE: the longest packet there can be, with all its headers. */
@@ -25,6 +26,9 @@ enum { FIN = 0x01, PSH = 0x08, ACK = 0x10, CWR = 0x80 };
 
 #define LONGEST 65535	   /* bytes of an IP packet */
 #define MOST_DATAGRAMS 64  /* in one UDP super-packet */
+#define MOST_PACKETS 1000  /* in any: writev takes 1,024 pieces */
+#define MOST_LINK 22	   /* bytes before the IP header: Ethernet and two VLAN tags */
+#define MOST_HEADERS (MOST_LINK + 40 + 60)
 
 /* An int argument between 0 and `most`; else -1 and an exception. */
 static long number(PyObject *argument, const char *what, long most)
@@ -139,34 +143,50 @@ static unsigned fold(uint64_t sum)
 	return (unsigned)sum;
 }
 
-/* Nearly all the time goes into this loop, and AVX2 halves it where the processor has that. (The
- * sanitizers are not there yet when the loader chooses.) */
+/* Add the last bytes, fewer than four, and fold. */
+static unsigned finish_sum(uint64_t sum, const uint8_t *data, size_t length)
+{
+	uint32_t word = 0;
+
+	memcpy(&word, data, length);
+	return ntohs((uint16_t)fold(sum + word));
+}
+
+/* Nearly all the time goes into these two loops, and AVX2 halves it where the processor has that.
+ * (The sanitizers are not there yet when the loader chooses.) They add in the machine's byte order
+ * and 32 bits at a time; both come out the same when folded. */
 #if !defined(FUZZING) && defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
-__attribute__((target_clones("avx2", "default")))
+#define VECTORS __attribute__((target_clones("avx2", "default")))
+#else
+#define VECTORS
 #endif
-static unsigned sum_of(const uint8_t *data, size_t length)
+
+VECTORS static unsigned sum_of(const uint8_t *data, size_t length)
 {
 	uint64_t sum = 0;
 	uint32_t word;
-	uint16_t half = 0;
 
-	/* In the machine's byte order and 32 bits at a time; both come out the same when folded. */
 	for (; length >= 4; data += 4, length -= 4) {
 		memcpy(&word, data, 4);
 		sum += word;
 	}
-	if (length >= 2) {
-		memcpy(&half, data, 2);
-		sum += half;
-		data += 2;
-		length -= 2;
+	return finish_sum(sum, data, length);
+}
+
+/* The same while copying: 64 KiB are too much to go through twice. */
+VECTORS static unsigned copy_and_sum(uint8_t *restrict to, const uint8_t *restrict from,
+				     size_t length)
+{
+	uint64_t sum = 0;
+	uint32_t word;
+
+	for (; length >= 4; to += 4, from += 4, length -= 4) {
+		memcpy(&word, from, 4);
+		memcpy(to, &word, 4);
+		sum += word;
 	}
-	if (length) {
-		half = 0;
-		memcpy(&half, data, 1);
-		sum += half;
-	}
-	return ntohs((uint16_t)fold(sum));
+	memcpy(to, from, length);
+	return finish_sum(sum, from, length);
 }
 
 /* Where the headers of a packet or frame stand. */
@@ -259,41 +279,82 @@ static int append(PyObject *list, PyObject *item)
 	return result;
 }
 
-/* One segment: all headers, and so much of the payload. */
-static PyObject *segment(const uint8_t *packet, size_t end, const struct layers *l, size_t at,
-			 size_t size, unsigned number)
+/* What is cut up: a packet, and the sums of what is the same in each of its segments. */
+struct whole {
+	const uint8_t *packet;
+	size_t length;
+	struct layers l;
+	uint64_t ip_sum; /* without length, identification and checksum */
+	uint64_t sum;	 /* pseudo-header and header, without lengths, sequence, flags and checksum */
+};
+
+/* What a 16-bit word adds to a sum, taken back (RFC 1624). */
+static unsigned without(const uint8_t *at)
 {
-	size_t head = l->payload, length = at + size < end ? size : end - at;
+	return 0xffff - get16(at);
+}
+
+static void add_up(struct whole *w)
+{
+	const uint8_t *ip = w->packet + w->l.ip, *transport = w->packet + w->l.transport;
+	size_t head = w->l.payload - w->l.transport;
+
+	if (w->l.version == 4)
+		w->ip_sum = (uint64_t)sum_of(ip, w->l.transport - w->l.ip) + without(ip + 2) +
+			    without(ip + 4) + without(ip + 10);
+	w->sum = pseudo_sum(w->packet, &w->l, 0) + sum_of(transport, head);
+	if (w->l.protocol == TCP)
+		w->sum += (uint64_t)without(transport + 4) + without(transport + 6) +
+			  without(transport + 12) + without(transport + 16);
+	else
+		w->sum += (uint64_t)without(transport + 4) + without(transport + 6);
+}
+
+/* One segment: all headers, and so much of the payload. */
+static PyObject *segment(const struct whole *w, size_t at, size_t size, unsigned number)
+{
+	const struct layers *l = &w->l;
+	size_t head = l->payload, length = at + size < w->length ? size : w->length - at;
 	PyObject *made = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(head + length));
-	uint8_t *out, *transport;
-	unsigned sum;
+	uint8_t *out, *ip, *transport;
+	uint64_t sum;
+	unsigned total;
 
 	if (!made)
 		return NULL;
 	out = (uint8_t *)PyBytes_AsString(made);
-	memcpy(out, packet, head);
-	memcpy(out + head, packet + at, length);
-	if (l->version == 4)
-		put16(out + l->ip + 4, get16(packet + l->ip + 4) + number);
-	seal_ip(out, l, head + length);
+	memcpy(out, w->packet, head);
+	sum = w->sum + copy_and_sum(out + head, w->packet + at, length);
+	ip = out + l->ip;
+	total = (unsigned)(head + length - l->ip);
+	if (l->version == 4) {
+		unsigned identification = (get16(ip + 4) + number) & 0xffff;
+
+		put16(ip + 2, total);
+		put16(ip + 4, identification);
+		put16(ip + 10, 0xffff - fold(w->ip_sum + total + identification));
+	} else {
+		put16(ip + 4, total - 40);
+	}
 	transport = out + l->transport;
 	length += head - l->transport;
+	sum += length;
 	if (l->protocol == TCP) {
-		put32(transport + 4, get32(transport + 4) + (uint32_t)(at - head));
+		uint32_t sequence = get32(transport + 4) + (uint32_t)(at - head);
+
+		put32(transport + 4, sequence);
 		/* FIN and PSH belong to the last byte, CWR to the first. */
 		if (at > head)
 			transport[13] &= (uint8_t)~CWR;
-		if (at + size < end)
+		if (at + size < w->length)
 			transport[13] &= (uint8_t) ~(FIN | PSH);
-		put16(transport + 16, 0);
-		sum = fold(pseudo_sum(out, l, length) + sum_of(transport, length));
-		put16(transport + 16, 0xffff - sum);
+		sum += (sequence >> 16) + (sequence & 0xffff) + get16(transport + 12);
+		put16(transport + 16, 0xffff - fold(sum));
 	} else {
 		put16(transport + 4, (unsigned)length);
-		put16(transport + 6, 0);
-		sum = fold(pseudo_sum(out, l, length) + sum_of(transport, length));
+		sum = fold(sum + length);
 		/* 0 would mean that there is none. */
-		put16(transport + 6, sum == 0xffff ? 0xffff : 0xffff - sum);
+		put16(transport + 6, sum == 0xffff ? 0xffff : 0xffff - (unsigned)sum);
 	}
 	return made;
 }
@@ -334,7 +395,7 @@ static int split_into(PyObject *list, const uint8_t *data, size_t length, int fr
 {
 	uint16_t fields[4]; /* hdr_len, gso_size, csum_start, csum_offset, in native byte order */
 	const uint8_t *packet = data + HEADER;
-	struct layers l;
+	struct whole w = {.packet = packet};
 	const char *wrong;
 	size_t at;
 	unsigned number = 0;
@@ -351,12 +412,12 @@ static int split_into(PyObject *list, const uint8_t *data, size_t length, int fr
 					    ? finished(packet, length, fields[2], fields[3])
 					    : PyBytes_FromStringAndSize((const char *)packet,
 									(Py_ssize_t)length));
-	wrong = find_layers(packet, length, frame, &l);
+	wrong = find_layers(packet, length, frame, &w.l);
 	if (wrong) {
 		PyErr_SetString(PyExc_ValueError, wrong);
 		return -1;
 	}
-	if (!fits(data[1] & ~GSO_ECN, &l)) {
+	if (!fits(data[1] & ~GSO_ECN, &w.l)) {
 		PyErr_Format(PyExc_ValueError, "a gso_type of %d on another kind of packet", data[1]);
 		return -1;
 	}
@@ -364,9 +425,11 @@ static int split_into(PyObject *list, const uint8_t *data, size_t length, int fr
 		PyErr_SetString(PyExc_ValueError, "a gso_size of 0");
 		return -1;
 	}
-	at = l.payload;
+	w.length = length;
+	add_up(&w);
+	at = w.l.payload;
 	do {
-		if (append(list, segment(packet, length, &l, at, fields[1], number++)) < 0)
+		if (append(list, segment(&w, at, fields[1], number++)) < 0)
 			return -1;
 		at += fields[1];
 	} while (at < length);
@@ -436,7 +499,7 @@ static int make_part(struct part *p, const uint8_t *packet, size_t length, int f
 	p->length = length;
 	p->last = 0;
 	if (find_layers(packet, length, frame, &p->l) || p->l.payload == length ||
-	    p->l.transport != p->l.ip + (p->l.version == 4 ? 20 : 40))
+	    p->l.ip > MOST_LINK || p->l.transport != p->l.ip + (p->l.version == 4 ? 20 : 40))
 		return 0;
 	transport = packet + p->l.transport;
 	if (p->l.protocol == UDP)
@@ -485,10 +548,22 @@ static int alike(const struct part *a, const struct part *b)
 /* Packets of one flow, each adjoining the one before. */
 struct run {
 	struct part first, latest;
-	Py_ssize_t start, count; /* which of the packets */
-	size_t size, length;	 /* of a payload; of the super-packet so far */
+	int count;
+	size_t head, size, length; /* of headers and one payload; of the super-packet so far */
 	int open;
+	struct iovec parts[1 + MOST_PACKETS]; /* the headers, and every payload */
 };
+
+static void begin(struct run *r, const struct part *p, int usable)
+{
+	r->first = r->latest = *p;
+	r->count = 1;
+	r->length = p->length;
+	r->head = usable ? p->l.payload : 0;
+	r->size = p->length - r->head;
+	r->open = usable && !p->last;
+	r->parts[1] = (struct iovec){(void *)(p->packet + r->head), r->size};
+}
 
 static int take(struct run *r, const struct part *p)
 {
@@ -503,62 +578,86 @@ static int take(struct run *r, const struct part *p)
 	if (l->version == 4 && !(get16(ip + 6) & 0x4000) &&
 	    get16(ip + 4) != (uint16_t)(get16(before + 4) + 1))
 		return 0;
-	if (l->protocol == UDP) {
-		if (r->count >= MOST_DATAGRAMS)
-			return 0;
-	} else if (get32(p->packet + l->transport + 4) !=
-		   (uint32_t)(get32(r->first.packet + l->transport + 4) + r->length - l->payload)) {
+	if (r->count >= (l->protocol == UDP ? MOST_DATAGRAMS : MOST_PACKETS))
 		return 0;
-	}
+	if (l->protocol == TCP &&
+	    get32(p->packet + l->transport + 4) !=
+		    (uint32_t)(get32(r->first.packet + l->transport + 4) + r->length - l->payload))
+		return 0;
 	if (!verified(p) || (r->count == 1 && !verified(&r->first)))
 		return 0;
 	r->latest = *p;
-	r->count++;
+	r->parts[++r->count] = (struct iovec){(void *)(p->packet + l->payload), size};
 	r->length += size;
 	r->open = size == r->size && !p->last;
 	return 1;
 }
 
-/* The super-packet, or the only packet; with its header. */
-static PyObject *whole(const struct run *r, PyObject *packets)
+/* Write the headers of a super-packet that is complete, the virtio-net header first. */
+static void put_headers(const struct run *r, uint8_t *header)
 {
 	const struct layers *l = &r->first.l;
-	PyObject *made = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(HEADER + r->length));
-	uint8_t *out, *at, *transport;
-	uint16_t fields[4];
+	uint8_t *packet = header + HEADER, *transport = packet + l->transport;
 	size_t length = r->length - l->transport, offset = l->protocol == TCP ? 16 : 6;
+	uint16_t fields[4] = {(uint16_t)l->payload, (uint16_t)r->size, (uint16_t)l->transport,
+			      (uint16_t)offset};
 
-	if (!made)
-		return NULL;
-	out = (uint8_t *)PyBytes_AsString(made);
-	memset(out, 0, HEADER);
-	memcpy(out + HEADER, r->first.packet, r->first.length);
+	memset(header, 0, HEADER);
+	memcpy(packet, r->first.packet, r->head);
 	if (r->count == 1)
-		return made;
-	at = out + HEADER + r->first.length;
-	for (Py_ssize_t index = r->start + 1; index < r->start + r->count; index++) {
-		PyObject *packet = PyList_GetItem(packets, index);
-		size_t size = (size_t)PyBytes_Size(packet) - l->payload;
-		memcpy(at, PyBytes_AsString(packet) + l->payload, size);
-		at += size;
-	}
-	out[0] = NEEDS_CSUM;
-	out[1] = l->protocol == UDP ? GSO_UDP_L4 : l->version == 4 ? GSO_TCPV4 : GSO_TCPV6;
-	fields[0] = (uint16_t)l->payload;
-	fields[1] = (uint16_t)r->size;
-	fields[2] = (uint16_t)l->transport;
-	fields[3] = (uint16_t)offset;
-	memcpy(out + 2, fields, sizeof fields);
-	out += HEADER;
-	seal_ip(out, l, r->length);
-	transport = out + l->transport;
+		return;
+	header[0] = NEEDS_CSUM;
+	header[1] = l->protocol == UDP ? GSO_UDP_L4 : l->version == 4 ? GSO_TCPV4 : GSO_TCPV6;
+	memcpy(header + 2, fields, sizeof fields);
+	seal_ip(packet, l, r->length);
 	if (l->protocol == TCP)
 		transport[13] |= r->latest.packet[l->transport + 13];
 	else
 		put16(transport + 4, (unsigned)length);
 	/* The uninverted sum of the pseudo-header: the kernel adds the rest. */
-	put16(transport + offset, fold(pseudo_sum(out, l, length)));
-	return made;
+	put16(transport + offset, fold(pseudo_sum(packet, l, length)));
+}
+
+/* Where super-packets go: into a list, or else to an fd. */
+struct sink {
+	PyObject *list;
+	int fd;
+	unsigned long written; /* packets */
+};
+
+/* Write one in pieces. No error here: whoever writes it again meets it. */
+static int write_pieces(int fd, const struct run *r, size_t length)
+{
+	ssize_t result;
+
+	do
+		result = writev(fd, r->parts, 1 + r->count);
+	while (result < 0 && errno == EINTR);
+	return result >= 0 && (size_t)result == length ? 0 : -1;
+}
+
+/* Give the super-packet away, or the only packet with an empty header. 0, or -1 to stop. */
+static int give(struct run *r, struct sink *sink)
+{
+	uint8_t headers[HEADER + MOST_HEADERS], *out;
+	size_t length = HEADER + r->length;
+	PyObject *made;
+
+	put_headers(r, headers);
+	r->parts[0] = (struct iovec){headers, HEADER + r->head};
+	if (!sink->list) {
+		if (write_pieces(sink->fd, r, length) < 0)
+			return -1;
+		sink->written += (unsigned long)r->count;
+		return 0;
+	}
+	made = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
+	out = made ? (uint8_t *)PyBytes_AsString(made) : NULL;
+	for (int part = 0; made && part <= r->count; part++) {
+		memcpy(out, r->parts[part].iov_base, r->parts[part].iov_len);
+		out += r->parts[part].iov_len;
+	}
+	return append(sink->list, made);
 }
 
 /* Make every item of a list bytes. */
@@ -580,10 +679,12 @@ static int all_bytes(PyObject *list)
 	return 0;
 }
 
-static int merge_into(PyObject *merged, PyObject *packets, int frame)
+/* Put together what can be, in order. 0, or -1 where the sink stopped. */
+static int merge_into(struct sink *sink, PyObject *packets, int frame)
 {
-	struct run run = {.count = 0};
+	struct run run;
 
+	run.count = 0;
 	for (Py_ssize_t index = 0, end = PyList_Size(packets); index < end; index++) {
 		PyObject *packet = PyList_GetItem(packets, index);
 		struct part part = {0};
@@ -592,20 +693,28 @@ static int merge_into(PyObject *merged, PyObject *packets, int frame)
 
 		if (run.count && usable && take(&run, &part))
 			continue;
-		if (run.count && append(merged, whole(&run, packets)) < 0)
+		if (run.count && give(&run, sink) < 0)
 			return -1;
-		run = (struct run){.first = part, .latest = part, .start = index, .count = 1};
-		run.length = part.length;
-		run.size = usable ? part.length - part.l.payload : 0;
-		run.open = usable && !part.last;
+		begin(&run, &part, usable);
 	}
-	return run.count ? append(merged, whole(&run, packets)) : 0;
+	return run.count ? give(&run, sink) : 0;
+}
+
+/* The packets of any iterable as a list of bytes, which is the caller's alone. */
+static PyObject *list_of_packets(PyObject *iterable)
+{
+	PyObject *packets = PySequence_List(iterable);
+
+	if (packets && all_bytes(packets) < 0)
+		Py_CLEAR(packets);
+	return packets;
 }
 
 /* merge(packets, frame) */
 static PyObject *speedups_merge(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
-	PyObject *packets, *merged = NULL;
+	struct sink sink = {0};
+	PyObject *packets;
 	int frame = 0;
 
 	(void)module;
@@ -613,12 +722,31 @@ static PyObject *speedups_merge(PyObject *module, PyObject *const *args, Py_ssiz
 		return PyErr_Format(PyExc_TypeError, "merge takes 1 or 2 arguments, not %zd", nargs);
 	if (nargs == 2 && (frame = PyObject_IsTrue(args[1])) < 0)
 		return NULL;
-	packets = PySequence_List(args[0]);
-	if (packets && all_bytes(packets) == 0 && (merged = PyList_New(0)) &&
-	    merge_into(merged, packets, frame) < 0)
-		Py_CLEAR(merged);
+	packets = list_of_packets(args[0]);
+	if (packets && (sink.list = PyList_New(0)) && merge_into(&sink, packets, frame) < 0)
+		Py_CLEAR(sink.list);
 	Py_XDECREF(packets);
-	return merged;
+	return sink.list;
+}
+
+/* write_merged(fd, packets, frame): see _native.py. */
+static PyObject *speedups_write_merged(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+	struct sink sink = {0};
+	PyObject *packets;
+	long fd;
+	int frame;
+
+	(void)module;
+	if (nargs != 3)
+		return PyErr_Format(PyExc_TypeError, "write_merged takes 3 arguments, not %zd", nargs);
+	if ((fd = number(args[0], "an fd", INT_MAX)) < 0 ||
+	    (frame = PyObject_IsTrue(args[2])) < 0 || !(packets = list_of_packets(args[1])))
+		return NULL;
+	sink.fd = (int)fd;
+	merge_into(&sink, packets, frame);
+	Py_DECREF(packets);
+	return PyLong_FromUnsignedLong(sink.written);
 }
 
 /* A sum of any size, folded. */
@@ -670,6 +798,7 @@ static PyMethodDef methods[] = {
 	{"read_split", (PyCFunction)(void (*)(void))speedups_read_split, METH_FASTCALL, NULL},
 	{"split", (PyCFunction)(void (*)(void))speedups_split, METH_FASTCALL, NULL},
 	{"merge", (PyCFunction)(void (*)(void))speedups_merge, METH_FASTCALL, NULL},
+	{"write_merged", (PyCFunction)(void (*)(void))speedups_write_merged, METH_FASTCALL, NULL},
 	{"checksum", (PyCFunction)(void (*)(void))speedups_checksum, METH_FASTCALL, NULL},
 	{NULL, NULL, 0, NULL},
 };

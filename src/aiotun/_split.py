@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import _native
-from ._abi import VNET_HDR, VNET_HDR_SIZE
+from ._abi import VNET_HDR_SIZE
 from ._packetio import PacketIO, PacketStats, take_one
 from .errors import DeviceClosedError, PacketError
 from .queue import Queue
@@ -28,6 +28,7 @@ __all__ = ["SplitQueue"]
 T = TypeVar("T")
 
 _read_split = _native.read_split
+_write_merged = _native.write_merged
 _NO_HEADER = bytes(VNET_HDR_SIZE)
 
 # How many packets `send_many` takes from an iterable before it merges what it has: those of a few
@@ -69,20 +70,19 @@ class SplitQueue(Queue):
         return await super()._receive(take)
 
     def _take(self) -> bytes:
-        packet = self._rest.pop(0) if self._rest else self._first_of_next()
+        if not self._rest:
+            self._rest = self._next()
         self._spend(1)
-        return packet
+        return self._rest.pop(0)
 
-    def _first_of_next(self) -> bytes:
+    def _next(self) -> list[bytes]:
+        """The next super-packet, cut up."""
         while True:
             try:
-                packets = _read_split(self._fd, self._frames)
+                return _read_split(self._fd, self._frames)
             except ValueError:
                 # Nothing that a kernel of today gives is meant here.
                 self._undecodable += 1
-                continue
-            self._rest = packets
-            return packets.pop(0)
 
     def _take_into(self, view: memoryview) -> int:
         packet = self._take()
@@ -95,11 +95,10 @@ class SplitQueue(Queue):
         batch: list[bytes] = []
         try:
             while len(batch) < limit:
-                if not self._rest:
-                    batch.append(self._first_of_next())
+                packets = self._rest or self._next()
                 room = limit - len(batch)
-                batch += self._rest[:room]
-                del self._rest[:room]
+                batch += packets[:room]
+                self._rest = packets[room:]
         except OSError as error:
             if not batch:
                 raise
@@ -140,10 +139,12 @@ class SplitQueue(Queue):
         try:
             self._bind()
             for chunk in _chunks(packets):
-                for super_packet in self._merged(chunk):
+                done = self._send_at_once(chunk)
+                sent += done
+                for super_packet in self._merged(chunk[done:]):
                     try:
                         await super().send(super_packet)
-                        sent += _count(super_packet)
+                        sent += _native.packets_in(super_packet)
                         continue
                     except PacketError as error:
                         if error.errno != errno.EINVAL or not super_packet[1]:
@@ -156,6 +157,15 @@ class SplitQueue(Queue):
             error.sent = sent  # type: ignore[attr-defined]  # promised on foreign classes, too
             raise
         return sent
+
+    def _send_at_once(self, packets: list[Buffer]) -> int:
+        """Send what goes without further ado: how many. Whatever else happens to those left."""
+        if self._fd < 0 or self._senders or self._refused_kinds or self._recorders:
+            return 0
+        try:
+            return _write_merged(self._fd, packets, self._frames)
+        except (TypeError, BufferError):
+            return 0
 
     def _merged(self, packets: list[Buffer]) -> Iterator[bytes]:
         merged: Iterable[bytes]
@@ -214,12 +224,3 @@ def _chunks(packets: Iterable[Buffer]) -> Iterator[list[Buffer]]:
             raise failure
         if len(chunk) < _CHUNK:
             return
-
-
-def _count(super_packet: bytes) -> int:
-    """How many packets a super-packet stands for."""
-    _, kind, head, size, _, _ = VNET_HDR.unpack_from(super_packet)
-    if not kind:
-        return 1
-    payload = len(super_packet) - VNET_HDR_SIZE - int(head)
-    return -(-payload // int(size))

@@ -105,14 +105,28 @@ def initramfs(script: str) -> bytes:
 
 @contextlib.contextmanager
 def guest(
-    folder: Path, devices: Sequence[str], fds: Sequence[int] = (), script: str = EXCHANGE
+    folder: Path,
+    devices: Sequence[str],
+    fds: Sequence[int] = (),
+    script: str = EXCHANGE,
+    cpus: int = 2,
 ) -> Iterator[Program]:
     """Boot a guest; its console is the output."""
     qemu, kernel, _ = _paths()
     image = folder / "initramfs"
     image.write_bytes(initramfs(script))
-    command = [qemu, "-accel", "tcg", "-smp", "2", "-m", "256", "-nodefaults", "-display", "none"]
-    command += ["-no-reboot", "-serial", "stdio", "-kernel", str(kernel), "-initrd", str(image)]
+    command = [qemu, "-accel", "tcg", "-smp", str(cpus), "-m", "256", "-nodefaults"]
+    command += [
+        "-display",
+        "none",
+        "-no-reboot",
+        "-serial",
+        "stdio",
+        "-kernel",
+        str(kernel),
+        "-initrd",
+        str(image),
+    ]
     command += ["-append", "console=ttyS0 quiet panic=-1", *devices]
     with running(command, pass_fds=fds) as program:
         yield program

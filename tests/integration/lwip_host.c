@@ -97,7 +97,7 @@ static u8_t on_icmp(void *arg, struct raw_pcb *pcb, struct pbuf *p, const ip_add
   LWIP_UNUSED_ARG(arg);
   LWIP_UNUSED_ARG(pcb);
   if (pbuf_copy_partial(p, m, sizeof m, 0) == sizeof m && m[20] == ICMP_ER &&
-      (m[24] << 8 | m[25]) == IDENT) {
+      (m[24] << 8 | m[25]) == IDENT && (m[26] << 8 | m[27]) == sequence) {
     sys_untimeout(ping, NULL);
     say("pong", from);
     pbuf_free(p);

@@ -1,6 +1,8 @@
 """The examples' UDP socket: runs of datagrams, where the kernel takes them and where it doesn't."""
 
 import asyncio
+import contextlib
+import errno
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -73,6 +75,55 @@ async def test_what_the_kernel_refuses_is_counted() -> None:
     await pair.one.send([b"a", b"b"], ("192.0.2.1", 9))
     await wait_until(lambda: pair.got == [b"fits"])
     assert pair.one.unsent == {"EMSGSIZE": 1, "ENETUNREACH": 2}
+    pair.close()
+
+
+async def test_what_finds_no_room_is_counted() -> None:
+    one, other = (DatagramSocket(bind(*HERE[4])) for _ in range(2))
+    other._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20_000)
+    await one.send(numbered(list(range(1000, 1100))), other.address)  # not in runs
+    came = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            came += len(other._take()[0])
+    assert 0 < came < 100
+    assert other.overflowed == 100 - came
+    one.close()
+    other.close()
+
+
+class Old:
+    """A kernel's socket from before UDP_SEGMENT and UDP_GRO, or one whose route can't."""
+
+    def __init__(self, real: socket.socket, number: int) -> None:
+        self.real, self.number, self.refused = real, number, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        raise OSError(errno.ENOPROTOOPT, "no such option")
+
+    def sendmsg(self, *args: Any) -> int:
+        self.refused += 1
+        raise OSError(self.number, "no such control message")
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+async def test_without_segmentation_datagrams_go_singly(number: int) -> None:
+    old = Old(bind(*HERE[4]), number)
+    pair = Pair(4)
+    one = DatagramSocket(old)  # type: ignore[arg-type]
+    pair.one.close()
+    pair.one = one
+    sent = numbered([1000] * 60 + [500] * 60)
+    await one.send(sent, pair.other.address)
+    await wait_until(lambda: len(pair.got) >= len(sent))
+    assert pair.got == sent
+    assert not one.unsent
+    assert max(pair.runs) == 1
+    # Those that are smaller may do on another path; where there is no offload at all, none does.
+    assert old.refused == (2 if number == errno.EINVAL else 1)
     pair.close()
 
 

@@ -51,12 +51,15 @@ def test_arp_and_ping(number: signal.Signals) -> None:
 
 
 def test_a_client_from_discover_to_release() -> None:
-    with dhcp.serving(*QUICK, "--router", "10.85.0.2") as server, Wire() as wire:
+    given = ["--router", "10.85.0.2", "--dns", "9.9.9.9", "--dns", "1.1.1.1", "--lease", "500"]
+    with dhcp.serving(*QUICK, *given) as server, Wire() as wire:
         assert wire.lease(A) == FIRST
         renewal = Message(Type.REQUEST, 3, A, ciaddr=FIRST)
         answer = wire.ask(renewal, dhcp.SERVER)  # renewing
         assert (answer.type, answer.yiaddr) == (Type.ACK, FIRST)
         assert answer.options[Opt.ROUTER] == IPv4Address("10.85.0.2").packed
+        assert answer.options[Opt.DNS] == bytes((9, 9, 9, 9, 1, 1, 1, 1))
+        assert answer.options[Opt.LEASE_TIME] == (500).to_bytes(4, "big")
         assert wire.ask(renewal).type is Type.ACK  # rebinding
         assert wire.ask(Message(Type.INFORM, 4, B, ciaddr=SECOND), dhcp.SERVER).type is Type.ACK
         wire.send(Message(Type.RELEASE, 5, A, ciaddr=FIRST), dhcp.SERVER)

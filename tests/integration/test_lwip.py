@@ -22,6 +22,7 @@ from .programs import Program, example, need, running
 pytestmark = pytest.mark.peers
 
 VIRTUAL = "10.85.0.3"  # examples/virtual_host.py's
+LEASED = "10.85.0.10"  # the first of the DHCP server's
 HERE = Path(__file__).parent
 HEADERS = Path("/usr/include/lwip")  # Debian's
 
@@ -52,20 +53,24 @@ def lwip(lwip_host: str) -> Iterator[Program]:
 
 
 def test_a_lease_and_pings_both_ways(lwip: Program) -> None:
-    """It asks before the server is there, and again; then it pings it, and is pinged."""
+    """It asks before the server is there, and again; then it and virtual_host.py ping each other.
+
+    Until it has its lease, nobody answers virtual_host.py.
+    """
     words = ["--bridge", "br0", "--name", "virtual0", "--address", f"{VIRTUAL}/24"]
-    with (
-        running(example("virtual_host.py", *words), "ready virtual0") as virtual,
-        dhcp.serving("--probe", "0.1") as server,
-        dhcp.host() as place,
-    ):
-        lwip.expect("lease 10.85.0.10")
-        lwip.expect(f"pong {dhcp.SERVER}")
-        lwip.expect(f"pong {VIRTUAL}")
-        kernel.inside(place, "ip", "addr", "add", "10.85.0.200/24", "dev", "eth0")
-        kernel.inside(place, "ping", "-c", "3", "-i", "0.01", "-W", "5", "10.85.0.10")
-        virtual.end()
-        found = dhcp.counters(server)
+    words += ["--ping", LEASED, "--interval", "0.05"]
+    with running(example("virtual_host.py", *words), "ready virtual0") as virtual:
+        virtual.expect(f"nobody answers for {LEASED}")
+        with dhcp.serving("--probe", "0.1") as server, dhcp.host() as place:
+            lwip.expect(f"lease {LEASED}")
+            lwip.expect(f"pong {dhcp.SERVER}")
+            lwip.expect(f"pong {VIRTUAL}")
+            for _ in range(3):
+                virtual.expect(f"64 bytes from {LEASED}: icmp_seq=")
+            kernel.inside(place, "ip", "addr", "add", "10.85.0.200/24", "dev", "eth0")
+            kernel.inside(place, "ping", "-c", "3", "-i", "0.01", "-W", "5", LEASED)
+            virtual.end()
+            found = dhcp.counters(server)
     assert (found["ack_sent"], found.get("nak_sent", 0)) == (1, 0)
     assert found["ping"] >= 1
 

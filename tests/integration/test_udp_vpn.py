@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -223,6 +224,26 @@ def test_the_mtu(place: Place) -> None:
     place.ping(True, SERVER[4], "-s", "1272", "-M", "do")
     place.run(True, "sh", "-c", f"! ping -c 1 -w 1 -s 1273 -M do {SERVER[4]} >/dev/null 2>&1")
     transfer(place, True, 4, 1_000_000)
+
+
+@pytest.mark.parametrize("smaller", ["client", "server"])
+def test_the_mss_is_lowered_by_whose_mtu_is_smaller(place: Place, smaller: str) -> None:
+    """Of those who connect from behind: they know nothing of the tunnel's MTU."""
+    mtu = {smaller: "1300"}
+    place.server("--name", "s0", "--mtu", mtu.get("server", "1400"))
+    place.client(0, "--mtu", mtu.get("client", "1400"))
+    place.ping_both_ways()
+    place.run(True, *["ip", "route", "replace", "10.8.0.0/24", "dev", "c0", "advmss", "1460"])
+    connect = f"import socket; socket.socket().connect_ex(('{SERVER[4]}', 9))"
+    with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)) as wire:
+        wire.bind(("s0", 0x0800))
+        wire.settimeout(10)
+        place.run(True, sys.executable, "-c", connect)
+        packet = wire.recv(65535)
+        while packet[9] != 6:
+            packet = wire.recv(65535)
+    assert packet[33] == 2  # SYN
+    assert packet[40:44] == struct.pack("!BBH", 2, 4, 1260)
 
 
 def test_what_is_no_message_changes_nothing(place: Place) -> None:

@@ -1,6 +1,7 @@
 """The host that lives in Python: a real kernel finds and pings it over a bridge."""
 
 import contextlib
+import re
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from ..helpers import ip
+from .programs import example, running
 from .test_examples import (
     LOOPS,
     Pinger,
@@ -144,6 +146,65 @@ def test_nobody_else_may_take_its_address() -> None:
             time.sleep(0.01)
 
 
+# --- Its own pings -------------------------------------------------------------------------------
+
+
+def answered(lines: list[str], address: str) -> list[int]:
+    """The numbers of the pings that were answered; each took some time, and no more than that."""
+    line = re.compile(
+        rf"64 bytes from {re.escape(address)}: icmp_seq=(\d+) ttl=64 time=(\d+\.\d+) ms"
+    )
+    found = [match for each in lines if (match := line.fullmatch(each))]
+    assert all(0 < float(match[2]) < 10_000 for match in found)
+    return [int(match[1]) for match in found]
+
+
+@LOOPS
+@pytest.mark.parametrize(
+    ("own", "target"), [(f"{HOST4}/24", "10.84.0.254"), (f"{HOST6}/64", "fd84::ff")]
+)
+def test_it_pings_the_kernel(own: str, target: str, loop: list[str]) -> None:
+    """And ends after the last answer, without waiting for another."""
+    words = [*bridge(), "--address", own, "--ping", target, "--count", "3", "--interval", "0.01"]
+    done = run(HOST, *words, *loop)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *lines, last = done.stdout.splitlines()
+    assert first == "ready tap0"
+    assert answered(lines, target) == [1, 2, 3]
+    assert len(lines) == 3
+    assert last.startswith("3 sent, 3 answered, in ")
+
+
+def test_nobody_answers() -> None:
+    words = [*bridge(), "--address", f"{HOST4}/24", "--ping", "10.84.0.2"]
+    done = run(HOST, *words, "--count", "2", "--interval", "0.01")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout == (
+        "ready tap0\nicmp_seq=1: nobody answers for 10.84.0.2\n"
+        "icmp_seq=2: nobody answers for 10.84.0.2\n2 sent, 0 answered\n"
+    )
+
+
+def test_two_hosts_ping_each_other() -> None:
+    """Until a signal comes; and one that comes back with another MAC is found again."""
+    more = [*bridge(), "--interval", "0.05"]
+    first = example(HOST, *options(), *more, "--ping", "fd84::2")
+    second = options(OTHER_MAC, "ex1", "10.84.0.2", "fd84::2")
+    with running(first, "ready ex0") as one:
+        with running(example(HOST, *second, *more, "--ping", HOST4), "ready ex1") as two:
+            one.expect("64 bytes from fd84::2")
+            two.expect(f"64 bytes from {HOST4}")
+            lines = two.end(signal.SIGINT)
+        assert answered(lines, HOST4)
+        one.expect("nobody answers for fd84::2")
+        second[second.index(OTHER_MAC)] = "02:00:00:00:00:53"
+        with running(example(HOST, *second, *more), "ready ex1") as two:
+            one.expect("64 bytes from fd84::2")
+            two.end()
+        *_, last = one.end()
+    assert re.fullmatch(r"\d+ sent, \d+ answered, in [\d./]+ ms \(min/mean/max\)", last)
+
+
 @LOOPS
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it(number: signal.Signals, loop: list[str]) -> None:
@@ -172,6 +233,12 @@ def test_an_interface_that_is_deleted_is_one_line() -> None:
         (["--mac", "020000000001"], 2, "02:00:00:00:00:01"),
         (["--mac", "home"], 2, "02:00:00:00:00:01"),
         (["--address", "10.84.0.1/33"], 2, "10.84.0.1/33"),
+        (["--ping", "10.84.0.1"], 2, "10.84.0.1"),
+        (["--address", "10.84.0.1/24", "--ping", "10.84.0.1"], 2, "other host"),
+        (["--address", "10.84.0.1/24", "--ping", "home"], 2, "home"),
+        (["--count", "3"], 2, "--ping"),
+        (["--address", "10.84.0.1/24", "--ping", "10.84.0.2", "--count", "0"], 2, "--count"),
+        (["--address", "10.84.0.1/24", "--ping", "10.84.0.2", "--interval", "0"], 2, "--interval"),
         (["--name", "much-too-long-name"], 2, "1 to 15"),
         (["--bridge", "none0"], 1, "none0"),
         (["--name", "lo"], 1, "not a TAP device"),
@@ -184,7 +251,7 @@ def test_failures(args: Sequence[str], status: int, said: str) -> None:
 def test_help() -> None:
     done = run(HOST, "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    for option in ("--name", "--address", "--mac", "--bridge", "--uvloop"):
+    for option in ("--name", "--address", "--mac", "--bridge", "--uvloop", "--ping", "--count"):
         assert option in done.stdout
 
 

@@ -143,7 +143,7 @@ def test_100_mb_of_tcp(kind: str, loop: list[str]) -> None:
             ("fd07::1", [], ["nsenter", f"--net={there}"]),
         ):
             transfer(address, prefix_server, prefix_client)
-        assert service.end() == ""
+        assert service.end(signal.SIGINT) == ""
 
 
 def transfer(address: str, prefix_server: list[str], prefix_client: list[str]) -> None:

@@ -4,20 +4,28 @@ Ours is in the test's own namespace, the other one in another; a veth pair joins
 either of the two, so that each test is written once.
 """
 
+import base64
 import contextlib
+import ctypes
 import hashlib
+import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from _running import QUEUE
+from wireguard.crypto import LABEL_MAC1, hash_, mac
+from wireguard.messages import INITIATION
 
 from ..helpers import ip
 from .kernel import another_namespace
@@ -28,8 +36,12 @@ KINDS = pytest.mark.parametrize(
     "kind", ["ours", pytest.param("wireguard-go", marks=pytest.mark.peers)]
 )
 # Both where the tunnel runs, and what runs in it.
-OUTER = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
-INNER = {4: ("10.66.0.1", "10.66.0.2"), 6: ("fd66::1", "fd66::2")}
+OUTER = {
+    4: ("192.0.2.1", "192.0.2.2", "198.51.100.2"),
+    6: ("2001:db8::1", "2001:db8::2", "2001:db8:1::2"),
+}
+INNER = {4: ("10.66.0.1", "10.66.0.2", "10.66.0.3"), 6: ("fd66::1", "fd66::2", "fd66::3")}
+_ETH_P_ALL = 3  # if_ether.h; what we send ourselves comes under no other number
 QUICK = ["--rekey-after", "2", "--rekey-timeout", "1", "--keepalive-timeout", "1"]
 
 
@@ -103,16 +115,20 @@ def joined(folder: Path) -> Iterator[tuple[Side, Side]]:
             side.run("ip", "link", "set", device, "up")
             side.run("ip", "addr", "add", f"{OUTER[4][side.index]}/24", "dev", device)
             side.run("ip", "addr", "add", f"{OUTER[6][side.index]}/64", "dev", device, "nodad")
-            side.private = side.run("wg", "genkey").strip()
-            side.public = subprocess.run(
-                ["wg", "pubkey"], input=side.private, capture_output=True, text=True, check=True
-            ).stdout.strip()
+            make_keys(side)
         try:
             yield sides
         finally:
             for side in sides:
                 if side.process is not None:
                     kill(side)
+
+
+def make_keys(side: Side) -> None:
+    side.private = side.run("wg", "genkey").strip()
+    side.public = subprocess.run(
+        ["wg", "pubkey"], input=side.private, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def kill(side: Side) -> None:
@@ -138,7 +154,11 @@ def start(kind: str, side: Side, other: Side, to: str | None, *args: str) -> Non
 
 
 def start_ours(side: Side, other: Side, to: str | None, *args: str) -> None:
-    config = side.config(other, to)
+    start_with(side, side.config(other, to), *args)
+
+
+def start_with(side: Side, config: Path, *args: str) -> None:
+    """Start ours with a configuration."""
     command = [*side.prefix(), sys.executable, "-W", "error", str(EXAMPLES / "wireguard")]
     side.process = subprocess.Popen(
         [*command, str(config), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -333,6 +353,112 @@ def test_forged_replayed_and_truncated_messages_change_nothing(
         assert end(a) == ""
 
 
+@KINDS
+def test_ours_under_load_asks_for_a_cookie(kind: str, tmp_path: Path) -> None:
+    """And the other, which has to send it back, is believed then."""
+    with joined(tmp_path) as (a, b):
+        start("ours", a, b, None, "--handshakes", "0")  # always too many
+        start(kind, b, a, endpoint(a), *(["--rekey-timeout", "1"] if kind == "ours" else []))
+        b.ping(INNER[4][0], count=1)
+        a.ping(INNER[4][1])
+        said = status_of(a)
+        assert "1 under load, answered with a cookie" in said
+        assert "latest handshake" in said
+        assert end(a) == ""
+
+
+@KINDS
+def test_ours_sends_the_cookie_back(kind: str, tmp_path: Path) -> None:
+    """What the other under load answers; and a cookie forged, cut or repeated changes nothing."""
+    with joined(tmp_path) as (a, b), Wire() as wire:
+        start(kind, b, a, None, *(["--handshakes", "0"] if kind == "ours" else []))
+        start("ours", a, b, endpoint(b), "--rekey-timeout", "1")
+        with Flood(b) if kind == "wireguard-go" else contextlib.nullcontext():
+            ping = subprocess.Popen(
+                ["ping", "-w", "15", "-c", "1", "-q", INNER[4][1]], stdout=subprocess.DEVNULL
+            )
+            (cookie,) = (m for m in wire.messages(lambda kinds: 3 in kinds) if m[0] == 3)
+        assert ping.wait() == 0
+        assert wire.sent(lambda message: message[0] == 1 and any(message[-16:]))
+        before, handshake = a.status(), a.handshake()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as source:
+            for bad in spoilt(cookie):
+                source.sendto(bad, (OUTER[4][0], 51820))
+        a.ping(INNER[4][1])
+        assert (a.status()[2], a.handshake()) == (before[2], handshake)
+        assert end(a) == ""
+
+
+@KINDS
+def test_several_peers(kind: str, tmp_path: Path) -> None:
+    """One peer's network lies in the other's, and neither may speak for the other."""
+    with joined(tmp_path) as (a, b), another_namespace("ip link set lo up") as third:
+        c = Side(2, third, tmp_path)
+        make_keys(c)
+        ip("link", "add", "vc", "type", "veth", "peer", "name", "vd", "netns", third)
+        for side, device, own in ((a, "vc", "198.51.100.1"), (c, "vd", OUTER[4][2])):
+            side.run("ip", "link", "set", device, "up")
+            side.run("ip", "addr", "add", f"{own}/24", "dev", device)
+        config = a.config(b, endpoint(b))
+        more = f"[Peer]\nPublicKey = {c.public}\nPresharedKey = {PSK}\n"
+        config.write_text(config.read_text() + more + "AllowedIPs = 10.66.0.0/24, fd66::3/128\n")
+        start_with(a, config)
+        start("ours", b, a, endpoint(a))
+        start(kind, c, a, "198.51.100.1:51820")
+        try:
+            c.ping(INNER[4][0])
+            for version in (4, 6):
+                a.ping(INNER[version][1])
+                a.ping(INNER[version][2])
+            c.run("ip", "addr", "add", f"{INNER[4][1]}/32", "dev", c.name)
+            pretend = f"! ping -c 2 -i 0.05 -w 1 -I {INNER[4][1]} {INNER[4][0]} >/dev/null"
+            c.run("sh", "-c", pretend)
+            a.run("sh", "-c", "! ping -6 -c 1 -w 1 fd66::9 >/dev/null")  # nobody's
+            said = status_of(a, peers=2)
+            assert "from an address that is not its own" in said.partition(c.public)[2]
+            assert "from an address that is not its own" not in said.partition(c.public)[0]
+            assert "1 to nobody's address" in said
+        finally:
+            kill(c)
+        assert end(a) == ""
+
+
+class Flood:
+    """Gives a peer more handshakes than it cares to compute, by somebody who knows its key."""
+
+    def __init__(self, side: Side) -> None:
+        self._mac1_key = hash_(LABEL_MAC1 + base64.b64decode(side.public))
+        self._target = (OUTER[4][side.index], 51820)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        messages = [INITIATION + os.urandom(112) for _ in range(50)]
+        messages = [each + mac(self._mac1_key, each) + bytes(16) for each in messages]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            while not self._stop.is_set():
+                for message in messages:
+                    sock.sendto(message, self._target)
+
+
+def status_of(side: Side, peers: int = 1) -> str:
+    """What ours says at SIGUSR1."""
+    assert side.process is not None
+    assert side.process.stderr is not None
+    side.process.send_signal(signal.SIGUSR1)
+    lines: list[str] = []
+    while sum("transfer:" in line for line in lines) < peers or lines[-1] != "\n":
+        lines.append(side.process.stderr.readline())
+    return "".join(lines)
+
+
 def spoilt(message: bytes) -> Iterator[bytes]:
     """The message again; with a bit turned, anywhere; and its beginnings."""
     yield message
@@ -343,14 +469,24 @@ def spoilt(message: bytes) -> Iterator[bytes]:
         yield message[:octet]
 
 
+# Both ports, where the IP header is 20 bytes (linux/filter.h): load, compare, load, compare.
+_PORTS = [(0x28, 0, 0, 20), (0x15, 0, 3, 51820), (0x28, 0, 0, 22), (0x15, 0, 1, 51820)]
+_PORTS += [(0x06, 0, 0, 65535), (0x06, 0, 0, 0)]  # take it, or leave it
+_SO_ATTACH_FILTER = 26
+
+
 class Wire:
-    """Looks at what the other side sends to ours."""
+    """Looks at what the other side sends to ours, and keeps what ours sends."""
 
     def __init__(self) -> None:
-        self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+        self._sent: list[bytes] = []
+        self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
 
     def __enter__(self) -> "Wire":
-        self._sock.bind(("va", 0x0800))
+        code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in _PORTS))
+        program = struct.pack("HP", len(_PORTS), ctypes.addressof(code))
+        self._sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+        self._sock.bind(("va", _ETH_P_ALL))
         self._sock.settimeout(5)
         return self
 
@@ -360,10 +496,22 @@ class Wire:
     def messages(self, enough: Callable[[set[int]], bool]) -> list[bytes]:
         found: list[bytes] = []
         while not enough({message[0] for message in found}):
-            packet, sender = self._sock.recvfrom(65535)
-            if sender[2] == socket.PACKET_HOST and packet[9] == 17:
-                found.append(packet[28:])
+            found += self._one()
         return found
+
+    def sent(self, wanted: Callable[[bytes], bool]) -> bool:
+        """Whether ours has sent such a message, or does so now."""
+        while not any(map(wanted, self._sent)):
+            self._one()
+        return True
+
+    def _one(self) -> list[bytes]:
+        """Take one packet; give its message if it is to ours."""
+        packet, sender = self._sock.recvfrom(65535)
+        if sender[2] == socket.PACKET_HOST:
+            return [packet[28:]]
+        self._sent.append(packet[28:])
+        return []
 
 
 def test_status_at_a_signal(tmp_path: Path) -> None:
@@ -371,13 +519,7 @@ def test_status_at_a_signal(tmp_path: Path) -> None:
         start("ours", a, b, endpoint(b))
         start("ours", b, a, None)
         a.ping(INNER[4][1])
-        assert a.process is not None
-        assert a.process.stderr is not None
-        a.process.send_signal(signal.SIGUSR1)
-        lines: list[str] = []
-        while not any("transfer:" in line for line in lines):
-            lines.append(a.process.stderr.readline())
-        shown = "".join(lines)
+        shown = status_of(a)
         for wanted in (
             f"interface: {a.name}\n",
             f"public key: {a.public}\n",
@@ -391,6 +533,25 @@ def test_status_at_a_signal(tmp_path: Path) -> None:
         assert mode & 0o077 == 0
         assert end(a) == ""
         assert end(b) == ""
+
+
+def test_what_the_kernel_drops_is_told(tmp_path: Path) -> None:
+    with joined(tmp_path) as (a, b):
+        start("ours", a, b, None)
+        assert a.process is not None
+        assert a.process.stderr is not None
+        a.process.send_signal(signal.SIGSTOP)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as source:
+            source.connect((INNER[4][1], 9))
+            for _ in range(QUEUE + 500):
+                source.send(b"")
+        a.process.send_signal(signal.SIGCONT)
+        a.process.send_signal(signal.SIGUSR1)
+        lines = iter(a.process.stderr.readline, "")
+        lost = next(line for line in lines if line.startswith("  lost: "))
+        assert 500 <= int(lost.split()[1]) < 520
+        assert "the device's queue was full" in lost
+        end(a)
 
 
 def test_routes_to_allowed_ips(tmp_path: Path) -> None:

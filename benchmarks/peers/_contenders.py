@@ -1,0 +1,58 @@
+"""Who is compared, and with which command."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ._install import BUILD, PYTHON, Installed
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One program that does the work; `peer` is what has to be installed for it."""
+
+    name: str
+    peer: str
+    command: tuple[str, ...]
+
+
+def _python(module: str, *options: str, interpreter: str = str(PYTHON)) -> tuple[str, ...]:
+    return (interpreter, "-m", f"benchmarks.peers.programs.{module}_peer", *options)
+
+
+def _ours(name: str, *options: str) -> Contender:
+    return Contender(name, "aiotun", _python("aiotun", *options, interpreter=sys.executable))
+
+
+_C, _RUST = str(BUILD / "peer"), str(BUILD / "rust" / "target" / "release" / "peer")
+_GO = str(BUILD / "go" / "peer")
+
+CONTENDERS = {
+    contender.name: contender
+    for contender in (
+        Contender("C", "C", (_C,)),
+        Contender("C, offload", "C", (_C, "raw")),
+        _ours("aiotun"),
+        _ours("aiotun, one by one", "--one"),
+        _ours("aiotun, uvloop", "--uvloop"),
+        _ours("aiotun split", "--offload", "split"),
+        _ours("aiotun split, uvloop", "--uvloop", "--offload", "split"),
+        _ours("aiotun raw", "--offload", "raw"),
+        _ours("aiotun raw, uvloop", "--uvloop", "--offload", "raw"),
+        Contender("pytun", "pytun", _python("pytun")),
+        Contender("pytun-pmd3", "pytun-pmd3", _python("pmd3")),
+        Contender("scapy", "scapy", _python("scapy")),
+        Contender("asyncssh", "asyncssh", _python("asyncssh")),
+        Contender("add_reader", "add_reader", _python("add_reader", interpreter=sys.executable)),
+        Contender("tun-rs", "tun-rs", (_RUST,)),
+        Contender("tun-rs, offload", "tun-rs", (_RUST, "offload")),
+        Contender("water", "water", (_GO, "water")),
+        Contender("wireguard-go", "wireguard-go", (_GO, "wireguard")),
+    )
+}
+
+
+def present(names: Sequence[str], installed: Mapping[str, Installed]) -> list[Contender]:
+    """Those of these names whose library is there."""
+    found = [CONTENDERS[name] for name in names]
+    return [each for each in found if each.peer in installed and not installed[each.peer].missing]

@@ -1,0 +1,134 @@
+"""What a packet costs to read and to write, in each library's own loop.
+
+The packets to read wait in the kernel's ring; those that are written end in a socket that throws
+them away, after the whole way through the kernel's IP layer. All programs keep to one core. Each
+times itself, around the loop alone; the interface's and the socket's counters say that it was true.
+
+`aiotun split` and wireguard-go put the packets of one flow together before they write them: then
+one system call carries dozens.
+"""
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterator, Sequence
+
+from .._harness import LAST_CORE, BenchError, Row, Table, expect
+from ..send import udp_packet_of
+from ._contenders import Contender
+from ._field import Program, configure, running, traffic
+from ._sink import PORT, Sink
+
+NAMES = (
+    "C",
+    "aiotun",
+    "aiotun, one by one",
+    "aiotun, uvloop",
+    "aiotun split",
+    "pytun",
+    "pytun-pmd3",
+    "scapy",
+    "asyncssh",
+    "add_reader",
+    "tun-rs",
+    "water",
+    "wireguard-go",
+)
+SIZES = (84, 1400)
+COUNT = 4096
+SLOW = {"scapy": 256}  # packets of those who take a hundred times as long
+RING = 5000
+ROUNDS = 3  # a run takes milliseconds only: many short ones stand noise better than a few long
+
+
+class Lane:
+    """A contender's device, and the packets for it."""
+
+    def __init__(self, program: Program, number: int, sink: Sink | None) -> None:
+        self.program = program
+        self.device = f"tun{number}"
+        self.here, self.there = f"10.80.{number}.1", f"10.80.{number}.2"
+        self.sink = sink
+        configure(self.device, f"{self.here}/24", qlen=RING)
+
+    @property
+    def count(self) -> int:
+        return SLOW.get(self.program.contender.name, COUNT)
+
+    def read(self, size: int, count: int) -> float:
+        """Nanoseconds a packet."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect((self.there, PORT))
+            payload = bytes(size - 28)
+            before = traffic(self.device).tx_packets
+            for _ in range(count):
+                sock.send(payload)
+        (elapsed,) = self.program.order(count)
+        read = traffic(self.device).tx_packets - before
+        expect(f"packets read by {self.program.contender.name}", read, count)
+        return elapsed / count
+
+    def write(self, size: int, count: int) -> float:
+        """Nanoseconds a packet."""
+        assert self.sink is not None
+        packet = udp_packet_of(size, self.there, self.here, PORT)
+        before = self.sink.count
+        (elapsed,) = self.program.order(count, packet.hex())
+        written = self.sink.count - before
+        expect(f"packets written by {self.program.contender.name}", written, count)
+        return elapsed / count
+
+
+@contextlib.contextmanager
+def lanes(contenders: Sequence[Contender], mode: str) -> Iterator[dict[str, Lane]]:
+    with contextlib.ExitStack() as stack:
+        sink = None
+        if mode == "write":
+            sink = Sink()
+            stack.callback(sink.close)
+        found = {}
+        for number, contender in enumerate(contenders):
+            program = stack.enter_context(running(contender, mode, f"tun{number}", core=LAST_CORE))
+            found[contender.name] = Lane(program, number, sink)
+        yield found
+
+
+def measure(cases: dict[str, Callable[[], float]], runs: int) -> dict[str, list[float]]:
+    """In turn; a first round is not counted."""
+    samples: dict[str, list[float]] = {name: [] for name in cases}
+    for run in range(runs + 1):
+        for name, case in cases.items():
+            value = case()
+            if run:
+                samples[name].append(value)
+    return samples
+
+
+def run(runs: int, contenders: Sequence[Contender]) -> Iterator[Table]:
+    for mode in ("read", "write"):
+        with lanes(contenders, mode) as found:
+            for size in SIZES:
+                cases = {name: _case(lane, mode, size) for name, lane in found.items()}
+                samples = measure(cases, runs * ROUNDS)
+                yield table(mode, size, samples)
+
+
+def _case(lane: Lane, mode: str, size: int) -> Callable[[], float]:
+    work = lane.read if mode == "read" else lane.write
+    return lambda: work(size, lane.count)
+
+
+def table(mode: str, size: int, samples: dict[str, list[float]]) -> Table:
+    c = samples.get("C")
+    if c is None:
+        raise BenchError("the costs are told beside C's: it needs a compiler")
+    rows = [
+        Row(name, "ns/packet", values, None if values is c else c)
+        for name, values in samples.items()
+    ]
+    for name in ("aiotun", "aiotun, uvloop"):
+        ours = samples[name]
+        if "pytun" in samples:
+            rows.append(Row(f"{name} / pytun", "ns/packet", ours, samples["pytun"], target=1.0))
+        if mode == "read" and size == 84:
+            rows.append(Row(f"{name} / C", "ns/packet", ours, c, target=1.15))
+    return Table("cost", "all", f"to {mode} a packet of {size} bytes", rows)

@@ -1,0 +1,1 @@
+"""The same small program with each library; `_contract` says what it does."""

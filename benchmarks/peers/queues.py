@@ -1,0 +1,189 @@
+"""Several queues of one device, drained in one process and in several.
+
+Each ring is filled beforehand, with a flow that the kernel puts there; then all processes start at
+once, and the time until the last has emptied its rings counts. With each packet goes some work in
+Python, or none: without, it is nothing but system calls; with, it is what several processes are
+for.
+"""
+
+import asyncio
+import contextlib
+import multiprocessing
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import aiotun
+
+from .._harness import BenchError, Row, Table, expect, run_on
+from ._contenders import Contender
+
+NAMES = ("aiotun",)
+PACKETS = 4000  # of all queues together
+WORK = 10  # microseconds a packet
+# queues, processes
+SHAPES = ((1, 1), (2, 1), (4, 1), (2, 2), (4, 2), (4, 4))
+
+
+def work(turns: int) -> None:
+    """A fixed amount, not a fixed time: who is kept from its core has not done it."""
+    for _ in range(turns):
+        pass
+
+
+def turns_of(microseconds: float) -> int:
+    """How many turns take so long, alone on this machine: the fastest of many tries."""
+    if not microseconds:
+        return 0
+    probe = 20_000
+    best = 1e9
+    for _ in range(200):
+        start = time.perf_counter_ns()
+        work(probe)
+        best = min(best, time.perf_counter_ns() - start)
+    return round(probe * microseconds * 1000 / best)
+
+
+async def drain(queue: aiotun.Queue, count: int, turns: int) -> None:
+    left = count
+    while left:
+        for _ in await queue.recv_many(min(left, 64)):
+            work(turns)
+            left -= 1
+
+
+async def drain_all(pipe: Connection, queues: Sequence[aiotun.Queue]) -> None:
+    """A process's part: for each order, drain; answer with when it began and ended."""
+    pipe.send("ready")
+    while True:
+        # Nothing else runs in this process: it may block.
+        order: tuple[int, int] | None = await asyncio.to_thread(pipe.recv)
+        if order is None:
+            break
+        count, turns = order
+        start = time.monotonic_ns()
+        await asyncio.gather(*(drain(queue, count, turns) for queue in queues))
+        pipe.send((start, time.monotonic_ns()))
+    for queue in queues:
+        await queue.aclose()
+
+
+def process(pipe: Connection, queues: Sequence[aiotun.Queue]) -> None:
+    run_on("asyncio", drain_all(pipe, queues))
+
+
+@dataclass
+class Shape:
+    """A device with its queues in other processes."""
+
+    queues: int
+    pipes: list[Connection]
+    socks: list[socket.socket]  # a flow for each queue
+
+    def drained(self, turns: int) -> float:
+        """Nanoseconds a packet."""
+        each = PACKETS // self.queues
+        for sock in self.socks:
+            for _ in range(each):
+                sock.send(bytes(56))
+        for pipe in self.pipes:
+            pipe.send((each, turns))
+        spans: list[tuple[int, int]] = [_answer(pipe) for pipe in self.pipes]
+        elapsed = max(end for _, end in spans) - min(start for start, _ in spans)
+        return elapsed / (each * self.queues)
+
+
+def _answer(pipe: Connection) -> Any:
+    if not pipe.poll(30):
+        raise BenchError("a process did not drain its queues")
+    return pipe.recv()
+
+
+async def flows(
+    tun: aiotun.TunDevice, target: str, stack: contextlib.ExitStack
+) -> list[socket.socket]:
+    """For each queue a socket whose packets the kernel puts there: found by trying."""
+    found: dict[int, socket.socket] = {}
+    for _ in range(200):
+        sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        sock.connect((target, 9))
+        sock.send(bytes(56))
+        for number, queue in enumerate(tun.queues):
+            with contextlib.suppress(BlockingIOError):
+                queue.recv_nowait()
+                found.setdefault(number, sock)
+        if len(found) == len(tun.queues):
+            return [found[number] for number in range(len(tun.queues))]
+    raise BenchError("no flow was found for some queue")
+
+
+async def shape(queues: int, processes: int, number: int, stack: contextlib.ExitStack) -> Shape:
+    net = f"10.84.{number}"
+    ring = PACKETS + 100  # the kernel frees slots some at a time
+    tun = await aiotun.open_tun(
+        f"tun{number}", addresses=[f"{net}.1/24"], queues=queues, txqueuelen=ring
+    )
+    try:
+        socks = await flows(tun, f"{net}.2", stack)
+        spawn = multiprocessing.get_context("spawn")
+        pipes = []
+        share = queues // processes
+        for first in range(0, queues, share):
+            here, there = spawn.Pipe()
+            part = list(tun.queues[first : first + share])
+            child = spawn.Process(target=process, args=(there, part), daemon=True)
+            child.start()
+            stack.callback(_end, child, here)
+            there.close()
+            pipes.append(here)
+        for pipe in pipes:
+            expect("a process", _answer(pipe), "ready")
+    finally:
+        await tun.aclose()  # theirs are open
+    return Shape(queues, pipes, socks)
+
+
+def _end(child: Any, pipe: Connection) -> None:
+    with contextlib.suppress(OSError):
+        pipe.send(None)
+    child.join(5)
+    child.kill()
+    pipe.close()
+
+
+def run(runs: int, contenders: Sequence[Contender]) -> Iterator[Table]:
+    with contextlib.ExitStack() as stack:
+        shapes = {
+            (queues, processes): run_on("asyncio", shape(queues, processes, number, stack))
+            for number, (queues, processes) in enumerate(SHAPES)
+        }
+        for microseconds in (0, WORK):
+            turns = turns_of(microseconds)
+            samples: dict[tuple[int, int], list[float]] = {key: [] for key in shapes}
+            for number in range(runs + 1):  # the first one warms up
+                for key, each in shapes.items():
+                    value = each.drained(turns)
+                    if number:
+                        samples[key].append(1e9 / value)
+            yield Table(
+                "queues",
+                "asyncio",
+                f"filled rings drained, with {microseconds} us of Python work a packet",
+                _rows(samples, microseconds > 0),
+            )
+
+
+def _rows(samples: dict[tuple[int, int], list[float]], targets: bool) -> list[Row]:
+    one = samples[1, 1]
+    rows = []
+    for (queues, processes), values in samples.items():
+        name = f"{queues} queue{'s' * (queues > 1)}, {processes} process{'es' * (processes > 1)}"
+        rows.append(Row(name, "packets/s", values, None if values is one else one))
+    if targets:
+        base = samples[2, 1]
+        name = "2 processes / 1, 2 queues"
+        rows.append(Row(name, "packets/s", samples[2, 2], base, target=1.8, at_least=True))
+    return rows

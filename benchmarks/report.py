@@ -1,0 +1,152 @@
+"""python -m benchmarks.report: docs/benchmarks.md and its charts, from bench-peers' samples."""
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ._charts import Bar, chart
+from ._harness import HERE, plain_number
+
+RESULTS = HERE / "results" / "peers.json"
+DOCS = HERE.parent / "docs"
+PARTS = {
+    "forward": "Forwarding TCP",
+    "cost": "What a packet costs",
+    "echo": "Answering pings",
+    "udp": "Small UDP packets",
+    "queues": "Queues and processes",
+    "opening": "Opening and closing",
+    "growth": "How the cost grows",
+}
+MORE = ("Gbit/s", "packets/s")  # of which more is better
+# A table of these is no picture: a number for each would be as clear.
+NO_CHART = ("resident memory", "99th percentile", ": lost", "1 waiting", "waiting packets")
+
+INTRO = """# Benchmarks
+
+aiotun beside the libraries that one would pick instead, all doing the same work on the same
+machine, in turn, within one run. What is measured, and how, is in `benchmarks/README.md`;
+`make bench-peers` measures it again, on your machine.
+
+A bar goes to the median, its line from the smallest sample to the largest. In the tables the ratio
+is that of the medians, and the span in brackets that of the ratios within a run. `C` is a program
+that does nothing but the system calls. aiotun runs on asyncio's own loop where it does not say
+uvloop.
+"""
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def is_target(row: Mapping[str, Any]) -> bool:
+    return row["target"] is not None
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A name at the left, numbers at the right."""
+    return [
+        f"| {' | '.join(head)} |",
+        "|" + "|".join(["---", *["---:"] * (len(head) - 1)]) + "|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def targets(parts: Mapping[str, Any]) -> list[str]:
+    """All figures that something was to reach, in one table."""
+    rows = []
+    for part in PARTS:
+        for table in parts.get(part, {}).get("tables", ()):
+            for row in filter(is_target, table["rows"]):
+                sign = "≥" if row["at_least"] else "≤"
+                verdict = "reached" if row["reached"] else "**missed**"
+                goal = f"{sign} {row['target']:g}"
+                rows.append((f"{table['what']}: {row['name']}", row["label"], goal, verdict))
+    return ["## Figures to reach", "", *markdown_table(("", "figure", "reach", ""), rows), ""]
+
+
+def section(title: str, tables: Sequence[Mapping[str, Any]], pictures: Path) -> Iterator[str]:
+    yield from (f"## {title}", "")
+    for table in tables:
+        what = table["what"]
+        heading = what[0].upper() + what[1:]
+        yield from (f"### {heading}", "")
+        rows = [row for row in table["rows"] if not is_target(row)]
+        if len(rows) > 2 and not any(word in what for word in NO_CHART):
+            name = slug(f"{table['bench']} {what}") + ".svg"
+            unit = rows[0]["unit"]
+            better = "more" if unit in MORE else "less"
+            bars = [Bar(row["name"], row["samples"]) for row in rows]
+            text = chart(heading, f"{unit}; {better} is better", bars)
+            (pictures / name).write_text(text)
+            yield from (f"![{heading}]({pictures.name}/{name})", "")
+        yield from (*numbers(rows), "")
+
+
+def numbers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The samples of a table's rows."""
+    unit = rows[0]["unit"]
+    if all(len(row["samples"]) == 1 for row in rows):
+        cells = [(row["name"], plain_number(row["samples"][0])) for row in rows]
+        return markdown_table(("", unit), cells)
+    spread = [
+        (
+            row["name"],
+            *(plain_number(f(row["samples"])) for f in (min, statistics.median, max)),
+            row["label"],
+        )
+        for row in rows
+    ]
+    first = next((row["name"] for row in rows if not row["ratio"]), "")
+    against = f"/ {first}" if any(row["ratio"] for row in rows) else ""
+    return markdown_table((unit, "min", "median", "max", against), spread)
+
+
+def measured_on(parts: Mapping[str, Any]) -> list[str]:
+    """Machine and versions; once, where all parts were measured on the same."""
+    lines = ["## Measured on", ""]
+    seen: list[Mapping[str, str]] = []
+    for part in PARTS:
+        if part not in parts:
+            continue
+        about = {k: v for k, v in parts[part]["about"].items() if k != "load"}
+        if about not in seen:
+            seen.append(about)
+            if len(seen) > 1:
+                lines += [f"From *{PARTS[part]}* on:", ""]
+            lines += [f"- {key}: {value}" for key, value in about.items()]
+            lines.append("")
+    return lines
+
+
+def write(results: Path, docs: Path) -> None:
+    """The page and the charts, from the file of `benchmarks.peers --json`."""
+    parts = json.loads(results.read_text())
+    pictures = docs / "benchmarks"
+    pictures.mkdir(parents=True, exist_ok=True)
+    for old in pictures.glob("*.svg"):
+        old.unlink()
+    lines = [INTRO, *targets(parts)]
+    for part, title in PARTS.items():
+        if part in parts:
+            lines += section(title, parts[part]["tables"], pictures)
+    lines += measured_on(parts)
+    (docs / "benchmarks.md").write_text("\n".join(lines).rstrip() + "\n")
+
+
+def main(arguments: Sequence[str]) -> int:
+    results = Path(arguments[0]) if arguments else RESULTS
+    if not results.exists():
+        print(f"there is no {results}: make bench-peers ARGS='--json {results}'", file=sys.stderr)
+        return 1
+    write(results, DOCS)
+    print(f"wrote {DOCS / 'benchmarks.md'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,48 @@
+"""One target under atheris, which is libFuzzer guided by the branches that Python takes.
+
+python -m fuzz._guided TARGET [libFuzzer's options and corpora]
+
+A process of its own: libFuzzer never returns, and ends at the first finding.
+"""
+
+import importlib
+import sys
+
+import atheris
+
+# Whose branches guide it, for each target. Known before the targets are imported, since importing
+# is when code is instrumented; and no more than that, since it takes its time.
+_MODULES = {
+    "decode": ["aiotun.decode", "aiotun._encode", "dpkt"],
+    "header": ["aiotun._ipheader"],
+    "reply": ["aiotun.reply"],
+    "describe": ["aiotun._describe"],
+    "vnet-header": ["aiotun.offload"],
+    "split": ["aiotun._gso"],
+    "merge": ["aiotun._gso"],
+    "dhcp": ["_dhcp_frames", "_dhcp_message", "_dhcp_rules"],
+    "vxlan": ["vxlan"],
+    "switch": ["virtual_switch", "_switching"],
+    "wireguard": ["wireguard"],
+    "udp-vpn": ["udp_vpn"],
+    "mss": ["_mss"],
+    "wireguard-config": ["wireguard"],
+    "vpn-keys": ["udp_vpn"],
+    "options": ["aiotun._linktypes", "virtual_switch"],
+    "networkd": ["aiotun._units", "aiotun.networkd", "aiotun._options", "aiotun._linktypes"],
+    "commands": ["aiotun._commands"],
+}
+
+
+def main(name: str, *options: str) -> None:
+    with atheris.instrument_imports(include=_MODULES[name]):
+        from .targets import TARGETS
+
+        for module in _MODULES[name]:  # what is imported only when it is needed
+            importlib.import_module(module)
+    atheris.Setup([name, *options], TARGETS[name].check)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

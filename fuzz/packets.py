@@ -1,0 +1,103 @@
+"""Packets and frames: decoding, encoding, the header view, the answers, the lines of `dump`."""
+
+from ipaddress import IPv4Network, IPv6Network
+
+from aiotun import IPHeader, PacketDecodeError, decode_frame, decode_packet, encode, reply
+from aiotun._describe import describe
+
+from ._target import Target
+
+__all__ = ["TARGETS"]
+
+_MAC = b"\2\0\0\0\0\1"
+_NETWORKS = IPv4Network("0.0.0.0/0"), IPv6Network("::/0")
+
+
+def decoding(data: bytes) -> None:
+    """dpkt raises many things on bad input; one comes out, and what comes in can be written."""
+    for decode in (decode_packet, decode_frame):
+        try:
+            decoded = decode(data)
+        except PacketDecodeError:
+            continue
+        try:
+            encode(decoded)
+        except ValueError:
+            continue  # more than fits an IP packet, say
+
+
+def header(data: bytes) -> None:
+    try:
+        view = IPHeader(data)
+    except ValueError:
+        return
+    assert view.version == data[0] >> 4
+    size = 4 if view.version == 4 else 16
+    assert len(view.src_bytes) == len(view.dst_bytes) == size
+    assert view.src.packed == view.src_bytes
+    assert 20 <= view.payload_offset <= view.total_length
+    assert view.payload_offset <= len(data)
+    assert (view.sport is None) == (view.dport is None)
+    assert isinstance(view.fragment, bool)
+    assert repr(view).startswith("<IPHeader ")
+
+
+def replying(data: bytes) -> None:
+    """Never an error, never more bytes than were asked with, always back to who asked."""
+    before = bytes(data)
+    echo = reply.icmp_echo(data)
+    if echo is not None:
+        assert 28 <= len(echo) <= len(data)
+        assert echo[12:20] == data[16:20] + data[12:16]
+        assert IPHeader(echo).total_length == len(echo)
+    echo = reply.icmpv6_echo(data)
+    if echo is not None:
+        assert 48 <= len(echo) <= len(data)
+        assert echo[8:40] == data[24:40] + data[8:24]
+    answer = reply.arp(data, _MAC, _NETWORKS[0])
+    if answer is not None:
+        assert len(answer) == 42
+        assert answer[6:12] == _MAC
+        assert answer[:6] == data[22:28]
+        assert reply.arp(answer, _MAC, _NETWORKS[0]) is None  # no answer to an answer
+    answer = reply.neighbour_advertisement(data, _MAC, _NETWORKS[1])
+    if answer is not None:
+        assert len(answer) == 86
+        assert answer[6:12] == _MAC
+        assert reply.neighbour_advertisement(answer, _MAC, _NETWORKS[1]) is None
+    assert data == before
+
+
+def describing(data: bytes) -> None:
+    """A line for whatever comes, in which nothing can talk to a terminal."""
+    for frame in (False, True):
+        line, _ = describe(data, frame=frame)
+        assert line.isprintable(), line
+        assert len(line) < 1000
+
+
+TARGETS = [
+    Target(
+        "decode",
+        decoding,
+        "decode_packet and decode_frame raise PacketDecodeError alone; "
+        "encode, of what they gave, ValueError alone",
+    ),
+    Target(
+        "header",
+        header,
+        "IPHeader raises ValueError alone; what it says is within the packet, and no property "
+        "raises",
+    ),
+    Target(
+        "reply",
+        replying,
+        "nothing is raised; an answer is no longer than what it answers (ARP 42 bytes, neighbour "
+        "advertisement 86), goes back to who asked, and is not answered itself",
+    ),
+    Target(
+        "describe",
+        describing,
+        "nothing is raised; one line of printable characters",
+    ),
+]

@@ -1,0 +1,164 @@
+"""Super-packets: the virtio-net header, and cutting up and putting together, in both languages.
+
+AIOTUN_FUZZ_MODULE=PATH in the environment has another build of the C module checked: one with
+sanitizers. Inputs lie in memory of just their length, so that a read of one byte too many is seen.
+"""
+
+import ctypes
+import importlib.util
+import os
+from typing import Any
+
+from aiotun import _gso
+from aiotun.offload import VnetHeader
+from tests.test_gso import LINKS, Packet, run_of
+
+from ._target import Choices, Target
+
+__all__ = ["TARGETS"]
+
+_KINDS = [0, 1, 3, 4, 5, 0x81, 0x84, 0x85, 0x61]
+
+
+def _load() -> Any:
+    path = os.environ.get("AIOTUN_FUZZ_MODULE")
+    if path is None:
+        try:
+            return importlib.import_module("aiotun._speedups")
+        except ImportError:  # no compiler here: the twin is checked by itself
+            return _gso
+    spec = importlib.util.spec_from_file_location("aiotun._speedups", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MODULE = _load()
+
+
+def vnet_header(data: bytes) -> None:
+    try:
+        head = VnetHeader.unpack(data)
+    except ValueError:
+        assert len(data) < VnetHeader.SIZE
+        return
+    assert head.pack() == data[: VnetHeader.SIZE]
+
+
+def exact(data: bytes) -> memoryview:
+    """The same bytes, with nothing behind them that could be read by mistake."""
+    buffer = (ctypes.c_char * len(data)).from_buffer_copy(data) if data else b""
+    return memoryview(buffer).cast("B")
+
+
+def _split(data: bytes, frame: bool) -> list[bytes] | None:
+    """Cut up by both, which must agree, in what they raise as well."""
+
+    def attempt(function: Any, argument: Any) -> list[bytes] | str:
+        try:
+            parts: list[bytes] = function(argument, frame)
+        except ValueError as error:
+            return str(error)
+        return parts
+
+    ours, theirs = attempt(MODULE.split, exact(data)), attempt(_gso.split, data)
+    assert ours == theirs, (ours, theirs)
+    return None if isinstance(ours, str) else ours
+
+
+def splitting(data: bytes) -> None:
+    """The first byte says packet or frame, the rest is a super-packet."""
+    if not data:
+        return
+    frame, data = bool(data[0] & 1), data[1:]
+    parts = _split(data, frame)
+    if parts is None:
+        return
+    head, body = VnetHeader.unpack(data), data[VnetHeader.SIZE :]
+    if head.gso_type & ~0x80 == 0:
+        assert [len(part) for part in parts] == [len(body)]
+        return
+    # No byte more than the whole but headers, and no segment larger than was said.
+    headers = len(parts[0]) - min(head.gso_size, len(parts[0]))
+    assert all(len(part) <= len(body) for part in parts)
+    assert all(len(part) == len(parts[0]) for part in parts[:-1])
+    assert len(parts[-1]) <= len(parts[0])
+    assert sum(map(len, parts)) <= len(body) + len(parts) * max(headers, 0) + len(body)
+
+
+def merging(data: bytes) -> None:
+    """Runs of packets, now and then damaged, put together and cut up again."""
+    choices = Choices(data)
+    frame, batch = bool(choices.getrandbits(1)), _packets(choices)
+    merged = MODULE.merge([exact(packet) for packet in batch], frame)
+    assert merged == _gso.merge(batch, frame)
+    assert len(merged) <= len(batch)
+    again = [part for whole in merged for part in _split(whole, frame) or []]
+    assert [_comparable(part, frame) for part in again] == [
+        _comparable(part, frame) for part in batch
+    ]
+    for whole in merged:
+        _split(_damaged(choices, whole), frame)
+    initial = choices.choice((0, 0xFFFF, 2**64 - 1, 2**70))
+    for packet in batch:
+        assert MODULE.checksum(exact(packet), initial) == _gso.checksum(packet, initial)
+
+
+def _packets(choices: Choices) -> list[bytes]:
+    first = Packet(
+        version=choices.choice((4, 6)),
+        protocol=choices.choice(("tcp", "udp")),
+        link=choices.choice(list(LINKS.values())),
+        fragment=choices.choice((0x4000, 0, 0x2000)),
+        flags=choices.choice((0x10, 0x18, 0x11, 0xFF)),
+        options=choices.choice((b"", b"", b"\x06\0\1\4\0\0\0\0", b"\x2b\0\1\4\0\0\0\0" * 2)),
+        sequence=choices.choice((1, 0xFFFFFFF0)),
+    )
+    sizes = sorted((choices.randrange(60) for _ in range(choices.randrange(1, 6))), reverse=True)
+    return [_damaged(choices, bytes(packet)) for packet in run_of(first, sizes)]
+
+
+def _damaged(choices: Choices, data: bytes) -> bytes:
+    changed = bytearray(data)
+    for _ in range(choices.choice((0, 0, 0, 1, 2, 8))):
+        changed[choices.randrange(min(len(changed), 90))] = choices.randrange(256)
+    if choices.randrange(8) == 7:
+        del changed[choices.randrange(len(changed) + 1) :]
+    return bytes(changed) or b"\0"
+
+
+def _comparable(packet: bytes, frame: bool) -> bytes:
+    """Without what `merge` may change: the identification of what must not be fragmented."""
+    start = 0
+    if frame:
+        start = 14
+        while packet[start - 2 : start] in (b"\x81\0", b"\x88\xa8"):
+            start += 4
+    head = packet[start : start + 20]
+    if len(head) == 20 and head[0] >> 4 == 4 and head[6] & 0x40:
+        return packet[: start + 4] + packet[start + 6 : start + 10] + packet[start + 12 :]
+    return packet
+
+
+TARGETS = [
+    Target(
+        "vnet-header",
+        vnet_header,
+        "VnetHeader.unpack raises ValueError where there are fewer than 10 bytes, and pack gives "
+        "the same bytes back",
+    ),
+    Target(
+        "split",
+        splitting,
+        "ValueError alone; the C module and its Python twin give the same, errors' texts included; "
+        "segments all of one size but for a smaller last one, none longer than the whole",
+    ),
+    Target(
+        "merge",
+        merging,
+        "nothing is raised; both twins give the same; cut up again it is what went in, but for "
+        "the identification of what must not be fragmented",
+    ),
+]

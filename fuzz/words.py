@@ -1,0 +1,135 @@
+"""Text: configuration files, options, the words of the command."""
+
+import argparse
+import re
+import socket
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import udp_vpn
+import virtual_switch
+from wireguard import config
+
+from aiotun import _commands, _units
+from aiotun._linktypes import check_new_name, parse_address, parse_mac, parse_route
+
+from ._target import Target
+
+__all__ = ["TARGETS"]
+
+
+def _no_names(host: str, port: int | str, *, type: int = 0) -> Any:  # noqa: A002 - its name
+    """As getaddrinfo, but nobody is asked."""
+    return _getaddrinfo(host, port, type=type, flags=socket.AI_NUMERICHOST)
+
+
+_getaddrinfo = socket.getaddrinfo
+
+
+class _File:
+    """What is there to be read, in place of a path."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def read_text(self) -> str:
+        return self._text
+
+
+def wireguard_config(data: bytes) -> None:
+    with mock.patch("socket.getaddrinfo", _no_names):
+        try:
+            found = config.parse(data.decode("utf-8", "surrogateescape"))
+        except config.ConfigError:
+            return
+    assert len(found.private_key) == 32
+    assert all(len(peer.public_key) == 32 for peer in found.peers)
+    assert 576 <= found.mtu <= 65535
+    assert all(0 <= peer.keepalive <= 65535 for peer in found.peers)
+
+
+def vpn_keys(data: bytes) -> None:
+    file: Any = _File(data.decode("utf-8", "surrogateescape"))
+    try:
+        clients = udp_vpn.read_keys(file)
+    except ValueError:
+        return
+    assert clients
+    assert all(len(client.key) == 32 and client.addresses for client in clients)
+
+
+def options(data: bytes) -> None:
+    """Each reader alone: what it gives it reads again, as the same."""
+    text = data.decode("utf-8", "surrogateescape")
+    readers: list[Callable[[str], Any]] = [parse_address, parse_route, parse_mac, check_new_name]
+    for read in readers:
+        try:
+            found = read(text)
+        except ValueError:
+            continue
+        assert read(str(found)) == found, (read, text)
+    with mock.patch("socket.getaddrinfo", _no_names):
+        try:
+            virtual_switch.port_spec(text)
+        except argparse.ArgumentTypeError:
+            return
+
+
+_LINE = re.compile(r"|#.*|\[[A-Za-z]+\]|[A-Za-z0-9]+=[A-Za-z0-9_.:/@+$-]+")
+
+
+def networkd(data: bytes) -> None:
+    """Words of `aiotun networkd`: its files have nothing but known sections and plain values."""
+    words = data.decode("utf-8", "surrogateescape").split("\n")
+    try:
+        texts = _units.units(words)
+    except _commands.UsageError:
+        return
+    for name, text in texts.items():
+        assert re.fullmatch(r"50-[^/\0]+\.(netdev|network)", name), name
+        for line in text.split("\n"):
+            assert _LINE.fullmatch(line), line
+    assert all(text.isascii() for text in texts.values())
+
+
+def commands(data: bytes) -> None:
+    """Words of `aiotun add` and `del`, up to where the kernel would be asked."""
+    words = data.decode("utf-8", "surrogateescape").split("\n")
+    valued, flags = set(_commands._VALUES), set(_commands._FLAGS)
+    try:
+        values, said = _commands._read("add", words, valued, flags)
+        _commands._mode(values.get("mode", "tun"))
+        _commands._who(values.get("user"))
+    except _commands.UsageError:
+        return
+    assert set(values) <= valued
+    assert said <= flags
+
+
+TARGETS = [
+    Target(
+        "wireguard-config",
+        wireguard_config,
+        "ConfigError alone; keys of 32 bytes, numbers within their limits",
+    ),
+    Target(
+        "vpn-keys", vpn_keys, "ValueError alone; every client with a key of 32 bytes and an address"
+    ),
+    Target(
+        "options",
+        options,
+        "addresses, routes, MACs, names and the switch's ports: ValueError (ArgumentTypeError) "
+        "alone; what was read is read again from its text as the same",
+    ),
+    Target(
+        "networkd",
+        networkd,
+        "UsageError alone; no text gets a line, section or pattern of its own into a file",
+    ),
+    Target(
+        "commands",
+        commands,
+        "UsageError alone",
+    ),
+]

@@ -1,0 +1,112 @@
+"""Namespaces and sockets for the soak, without a program from outside."""
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from aiotun._threads import run_blocking
+from aiotun.testing import isolated
+
+from .ledger import Flow, drops
+
+__all__ = ["delete_link", "feed", "listening", "make_namespace", "names", "quiet", "udp_socket"]
+
+T = TypeVar("T")
+
+_RTM_DELLINK, _REQUEST_AND_ACK = 17, 5  # rtnetlink.h, netlink.h
+
+
+def quiet() -> None:
+    """Have the thread's namespace send nothing by itself: no IPv6."""
+    for where in ("all", "default"):
+        with contextlib.suppress(OSError):  # no IPv6 here: all the better
+            Path(f"/proc/sys/net/ipv6/conf/{where}/disable_ipv6").write_text("1")
+
+
+def make_namespace() -> int:
+    """Make a network namespace, and give an fd of it, which is the caller's."""
+
+    def make() -> int:
+        with isolated() as fd:
+            quiet()
+            return os.dup(fd)
+
+    return run_blocking(make)
+
+
+def inside(netns: int | None, function: Callable[[], T]) -> T:
+    return function() if netns is None else run_blocking(function, netns)
+
+
+def udp_socket(netns: int | None, address: str, port: int = 0) -> socket.socket:
+    """A bound, non-blocking datagram socket in a namespace."""
+
+    def make() -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        sock.bind((address, port))
+        return sock
+
+    return inside(netns, make)
+
+
+def names(netns: int | None = None) -> list[str]:
+    return inside(netns, lambda: [name for _, name in socket.if_nameindex() if name != "lo"])
+
+
+def delete_link(index: int, netns: int | None = None) -> None:
+    """Delete an interface as ``ip link del`` does, from under whoever holds it."""
+
+    def ask() -> None:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
+            body = struct.pack("=BxHiII", 0, 0, index, 0, 0)
+            sock.send(
+                struct.pack("=IHHII", 16 + len(body), _RTM_DELLINK, _REQUEST_AND_ACK, 1, 0) + body
+            )
+            (code,) = struct.unpack_from("=i", sock.recv(4096), 16)
+            if code != 0:
+                raise OSError(-code, os.strerror(-code))
+
+    inside(netns, ask)
+
+
+@contextlib.asynccontextmanager
+async def listening(sock: socket.socket, take: Callable[[bytes], None]) -> AsyncIterator[None]:
+    """Hand over each datagram that comes to a socket."""
+    loop = asyncio.get_running_loop()
+
+    def readable() -> None:
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(64):
+                try:
+                    data = sock.recv(65536)
+                except ConnectionError:  # an ICMP error about one that was sent; nobody's packet
+                    continue
+                take(data)
+
+    loop.add_reader(sock, readable)
+    try:
+        yield
+    finally:
+        readable()
+        loop.remove_reader(sock)
+
+
+async def feed(
+    flow: Flow, sock: socket.socket, stop: asyncio.Event, rate: float, chance: random.Random
+) -> None:
+    """Send a flow's datagrams, so many a second, and now and then far too many at once."""
+    while not stop.is_set():
+        number = 400 if chance.random() < 0.01 else max(1, round(rate * 0.02))
+        for _ in range(number):
+            flow.send(sock)
+        await asyncio.sleep(chance.uniform(0.01, 0.03))
+
+
+def dropped_by(*socks: socket.socket) -> int:
+    return sum(drops(sock) for sock in socks)

@@ -1,0 +1,195 @@
+"""Two devices in two namespaces, and traffic that a program carries between them."""
+
+import asyncio
+import contextlib
+import socket
+from typing import Any
+
+import aiotun
+from aiotun import LinkDownError
+from aiotun._packetio import Offload
+
+from .ledger import Flow
+from .network import dropped_by, feed, inside, listening, udp_socket
+from .stage import HANG, Scene, Stage, pause, settled, stats_of
+
+__all__ = ["wire"]
+
+
+class Wire:
+    """Two devices in two namespaces, and the program that carries packets between them."""
+
+    def __init__(self, stage: Stage, near: aiotun.Device, far: aiotun.Device, name: str) -> None:
+        self.stage, self.ends, self.name = stage, (near, far), name
+        self.received = {near: 0, far: 0}
+        self.sent = {near: 0, far: 0}
+        self.refused = {near: 0, far: 0}
+
+    async def carry(self, source: aiotun.Device, target: aiotun.Device) -> None:
+        async for batch in source.batches():
+            self.received[source] += len(batch)
+            waiting = batch
+            while waiting:
+                try:
+                    self.sent[target] += await target.send_many(waiting)
+                    break
+                except (LinkDownError, aiotun.PacketError) as error:
+                    gone: int = error.sent
+                    self.sent[target] += gone
+                    self.refused[target] += 1
+                    self.stage.ledger.packets["refused"] += 1
+                    waiting = waiting[gone + 1 :]
+
+    async def flap(self, flows: list[Flow]) -> None:
+        """Take the links down and up, change their MTU and carrier, at irregular times."""
+        stage, chance = self.stage, self.stage.chance
+        while not stage.stop.is_set():
+            await pause(stage, chance.uniform(0.5, 3.0))
+            end = chance.choice(self.ends)
+            way = chance.choice(["down", "mtu", "carrier"])
+            if way == "mtu":
+                await end.link.set_mtu(chance.choice([1280, 1400, 1500]))
+                stage.count("MTU changes")
+                continue
+            self._uncertain(flows, True)
+            try:
+                if way == "down":
+                    await end.link.down()
+                    await asyncio.sleep(chance.uniform(0.0, 0.3))
+                    await end.link.up()
+                else:
+                    end.set_carrier(False)
+                    await asyncio.sleep(chance.uniform(0.0, 0.3))
+                    end.set_carrier(True)
+                    await asyncio.sleep(1.2)  # the kernel acts on it up to a second later
+            finally:
+                # What is on its way between the two kernels meets the link as it was.
+                await asyncio.sleep(0.1)
+                self._uncertain(flows, False)
+            stage.count("flaps")
+
+    def _uncertain(self, flows: list[Flow], value: bool) -> None:
+        for flow in flows:
+            flow.uncertain = value
+
+    async def watch(self) -> None:
+        async for _ in self.ends[0].link.events():
+            self.stage.count("link events")
+
+    async def check(self) -> int:
+        """Compare with the kernel's counts; give the packets that it, or we, dropped."""
+        dropped = 0
+        for end in self.ends:
+            stats = await stats_of(end, lambda: (*self.received.values(), *self.sent.values()))
+            mine = f"{self.name}, {end.name}"
+            if end.offload != "split":  # where our packets are not the kernel's
+                self.stage.ledger.equal(f"{mine}: received", self.received[end], stats.tx_packets)
+                self.stage.ledger.equal(f"{mine}: sent", self.sent[end], stats.rx_packets)
+            ours = end.stats
+            if ours.truncated or ours.undecodable or ours.segments_dropped:
+                self.stage.ledger.problem(f"{mine}: {ours}")
+            self.stage.ledger.events["split fallbacks"] += ours.split_fallbacks
+            dropped += stats.tx_dropped + stats.rx_dropped + stats.rx_errors + self.refused[end]
+        carried = sum(self.received.values())
+        gone = sum(self.sent.values()) + sum(self.refused.values())
+        if carried != gone:
+            self.stage.ledger.problem(f"{self.name}: took {carried} packets and passed {gone} on")
+        return dropped
+
+
+def wire(kind: str, offload: Offload, queues: int, flapping: bool) -> Scene:
+    name = f"wire {kind} {offload}"
+
+    async def scene(stage: Stage) -> None:
+        opener = aiotun.open_tun if kind == "tun" else aiotun.open_tap
+        net = f"10.{stage.number}.0"
+        options: Any = {"queues": queues, "offload": offload, "txqueuelen": 300}
+        async with contextlib.AsyncExitStack() as stack:
+            near, far = [
+                await stack.enter_async_context(
+                    opener(f"w{stage.number}", addresses=[f"{net}.{host}/24"], netns=ns, **options)
+                )
+                for host, ns in ((1, None), (2, stage.peer))
+            ]
+            stage.count("openings", 2)
+            await carry_traffic(stage, Wire(stage, near, far, name), net, flapping)
+
+    return scene
+
+
+async def carry_traffic(stage: Stage, wire: Wire, net: str, flapping: bool) -> None:
+    near, far = wire.ends
+    make = asyncio.create_task
+    carriers = [make(wire.carry(near, far)), make(wire.carry(far, near))]
+    watcher = make(wire.watch())
+    async with contextlib.AsyncExitStack() as stack:
+        one = stack.enter_context(udp_socket(None, f"{net}.1", 7))
+        two = stack.enter_context(udp_socket(stage.peer, f"{net}.2", 7))
+        one.connect((f"{net}.2", 7))
+        two.connect((f"{net}.1", 7))
+        out, back = stage.flow(f"{wire.name}, out"), stage.flow(f"{wire.name}, back")
+        await stack.enter_async_context(listening(two, out.arrive))
+        await stack.enter_async_context(listening(one, back.arrive))
+        tasks = [
+            make(feed(out, one, stage.stop, stage.rate, stage.chance)),
+            make(feed(back, two, stage.stop, stage.rate, stage.chance)),
+            make(stream(stage, net), name=f"{wire.name}, TCP"),
+        ]
+        if flapping:
+            tasks.append(make(wire.flap([out, back])))
+        await stage.stop.wait()
+        await stage.finish(*tasks)
+        await settled(lambda: sum(wire.received.values()) + out.delivered + back.delivered)
+        dropped = await wire.check()
+        dropped += dropped_by(one, two)
+        # One sum for both flows: which of them it was, or TCP, nobody says.
+        stage.ledger.settle(wire.name, out, back, dropped=dropped)
+    near.close()
+    far.close()
+    await stage.finish(*carriers, watcher)
+
+
+async def stream(stage: Stage, net: str) -> None:
+    """TCP from one kernel to the other: every byte in its place."""
+    received = 0
+    over = asyncio.Event()
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal received
+        pattern = bytes(range(251)) * 600
+        while data := await reader.read(65536):
+            at = received % 251
+            if data != pattern[at : at + len(data)]:
+                stage.ledger.problem(f"TCP to {net}.2: wrong bytes at {received}")
+            received += len(data)
+        writer.close()
+        over.set()
+
+    def listen() -> socket.socket:
+        return socket.create_server((f"{net}.2", 9))
+
+    server = await asyncio.start_server(take, sock=inside(stage.peer, listen))
+    sent = 0
+    pattern = bytes(range(251)) * 400
+    async with server:
+        connecting = asyncio.open_connection(f"{net}.2", 9)
+        try:
+            _, writer = await asyncio.wait_for(connecting, 5)
+        except (OSError, TimeoutError):  # down just now
+            stage.count("TCP connections that failed")
+            return
+        while not stage.stop.is_set():
+            at, length = sent % 251, stage.chance.randrange(1, 60_000)
+            writer.write(pattern[at : at + length])
+            sent += length
+            await pause(stage, length / 1e6)  # 1 MB/s
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(writer.drain(), 1)
+        writer.close()
+        # After a link was down TCP may wait for seconds before it tries again.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(over.wait(), HANG - 2)
+        writer.transport.abort()
+    if over.is_set() and received != sent:
+        stage.ledger.problem(f"TCP to {net}.2: {sent} bytes sent, {received} received")
+    stage.count("TCP MB" if over.is_set() else "TCP MB, cut off by the round's end", sent // 10**6)

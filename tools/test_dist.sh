@@ -1,0 +1,75 @@
+#!/bin/sh
+# test_dist.sh [PYTEST'S ARGUMENTS]: puts what is in dist/ into empty environments, one by one, on
+# every Python that tools/python.sh finds, and looks whether it works there. Then runs the tests
+# with the wheel that has the C module, beside what the source distribution holds but for its src.
+#
+# WHOLE, if set, names the versions ("3.12 3.15") that get all tests; the others get a few files.
+set -u
+if ! ls dist/*.whl >/dev/null 2>&1; then
+    echo "aiotun: dist/ has no wheel; run 'make dist' first" >&2
+    exit 1
+fi
+unset AIOTUN_SPEEDUPS  # an sdist is built with it where that is possible
+uv=$PWD/.venvs/release/bin/uv
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+chmod 755 "$work"
+failed=""
+
+quick="tests/test_exports.py tests/test_native.py tests/integration/test_demo.py
+    tests/integration/test_queues.py"
+
+# look ENVIRONMENT YES|NO: as a user would, who has nothing but this; YES: with the C module.
+look() {
+    cd "$work" && env -i PATH=/usr/bin:/bin HOME=/nonexistent "$1/bin/python" -W error -c '
+import sys, sysconfig
+import aiotun
+from aiotun import _native
+place = sysconfig.get_path("platlib")
+assert aiotun.__file__.startswith(place + "/"), (aiotun.__file__, place)
+assert sys.argv[1] in ("any", "yes" if _native.SPEEDUPS else "no"), _native.SPEEDUPS
+' "$2" && env -i PATH=/usr/bin:/bin HOME=/nonexistent "$1/bin/aiotun" demo --count 1 >/dev/null
+}
+
+for archive in dist/*.tar.gz; do tar -xzf "$archive" -C "$work"; done
+tree=$(echo "$work"/aiotun-*)
+rm -r "$tree/src"
+abi3=$(ls "$PWD"/dist/*abi3*.whl)
+
+for python in $(tools/python.sh --all); do
+    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    echo "--- Python $version: $(ls dist | tr '\n' ' ')"
+    for archive in dist/*; do
+        case $archive in
+            *abi3*) native=yes ;;
+            *none-any*) native=no ;;
+            *) native=any ;;  # as there is a compiler, or none
+        esac
+        environment=$work/environment
+        if ! { "$uv" venv -q --clear --seed -p "$python" "$environment" &&
+            "$environment/bin/python" -m pip --disable-pip-version-check install -q "$archive" &&
+            (look "$environment" $native); }; then
+            echo "aiotun: $archive does not work on Python $version" >&2
+            failed="$failed $version"
+        fi
+    done
+    case " ${WHOLE:-$version} " in
+        *" $version "*) files=tests ;;
+        *) files=$quick ;;
+    esac
+    # What is tested of a checkout is left out: how it is built, and its tools.
+    if ! { "$uv" venv -q --clear -p "$python" "$environment" &&
+        "$uv" pip install -q -p "$environment/bin/python" \
+            "${abi3}[dpkt,examples,uvloop]" --group pyproject.toml:test &&
+        (look "$environment" yes) &&
+        (cd "$tree" && AIOTUN_SPEEDUPS=require "$environment/bin/python" -m pytest \
+            -m "not peers and not slow" --ignore tests/test_install.py --ignore tests/test_tools.py \
+            $files "$@"); }; then
+        echo "aiotun: the tests failed on Python $version" >&2
+        failed="$failed $version"
+    fi
+done
+if [ -n "$failed" ]; then
+    echo "aiotun: failed on Python$failed" >&2
+    exit 1
+fi

@@ -29,7 +29,7 @@ def make(target: str, python: str) -> subprocess.CompletedProcess[str]:
 
 
 def find(
-    *args: str, script: Path = ROOT / "tools" / "python.sh", **env: str
+    *args: str, script: str | Path = ROOT / "tools" / "python.sh", **env: str
 ) -> subprocess.CompletedProcess[str]:
     base = {key: value for key, value in os.environ.items() if key != "PYTHON"}
     return subprocess.run(

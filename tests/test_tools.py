@@ -28,10 +28,12 @@ def make(target: str, python: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def find(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+def find(
+    *args: str, script: str | Path = ROOT / "tools" / "python.sh", **env: str
+) -> subprocess.CompletedProcess[str]:
     base = {key: value for key, value in os.environ.items() if key != "PYTHON"}
     return subprocess.run(
-        ["/bin/sh", str(ROOT / "tools" / "python.sh"), *args],
+        ["/bin/sh", str(script), *args],
         env={**base, **env},
         capture_output=True,
         text=True,
@@ -76,10 +78,24 @@ def test_what_only_looks_like_a_python_is_passed_over(tmp_path: Path) -> None:
         (tmp_path / name).chmod(0o755)
     (tmp_path / "python3.13").symlink_to(sys.executable)
     (tmp_path / "tail").symlink_to(shutil.which("tail") or "")
-    done = find("--all", PATH=str(tmp_path), PYENV_ROOT=str(tmp_path / "none"))
+    # Not beside what tools/newer_pythons.sh may have put into this checkout.
+    script = shutil.copy(ROOT / "tools" / "python.sh", tmp_path)
+    done = find("--all", script=script, PATH=str(tmp_path), PYENV_ROOT=str(tmp_path / "none"))
     assert len(done.stdout.splitlines()) == 1
     (tmp_path / "python3.13").unlink()
-    done = find(PATH=str(tmp_path), PYENV_ROOT=str(tmp_path / "none"))
+    done = find(script=script, PATH=str(tmp_path), PYENV_ROOT=str(tmp_path / "none"))
     assert done.returncode == 1
     assert done.stderr.startswith("aiotun: no Python 3.11 or newer here")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_newer_pythons_of_a_checkout_are_found(tmp_path: Path) -> None:
+    for folder in ("tools", ".pythons/usr/bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    script = shutil.copy(ROOT / "tools" / "python.sh", tmp_path / "tools")
+    python = tmp_path / ".pythons/usr/bin/python3.99"
+    python.write_text(f"#!/bin/sh\necho 3.99 {python}\n")
+    python.chmod(0o755)
+    (tmp_path / "tail").symlink_to(shutil.which("tail") or "")
+    done = find("--all", script=script, PATH=str(tmp_path), PYENV_ROOT=str(tmp_path / "none"))
+    assert [Path(line).resolve() for line in done.stdout.splitlines()] == [python]

@@ -26,7 +26,7 @@ candidates() {
     for folder in "${PYENV_ROOT:-${HOME:-/root}/.pyenv}"/versions/3.*/bin; do
         [ -x "$folder/python3" ] && echo "$folder/python3"
     done
-    for python in "$(dirname "$0")"/../.pythons/usr/bin/python3.*; do  # tools/newer_pythons.sh
+    for python in "${0%/*}"/../.pythons/usr/bin/python3.*; do  # tools/newer_pythons.sh
         [ -x "$python" ] && echo "$python"
     done
 }

@@ -30,7 +30,7 @@ __all__ = ["Check", "Report", "as_json", "as_lines", "examine", "trial"]
 
 _NODE = "/dev/net/tun"
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21}  # capability.h
-_PYROUTE2 = (0, 9)
+_PYROUTE2 = (0, 9, 3)
 _SETTINGS = Path("/proc/sys")
 
 
@@ -239,7 +239,7 @@ def _package(name: str, *, needed: bool = False) -> Check:
             mend = f"python -m pip install 'aiotun[{name}]'"
             return Check(name, "note", "not installed, and needed for some things only", mend)
         version = "(a version that is not known)"
-    numbers = tuple(int(each) for each in re.findall(r"\d+", version)[:2])
+    numbers = tuple(int(each) for each in re.findall(r"\d+", version)[:3])
     if needed and numbers and numbers < _PYROUTE2:
         mend = f"python -m pip install '{name}>={'.'.join(map(str, _PYROUTE2))}'"
         return Check(name, "no", f"{version} is too old", mend)

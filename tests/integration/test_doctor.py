@@ -263,7 +263,7 @@ class TestPackages:
         assert opening == ({"no"} if status == "no" else {"ok", "note"})
 
     @pytest.mark.parametrize(
-        ("version", "status"), [("0.8.1", "no"), ("0.9.1rc2", "ok"), ("1.0", "ok")]
+        ("version", "status"), [("0.9.2", "no"), ("0.9.3rc2", "ok"), ("1.0", "ok")]
     )
     def test_too_old(self, version: str, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(importlib.metadata, "version", lambda name: version)

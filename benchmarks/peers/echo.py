@@ -73,6 +73,6 @@ def _rows(samples: dict[str, list[float]], targets: bool) -> list[Row]:
             Row(f"{ours} / {peer}", "us", samples[ours], samples[peer], target=1.0)
             for ours in ("aiotun", "aiotun, uvloop")
             for peer in BEATEN
-            if peer in samples
+            if ours in samples and peer in samples
         ]
     return rows

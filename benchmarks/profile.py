@@ -30,7 +30,7 @@ KINDS = {
     "C library": ("libc",),
     "interpreter": ("",),  # and its own modules in C
 }
-ROUNDS = 60
+ROUNDS = 240
 PINGS = 20_000
 
 

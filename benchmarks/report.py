@@ -78,7 +78,7 @@ def section(title: str, tables: Sequence[Mapping[str, Any]], pictures: Path) -> 
         rows = [row for row in table["rows"] if not is_target(row)]
         if len(rows) > 2 and not any(word in what for word in NO_CHART):
             name = slug(f"{table['bench']} {what}") + ".svg"
-            unit = rows[0]["unit"]
+            unit = unit_of(rows)
             better = "more" if unit in MORE else "less"
             bars = [Bar(row["name"], row["samples"]) for row in rows]
             text = chart(heading, f"{unit}; {better} is better", bars)
@@ -87,9 +87,14 @@ def section(title: str, tables: Sequence[Mapping[str, Any]], pictures: Path) -> 
         yield from (*numbers(rows), "")
 
 
+def unit_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    unit = str(rows[0]["unit"])
+    return "µs" if unit == "us" else unit
+
+
 def numbers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The samples of a table's rows."""
-    unit = rows[0]["unit"]
+    unit = unit_of(rows)
     if all(len(row["samples"]) == 1 for row in rows):
         cells = [(row["name"], plain_number(row["samples"][0])) for row in rows]
         return markdown_table(("", unit), cells)

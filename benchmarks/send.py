@@ -46,7 +46,8 @@ def udp_packet_of(size: int, source_address: str, target_address: str, port: int
     udp = struct.pack("!HHHH", 9, port, length, 0)
     pseudo = source + target + struct.pack("!HH", socket.IPPROTO_UDP, length)
     udp = struct.pack("!HHHH", 9, port, length, checksum(pseudo + udp + data))
-    fields = (0x45, 0, 20 + length, 0, 0, 64, socket.IPPROTO_UDP)
+    # "Don't fragment", as Linux sends them; without it each would need a number of its own.
+    fields = (0x45, 0, 20 + length, 0, 0x4000, 64, socket.IPPROTO_UDP)
     header = struct.pack("!BBHHHBBH", *fields, 0) + source + target
     header = struct.pack("!BBHHHBBH", *fields, checksum(header)) + source + target
     return header + udp + data

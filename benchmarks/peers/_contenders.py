@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from .._harness import has_uvloop
 from ._install import BUILD, PYTHON, Installed
 
 
@@ -53,6 +54,12 @@ CONTENDERS = {
 
 
 def present(names: Sequence[str], installed: Mapping[str, Installed]) -> list[Contender]:
-    """Those of these names whose library is there."""
+    """Those of these names whose library is there; and uvloop, where they run on it."""
     found = [CONTENDERS[name] for name in names]
-    return [each for each in found if each.peer in installed and not installed[each.peer].missing]
+    return [
+        each
+        for each in found
+        if each.peer in installed
+        and not installed[each.peer].missing
+        and (has_uvloop() or "uvloop" not in each.name)
+    ]

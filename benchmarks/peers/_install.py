@@ -82,6 +82,8 @@ def _run(command: Sequence[str], folder: Path = BUILD, **environment: str) -> st
         )
     except subprocess.TimeoutExpired:
         raise MissingPeerError(f"{command[0]} took more than {MINUTES} minutes") from None
+    except OSError as error:
+        raise MissingPeerError(f"{command[0]}: {error.strerror}") from None
     if done.returncode != 0:
         lines = (done.stderr.strip() or done.stdout.strip() or "failed").splitlines()
         said = next((line for line in lines if "error" in line.lower()), lines[-1])

@@ -36,6 +36,7 @@ OFFLOAD = (
     "tun-rs, offload",
     "wireguard-go",
 )
+GROUPS = {"without offload": PLAIN, "with offload": OFFLOAD}
 NAMES = PLAIN + OFFLOAD
 STREAMS = {1: 2, 4: 1}  # how many at once: for how many seconds
 TARGETS = {  # ours, theirs: the least that the ratio may be
@@ -99,13 +100,13 @@ def run(runs: int, contenders: Sequence[Contender]) -> Iterator[Table]:
         most = {name: way.program.memory("VmHWM") for name, way in ways.items()}
     for streams, samples in speed.items():
         yield from _speeds(samples, streams)
-    yield _cpu(cpu)
+    yield from _cpu(cpu)
     yield _memory(rest, most)
 
 
 def _speeds(samples: Samples, streams: int) -> Iterator[Table]:
     what = "one TCP stream" if streams == 1 else f"{streams} TCP streams"
-    for kind, group in (("without offload", PLAIN), ("with offload", OFFLOAD)):
+    for kind, group in GROUPS.items():
         base = samples.get(group[0])
         rows = [
             Row(name, "Gbit/s", samples[name], None if name == group[0] else base)
@@ -122,14 +123,22 @@ def _speeds(samples: Samples, streams: int) -> Iterator[Table]:
             yield Table("forward", "all", f"{what}, {kind}", rows)
 
 
-def _cpu(samples: Samples) -> Table:
-    rows = [Row(name, "s/GB", values) for name, values in samples.items()]
-    rows += [
-        Row(f"{a} / {b}", "s/GB", samples[a], samples[b], target=target)
-        for (a, b), target in CPU_TARGETS.items()
-        if a in samples and b in samples
-    ]
-    return Table("forward", "all", "the forwarder's processor time, one TCP stream", rows)
+def _cpu(samples: Samples) -> Iterator[Table]:
+    for kind, group in GROUPS.items():
+        base = samples.get(group[0])
+        rows = [
+            Row(name, "s/GB", samples[name], None if name == group[0] else base)
+            for name in group
+            if name in samples
+        ]
+        rows += [
+            Row(f"{a} / {b}", "s/GB", samples[a], samples[b], target=target)
+            for (a, b), target in CPU_TARGETS.items()
+            if a in group and a in samples and b in samples
+        ]
+        if rows:
+            what = f"the forwarder's processor time, one TCP stream, {kind}"
+            yield Table("forward", "all", what, rows)
 
 
 def _memory(rest: Mapping[str, float], most: Mapping[str, float]) -> Table:

@@ -22,6 +22,7 @@ with contextlib.suppress(ImportError):
 
 Read = Callable[[int, int], bytes]
 ReadMany = Callable[[int, int, int], list[bytes]]
+WriteMany = Callable[[int, list[Any]], int]
 
 
 def twins(python: object, name: str) -> pytest.MarkDecorator:
@@ -35,6 +36,7 @@ def twins(python: object, name: str) -> pytest.MarkDecorator:
 
 each_read = twins(os.read, "read")
 each_read_many = twins(_native.read_many_large, "read_many")
+each_write_many = twins(_native._write_many, "write_many")
 
 
 @pytest.fixture
@@ -112,6 +114,41 @@ class TestReadMany:
     ) -> None:
         with pytest.raises((TypeError, ValueError, OSError)):
             read_many(*args)
+
+
+class TestWriteMany:
+    @each_write_many
+    def test_in_order(self, pair: Pair, write_many: WriteMany) -> None:
+        packets = [bytes([number]) * number for number in range(9)]
+        assert write_many(pair[1].fileno(), packets) == 9
+        assert _native.read_many(pair[0].fileno(), 100, 100) == packets
+        assert write_many(pair[1].fileno(), []) == 0
+
+    @each_write_many
+    def test_until_it_is_full(self, pair: Pair, write_many: WriteMany) -> None:
+        packets = [number.to_bytes(4, "big") for number in range(10_000)]
+        pair[1].setblocking(False)
+        written = write_many(pair[1].fileno(), packets)
+        assert 0 < written < 10_000
+        assert _native.read_many(pair[0].fileno(), 100, 20_000) == packets[:written]
+
+    @each_write_many
+    @pytest.mark.parametrize("wrong", ["text", None, 7, memoryview(b"abcd")[::2]])
+    def test_what_is_no_packet(self, pair: Pair, write_many: WriteMany, wrong: object) -> None:
+        assert write_many(pair[1].fileno(), [b"one", b"two", wrong, b"three"]) == 2
+        assert _native.read_many(pair[0].fileno(), 100, 100) == [b"one", b"two"]
+
+    @each_write_many
+    def test_what_it_does_not_take(self, pair: Pair, write_many: WriteMany) -> None:
+        assert write_many(2**31 - 1, [b"packet"]) == 0
+        pair[0].close()
+        assert write_many(pair[1].fileno(), [b"packet"]) == 0
+
+    @pytest.mark.skipif(_speedups is None, reason=MISSING)
+    @pytest.mark.parametrize("args", [(), (1, [], 1), ("1", []), (1, (b"tuple",)), (1, None)])
+    def test_wrong_arguments(self, args: tuple[object, ...]) -> None:
+        with pytest.raises(TypeError):
+            _speedups.write_many(*args)
 
 
 @pytest.mark.skipif(_speedups is None, reason=MISSING)

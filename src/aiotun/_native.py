@@ -28,6 +28,7 @@ __all__ = [
     "read_many_large",
     "read_split",
     "split",
+    "write_many",
     "write_merged",
 ]
 
@@ -82,6 +83,23 @@ def _read_split(fd: int, frame: bool, limit: int) -> tuple[list[bytes], int]:
     return packets, lost
 
 
+def _write_many(fd: int, packets: list[Buffer]) -> int:
+    """Write packets to a non-blocking fd, until it takes no more.
+
+    Returns:
+        How many were written. Those left meet the reason, whatever it is, when they are written one
+        by one; among them what is no `bytes` object, where the C module stops.
+    """
+    written = 0
+    try:
+        for packet in packets:
+            os.write(fd, packet)
+            written += 1
+    except (OSError, TypeError, BufferError):
+        pass
+    return written
+
+
 def _write_merged(fd: int, packets: Iterable[Buffer], frame: bool) -> int:
     """Merge packets, and write what comes of it to a non-blocking fd, until it takes no more.
 
@@ -131,6 +149,7 @@ read: Callable[[int, int], bytes] = os.read
 
 read_many: Callable[[int, int, int], list[bytes]] = read_many_large
 read_split: Callable[[int, bool, int], tuple[list[bytes], int]] = _read_split
+write_many: Callable[[int, list[Buffer]], int] = _write_many
 write_merged: Callable[[int, Iterable[Buffer], bool], int] = _write_merged
 split: Callable[[Buffer, bool], list[bytes]]
 merge: Callable[[Iterable[Buffer], bool], list[bytes]]
@@ -145,6 +164,7 @@ if _choice != "forbid":
             read_many,
             read_split,
             split,
+            write_many,
             write_merged,
         )
 

@@ -343,6 +343,8 @@ class Queue(QueueBase):
             if type(packets) is list and not senders and self._fd >= 0:
                 # What goes without further ado; the rest meets below whatever is in its way.
                 sent = _write_many(self._fd, packets)
+                if sent == len(packets):
+                    return sent
                 packets = packets[sent:]
             for packet in packets:
                 if not senders:

@@ -192,4 +192,4 @@ async def stream(stage: Stage, net: str) -> None:
         writer.transport.abort()
     if over.is_set() and received != sent:
         stage.ledger.problem(f"TCP to {net}.2: {sent} bytes sent, {received} received")
-    stage.count("TCP MB" if over.is_set() else "TCP MB, cut off by the round's end", sent // 10**6)
+    stage.count("TCP bytes" if over.is_set() else "TCP bytes, cut off by the round's end", sent)

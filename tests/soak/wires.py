@@ -53,6 +53,7 @@ class Wire:
                 continue
             self._uncertain(flows, True)
             try:
+                await self._through(flows)
                 if way == "down":
                     await end.link.down()
                     await asyncio.sleep(chance.uniform(0.0, 0.3))
@@ -67,6 +68,17 @@ class Wire:
                 await asyncio.sleep(0.1)
                 self._uncertain(flows, False)
             stage.count("flaps")
+
+    async def _through(self, flows: list[Flow]) -> None:
+        """Wait until what was sent before has passed, as far as the machine lets it.
+
+        Datagrams that wait for ARP's answer are lost without a count when their link goes down.
+        """
+        marks = [flow.made for flow in flows]
+        for _ in range(100):
+            if all(flow.newest > mark for flow, mark in zip(flows, marks, strict=True)):
+                break
+            await pause(self.stage, 0.03)
 
     def _uncertain(self, flows: list[Flow], value: bool) -> None:
         for flow in flows:

@@ -64,15 +64,21 @@ class Wire:
                     end.set_carrier(True)
                     await asyncio.sleep(1.2)  # the kernel acts on it up to a second later
             finally:
-                # What is on its way between the two kernels meets the link as it was.
-                await asyncio.sleep(0.1)
+                await self._through(flows)
                 self._uncertain(flows, False)
             stage.count("flaps")
 
-    async def _through(self, flows: list[Flow]) -> None:
-        """Wait until what was sent before has passed, as far as the machine lets it.
+    async def begin(self, flows: list[Flow]) -> None:
+        """Have ARP answered before what is sent counts in full."""
+        self._uncertain(flows, True)
+        await self._through(flows)
+        self._uncertain(flows, False)
 
-        Datagrams that wait for ARP's answer are lost without a count when their link goes down.
+    async def _through(self, flows: list[Flow]) -> None:
+        """Wait until what is sent now arrives, and so what was sent before has passed.
+
+        Datagrams that wait for ARP's answer are lost without a count that we could read when their
+        link goes down, or when they are too many.
         """
         marks = [flow.made for flow in flows]
         for _ in range(100):
@@ -147,6 +153,7 @@ async def carry_traffic(stage: Stage, wire: Wire, net: str, flapping: bool) -> N
             make(feed(back, two, stage.stop, stage.rate, stage.chance)),
             make(stream(stage, net), name=f"{wire.name}, TCP"),
         ]
+        await wire.begin([out, back])
         if flapping:
             tasks.append(make(wire.flap([out, back])))
         await stage.stop.wait()

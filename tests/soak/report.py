@@ -75,7 +75,7 @@ _PACKETS = {
     "sent": "sent, says the sender",
     "delivered": "delivered, whole and once",
     "dropped": "counted as dropped, by the kernel, a socket or the program",
-    "uncounted": "on the way while a link went down or was deleted",
+    "uncounted": "on the way while a link went down, waited for ARP, or was deleted",
     "refused": "refused with an error",
 }
 _GAUGES = {

@@ -208,7 +208,10 @@ async def stream(stage: Stage, net: str) -> None:
         # After a link was down TCP may wait for seconds before it tries again.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(over.wait(), HANG - 2)
-        writer.transport.abort()
+        if not over.is_set():
+            # Where it has been closed meanwhile, asyncio's own transport knows no loop any more.
+            with contextlib.suppress(AttributeError):
+                writer.transport.abort()
     if over.is_set() and received != sent:
         stage.ledger.problem(f"TCP to {net}.2: {sent} bytes sent, {received} received")
     stage.count("TCP bytes" if over.is_set() else "TCP bytes, cut off by the round's end", sent)

@@ -88,8 +88,9 @@ def guided(target: Target, seconds: float, seed: int) -> Run:
     run.note = str(_number(r"cov: (\d+)", said)) + " branches"
     if done.returncode != 0:
         run.finding = next(iter(_findings(target.name) - before), None)
-        start = said.find(" === Uncaught Python exception: ===")
-        run.text = said[start:] if start >= 0 else said[-3000:]
+        # atheris says what was raised, libFuzzer on stderr everything else, the input among it.
+        _, raised, text = done.stdout.partition(" === Uncaught Python exception: ===\n")
+        run.text = text.rstrip() if raised else said[-3000:]
         if run.finding is None:
             run.text += "\n(no input was saved: the target could not be run)"
     return run

@@ -4,8 +4,11 @@
 """
 
 import dataclasses
+import importlib.util
 import os
 import random
+import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -155,6 +158,33 @@ def test_a_finding_is_saved_and_can_be_replayed(
     )  # fmt: skip
     assert again.returncode == 0, again.stderr  # the library itself is not broken
     assert again.stdout.startswith("header: ")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("atheris") is None, reason="atheris comes with make fuzz"
+)
+def test_the_guided_engine_finds_and_replays(tmp_path: Path) -> None:
+    """In a copy of the checkout, with a check of DHCP's options left out."""
+    for folder in ("fuzz", "examples", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    broken = tmp_path / "examples" / "_dhcp_message.py"
+    text = broken.read_text().replace("if at + 1 >= len(data) or at", "if at")
+    assert text != broken.read_text()
+    broken.write_text(text)
+
+    def fuzz(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "fuzz", *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=50)
+
+    done = fuzz("30", "dhcp", "--engine", "atheris", "--seed", "1")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "IndexError" in done.stdout
+    assert "seed: 1\n" in done.stdout
+    again = re.search(r'make fuzz ARGS="(--replay .*)"', done.stdout)
+    assert again is not None, done.stdout
+    done = fuzz(*again[1].split())
+    assert done.returncode == 1
+    assert "IndexError" in done.stderr
 
 
 def test_choices_end_in_zeroes() -> None:

@@ -68,9 +68,9 @@ class Flow:
         self.ledger, self.name = ledger, name
         self._chance = chance
         self._identity = chance.randrange(1 << 32)
-        self._number = 0
+        self.made = 0  # the newest datagram's number
+        self.newest = 0  # the highest number that has arrived
         self._seen: set[int] = set()
-        self.duplicates_allowed = False
         self.uncertain = False
         self.sent = self.sent_uncertain = self.refused = 0
         self.foreign = 0
@@ -78,8 +78,8 @@ class Flow:
     def make(self, longest: int = 1200) -> bytes:
         """The next datagram's payload."""
         rest = self._chance.randbytes(self._chance.randrange(4, longest))
-        self._number += 1
-        body = struct.pack("!I", self._number) + rest
+        self.made += 1
+        body = struct.pack("!I", self.made) + rest
         return _HEAD.pack(_MAGIC, self._identity, len(body), zlib.crc32(body)) + body
 
     def send(self, sock: socket.socket) -> bool:
@@ -109,11 +109,13 @@ class Flow:
             self.ledger.problem(f"{self.name}: a packet was torn: {payload[:40].hex()}...")
             return
         (number,) = struct.unpack_from("!I", body)
-        if identity != self._identity or number > self._number:
+        if identity != self._identity or number > self.made:
             self.foreign += 1
-        elif number in self._seen and not self.duplicates_allowed:
+        elif number in self._seen:
             self.ledger.problem(f"{self.name}: packet {number} came twice")
-        self._seen.add(number)
+        else:
+            self._seen.add(number)
+            self.newest = max(self.newest, number)
 
     @property
     def delivered(self) -> int:

@@ -23,7 +23,10 @@ _RTM_DELLINK, _REQUEST_AND_ACK = 17, 5  # rtnetlink.h, netlink.h
 
 
 def quiet() -> None:
-    """Have the thread's namespace send nothing by itself: no IPv6."""
+    """Have the thread's namespace send little by itself: no IPv6, and no ARP twice for a host."""
+    with contextlib.suppress(OSError):
+        where = "/proc/sys/net/ipv4/neigh/default/base_reachable_time_ms"
+        Path(where).write_text(str(24 * 3600 * 1000))
     for where in ("all", "default"):
         with contextlib.suppress(OSError):  # no IPv6 here: all the better
             Path(f"/proc/sys/net/ipv6/conf/{where}/disable_ipv6").write_text("1")

@@ -27,7 +27,7 @@ def prepare(plant: str | None) -> None:
         nonlocal calls
         calls += 1
         packets = honest(self, limit)
-        if calls % 100 == 0:
+        if calls % 20 == 0:
             return packets[:-1] if plant == "lose" else packets + packets[-1:]
         return packets
 

@@ -1,6 +1,7 @@
 """What the soak says: a line while it runs, a table at its end."""
 
 import asyncio
+import shutil
 import sys
 import time
 
@@ -25,7 +26,8 @@ class Report:
         """Write a line now and then, until cancelled; in a terminal only."""
         while self._terminal:
             await asyncio.sleep(_EVERY)
-            print(f"\r\x1b[K{self._line(ledger, measure())}", end="", flush=True)
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps can't be replaced
+            print(f"\r\x1b[K{self._line(ledger, measure())[:width]}", end="", flush=True)
 
     def end_of_round(self, number: int, loop: str, gauge: Gauge, ledger: Ledger) -> None:
         self._loops[loop] = self._loops.get(loop, 0) + 1
@@ -73,7 +75,7 @@ _PACKETS = {
     "sent": "sent, says the sender",
     "delivered": "delivered, whole and once",
     "dropped": "counted as dropped, by the kernel, a socket or the program",
-    "uncounted": "on the way while a link went down or was deleted",
+    "uncounted": "on the way while a link went down, waited for ARP, or was deleted",
     "refused": "refused with an error",
 }
 _GAUGES = {

@@ -1,6 +1,7 @@
 """Programs that answer, that are cancelled, and that have a bad line."""
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import socket
@@ -115,6 +116,10 @@ async def receivers(stage: Stage) -> None:
             await settled(lambda: taken)
             over.set()
             await stage.finish(*tasks)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    flow.arrive(tun.recv_nowait()[28:])
+                    taken += 1
             stats = await stats_of(tun, lambda: taken)
             stage.ledger.equal("receivers: received", taken, stats.tx_packets)
             stage.ledger.settle(flow.name, flow, dropped=stats.tx_dropped)

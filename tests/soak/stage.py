@@ -13,7 +13,7 @@ from .ledger import Flow, Ledger
 
 __all__ = ["HANG", "Scene", "Stage", "pause", "settled", "stats_of"]
 
-_QUIET = 0.3  # seconds without a packet, after which none is on its way any more
+_QUIET, _LOOKS = 0.1, 5  # seconds without a packet, so many times
 HANG = 10.0  # seconds that anything here may take at its end
 
 
@@ -51,10 +51,17 @@ class Stage:
 
 
 async def settled(count: Callable[[], int]) -> None:
-    """Wait until nothing has arrived for a while."""
-    before = -1
-    while before != (before := count()):  # noqa: ASYNC110 - nobody tells when nothing happens
+    """Wait until nothing arrives any more.
+
+    Several looks, each a turn of the loop at the least: on a busy machine a packet may lie ready
+    for longer than any one of them, but each gives whoever has to take it a turn.
+    """
+    before, quiet = count(), 0
+    while quiet < _LOOKS:
         await asyncio.sleep(_QUIET)
+        now = count()
+        quiet = quiet + 1 if now == before else 0
+        before = now
 
 
 async def stats_of(device: aiotun.Device, count: Callable[[], object]) -> aiotun.LinkStats:

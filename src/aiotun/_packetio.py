@@ -86,7 +86,7 @@ class PacketIO(abc.ABC):
     not wait does not overtake one that does; senders likewise.
 
     *Fairness*: where packets never run out, a receiver lets the loop turn once after every
-    128 packets, before it reads and never after.
+    256 packets, before it reads and never after.
 
     *Loops*: the first coroutine that is awaited binds a queue to its event loop. Another loop is a
     `RuntimeError`. Nothing here may be called from another thread.

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["BUDGET", "QueueBase", "close_queues"]
 
 # How many packets may be read before the loop gets a turn. At one microsecond a packet, and a few
-# more for what the user does with it, the loop turns several times a millisecond.
-BUDGET = 128
+# more for what the user does with it, the loop turns once a millisecond.
+BUDGET = 256
 
 # What read and write of an fd that is no TUN device (Queue.from_fd) say when its peer is gone.
 _PEER_GONE = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE})

@@ -9,6 +9,7 @@ for.
 import asyncio
 import contextlib
 import multiprocessing
+import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from .._harness import BenchError, Row, Table, expect, run_on
 from ._contenders import Contender
 
 NAMES = ("aiotun",)
-PACKETS = 4000  # of all queues together
+PACKETS = 16_000  # of all queues together
 WORK = 10  # microseconds a packet
 # queues, processes
 SHAPES = ((1, 1), (2, 1), (4, 1), (2, 2), (4, 2), (4, 4))
@@ -71,7 +72,10 @@ async def drain_all(pipe: Connection, queues: Sequence[aiotun.Queue]) -> None:
         await queue.aclose()
 
 
-def process(pipe: Connection, queues: Sequence[aiotun.Queue]) -> None:
+def process(pipe: Connection, queues: Sequence[aiotun.Queue], number: int) -> None:
+    # Two that are woken at once may share a core for longer than they take.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[number % len(cores)]})
     run_on("asyncio", drain_all(pipe, queues))
 
 
@@ -134,7 +138,7 @@ async def shape(queues: int, processes: int, number: int, stack: contextlib.Exit
         for first in range(0, queues, share):
             here, there = spawn.Pipe()
             part = list(tun.queues[first : first + share])
-            child = spawn.Process(target=process, args=(there, part), daemon=True)
+            child = spawn.Process(target=process, args=(there, part, len(pipes)), daemon=True)
             child.start()
             stack.callback(_end, child, here)
             there.close()

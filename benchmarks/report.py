@@ -73,7 +73,7 @@ def section(title: str, tables: Sequence[Mapping[str, Any]], pictures: Path) -> 
     yield from (f"## {title}", "")
     for table in tables:
         what = table["what"]
-        heading = what[0].upper() + what[1:]
+        heading = what if what.startswith("aiotun") else what[0].upper() + what[1:]
         yield from (f"### {heading}", "")
         rows = [row for row in table["rows"] if not is_target(row)]
         if len(rows) > 2 and not any(word in what for word in NO_CHART):

@@ -133,7 +133,7 @@ async def shape(queues: int, processes: int, number: int, stack: contextlib.Exit
     try:
         socks = await flows(tun, f"{net}.2", stack)
         spawn = multiprocessing.get_context("spawn")
-        pipes = []
+        pipes: list[Connection] = []
         share = queues // processes
         for first in range(0, queues, share):
             here, there = spawn.Pipe()

@@ -7,9 +7,10 @@ sanitizers. Inputs lie in memory of just their length, so that a read of one byt
 import ctypes
 import importlib.util
 import os
+import socket
 from typing import Any
 
-from aiotun import _gso
+from aiotun import _gso, _native
 from aiotun.offload import VnetHeader
 from tests.test_gso import LINKS, Packet, run_of
 
@@ -36,6 +37,9 @@ def _load() -> Any:
 
 
 MODULE = _load()
+# Where super-packets are read from and written to, beside a device.
+NEAR, FAR = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+NEAR.setblocking(False)
 
 
 def vnet_header(data: bytes) -> None:
@@ -65,6 +69,10 @@ def _split(data: bytes, frame: bool) -> list[bytes] | None:
 
     ours, theirs = attempt(MODULE.split, exact(data)), attempt(_gso.split, data)
     assert ours == theirs, (ours, theirs)
+    if data and MODULE is not _gso:
+        FAR.send(data)
+        read = MODULE.read_split(NEAR.fileno(), frame, 1)
+        assert read == (([], 1) if isinstance(ours, str) else (ours, 0))
     return None if isinstance(ours, str) else ours
 
 
@@ -94,6 +102,10 @@ def merging(data: bytes) -> None:
     frame, batch = bool(choices.getrandbits(1)), _packets(choices)
     merged = MODULE.merge([exact(packet) for packet in batch], frame)
     assert merged == _gso.merge(batch, frame)
+    if MODULE is not _gso:
+        exactly = [exact(packet) for packet in batch]
+        assert MODULE.write_merged(FAR.fileno(), exactly, frame) == len(batch)
+        assert _native.read_many_large(NEAR.fileno(), 1 << 17, 99) == merged
     assert len(merged) <= len(batch)
     again = [part for whole in merged for part in _split(whole, frame) or []]
     assert [_comparable(part, frame) for part in again] == [

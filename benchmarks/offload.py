@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -71,6 +72,8 @@ def far_namespace() -> Iterator[str]:
         while "listening" not in (line := server.stdout.readline()):
             if not line:
                 raise BenchError("iperf3 -s did not start")
+        # What it goes on to print would fill the pipe, and stop it.
+        threading.Thread(target=server.stdout.read, daemon=True).start()
         yield f"/proc/{server.pid}/ns/net"
 
 

@@ -67,10 +67,10 @@ dist: ## build the sdist and the wheels into dist/, and look at them
 	@python=$$(tools/python.sh) && tools/venv.sh .venvs/release "$$python" release && tools/dist.sh
 
 test-dist: ## install what `make dist` built on every Python, and run the tests with the wheel
-	@python=$$(tools/python.sh) && tools/venv.sh .venvs/release "$$python" release && tools/test_dist.sh $(ARGS)
+	@tools/test_dist.sh $(ARGS)
 
 test-lowest: ## run the tests with the lowest versions of what aiotun needs
-	@python=$$(tools/python.sh) && tools/venv.sh .venvs/release "$$python" release && tools/test_lowest.sh $(ARGS)
+	@tools/test_lowest.sh $(ARGS)
 
 audit: ## ask whether a vulnerability is known of what aiotun and its extras install
 	@python=$$(tools/python.sh) && tools/venv.sh .venvs/release "$$python" release && tools/audit.sh

@@ -10,14 +10,18 @@ if ! ls dist/*.whl >/dev/null 2>&1; then
     exit 1
 fi
 unset AIOTUN_SPEEDUPS  # an sdist is built with it where that is possible
-uv=$PWD/.venvs/release/bin/uv
 work=$(mktemp -d)
+environment=$work/environment
 trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
 failed=""
 
 quick="tests/test_exports.py tests/test_native.py tests/integration/test_demo.py
     tests/integration/test_queues.py"
+
+install() {
+    "$environment/bin/python" -m pip --disable-pip-version-check --no-input install -q "$@"
+}
 
 # look ENVIRONMENT YES|NO: as a user would, who has nothing but this; YES: with the C module.
 look() {
@@ -45,9 +49,7 @@ for python in $(tools/python.sh --all); do
             *none-any*) native=no ;;
             *) native=any ;;  # as there is a compiler, or none
         esac
-        environment=$work/environment
-        if ! { "$uv" venv -q --clear --seed -p "$python" "$environment" &&
-            "$environment/bin/python" -m pip --disable-pip-version-check install -q "$archive" &&
+        if ! { "$python" -m venv --clear "$environment" && install "$archive" &&
             (look "$environment" $native); }; then
             echo "aiotun: $archive does not work on Python $version" >&2
             failed="$failed $version"
@@ -58,9 +60,9 @@ for python in $(tools/python.sh --all); do
         *) files=$quick ;;
     esac
     # What is tested of a checkout is left out: how it is built, and its tools.
-    if ! { "$uv" venv -q --clear -p "$python" "$environment" &&
-        "$uv" pip install -q -p "$environment/bin/python" \
-            "${abi3}[dpkt,examples,uvloop]" --group pyproject.toml:test &&
+    # Before 25.1 pip knows no dependency groups.
+    if ! { "$python" -m venv --clear "$environment" && install "pip>=25.1" &&
+        install "${abi3}[dpkt,examples,uvloop]" --group pyproject.toml:test &&
         (look "$environment" yes) &&
         (cd "$tree" && AIOTUN_SPEEDUPS=require "$environment/bin/python" -m pytest \
             -m "not peers and not slow" --ignore tests/test_install.py --ignore tests/test_tools.py \

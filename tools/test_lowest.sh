@@ -1,12 +1,22 @@
 #!/bin/sh
-# Runs the tests with the lowest version of everything that pyproject.toml names, where it is the
-# highest elsewhere; in .venvs/lowest, on the first Python that will do.
+# Runs the tests with the lowest version of everything that pyproject.toml names for users, where it
+# is the highest elsewhere; in .venvs/lowest, on the first Python that will do.
 set -eu
 python=$(tools/python.sh)
-uv=.venvs/release/bin/uv
 venv=.venvs/lowest
-"$uv" venv -q --clear -p "$python" $venv
-"$uv" pip install -q -p $venv/bin/python --resolution lowest-direct \
-    -r pyproject.toml --all-extras --group test -e .
-"$uv" pip list -q -p $venv/bin/python | grep -E '^(aiohttp|cffi|cryptography|dpkt|pyroute2|uvloop) '
+"$python" -m venv --clear $venv
+pip() { $venv/bin/python -m pip --disable-pip-version-check --no-input "$@"; }
+pip install -q "pip>=25.1"  # before, it knows no dependency groups
+"$python" - >$venv/lowest.txt <<'END'
+import re
+import tomllib
+
+with open("pyproject.toml", "rb") as file:
+    project = tomllib.load(file)["project"]
+extras = project["optional-dependencies"].values()
+for each in sorted({*project["dependencies"], *(one for extra in extras for one in extra)}):
+    print(re.sub(r"\[.*?\]", "", each).replace(">=", "=="))
+END
+pip install -q --group test -e . -c $venv/lowest.txt
+cat $venv/lowest.txt
 exec $venv/bin/python -m pytest -m "not peers and not slow" "$@"

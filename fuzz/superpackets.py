@@ -38,8 +38,8 @@ def _load() -> Any:
 
 MODULE = _load()
 # Where super-packets are read from and written to, beside a device.
-NEAR, FAR = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-NEAR.setblocking(False)
+NEAR, FAR = (each.detach() for each in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+os.set_blocking(NEAR, False)
 
 
 def vnet_header(data: bytes) -> None:
@@ -70,8 +70,8 @@ def _split(data: bytes, frame: bool) -> list[bytes] | None:
     ours, theirs = attempt(MODULE.split, exact(data)), attempt(_gso.split, data)
     assert ours == theirs, (ours, theirs)
     if data and MODULE is not _gso:
-        FAR.send(data)
-        read = MODULE.read_split(NEAR.fileno(), frame, 1)
+        os.write(FAR, data)
+        read = MODULE.read_split(NEAR, frame, 1)
         assert read == (([], 1) if isinstance(ours, str) else (ours, 0))
     return None if isinstance(ours, str) else ours
 
@@ -104,8 +104,8 @@ def merging(data: bytes) -> None:
     assert merged == _gso.merge(batch, frame)
     if MODULE is not _gso:
         exactly = [exact(packet) for packet in batch]
-        assert MODULE.write_merged(FAR.fileno(), exactly, frame) == len(batch)
-        assert _native.read_many_large(NEAR.fileno(), 1 << 17, 99) == merged
+        assert MODULE.write_merged(FAR, exactly, frame) == len(batch)
+        assert _native.read_many_large(NEAR, 1 << 17, 99) == merged
     assert len(merged) <= len(batch)
     again = [part for whole in merged for part in _split(whole, frame) or []]
     assert [_comparable(part, frame) for part in again] == [

@@ -28,6 +28,9 @@ def _ours(name: str, *options: str) -> Contender:
 _C, _RUST = str(BUILD / "peer"), str(BUILD / "rust" / "target" / "release" / "peer")
 _GO = str(BUILD / "go" / "peer")
 
+# Those that have no offload, or do without.
+PEERS = ("pytun", "pytun-pmd3", "scapy", "asyncssh", "add_reader", "tun-rs", "water")
+
 CONTENDERS = {
     contender.name: contender
     for contender in (

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from .._harness import LAST_CORE, BenchError, Row, Table, expect
 from ..send import udp_packet_of
-from ._contenders import Contender
+from ._contenders import PEERS, Contender
 from ._field import Program, configure, running, traffic
 from ._sink import PORT, Sink
 
@@ -24,13 +24,7 @@ NAMES = (
     "aiotun, one by one",
     "aiotun, uvloop",
     "aiotun split",
-    "pytun",
-    "pytun-pmd3",
-    "scapy",
-    "asyncssh",
-    "add_reader",
-    "tun-rs",
-    "water",
+    *PEERS,
     "wireguard-go",
 )
 SIZES = (84, 1400)

@@ -11,22 +11,10 @@ from collections.abc import Iterator, Sequence
 
 from .._harness import FIRST_CORE, LAST_CORE, Row, Table, child, compiled, expect, output_of
 from ..ping import Run
-from ._contenders import Contender
+from ._contenders import PEERS, Contender
 from ._field import configure, running
 
-NAMES = (
-    "C",
-    "aiotun",
-    "aiotun, uvloop",
-    "pytun",
-    "pytun-pmd3",
-    "scapy",
-    "asyncssh",
-    "add_reader",
-    "tun-rs",
-    "water",
-    "wireguard-go",
-)
+NAMES = ("C", "aiotun", "aiotun, uvloop", *PEERS, "wireguard-go")
 PINGS = 4000  # a run
 TURNS = 10
 SLOW = {"scapy": 10}  # so many times fewer

@@ -12,21 +12,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from .._harness import BenchError, Row, Table, child, output_of
-from ._contenders import Contender
+from ._contenders import PEERS, Contender
 from ._field import Far, Forwarder, forwarder
 
-PLAIN = (
-    "C",
-    "aiotun",
-    "aiotun, uvloop",
-    "pytun",
-    "pytun-pmd3",
-    "scapy",
-    "asyncssh",
-    "add_reader",
-    "tun-rs",
-    "water",
-)
+PLAIN = ("C", "aiotun", "aiotun, uvloop", *PEERS)
 OFFLOAD = (
     "C, offload",
     "aiotun split",
@@ -104,39 +93,40 @@ def run(runs: int, contenders: Sequence[Contender]) -> Iterator[Table]:
     yield _memory(rest, most)
 
 
+def _rows(
+    samples: Samples,
+    group: Sequence[str],
+    unit: str,
+    targets: Mapping[tuple[str, str], float],
+    *,
+    at_least: bool,
+) -> list[Row]:
+    """A group beside its first, and then the ratios that have a target."""
+    base = samples.get(group[0])
+    rows = [
+        Row(name, unit, samples[name], None if name == group[0] else base)
+        for name in group
+        if name in samples
+    ]
+    rows += [
+        Row(f"{a} / {b}", unit, samples[a], samples[b], target=target, at_least=at_least)
+        for (a, b), target in targets.items()
+        if a in group and a in samples and b in samples
+    ]
+    return rows
+
+
 def _speeds(samples: Samples, streams: int) -> Iterator[Table]:
     what = "one TCP stream" if streams == 1 else f"{streams} TCP streams"
+    targets = TARGETS if streams == 1 else {}
     for kind, group in GROUPS.items():
-        base = samples.get(group[0])
-        rows = [
-            Row(name, "Gbit/s", samples[name], None if name == group[0] else base)
-            for name in group
-            if name in samples
-        ]
-        if streams == 1:
-            rows += [
-                Row(f"{a} / {b}", "Gbit/s", samples[a], samples[b], target=target, at_least=True)
-                for (a, b), target in TARGETS.items()
-                if a in group and a in samples and b in samples
-            ]
-        if rows:
+        if rows := _rows(samples, group, "Gbit/s", targets, at_least=True):
             yield Table("forward", "all", f"{what}, {kind}", rows)
 
 
 def _cpu(samples: Samples) -> Iterator[Table]:
     for kind, group in GROUPS.items():
-        base = samples.get(group[0])
-        rows = [
-            Row(name, "s/GB", samples[name], None if name == group[0] else base)
-            for name in group
-            if name in samples
-        ]
-        rows += [
-            Row(f"{a} / {b}", "s/GB", samples[a], samples[b], target=target)
-            for (a, b), target in CPU_TARGETS.items()
-            if a in group and a in samples and b in samples
-        ]
-        if rows:
+        if rows := _rows(samples, group, "s/GB", CPU_TARGETS, at_least=False):
             what = f"the forwarder's processor time, one TCP stream, {kind}"
             yield Table("forward", "all", what, rows)
 

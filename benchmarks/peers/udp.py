@@ -11,25 +11,11 @@ import time
 from collections.abc import Iterator, Sequence
 
 from .._harness import BenchError, Row, Table, child, output_of
-from ._contenders import Contender
+from ._contenders import PEERS, Contender
 from ._field import Far, Forwarder, forwarder, traffic
 from ._install import BUILD
 
-NAMES = (
-    "C",
-    "aiotun",
-    "aiotun, uvloop",
-    "aiotun split",
-    "pytun",
-    "pytun-pmd3",
-    "scapy",
-    "asyncssh",
-    "add_reader",
-    "tun-rs",
-    "tun-rs, offload",
-    "water",
-    "wireguard-go",
-)
+NAMES = ("C", "aiotun", "aiotun, uvloop", "aiotun split", *PEERS, "tun-rs, offload", "wireguard-go")
 RATES = (20_000, 80_000, 320_000)
 SECONDS = 0.3
 PATIENCE = 10.0  # seconds

@@ -655,7 +655,7 @@ static int take(struct run *r, const struct part *p)
 static void put_headers(const struct run *r, uint8_t *header)
 {
 	const struct layers *l = &r->first.l;
-	uint8_t *packet = header + HEADER, *transport = packet + l->transport;
+	uint8_t *packet = header + HEADER, *transport;
 	size_t length = r->length - l->transport, offset = l->protocol == TCP ? 16 : 6;
 	uint16_t fields[4] = {(uint16_t)l->payload, (uint16_t)r->size, (uint16_t)l->transport,
 			      (uint16_t)offset};
@@ -663,7 +663,8 @@ static void put_headers(const struct run *r, uint8_t *header)
 	memset(header, 0, HEADER);
 	memcpy(packet, r->first.packet, r->head);
 	if (r->count == 1)
-		return;
+		return; /* there may be no layers */
+	transport = packet + l->transport;
 	header[0] = NEEDS_CSUM;
 	header[1] = l->protocol == UDP ? GSO_UDP_L4 : l->version == 4 ? GSO_TCPV4 : GSO_TCPV6;
 	memcpy(header + 2, fields, sizeof fields);

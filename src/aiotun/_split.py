@@ -141,6 +141,8 @@ class SplitQueue(Queue):
             for chunk in _chunks(packets):
                 done = self._send_at_once(chunk)
                 sent += done
+                if done == len(chunk):
+                    continue
                 for super_packet in self._merged(chunk[done:]):
                     try:
                         await super().send(super_packet)

@@ -1,7 +1,8 @@
 """A queue: one file descriptor on one event loop. The hot path is here and nowhere else.
 
 A packet comes in through `_take` (or straight in `recv`, which is the same in one frame less) and
-goes out through `_write`. Everything else decides who may do that, and when:
+goes out through `_write` (a list of them through `_write_many`). Everything else decides who may do
+that, and when:
 
 - `_receive` reads at once where nobody waits before the caller, else it waits in `_line`.
 - `_readable`, called by the loop, resumes the tasks in line. While the one it resumed is the only
@@ -340,7 +341,7 @@ class Queue(QueueBase):
         senders = self._senders
         try:
             self._bind()
-            if type(packets) is list and not senders and self._fd >= 0:
+            if type(packets) is list and not senders:
                 # What goes without further ado; the rest meets below whatever is in its way.
                 sent = _write_many(self._fd, packets)
                 if sent == len(packets):

@@ -211,6 +211,7 @@ def child(
 
     def prepare() -> None:
         _die_with_parent()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the benchmark, which ends it
         if core is not None:
             os.sched_setaffinity(0, {core})
 

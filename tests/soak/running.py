@@ -5,6 +5,7 @@ import faulthandler
 import itertools
 import os
 import random
+import signal
 import time
 import traceback
 from collections.abc import Callable
@@ -58,6 +59,8 @@ def soak(
         seed: what chance is made of, as far as the machine's timing lets it.
         plant: a fault to plant, one of `planting.PLANTS`.
     """
+    # Ctrl-C in the middle of a round: the namespaces end with this process, and nothing is to tell.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     quiet()
     planting.prepare(plant)
     scenes = {**_SCENES, "hanging": planting.hanging} if plant == "hang" else _SCENES

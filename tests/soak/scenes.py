@@ -8,6 +8,8 @@ import socket
 import struct
 from ipaddress import IPv4Address
 
+import dpkt
+
 import aiotun
 from aiotun import PacketIO, reply
 from aiotun.testing import FaultCounts, FaultInjector, memory_pair
@@ -174,13 +176,18 @@ async def faults(stage: Stage) -> None:
     stage.count("openings")
     rates = {kind: stage.chance.uniform(0.01, 0.1) for kind in _KINDS}
     bad = FaultInjector(tun, seed=stage.chance.randrange(1 << 30), **rates)
+    near, far = socket.inet_aton(f"{net}.1"), socket.inet_aton(f"{net}.2")
     taken = 0
 
     async def echo() -> None:
         nonlocal taken
         async for packet in bad:
             taken += 1
-            await bad.send(packet[:12] + packet[16:20] + packet[12:16] + packet[20:])
+            # Checksums made anew: of two bits turned over, one each way, the second may hide the
+            # first from them, and the kernel answers a wrong port with a packet of its own.
+            data = dpkt.udp.UDP(sport=7, dport=7, data=packet[28:])
+            data.ulen = len(data)
+            await bad.send(aiotun.encode(dpkt.ip.IP(src=far, dst=near, p=17, data=data)))
 
     echoing = asyncio.create_task(echo())
     with udp_socket(None, f"{net}.1", 7) as sock:

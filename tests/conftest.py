@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 
@@ -47,6 +48,9 @@ def pytest_configure(config: pytest.Config) -> None:
     why = _isolation.problem(os.environ)
     if why is not None:
         pytest.exit(f"aiotun tests: {why}", 4)
+    # A shell has what it starts with '&' ignore Ctrl-C, and our tests' programs would do so, too.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # --- Skips that are no excuse in CI --------------------------------------------------------------

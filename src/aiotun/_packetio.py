@@ -137,7 +137,7 @@ class PacketIO(abc.ABC):
                 raise ValueError("recv_into needs a contiguous buffer")
             return await self._receive(lambda io: io._take_into(view))
 
-    async def recv_many(self, limit: int = 64) -> list[bytes]:
+    def recv_many(self, limit: int = 64) -> Coroutine[Any, Any, list[bytes]]:
         """Wait for one packet, then take all that are ready.
 
         Args:
@@ -152,7 +152,7 @@ class PacketIO(abc.ABC):
         """
         if limit < 1:
             raise ValueError(f"recv_many needs a limit of at least 1, not {limit}")
-        return await self._receive(lambda io: io._take_many(limit))
+        return self._receive(lambda io: io._take_many(limit))
 
     @abc.abstractmethod
     def recv_nowait(self) -> bytes:
@@ -310,7 +310,7 @@ class PacketIO(abc.ABC):
         """How many bytes of ours or the kernel's stand before the packet itself."""
 
     @abc.abstractmethod
-    async def _receive(self, take: Callable[[PacketIO], T]) -> T:
+    def _receive(self, take: Callable[[PacketIO], T]) -> Coroutine[Any, Any, T]:
         """Call `take` until it has something; wait in between, and before the first call if due.
 
         It is given whatever has the packets, and asks that for the method only then: while a task
@@ -338,18 +338,18 @@ def take_one(io: PacketIO) -> bytes:
 class _Batches:
     """An iterator, not a generator: a generator that was cancelled once would be exhausted."""
 
-    __slots__ = ("_limit", "_source")
+    __slots__ = ("_source", "_take")
 
     def __init__(self, source: PacketIO, limit: int) -> None:
         self._source = source
-        self._limit = limit
+        self._take: Callable[[PacketIO], list[bytes]] = lambda io: io._take_many(limit)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> list[bytes]:
         try:
-            return await self._source.recv_many(self._limit)
+            return await self._source._receive(self._take)
         except DeviceClosedError:
             raise StopAsyncIteration from None
 

@@ -188,8 +188,8 @@ class Device(PacketIO):
     def _header_bytes(self) -> int:
         return self._io._header_bytes
 
-    async def _receive(self, take: Callable[[PacketIO], T]) -> T:
-        return await self._io._receive(take)
+    def _receive(self, take: Callable[[PacketIO], T]) -> Coroutine[Any, Any, T]:
+        return self._io._receive(take)
 
     def _take(self) -> bytes:
         return self._io._take()

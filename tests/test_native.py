@@ -4,9 +4,11 @@ import contextlib
 import errno
 import importlib
 import os
+import random
 import socket
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,7 +37,7 @@ def twins(python: object, name: str) -> pytest.MarkDecorator:
 
 
 each_read = twins(os.read, "read")
-each_read_many = twins(_native.read_many_large, "read_many")
+each_read_many = twins(_native._read_many, "read_many")
 each_write_many = twins(_native._write_many, "write_many")
 
 
@@ -81,6 +83,70 @@ class TestRead:
     def test_wrong_arguments(self, read: Callable[..., bytes], args: tuple[object, ...]) -> None:
         with pytest.raises((TypeError, ValueError, OverflowError, OSError)):
             read(*args)
+
+
+SIZES = (0, 1, 84, 8191, 8192, 8193, 65_222, 65_535, _abi.READ_SIZE)
+
+
+class TestLongPackets:
+    """The C module reads them into an object as long as the last one was; and that is a guess."""
+
+    @each_read
+    @pytest.mark.parametrize("first", SIZES)
+    @pytest.mark.parametrize("second", SIZES)
+    def test_one_length_after_another(
+        self, pair: Pair, read: Read, first: int, second: int
+    ) -> None:
+        fd = pair[0].fileno()
+        for size in (first, second, second, first):
+            packet = os.urandom(size)
+            pair[1].send(packet)
+            assert read(fd, _abi.READ_SIZE) == packet
+        with pytest.raises(BlockingIOError):
+            read(fd, _abi.READ_SIZE)
+
+    @each_read
+    def test_less_room_than_the_last_one_took(self, pair: Pair, read: Read) -> None:
+        for room in (65_535, 20_000, 9000, 9001, 100):
+            packet = os.urandom(65_535)
+            pair[1].send(packet)
+            assert read(pair[0].fileno(), room) == packet[:room]
+
+    @each_read_many
+    def test_short_ones_among_them(self, pair: Pair, read_many: ReadMany) -> None:
+        chance = random.Random(8)
+        for _ in range(200):
+            short = chance.choice((0, 1, 20))  # so many that a long one is no longer expected, too
+            sizes = [chance.choice(SIZES)] + [chance.randrange(100) for _ in range(short)]
+            batches = []
+            for size in sizes:
+                batches.append(chance.randbytes(size))
+                pair[1].send(batches[-1])
+                if len(batches) == 3:  # more the socket may not hold
+                    assert read_many(pair[0].fileno(), _abi.READ_SIZE, 9) == batches
+                    batches = []
+            if batches:
+                assert read_many(pair[0].fileno(), _abi.READ_SIZE, 9) == batches
+
+    @each_read_many
+    def test_no_packet_is_kept(self, pair: Pair, read_many: ReadMany) -> None:
+        def two() -> list[bytes]:
+            for size in (65_000, 60_000):
+                pair[1].send(bytes(size))
+            return read_many(pair[0].fileno(), _abi.READ_SIZE, 9)
+
+        two()
+        with contextlib.suppress(BlockingIOError):
+            read_many(pair[0].fileno(), _abi.READ_SIZE, 9)
+        tracemalloc.start()
+        try:
+            for _ in range(50):
+                two()
+                with contextlib.suppress(BlockingIOError):
+                    read_many(pair[0].fileno(), _abi.READ_SIZE, 9)
+            assert tracemalloc.get_traced_memory()[0] < 65_000
+        finally:
+            tracemalloc.stop()
 
 
 class TestReadMany:

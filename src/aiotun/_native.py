@@ -25,7 +25,6 @@ __all__ = [
     "packets_in",
     "read",
     "read_many",
-    "read_many_large",
     "read_split",
     "split",
     "write_many",
@@ -37,11 +36,8 @@ if _choice not in ("", "require", "forbid"):
     raise ImportError(f"AIOTUN_SPEEDUPS is {_choice!r}; it may be 'require' or 'forbid', or unset")
 
 
-def read_many_large(fd: int, size: int, limit: int) -> list[bytes]:
+def _read_many(fd: int, size: int, limit: int) -> list[bytes]:
     """Read packets from a non-blocking fd until none waits, or there are `limit`.
-
-    What is read is not copied once more, as the C module does, to which it is no matter where a
-    packet is 1,500 bytes. A super-packet is 64 KiB.
 
     Raises:
         OSError: the first read failed. A later failure ends the batch, and the next call meets it.
@@ -147,7 +143,7 @@ def keep_freed_memory() -> None:
 read: Callable[[int, int], bytes] = os.read
 """Read one packet from a non-blocking fd: ``read(fd, size)``, as `os.read`."""
 
-read_many: Callable[[int, int, int], list[bytes]] = read_many_large
+read_many: Callable[[int, int, int], list[bytes]] = _read_many
 read_split: Callable[[int, bool, int], tuple[list[bytes], int]] = _read_split
 write_many: Callable[[int, list[Buffer]], int] = _write_many
 write_merged: Callable[[int, Iterable[Buffer], bool], int] = _write_merged

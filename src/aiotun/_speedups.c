@@ -47,17 +47,16 @@ static long number(PyObject *argument, const char *what, long most)
 
 /* Reading and writing packets, by a non-blocking fd.
  *
- * os.read takes a new 64 KiB object for each packet and shrinks it afterwards. Here the packet is
- * read into the stack, and an object made once its length is known. And os.read lets other threads
- * run meanwhile, which costs a tenth of the packet; but a read that never waits takes less than a
- * microsecond, so here nobody else runs. Likewise a write, which takes little more.
+ * os.read lets other threads run meanwhile, which costs a tenth of the packet; but a read that never
+ * waits takes less than a microsecond, so here nobody else runs. Likewise a write, which takes
+ * little more.
  */
-static ssize_t read_packet(long fd, char *buffer, long size)
+static ssize_t read_packet(long fd, char *buffer, size_t size)
 {
 	ssize_t length;
 
 	do
-		length = read((int)fd, buffer, (size_t)size);
+		length = read((int)fd, buffer, size);
 	while (length < 0 && errno == EINTR);
 	return length;
 }
@@ -73,12 +72,89 @@ static int write_packet(long fd, const char *packet, size_t length)
 	return result < 0 ? -1 : 0;
 }
 
+/* How long the next long packet of an fd may be: as the last one was, as in a stream of super-packets
+ * it nearly always is. Known by the fd's last bits, so that it may be another's; it is a guess. */
+#define LONG_PACKET 8192
+#define FORGOTTEN 16 /* short packets in a row */
+static struct guess {
+	size_t length;
+	unsigned others;
+} guesses[64];
+
+static void learn(struct guess *guess, size_t length)
+{
+	if (length >= LONG_PACKET)
+		*guess = (struct guess){length, 0};
+	else if (guess->length && ++guess->others == FORGOTTEN)
+		guess->length = 0;
+}
+
+/* Read a long packet into an object made for it, which is as long as the guess; `rest`, with room for
+ * `size` bytes, takes what is longer. What was guessed wrong is copied. As read_object. */
+static PyObject *read_guessed(long fd, char *rest, size_t size, struct guess *guess)
+{
+	size_t guessed = guess->length;
+	PyObject *object = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)guessed), *packet;
+	struct iovec pieces[2];
+	ssize_t length;
+	size_t first;
+
+	if (!object)
+		return NULL;
+	pieces[0] = (struct iovec){PyBytes_AsString(object), guessed};
+	pieces[1] = (struct iovec){rest, size - guessed};
+	do
+		length = readv((int)fd, pieces, 2);
+	while (length < 0 && errno == EINTR);
+	if (length < 0) {
+		int error = errno;
+
+		Py_DECREF(object);
+		errno = error;
+		return NULL;
+	}
+	if ((size_t)length == guessed) {
+		guess->others = 0;
+		return object;
+	}
+	first = (size_t)length < guessed ? (size_t)length : guessed;
+	packet = PyBytes_FromStringAndSize(NULL, length);
+	if (packet && length) {
+		char *at = PyBytes_AsString(packet);
+
+		memcpy(at, pieces[0].iov_base, first);
+		memcpy(at + first, rest, (size_t)length - first);
+	}
+	Py_DECREF(object);
+	learn(guess, (size_t)length);
+	return packet;
+}
+
+/* Read a packet. NULL is an exception, or an error of the read itself: then there is none, but errno.
+ *
+ * os.read makes an object of 64 KiB for each packet and shrinks it afterwards. Here a short packet is
+ * read into `buffer`, on the caller's stack, and an object made once its length is known. A long one
+ * would be copied that way for longer than it took to read. */
+static PyObject *read_object(long fd, char *buffer, size_t size)
+{
+	struct guess *guess = &guesses[fd % 64];
+	ssize_t length;
+
+	if (guess->length && guess->length < size)
+		return read_guessed(fd, buffer, size, guess);
+	length = read_packet(fd, buffer, size);
+	if (length < 0)
+		return NULL;
+	learn(guess, (size_t)length);
+	return PyBytes_FromStringAndSize(buffer, length);
+}
+
 /* read(fd, size): as os.read. */
 static PyObject *speedups_read(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
 	char buffer[READ_SIZE];
 	long fd, size;
-	ssize_t length;
+	PyObject *packet;
 
 	(void)module;
 	if (nargs != 2)
@@ -86,9 +162,10 @@ static PyObject *speedups_read(PyObject *module, PyObject *const *args, Py_ssize
 	if ((fd = number(args[0], "an fd", INT_MAX)) < 0 ||
 	    (size = number(args[1], "a size", READ_SIZE)) < 0)
 		return NULL;
-	length = read_packet(fd, buffer, size);
-	return length < 0 ? PyErr_SetFromErrno(PyExc_OSError)
-			  : PyBytes_FromStringAndSize(buffer, length);
+	packet = read_object(fd, buffer, (size_t)size);
+	if (!packet && !PyErr_Occurred())
+		PyErr_SetFromErrno(PyExc_OSError);
+	return packet;
 }
 
 /* read_many(fd, size, limit): see _native.py. */
@@ -107,13 +184,13 @@ static PyObject *speedups_read_many(PyObject *module, PyObject *const *args, Py_
 		return NULL;
 	batch = PyList_New(0);
 	for (long count = 0; batch && count < limit; count++) {
-		ssize_t length = read_packet(fd, buffer, size);
-		PyObject *packet;
+		PyObject *packet = read_object(fd, buffer, (size_t)size);
 
-		if (length < 0 && count > 0)
-			break; /* what there is goes first; the next call meets the error again */
-		packet = length < 0 ? PyErr_SetFromErrno(PyExc_OSError)
-				    : PyBytes_FromStringAndSize(buffer, length);
+		if (!packet && !PyErr_Occurred()) {
+			if (count > 0)
+				break; /* what there is goes first; the next call meets the error again */
+			PyErr_SetFromErrno(PyExc_OSError);
+		}
 		if (!packet || PyList_Append(batch, packet) < 0)
 			Py_CLEAR(batch);
 		Py_XDECREF(packet);

@@ -43,7 +43,6 @@ T = TypeVar("T")
 # Bound here: a global look-up is cheaper than an attribute of a module.
 _read = _native.read
 _read_many = _native.read_many
-_read_many_large = _native.read_many_large
 _write = os.write
 _write_many = _native.write_many
 
@@ -213,8 +212,7 @@ class Queue(QueueBase):
         return length
 
     def _take_many(self, limit: int) -> list[bytes]:
-        read_many = _read_many if self._offload == "off" else _read_many_large
-        batch = read_many(self._fd, READ_SIZE, limit)
+        batch = _read_many(self._fd, READ_SIZE, limit)
         taken = len(batch)
         if taken < limit:
             self._drained = True

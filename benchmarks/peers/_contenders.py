@@ -15,6 +15,8 @@ class Contender:
     name: str
     peer: str
     command: tuple[str, ...]
+    napi_threads: bool = False
+    """Whether the kernel shall give what it receives from this a thread: see `napi_threads`."""
 
 
 def _python(module: str, *options: str, interpreter: str = str(PYTHON)) -> tuple[str, ...]:
@@ -22,7 +24,8 @@ def _python(module: str, *options: str, interpreter: str = str(PYTHON)) -> tuple
 
 
 def _ours(name: str, *options: str) -> Contender:
-    return Contender(name, "aiotun", _python("aiotun", *options, interpreter=sys.executable))
+    command = _python("aiotun", *options, interpreter=sys.executable)
+    return Contender(name, "aiotun", command, napi_threads="--napi" in options)
 
 
 _C, _RUST = str(BUILD / "peer"), str(BUILD / "rust" / "target" / "release" / "peer")
@@ -39,6 +42,7 @@ CONTENDERS = {
         _ours("aiotun"),
         _ours("aiotun, one by one", "--one"),
         _ours("aiotun, uvloop", "--uvloop"),
+        _ours("aiotun, NAPI threads", "--napi"),
         _ours("aiotun split", "--offload", "split"),
         _ours("aiotun split, uvloop", "--uvloop", "--offload", "split"),
         _ours("aiotun raw", "--offload", "raw"),

@@ -109,6 +109,19 @@ def configure(
     )
 
 
+def napi_threads(device: str, *, netns: str | None = None) -> None:
+    """Have the kernel receive from this device in a thread of its own: it was opened for NAPI.
+
+    A sysfs shows the namespace in which it was mounted.
+    """
+    into = [f"--net={netns}"] if netns else []
+    script = f"mount -t sysfs sysfs /mnt && echo 1 >/mnt/class/net/{device}/threaded"
+    command = ["nsenter", *into, "unshare", "-m", "sh", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BenchError(f"no NAPI thread for {device}: {done.stderr.strip()}")
+
+
 class Far:
     """Another network namespace, with a sink and a server of iperf3 in it."""
 
@@ -166,6 +179,9 @@ def forwarder(
     ip(f"link set dev {names[1]} netns {far.pid}")
     configure(names[0], f"10.81.{number}.1/24")
     configure(names[1], f"10.81.{number}.2/24", netns=far.netns)
+    if contender.napi_threads:
+        napi_threads(names[0])
+        napi_threads(names[1], netns=far.netns)
     time.sleep(0.1)  # some say on stderr that it was down
     program.check()
     return Forwarder(program, *names, f"10.81.{number}.2", far.pid)

@@ -28,7 +28,7 @@ NAMES = (
     "wireguard-go",
 )
 SIZES = (84, 1400)
-COUNT = 1024
+COUNT = 4096
 SLOW = {"scapy": 256}  # packets of those who take a hundred times as long
 RING = 5000  # more than `growth` has waiting
 ROUNDS = 8  # a run takes milliseconds only: many short ones stand noise better than a few long

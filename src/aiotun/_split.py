@@ -212,6 +212,9 @@ def _answer_nudge(queue_ref: weakref.ref[SplitQueue]) -> None:
 
 def _chunks(packets: Iterable[Buffer]) -> Iterator[list[Buffer]]:
     """Give so many packets at a time. What an iterable gives before it raises comes before that."""
+    if type(packets) is list and 0 < len(packets) <= _CHUNK:
+        yield packets  # as nearly always: no need to copy it
+        return
     source = iter(packets)
     while True:
         chunk: list[Buffer] = []

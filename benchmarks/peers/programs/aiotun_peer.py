@@ -1,4 +1,7 @@
-"""aiotun: [--uvloop] [--one] [--offload split|raw] MODE NAME...; `--one` is a packet a call."""
+"""aiotun: [--uvloop] [--one] [--napi] [--offload split|raw] MODE NAME...
+
+`--one` is a packet a call.
+"""
 
 import asyncio
 import sys
@@ -72,14 +75,14 @@ async def opened_often(name: str, count: int) -> tuple[int, int]:
     return opening // count, closing // count
 
 
-async def main(one: bool, offload: Literal["off", "split", "raw"]) -> None:
+async def main(one: bool, napi: bool, offload: Literal["off", "split", "raw"]) -> None:
     mode, names = arguments()
     if mode == "open":
         ready(names[0])
         for (count,) in orders():
             tell(*await opened_often(names[0], int(count)))
         return
-    devices = [await aiotun.open_tun(name, up=False, offload=offload) for name in names]
+    devices = [await aiotun.open_tun(name, up=False, offload=offload, napi=napi) for name in names]
     tun = devices[0]
     ready(names[0])
     if mode == "echo":
@@ -104,10 +107,10 @@ def option(name: str) -> bool:
 
 
 if __name__ == "__main__":
-    uv, one, offload = option("--uvloop"), option("--one"), "off"
+    uv, one, napi, offload = option("--uvloop"), option("--one"), option("--napi"), "off"
     if option("--offload"):
         offload = sys.argv.pop(1)
-    program = main(one, cast(Literal["off", "split", "raw"], offload))
+    program = main(one, napi, cast(Literal["off", "split", "raw"], offload))
     if uv:
         import uvloop
 

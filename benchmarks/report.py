@@ -56,17 +56,26 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
     ]
 
 
-def targets(parts: Mapping[str, Any]) -> list[str]:
-    """All figures that something was to reach, in one table."""
-    rows = []
-    for part in PARTS:
-        for table in parts.get(part, {}).get("tables", ()):
+def targets(machines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """All figures that something was to reach, in one table: a column for each machine."""
+    goals: dict[str, str] = {}
+    figures: list[dict[str, str]] = []
+    for parts in machines:
+        figures.append({})
+        tables = (table for part in PARTS for table in parts.get(part, {}).get("tables", ()))
+        for table in tables:
             for row in filter(is_target, table["rows"]):
-                sign = "≥" if row["at_least"] else "≤"
+                name = f"{table['what']}: {row['name']}"
+                goals[name] = f"{'≥' if row['at_least'] else '≤'} {row['target']:g}"
                 verdict = "reached" if row["reached"] else "**missed**"
-                goal = f"{sign} {row['target']:g}"
-                rows.append((f"{table['what']}: {row['name']}", row["label"], goal, verdict))
-    return ["## Figures to reach", "", *markdown_table(("", "figure", "reach", ""), rows), ""]
+                figures[-1][name] = f"{row['label']} {verdict}"
+    rows = [(name, goal, *(each.get(name, "") for each in figures)) for name, goal in goals.items()]
+    head = ("", "reach", *(machine_of(parts) for parts in machines))
+    return ["## Figures to reach", "", *markdown_table(head, rows), ""]
+
+
+def machine_of(parts: Mapping[str, Any]) -> str:
+    return str(next(iter(parts.values()))["about"]["machine"])
 
 
 def section(title: str, tables: Sequence[Mapping[str, Any]], pictures: Path) -> Iterator[str]:
@@ -113,7 +122,7 @@ def numbers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def measured_on(parts: Mapping[str, Any]) -> list[str]:
     """Machine and versions; once, where all parts were measured on the same."""
-    lines = ["## Measured on", ""]
+    lines: list[str] = []
     seen: list[Mapping[str, str]] = []
     for part in PARTS:
         if part not in parts:
@@ -129,17 +138,27 @@ def measured_on(parts: Mapping[str, Any]) -> list[str]:
 
 
 def write(results: Path, docs: Path) -> None:
-    """The page and the charts, from the file of `benchmarks.peers --json`."""
+    """The page and the charts, from the file of `benchmarks.peers --json`.
+
+    Files beside it, called ``peers-*.json``, are of other machines: what was to be reached is told
+    of these as well, and what they are.
+    """
     parts = json.loads(results.read_text())
+    others = [
+        json.loads(each.read_text())
+        for each in sorted(results.parent.glob(f"{results.stem}-*.json"))
+    ]
     pictures = docs / "benchmarks"
     pictures.mkdir(parents=True, exist_ok=True)
     for old in pictures.glob("*.svg"):
         old.unlink()
-    lines = [INTRO, *targets(parts)]
+    lines = [INTRO, *targets([parts, *others])]
     for part, title in PARTS.items():
         if part in parts:
             lines += section(title, parts[part]["tables"], pictures)
-    lines += measured_on(parts)
+    lines += ["## Measured on", "", *measured_on(parts)]
+    for other in others:
+        lines += ["And the other machine:", "", *measured_on(other)]
     (docs / "benchmarks.md").write_text("\n".join(lines).rstrip() + "\n")
 
 

@@ -45,14 +45,29 @@ def test_the_report_tells_all_that_was_measured(results: Path, tmp_path: Path) -
     report.write(results, docs)
     page = (docs / "benchmarks.md").read_text()
     assert "| aiotun | 150 | 160 | 170 | 1.45x (1.42-1.50) |" in page
-    assert "to read <a> packet: aiotun / scapy | 0.02x (0.02-0.02) | ≤ 1 | reached |" in page
-    assert "to read <a> packet: aiotun / C | 1.45x (1.42-1.50) | ≤ 1.15 | **missed** |" in page
+    assert "to read <a> packet: aiotun / scapy | ≤ 1 | 0.02x (0.02-0.02) reached |" in page
+    assert "to read <a> packet: aiotun / C | ≤ 1.15 | 1.45x (1.42-1.50) **missed** |" in page
     assert "| aiotun | 9 |" in page
     assert page.count("- machine: a & b") == 1
     assert "load" not in page.rpartition("## Measured on")[2]
     pictures = list((docs / "benchmarks").iterdir())
     assert [picture.name for picture in pictures] == ["cost-to-read-a-packet.svg"]
     assert f"(benchmarks/{pictures[0].name})" in page
+
+
+def test_what_another_machine_reached_stands_beside_it(results: Path, tmp_path: Path) -> None:
+    rows = [Row("aiotun / C", "ns/packet", [100.0], [100.0], target=1.15)]
+    tables = [Table("cost", "all", "to read <a> packet", rows)]
+    keep(results.with_name("peers-b.json"), {"machine": "b", "load": "2"}, "cost", tables)
+    docs = tmp_path / "docs"
+    report.write(results, docs)
+    page = (docs / "benchmarks.md").read_text()
+    assert "|  | reach | a & b | b |" in page
+    both = "1.45x (1.42-1.50) **missed** | 1.00x (1.00-1.00) reached |"
+    assert f"to read <a> packet: aiotun / C | ≤ 1.15 | {both}" in page
+    assert "aiotun / scapy | ≤ 1 | 0.02x (0.02-0.02) reached |  |" in page
+    told = page.rpartition("## Measured on")[2]
+    assert "- machine: a & b\n\nAnd the other machine:\n\n- machine: b\n" in told
 
 
 def test_a_part_measured_again_replaces_itself_alone(results: Path) -> None:

@@ -172,6 +172,9 @@ def count(text: str) -> int:
 
 
 def start(args: argparse.Namespace) -> int:
+    # Before 0.23, uvloop has the kernel start a thread for io_uring when the loop is made, and that
+    # one stays root whatever the process becomes (CVE-2024-22017, of Node.js, is the same).
+    os.environ["UV_USE_IO_URING"] = "0"
     if args.take is not None:
         return run_main(lambda: take_and_serve(args), args.uvloop)
     if os.geteuid() != 0:

@@ -78,6 +78,22 @@ def check() -> None:
         raise PermissionError(f"privileges are left: {left}")
 
 
+async def alone() -> None:
+    """Wait until this is the only thread: the others would keep what it gives up.
+
+    The ids are the process's, the capabilities and no_new_privs each thread's own. The thread that
+    opened the device may still be ending.
+
+    Raises:
+        PermissionError: another one stays.
+    """
+    for _ in range(1000):
+        if len(os.listdir("/proc/self/task")) == 1:
+            return
+        await asyncio.sleep(0.001)
+    raise PermissionError("another thread runs, and would keep its privileges")
+
+
 async def serve(tun: aiotun.TunDevice, networks: Networks) -> None:
     unsent = 0
     async for packet in tun:
@@ -97,8 +113,7 @@ async def serve(tun: aiotun.TunDevice, networks: Networks) -> None:
 async def open_and_drop(args: argparse.Namespace) -> None:
     addresses = addresses_of(args)
     async with aiotun.open_tun(args.name, addresses=addresses, queues=args.queues) as tun:
-        # The ids are the process's, the capabilities each thread's: threads that run by now would
-        # keep theirs. Opening has left none.
+        await alone()
         become(args.user)
         on_signals(tun.close)
         print(f"ready {tun.name}", flush=True)
@@ -144,6 +159,7 @@ async def take_and_serve(args: argparse.Namespace) -> None:
         _, fds, _, _ = socket.recv_fds(sock, 100, MANY)
     if not fds:
         raise ValueError("no queues came; the process that has them is gone")
+    await alone()
     call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     check()
     async with aiotun.TunDevice.from_fd(*fds) as tun:

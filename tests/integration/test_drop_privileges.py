@@ -98,6 +98,20 @@ def test_the_child_is_killed(started: Any) -> None:
 
 
 @only_root
+def test_no_thread_may_keep_what_is_given_up() -> None:
+    path = str(EXAMPLES / DROP)
+    code = (
+        "import runpy, sys, threading\n"
+        "threading.Thread(target=threading.Event().wait, args=(60,), daemon=True).start()\n"
+        f"sys.argv = {[path, *ARGS]!r}\n"
+        f"sys.path.insert(0, {str(EXAMPLES)!r})\n"
+        f"runpy.run_path({path!r}, run_name='__main__')"
+    )
+    check_failure(run(DROP, args=[sys.executable, "-c", code]), 1, "another thread runs")
+    assert names() == []
+
+
+@only_root
 def test_what_cannot_be_opened(started: Any) -> None:
     """One line, and no child is left."""
     for more in ([], ["--separate"]):

@@ -16,7 +16,7 @@ class Contender:
     peer: str
     command: tuple[str, ...]
     napi_threads: bool = False
-    """Whether the kernel shall give what it receives from this a thread: see `napi_threads`."""
+    """Whether the kernel shall give what it receives from this a thread: `_field.napi_threads`."""
 
 
 def _python(module: str, *options: str, interpreter: str = str(PYTHON)) -> tuple[str, ...]:

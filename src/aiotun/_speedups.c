@@ -113,10 +113,9 @@ static PyObject *read_guessed(long fd, char *rest, size_t size, struct guess *gu
 		errno = error;
 		return NULL;
 	}
-	if ((size_t)length == guessed) {
-		guess->others = 0;
+	learn(guess, (size_t)length);
+	if ((size_t)length == guessed)
 		return object;
-	}
 	first = (size_t)length < guessed ? (size_t)length : guessed;
 	packet = PyBytes_FromStringAndSize(NULL, length);
 	if (packet && length) {
@@ -126,7 +125,6 @@ static PyObject *read_guessed(long fd, char *rest, size_t size, struct guess *gu
 		memcpy(at + first, rest, (size_t)length - first);
 	}
 	Py_DECREF(object);
-	learn(guess, (size_t)length);
 	return packet;
 }
 

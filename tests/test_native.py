@@ -268,7 +268,7 @@ def _python(code: str, choice: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
 
 
-SHOW = "from aiotun import _native, queue; print(_native.SPEEDUPS, queue._read.__module__)"
+SHOW = "from aiotun import _native, _port; print(_native.SPEEDUPS, _port.Port.read.__module__)"
 HIDE = "import sys; sys.modules['aiotun._speedups'] = None\n"
 
 

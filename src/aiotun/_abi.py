@@ -11,6 +11,7 @@ import struct
 __all__ = [
     "ETHTOOL_DRVINFO",
     "ETHTOOL_GDRVINFO",
+    "IFF_UP",
     "IFNAMSIZ",
     "IFREQ",
     "IFREQ_SIZE",
@@ -149,9 +150,14 @@ class Ioctl(enum.IntEnum):
     TUNGETDEVNETNS = number("none", 227, 0)
 
 
+IFF_UP = 0x1
+"""The link is up (if.h)."""
+
+
 class Siocgif(enum.IntEnum):
     """Questions about an interface, put to any socket in its namespace (sockios.h)."""
 
+    FLAGS = 0x8913
     MTU = 0x8921
     INDEX = 0x8933
     ETHTOOL = 0x8946

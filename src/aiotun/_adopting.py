@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from . import _ioctl, _threads
 from ._abi import VNET_HDR_SIZE, Iff
 from ._interface import Interface
+from ._judging import header_mismatch
 from ._opening import Opened
 from ._packetio import Mode, Offload, check_offload, mode_of
 from .errors import DeviceMismatchError, LinkError
@@ -54,7 +55,7 @@ def adopt(
             raise DeviceMismatchError(errno.EINVAL, f"{text}; make a device of each", name)
 
     def look_up() -> Interface:
-        return Interface(name, _ioctl.get_index(name), _ioctl.get_mtu(name))
+        return Interface(name, _ioctl.get_index(name), _ioctl.get_mtu(name), namespace)
 
     interface = _threads.run_blocking(look_up, namespace.fd)
     for fd in fds:
@@ -80,9 +81,7 @@ def _check_header(
     if offload is None:
         offload = "raw" if has_header else "off"
     if (offload != "off") != has_header:
-        what = "a" if has_header else "no"
-        text = f"{name} has {what} virtio-net header, so offload={offload!r} does not fit it"
-        raise DeviceMismatchError(errno.EINVAL, text, name)
+        raise header_mismatch(name, flags, offload)
     if has_header and packet_info:
         raise ValueError("packet_info=True goes with offload='off' only: one header is enough")
     if has_header:

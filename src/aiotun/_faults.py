@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 from ._packetio import Mode, Offload, PacketIO, PacketStats
+from ._port import copy_into
+from ._refusals import truncated
 from .device import Device
 from .errors import AiotunError, DeviceClosedError
 from .link import Link
@@ -317,13 +319,11 @@ class FaultInjector(PacketIO):
     def _take(self) -> bytes:
         return self._ready.popleft()
 
-    def _take_into(self, view: memoryview) -> int:
-        packet = self._ready.popleft()
-        length = len(packet)
-        with view.cast("B") as octets:
-            octets[: min(length, view.nbytes)] = packet[: view.nbytes]
-        if length > view.nbytes:
-            raise self._device.queues[0]._truncation(length, view.nbytes)
+    def _take_into(self, octets: memoryview) -> int:
+        length = copy_into(octets, self._ready.popleft())
+        if length > octets.nbytes:
+            self._device.queues[0].port.counts.truncated += 1
+            raise truncated(length, octets.nbytes, self.name)
         return length
 
     def _take_many(self, limit: int) -> list[bytes]:
@@ -341,17 +341,6 @@ class FaultInjector(PacketIO):
         finally:
             # Of the first one this call tells itself, by what it raises.
             self._outgoing.counts.lost += max(0, len(waiting) - 1)
-
-    async def send_many(self, packets: Iterable[Buffer]) -> int:
-        sent = 0
-        try:
-            for packet in packets:
-                await self.send(packet)
-                sent += 1
-        except BaseException as error:
-            error.sent = sent  # type: ignore[attr-defined]  # promised on foreign classes, too
-            raise
-        return sent
 
     def send_nowait(self, packet: Buffer) -> None:
         self._check_open()
@@ -396,6 +385,9 @@ class FaultInjector(PacketIO):
 
     def _count_undecodable(self) -> None:
         self._device._count_undecodable()
+
+    def _bind(self) -> None:
+        self._check_open()
 
     def _check_open(self) -> None:
         if self.closed:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import threading
 
-from . import _ioctl
+from . import _ioctl, _threads
+from .errors import LinkError
 
 __all__ = ["Interface"]
 
@@ -18,14 +20,22 @@ class Interface:
         name: the present name.
         index: the kernel's number, which a rename does not change; None while nobody asked for it.
         mtu: the IP MTU in bytes; None while nobody asked for it.
+        namespace: where it is; None where that is not known.
     """
 
-    __slots__ = ("_lock", "index", "mtu", "name")
+    __slots__ = ("_lock", "index", "mtu", "name", "namespace")
 
-    def __init__(self, name: str, index: int | None = None, mtu: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        index: int | None = None,
+        mtu: int | None = None,
+        namespace: _threads.Namespace | None = None,
+    ) -> None:
         self.name: str = name
         self.index: int | None = index
         self.mtu: int | None = mtu
+        self.namespace: _threads.Namespace | None = namespace
         self._lock = threading.Lock()
 
     def follow(self, index: int) -> None:
@@ -38,3 +48,14 @@ class Interface:
         with self._lock, contextlib.suppress(OSError):
             name = socket.if_indextoname(index)
             self.name, self.mtu = name, _ioctl.get_mtu(name)
+
+    def is_up(self) -> bool:
+        """Ask the kernel whether the link is up; only in a thread of its own, which may move.
+
+        Raises:
+            LinkError, NotPermittedError: that can't be found out.
+        """
+        if self.namespace is None:
+            raise LinkError(errno.ENODEV, "its network namespace is not known", self.name)
+        _threads.setns(self.namespace.fd)
+        return _ioctl.is_up(self.name)

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterable, Sequence
 
 from . import _abi
-from ._abi import Iff, Ioctl, OffloadFlag, Siocgif
+from ._abi import IFF_UP, Iff, Ioctl, OffloadFlag, Siocgif
 from .errors import (
     AiotunError,
     DeviceBusyError,
@@ -34,6 +34,7 @@ __all__ = [
     "get_mtu",
     "get_namespace",
     "get_vnet_header_size",
+    "is_up",
     "open_node",
     "set_carrier",
     "set_filter_ebpf",
@@ -49,6 +50,7 @@ __all__ = [
 ]
 
 _INT = struct.Struct("@i")
+_FLAGS = struct.Struct("@h")
 
 _MAPPED = " (in a user namespace only one that /proc/self/uid_map or gid_map has will do)"
 
@@ -242,8 +244,9 @@ def set_queue(fd: int, name: str, on: bool) -> None:
     what += " this queue: it is in that state already, or the device is not a multi-queue one"
     try:
         _by_pointer(fd, Ioctl.TUNSETQUEUE, request, name, what)
-    except DeviceMismatchError:
-        get_flags(fd, name)  # where the interface is gone the kernel says EINVAL here, too
+    except DeviceMismatchError as error:
+        if error.errno == errno.EINVAL:
+            get_flags(fd, name)  # where the interface is gone the kernel says EINVAL here, too
         raise
 
 
@@ -307,6 +310,15 @@ def get_mtu(name: str) -> int:
     return int(_INT.unpack_from(_ask(name, Siocgif.MTU), 16)[0])
 
 
+def is_up(name: str) -> bool:
+    """SIOCGIFFLAGS: whether the link is up (IFF_UP).
+
+    Raises:
+        LinkError: there is no such interface here.
+    """
+    return bool(_FLAGS.unpack_from(_ask(name, Siocgif.FLAGS), 16)[0] & IFF_UP)
+
+
 def get_kind(name: str) -> str | None:
     """ETHTOOL_GDRVINFO: ``"tun"``, ``"tap"`` or what else; None: no such interface."""
     info = array.array("B", _abi.ETHTOOL_DRVINFO.pack(_abi.ETHTOOL_GDRVINFO, b"", b"", b"", b""))
@@ -345,14 +357,22 @@ def _by_value(fd: int, request: Ioctl, value: int, name: str, what: str) -> None
     try:
         fcntl.ioctl(fd, request, value)
     except OSError as error:
-        raise _common(error, name, what) from error
+        raise _set_error(error, name, what) from error
 
 
 def _by_pointer(fd: int, request: Ioctl, data: bytes | bytearray, name: str, what: str) -> None:
     try:
         fcntl.ioctl(fd, request, data, isinstance(data, bytearray))
     except OSError as error:
-        raise _common(error, name, what) from error
+        raise _set_error(error, name, what) from error
+
+
+def _set_error(error: OSError, name: str, what: str) -> AiotunError | OSError:
+    if error.errno != errno.ENOTTY:
+        return _common(error, name, what)
+    # A queue made of a socket: Queue.from_fd, or the testing kit's memory pair.
+    text = f"{name} has no interface in the kernel, and can't {what}; open_tun makes one"
+    return DeviceMismatchError(errno.EOPNOTSUPP, text, name)
 
 
 def _common(error: OSError, name: str | None, what: str) -> AiotunError | OSError:

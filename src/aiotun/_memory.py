@@ -1,8 +1,7 @@
 """Two devices that are connected to each other and to nothing else: no kernel interface, no root.
 
-Under them is a socket pair, so that waiting, waking and closing are the real thing. Three things a
-socket does otherwise than a TUN device, and this makes good: its end reads as an empty packet, it
-sends anything, and it has no link.
+Under them is a socket pair, so that waiting, waking and closing are the real thing. What differs is
+a port that refuses what the kernel would, and a link that isn't there.
 """
 
 from __future__ import annotations
@@ -10,14 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 from ._interface import Interface
-from ._packetio import Mode, PacketIO
+from ._packetio import Mode
+from ._port import PacketFormat, SocketPort, socket_ends
 from ._threads import Namespace
+from ._waiting import Line
 from .device import Device, TapDevice, TunDevice
-from .errors import DeviceMismatchError, LinkError, PacketError
+from .errors import LinkError
 from .link import Link
 from .queue import Queue
 
@@ -26,111 +26,40 @@ if TYPE_CHECKING:
 
 __all__ = ["memory_pair"]
 
-T = TypeVar("T")
-
 _ETHERNET_HEADER = 14
 
 
-class _MemoryQueue(Queue):
+class MemoryPort(SocketPort):
+    """A seqpacket socket, which takes only what the kernel would."""
+
     __slots__ = ()
 
-    # Receiving. The hot path of a Queue knows no end of a file, so it is left out.
-
-    recv = PacketIO.recv
-    __anext__ = PacketIO.__anext__
-
-    def _take(self) -> bytes:
-        return super()._take() or self._end_of_file()
-
-    def _take_into(self, view: memoryview) -> int:
-        return super()._take_into(view) or self._end_of_file()
-
-    def _take_many(self, limit: int) -> list[bytes]:
-        # The end reads as any number of empty packets; the next call meets it again.
-        return [packet for packet in super()._take_many(limit) if packet] or self._end_of_file()
-
-    def _end_of_file(self) -> NoReturn:
-        raise OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-
-    # Sending
-
-    def send(self, packet: Buffer) -> Coroutine[Any, Any, None]:
-        return self._checked_first(packet, super().send)
-
-    def send_many(self, packets: Iterable[Buffer]) -> Coroutine[Any, Any, int]:
-        return super().send_many(self._checked(packets))
-
-    def send_nowait(self, packet: Buffer) -> None:
-        self._check_open()
-        self._check(packet)
-        super().send_nowait(packet)
-
-    async def _checked_first(
-        self, packet: Buffer, send: Callable[[Buffer], Coroutine[Any, Any, None]]
-    ) -> None:
-        self._bind()
-        self._check(packet)
-        await send(packet)
-
-    def _checked(self, packets: Iterable[Buffer]) -> Iterator[Buffer]:
-        for packet in packets:
-            self._check(packet)
-            yield packet
-
-    def _check(self, packet: Buffer) -> None:
-        """Refuse what the kernel would."""
+    def write(self, fd: int, packet: Buffer) -> None:
         with memoryview(packet) as view, view.cast("B") as octets:
-            if self._mode == "tap":
+            if self.format.mode == "tap":
                 fine = len(octets) >= _ETHERNET_HEADER
             else:
                 fine = len(octets) > 0 and octets[0] >> 4 in (4, 6)
         if not fine:
-            error = self._write_error(OSError(errno.EINVAL, os.strerror(errno.EINVAL)))
-            assert isinstance(error, PacketError)
-            raise error
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        os.write(fd, packet)
 
-    def _set_enabled(self, on: bool) -> None:
-        raise _no_interface(DeviceMismatchError, self.name)
+    def write_many(self, fd: int, packets: list[Buffer]) -> int:
+        written = 0
+        try:
+            for packet in packets:
+                self.write(fd, packet)
+                written += 1
+        except (OSError, TypeError, BufferError):
+            pass  # the first packet left over meets it again
+        return written
 
 
 class _MemoryLink(Link):
     def _namespace(self) -> Namespace:  # whatever a link does begins with it
-        raise _no_interface(LinkError, self.name)
-
-
-def _no_interface(
-    kind: type[LinkError | DeviceMismatchError], name: str
-) -> LinkError | DeviceMismatchError:
-    text = f"{name} is in memory alone and has no interface in the kernel; open_tun makes one"
-    return kind(errno.EOPNOTSUPP, text, name)
-
-
-def _set_up(device: Device, queue: Queue, interface: Interface) -> None:
-    """What Device.__init__ does, with what an interface would give."""
-    device._interface = interface
-    device.queues = (queue,)
-    device._io = queue
-    device.link = _MemoryLink(interface.name)
-
-
-class _MemoryTun(TunDevice):
-    __slots__ = ()
-
-    def __init__(self, queue: Queue, interface: Interface) -> None:
-        _set_up(self, queue, interface)
-
-    def _any_fd(self) -> int:
-        raise _no_interface(DeviceMismatchError, self.name)
-
-
-class _MemoryTap(TapDevice):
-    __slots__ = ()
-
-    def __init__(self, queue: Queue, interface: Interface) -> None:
-        _set_up(self, queue, interface)
-
-    def _any_fd(self) -> int:
-        raise _no_interface(DeviceMismatchError, self.name)
+        name = self._interface.name
+        text = f"{name} is in memory alone and has no interface in the kernel; open_tun makes one"
+        raise LinkError(errno.EOPNOTSUPP, text, name)
 
 
 @overload
@@ -175,5 +104,9 @@ def memory_pair(mode: Mode = "tun", *, mtu: int = 1500) -> tuple[Device, Device]
 
 
 def _memory_device(fd: int, mode: Mode, interface: Interface) -> Device:
-    queue = _MemoryQueue(fd, interface, mode)
-    return _MemoryTap(queue, interface) if mode == "tap" else _MemoryTun(queue, interface)
+    ends = socket_ends(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    queue = Queue(fd, interface, MemoryPort(PacketFormat(mode), None, ends))
+    kind = TapDevice if mode == "tap" else TunDevice
+    device = kind.__new__(kind)
+    device._set_up((queue,), Line(), interface, _MemoryLink(interface.name))
+    return device

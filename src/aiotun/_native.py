@@ -7,6 +7,7 @@ and behaviour either way.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -54,20 +55,25 @@ def _read_many(fd: int, size: int, limit: int) -> list[bytes]:
 
 
 def _read_split(fd: int, frame: bool, limit: int) -> tuple[list[bytes], int]:
-    """Read super-packets from a non-blocking fd, and cut them up, until there are `limit` packets.
+    """Read super-packets from a non-blocking fd, and split them, until there are `limit` packets.
+
+    A super-packet that can't be split is dropped, and counts as a packet.
 
     Returns:
         The packets, which are more than `limit` where the last super-packet held more; and how many
-        super-packets could not be cut up, and are lost.
+        super-packets were dropped.
 
     Raises:
-        OSError: the first read failed. A later failure ends the batch, and the next call meets it.
+        OSError: the first read failed, or gave no byte at all (ENODATA), as the end of a socket
+            does. A later failure ends the batch, and the next call meets it.
     """
     packets: list[bytes] = []
     lost = 0
-    while len(packets) < limit:
+    while len(packets) + lost < limit:
         try:
             super_packet = os.read(fd, READ_SIZE)
+            if not super_packet:
+                raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         except OSError:
             if not packets and not lost:
                 raise

@@ -95,7 +95,7 @@ class Opening:
             self._take_all_back()
             del namespace  # or the error's traceback would hold it, for as long as anybody has that
             raise
-        return Opened(self._fds, Interface(info.name, info.index, info.mtu), namespace)
+        return Opened(self._fds, Interface(info.name, info.index, info.mtu, namespace), namespace)
 
     def undo(self, opened: Opened) -> None:
         """Take back an opening that had succeeded when nobody wanted it any more."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import abc
+import asyncio
 import dataclasses
-import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+import itertools
+import operator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from . import _abi
 from ._abi import Iff
 from .errors import DeviceClosedError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = [
+    "BUDGET",
     "DecodeErrors",
     "Mode",
     "Offload",
@@ -25,11 +27,17 @@ __all__ = [
     "PacketStats",
     "check_offload",
     "mode_of",
-    "read_into",
     "take_one",
 ]
 
 T = TypeVar("T")
+
+BUDGET = 256
+"""How many packets may be read or written before the loop gets a turn.
+
+At one microsecond a packet, and a few more for what the user does with it, the loop turns once a
+millisecond.
+"""
 
 Mode = Literal["tun", "tap"]
 """A TUN device carries IP packets, a TAP device Ethernet frames."""
@@ -117,7 +125,7 @@ class PacketIO(abc.ABC):
         """Receive one packet into the caller's buffer; see `recv`.
 
         Args:
-            buffer: writable and contiguous. It is written to only once a packet has come.
+            buffer: writable and C-contiguous. It is written to only once a packet has come.
 
         Returns:
             The packet's length in bytes.
@@ -133,26 +141,28 @@ class PacketIO(abc.ABC):
         with memoryview(buffer) as view:
             if view.readonly:
                 raise TypeError("recv_into needs a writable buffer, such as a bytearray")
-            if not view.contiguous:
-                raise ValueError("recv_into needs a contiguous buffer")
-            return await self._receive(lambda io: io._take_into(view))
+            if not view.c_contiguous:
+                raise ValueError("recv_into needs a contiguous buffer, in C's order")
+            # A view without a single byte can't be cast, and takes no byte of any packet either.
+            with view.cast("B") if view.nbytes else memoryview(bytearray()) as octets:
+                return await self._receive(lambda io: io._take_into(octets))
 
     def recv_many(self, limit: int = 64) -> Coroutine[Any, Any, list[bytes]]:
         """Wait for one packet, then take all that are ready.
 
         Args:
-            limit: how many at most.
+            limit: how many at most. What may be read before the loop has a turn bounds the batch,
+                too: 256 packets.
 
         Returns:
             Between 1 and `limit` packets, in the order they came.
 
         Raises:
-            ValueError: `limit` is below 1.
+            TypeError, ValueError: `limit` is not an int, or below 1.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
-        if limit < 1:
-            raise ValueError(f"recv_many needs a limit of at least 1, not {limit}")
-        return self._receive(lambda io: io._take_many(limit))
+        most = _checked_limit("recv_many", limit)
+        return self._receive(lambda io: io._take_many(most))
 
     @abc.abstractmethod
     def recv_nowait(self) -> bytes:
@@ -182,11 +192,9 @@ class PacketIO(abc.ABC):
         """Iterate over lists of packets, each as `recv_many` gives it; ends as iteration does.
 
         Raises:
-            ValueError: `limit` is below 1.
+            TypeError, ValueError: `limit` is not an int, or below 1.
         """
-        if limit < 1:
-            raise ValueError(f"batches needs a limit of at least 1, not {limit}")
-        return _Batches(self, limit)
+        return _Batches(self, _checked_limit("batches", limit))
 
     def decoded(self, errors: DecodeErrors = "skip") -> AsyncIterator[Any]:
         """Iterate over packets as dpkt objects; needs the extra ``aiotun[dpkt]``.
@@ -228,9 +236,10 @@ class PacketIO(abc.ABC):
         *Cancellation*: a cancelled call has sent nothing.
         """
 
-    @abc.abstractmethod
-    def send_many(self, packets: Iterable[Buffer]) -> Coroutine[Any, Any, int]:
+    async def send_many(self, packets: Iterable[Buffer]) -> int:
         """Send packets in order; waits only while the kernel's send buffer is full.
+
+        After every 256 packets the loop gets a turn. An iterable is asked for so many at a time.
 
         Returns:
             How many were sent, which is all of them.
@@ -239,6 +248,24 @@ class PacketIO(abc.ABC):
             LinkDownError, PacketError, DeviceClosedError, DeviceLostError: as `send`. Whatever is
                 raised, a cancellation too, has an attribute `sent`: how many packets went before.
         """
+        sent = 0
+        try:
+            self._bind()
+            for chunk in _chunks(packets):
+                if sent:
+                    await asyncio.sleep(0)
+                while chunk:
+                    written = self._send_at_once(chunk)
+                    sent += written
+                    if written == len(chunk):
+                        break
+                    chunk = chunk[written:]  # a copy: the caller may change the list meanwhile
+                    await self.send(chunk.pop(0))  # which meets whatever is in the way
+                    sent += 1
+        except BaseException as error:
+            error.sent = sent  # type: ignore[attr-defined]  # promised on foreign classes, too
+            raise
+        return sent
 
     @abc.abstractmethod
     def send_nowait(self, packet: Buffer) -> None:
@@ -318,10 +345,21 @@ class PacketIO(abc.ABC):
         """
 
     @abc.abstractmethod
+    def _bind(self) -> object:
+        """Check that this belongs to the running loop, and is usable."""
+
+    def _send_at_once(self, packets: list[Buffer]) -> int:
+        """Send as many packets as possible without waiting, in order; give how many.
+
+        Raises nothing: the caller meets any error when it sends the next packet by itself.
+        """
+        return 0
+
+    @abc.abstractmethod
     def _take(self) -> bytes: ...
 
     @abc.abstractmethod
-    def _take_into(self, view: memoryview) -> int: ...
+    def _take_into(self, octets: memoryview) -> int: ...
 
     @abc.abstractmethod
     def _take_many(self, limit: int) -> list[bytes]: ...
@@ -354,11 +392,37 @@ class _Batches:
             raise StopAsyncIteration from None
 
 
-# Where recv_into puts what does not fit, so that no packet is torn without our noticing. Nobody
-# reads it, so that all queues of all threads may share it.
-_OVERFLOW = bytearray(_abi.READ_SIZE)
+def _checked_limit(method: str, limit: object) -> int:
+    """Give how many packets may be taken at once; a limit may be any int from 1."""
+    try:
+        number = operator.index(limit)  # type: ignore[arg-type]  # this is the check
+    except TypeError:
+        text = f"{method}'s limit must be an int, not {type(limit).__name__}"
+        raise TypeError(text) from None
+    if number < 1:
+        raise ValueError(f"{method} needs a limit of at least 1, not {number}")
+    return min(number, BUDGET)
 
 
-def read_into(fd: int, view: memoryview) -> int:
-    """Read one packet into `view`; give its whole length, even where it did not fit."""
-    return os.readv(fd, (view, _OVERFLOW))
+def _chunks(packets: Iterable[Buffer]) -> Iterator[list[Buffer]]:
+    """Give a budget's worth of packets at a time.
+
+    What an iterable gives before it raises is sent first.
+    """
+    if type(packets) is list and 0 < len(packets) <= BUDGET:
+        yield packets  # as nearly always: no need to copy it
+        return
+    source = iter(packets)
+    while True:
+        chunk: list[Buffer] = []
+        failure: Exception | None = None
+        try:
+            chunk.extend(itertools.islice(source, BUDGET))
+        except Exception as error:  # noqa: BLE001 - raised again below
+            failure = error
+        if chunk:
+            yield chunk
+        if failure is not None:
+            raise failure
+        if len(chunk) < BUDGET:
+            return

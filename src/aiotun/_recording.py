@@ -1,146 +1,104 @@
-"""Queues that record: what a device's queues become while they are captured.
+"""Capturing: a port in front of a queue's own, which records what passes.
 
-A plain queue knows nothing of this, so that capturing costs nothing while it is off: it takes
-another class and gives it back.
+A queue that is not captured has no such port, so capturing costs nothing while it is off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, ClassVar, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from . import _native
-from ._abi import VNET_HDR_SIZE
-from ._packetio import PacketIO
-from ._split import SplitQueue
+from ._abi import READ_SIZE
+from ._port import Port, copy_into
 from .capture import Capture, PcapWriter
-from .queue import Queue
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from typing_extensions import Buffer
 
     from .capture import Direction
 
-__all__ = ["RecordingQueue", "RecordingSplitQueue", "record"]
+    class Captured(Protocol):
+        """What is needed of a queue."""
+
+        port: Port
+
+        def use(self, port: Port) -> None: ...
 
 
-def record(queues: Sequence[Queue], writer: PcapWriter) -> Capture:
+__all__ = ["RecordingPort", "record"]
+
+
+def record(queues: Sequence[Captured], writer: PcapWriter) -> Capture:
     """Record every packet of these queues from now on, until the capture is stopped."""
-    writers = [writer]  # a list of our own: the same writer may be given twice
+    recorder = [writer]  # an object of its own: the same writer may be given twice
 
     def stop() -> None:
         for queue in queues:
-            queue._recorders = tuple(each for each in queue._recorders if each is not writers)
-            if not queue._recorders:
-                queue.__class__ = _plain(type(queue))
+            port = queue.port
+            if isinstance(port, RecordingPort):
+                port.recorders = [each for each in port.recorders if each is not recorder]
+                if not port.recorders:
+                    queue.use(port.inner)
 
     for queue in queues:
-        queue._recorders = (*queue._recorders, writers)
-        queue.__class__ = _recording(type(queue))
+        if not isinstance(queue.port, RecordingPort):
+            queue.use(RecordingPort(queue.port))
+        port = queue.port
+        assert isinstance(port, RecordingPort)
+        port.recorders.append(recorder)
     return Capture(stop)
 
 
-class RecordingQueue(Queue):
-    """A queue each of whose packets is written down, as the user sees it.
+class RecordingPort(Port):
+    """Records a packet when it is handed out, or when the kernel has taken it."""
 
-    A packet is recorded where it is handed out or was taken by the kernel, with no await between.
-    """
+    __slots__ = ("_header_bytes", "inner", "recorders")
 
-    # As a plain queue has them, so that one can become the other.
-    __slots__ = ()
+    def __init__(self, inner: Port) -> None:
+        super().__init__(inner.format, inner.counts, inner.ends)
+        self.inner = inner
+        self.recorders: list[list[PcapWriter]] = []
+        self._header_bytes = inner.format.header_bytes
 
-    # What stands before a packet in what is written to the kernel, and is not the user's.
-    _prefix: ClassVar[bytes] = b""
+    def __reduce__(self) -> tuple[Callable[..., Port], tuple[object, ...]]:
+        return self.inner.__reduce__()  # the capture stays here
 
-    # Receiving: all of it through _take and _take_many
+    @property
+    def pending(self) -> int:  # type: ignore[override]  # asked, not set
+        return self.inner.pending
 
-    recv = PacketIO.recv
-    __anext__ = PacketIO.__anext__
-
-    def _take(self) -> bytes:
-        packet = super()._take()
-        self._record(packet, "in")
+    def read(self, fd: int, size: int) -> bytes:
+        packet = self.inner.read(fd, size)
+        self._record((packet,), "in")
         return packet
 
-    def _take_many(self, limit: int) -> list[bytes]:
-        batch = super()._take_many(limit)
-        for packet in batch:
-            self._record(packet, "in")
+    def read_into(self, fd: int, octets: memoryview) -> int:
+        # In one piece first, so that what a short buffer cuts off is recorded, too.
+        return copy_into(octets, self.read(fd, READ_SIZE))
+
+    def read_many(self, fd: int, limit: int) -> list[bytes]:
+        batch = self.inner.read_many(fd, limit)
+        self._record(batch, "in")
         return batch
 
-    def _take_into(self, view: memoryview) -> int:
-        # In one piece first, so that what a short buffer cuts off is recorded all the same.
-        with view.cast("B") as target:
-            packet = self._take()
-            length = len(packet)
-            kept = min(length, target.nbytes)
-            target[:kept] = packet[:kept]
-        return self._check_fits(length, view)
+    def write(self, fd: int, packet: Buffer) -> None:
+        self.inner.write(fd, packet)
+        self._record((packet,), "out")
 
-    # Sending: a task that waits ends up in _put
+    def write_many(self, fd: int, packets: list[Buffer]) -> int:
+        done = self.inner.write_many(fd, packets)
+        self._record(packets[:done], "out")
+        return done
 
-    async def send(self, packet: Buffer) -> None:
-        self._bind()
-        try:
-            self.send_nowait(packet)
-        except BlockingIOError:
-            await self._send_waiting(b"".join((self._prefix, packet)) if self._prefix else packet)
+    def drop_rest(self) -> None:
+        self.inner.drop_rest()
 
-    async def send_many(self, packets: Iterable[Buffer]) -> int:
-        sent = 0
-        try:
-            self._bind()
-            for packet in packets:
-                await self.send(packet)
-                sent += 1
-        except BaseException as error:
-            error.sent = sent  # type: ignore[attr-defined]  # promised on foreign classes, too
-            raise
-        return sent
-
-    def send_nowait(self, packet: Buffer) -> None:
-        super().send_nowait(packet)
-        self._record(packet, "out")
-
-    def _put(self, fd: int, packet: Buffer) -> None:
-        super()._put(fd, packet)
-        self._record(packet, "out")
-
-    def _record(self, packet: Buffer, direction: Direction) -> None:
+    def _record(self, packets: Iterable[Buffer], direction: Direction) -> None:
         header = self._header_bytes
-        if header:
-            packet = memoryview(packet).cast("B")[header:]
-        for writers in self._recorders:
-            for writer in writers:
-                writer.record(packet, direction)
-
-
-class RecordingSplitQueue(RecordingQueue, SplitQueue):
-    """The same of a queue with ``offload="split"``. While it records, nothing is merged."""
-
-    __slots__ = ()
-
-    _prefix: ClassVar[bytes] = bytes(VNET_HDR_SIZE)
-
-    def _put(self, fd: int, packet: Buffer) -> None:
-        SplitQueue._put(self, fd, packet)
-        # A super-packet where a task has been waiting to send it since before.
-        for each in _native.split(packet, self._frames):
-            self._record(each, "out")
-
-
-# By the plain class. Whoever makes queues of another kind gets a recording kind of them as well.
-_KINDS: dict[type[Queue], type[Queue]] = {Queue: RecordingQueue, SplitQueue: RecordingSplitQueue}
-
-
-def _recording(kind: type[Queue]) -> type[Queue]:
-    if issubclass(kind, RecordingQueue):
-        return kind
-    if kind not in _KINDS:
-        made = type(f"Recording{kind.__name__}", (RecordingQueue, kind), {"__slots__": ()})
-        _KINDS[kind] = cast("type[Queue]", made)
-    return _KINDS[kind]
-
-
-def _plain(kind: type[Queue]) -> type[Queue]:
-    return next((plain for plain, recording in _KINDS.items() if recording is kind), kind)
+        for packet in packets:
+            bare = memoryview(packet).cast("B")[header:] if header else packet
+            for recorder in self.recorders:
+                for writer in recorder:
+                    writer.record(bare, direction)

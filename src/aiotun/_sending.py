@@ -9,25 +9,22 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ._interface import Interface
-from ._packetio import Mode, Offload
-
-if TYPE_CHECKING:
-    from ._queuebase import QueueBase
+from ._port import Port
 
 __all__ = ["reduce_queue"]
 
 
-def reduce_queue(queue: QueueBase) -> tuple[Callable[..., QueueBase], tuple[Any, ...]]:
-    """Say how to make the queue anew, for multiprocessing's pickler.
+def reduce_queue(queue: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Say how to make the queue again, for multiprocessing's pickler.
 
     Raises:
         TypeError: it is another pickler, whose bytes may go anywhere. An fd can't.
         DeviceClosedError, DeviceLostError: there is nothing to send.
     """
-    queue._check_open()
+    queue.check_open()
     if not _by_multiprocessing():
         raise TypeError(
             "a queue can be pickled only on its way to another process: as an argument of a "
@@ -37,8 +34,8 @@ def reduce_queue(queue: QueueBase) -> tuple[Callable[..., QueueBase], tuple[Any,
         )
     from multiprocessing.reduction import DupFd
 
-    options = (queue._mode, queue._offload, queue._packet_info, queue._disabled)
-    return _rebuild, (type(queue), DupFd(queue.fileno()), queue.name, *options)
+    duplicate = DupFd(queue.fileno())
+    return _rebuild, (type(queue), duplicate, queue.name, queue.port, queue.disabled)
 
 
 def _by_multiprocessing() -> bool:
@@ -54,17 +51,15 @@ def _by_multiprocessing() -> bool:
 
 
 def _rebuild(
-    kind: type[QueueBase],
+    kind: Callable[..., Any],
     duplicate: Any,
     name: str,
-    mode: Mode,
-    offload: Offload,
-    packet_info: bool,
+    port: Port,
     disabled: bool,
-) -> QueueBase:
+) -> Any:
     fd = duplicate.detach()
     os.set_blocking(fd, False)
     os.set_inheritable(fd, False)
-    queue = kind(fd, Interface(name), mode, offload=offload, packet_info=packet_info)
+    queue = kind(fd, Interface(name), port)
     queue._disabled = disabled
     return queue

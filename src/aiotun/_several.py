@@ -10,18 +10,19 @@ import asyncio
 import errno
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from ._closing import close_queues
 from ._flow import flow_hash
-from ._packetio import Mode, PacketIO, PacketStats, take_one
-from ._queuebase import BUDGET, QueueBase, close_queues
+from ._packetio import BUDGET, Mode, PacketIO, PacketStats, take_one
 from ._waiting import Line, Waiter
 from .errors import AiotunError, DeviceClosedError, DeviceLostError, LinkDownError
-from .queue import Queue
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from ._queuebase import QueueBase
 
 __all__ = ["QueueGroup"]
 
@@ -46,18 +47,18 @@ class QueueGroup(PacketIO):
         "resuming",
     )
 
-    def __init__(self, queues: tuple[Queue, ...], line: Line) -> None:
-        self.queues: tuple[Queue, ...] = queues
+    def __init__(self, queues: tuple[QueueBase, ...], line: Line) -> None:
+        self.queues: tuple[QueueBase, ...] = queues
         self.line: Line = line  # tasks that want a packet of any queue
-        self._open: list[Queue] = list(queues)
-        self._usable: list[Queue] | None = None  # open and enabled; None: to be found again
+        self._open: list[QueueBase] = list(queues)
+        self._usable: list[QueueBase] | None = None  # open and enabled; None: to be found again
         self._lost: QueueBase | None = None  # one that found the interface gone
         # Queues that had packets when last seen; the first one is whose turn it is.
-        self._ready: deque[Queue] = deque()
+        self._ready: deque[QueueBase] = deque()
         # Open queues that the loop does not watch, and has to before a task may wait here.
         self._unwatched: set[QueueBase] = set(queues)
-        self._offer: Queue | None = None  # the queue that is resuming a task right now
-        self.resuming: Queue | None = None  # the last one that resumed a task of its own
+        self._offer: QueueBase | None = None  # the queue that is resuming a task right now
+        self.resuming: QueueBase | None = None  # the last one that resumed a task of its own
         self._budget = BUDGET
         self._undecodable = 0
         for queue in queues:
@@ -69,7 +70,7 @@ class QueueGroup(PacketIO):
         """Whether the first who waits here began before the first in a queue's own line."""
         return bool(self.line) and (not line or self.line[0].ticket < line[0].ticket)
 
-    def resume(self, queue: Queue) -> None:
+    def resume(self, queue: QueueBase) -> None:
         """Resume the first who waits here; a queue with packets calls it, from its callback."""
         self._has_packets(queue)
         # All queues may call in one turn of the loop, so they share what one has for itself.
@@ -78,7 +79,7 @@ class QueueGroup(PacketIO):
         self.line.popleft().wake()
         self._offer = None
 
-    def unwatch(self, queue: Queue) -> None:
+    def unwatch(self, queue: QueueBase) -> None:
         """Note that a queue has packets, nobody wanted them, and the loop stopped watching it."""
         self._has_packets(queue)
         self._unwatched.add(queue)
@@ -99,11 +100,11 @@ class QueueGroup(PacketIO):
         self._lost = queue
         self.line.dismiss()
 
-    def choose_anew(self) -> None:
+    def choose_again(self) -> None:
         """Note that a queue was disabled or enabled."""
         self._usable = None
 
-    def _has_packets(self, queue: Queue) -> None:
+    def _has_packets(self, queue: QueueBase) -> None:
         if queue not in self._ready:
             self._ready.append(queue)
 
@@ -119,9 +120,9 @@ class QueueGroup(PacketIO):
                 pass
         while True:
             while self._unwatched:
-                self._unwatched.pop().watch()
-            for queue in self._ready:
-                queue.nudge()
+                queue = next(iter(self._unwatched))
+                queue.watch()  # it stays in the set where this raises
+                self._unwatched.discard(queue)
             if self.resuming is not None:
                 # An eager task may come here from within the one that a queue is resuming: who
                 # goes on reading there must not overtake it any more.
@@ -138,17 +139,18 @@ class QueueGroup(PacketIO):
     def _take(self) -> bytes:
         return self._take_with(take_one)
 
-    def _take_into(self, view: memoryview) -> int:
-        return self._take_with(lambda queue: queue._take_into(view))
+    def _take_into(self, octets: memoryview) -> int:
+        return self._take_with(lambda queue: queue._take_into(octets))
 
-    def _take_with(self, take: Callable[[Queue], T]) -> T:
+    def _take_with(self, take: Callable[[PacketIO], T]) -> T:
         """Take from the ready queues in turn, leaving alone those for whose packets tasks wait.
 
-        But not the one that resumed us: it found that this task has waited for longest.
+        Except the queue that resumed this task: it has already checked that none of its own tasks
+        has waited longer.
         """
         ready, offer = self._ready, self._offer
         self._offer = None
-        if offer is not None:
+        if offer is not None and offer in ready:
             ready.remove(offer)
             ready.appendleft(offer)
         for _ in range(len(ready)):
@@ -157,14 +159,10 @@ class QueueGroup(PacketIO):
                 ready.rotate(-1)
                 continue
             try:
-                taken = take(queue)
+                taken = queue.take(take)
             except BlockingIOError:
                 ready.popleft()
                 continue
-            except AiotunError:
-                raise
-            except OSError as error:
-                raise queue._read_error(error) from error
             ready.rotate(-1)
             self._budget -= 1
             return taken
@@ -194,24 +192,24 @@ class QueueGroup(PacketIO):
         self._bind()
         await self._queue_for(packet).send(packet)
 
-    async def send_many(self, packets: Iterable[Buffer]) -> int:
+    def _send_at_once(self, packets: list[Buffer]) -> int:
         sent = 0
         try:
-            self._bind()
             # One call for as many as go to the same queue, which may merge them.
-            for queue, run in itertools.groupby(packets, self._queue_for):
-                sent += await queue.send_many(run)
-        except BaseException as error:
-            # What the call under way had sent of its run, and all before.
-            sent += getattr(error, "sent", 0)
-            error.sent = sent  # type: ignore[attr-defined]  # promised on foreign classes, too
-            raise
+            for queue, group in itertools.groupby(packets, self._queue_for):
+                run = list(group)
+                written = queue._send_at_once(run)
+                sent += written
+                if written < len(run):
+                    break
+        except (AiotunError, TypeError, BufferError):
+            pass  # the first packet left over meets it again
         return sent
 
     def send_nowait(self, packet: Buffer) -> None:
         self._queue_for(packet).send_nowait(packet)
 
-    def _queue_for(self, packet: Buffer) -> Queue:
+    def _queue_for(self, packet: Buffer) -> QueueBase:
         """The queue that this packet's flow goes to, both ways: the kernel follows our choice."""
         usable = self._usable
         if usable is None:
@@ -276,4 +274,4 @@ class QueueGroup(PacketIO):
         if not self._open:
             raise DeviceClosedError(f"{self._shown} was closed here; open it again to go on")
         if self._lost is not None:
-            self._lost._check_open()
+            self._lost.check_open()

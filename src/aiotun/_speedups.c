@@ -59,25 +59,23 @@ static long number(PyObject *argument, const char *what, long most)
  * waits takes less than a microsecond, so here nobody else runs. Likewise a write, which takes
  * little more.
  */
-static ssize_t read_packet(long fd, char *buffer, size_t size)
-{
-	ssize_t length;
 
-	do
-		length = read((int)fd, buffer, size);
-	while (length < 0 && errno == EINTR);
-	return length;
+
+/* Whether to read again: a signal came, and its handler in Python raised nothing.
+ *
+ * A non-blocking call is never interrupted. But O_NONBLOCK belongs to the file description, which
+ * another process may share and change; then a read waits here, and Ctrl-C must still get through.
+ */
+static int again(void)
+{
+	return !PyErr_Occurred() && errno == EINTR && PyErr_CheckSignals() == 0;
 }
 
-/* The same for writing. No error here: whoever writes the packet again meets it. */
+/* write(2). Sets no exception, nor tries again: Python meets the error when it writes the packet by
+ * itself, and takes care of signals then. */
 static int write_packet(long fd, const char *packet, size_t length)
 {
-	ssize_t result;
-
-	do
-		result = write((int)fd, packet, length);
-	while (result < 0 && errno == EINTR);
-	return result < 0 ? -1 : 0;
+	return write((int)fd, packet, length) < 0 ? -1 : 0;
 }
 
 /* How long the next long packet of an fd may be: as the last one was, as in a stream of super-packets
@@ -111,9 +109,7 @@ static PyObject *read_guessed(long fd, size_t size, struct guess *guess)
 		return NULL;
 	pieces[0] = (struct iovec){PyBytes_AsString(object), guessed};
 	pieces[1] = (struct iovec){read_buffer, size - guessed};
-	do
-		length = readv((int)fd, pieces, 2);
-	while (length < 0 && errno == EINTR);
+	length = readv((int)fd, pieces, 2);
 	if (length < 0) {
 		int error = errno;
 
@@ -148,7 +144,7 @@ static PyObject *read_object(long fd, size_t size)
 
 	if (guess->length && guess->length < size)
 		return read_guessed(fd, size, guess);
-	length = read_packet(fd, read_buffer, size);
+	length = read((int)fd, read_buffer, size);
 	if (length < 0)
 		return NULL;
 	learn(guess, (size_t)length);
@@ -167,7 +163,9 @@ static PyObject *speedups_read(PyObject *module, PyObject *const *args, Py_ssize
 	if ((fd = number(args[0], "an fd", INT_MAX)) < 0 ||
 	    (size = number(args[1], "a size", READ_SIZE)) < 0)
 		return NULL;
-	packet = read_object(fd, (size_t)size);
+	do
+		packet = read_object(fd, (size_t)size);
+	while (!packet && again());
 	if (!packet && !PyErr_Occurred())
 		PyErr_SetFromErrno(PyExc_OSError);
 	return packet;
@@ -193,7 +191,12 @@ static PyObject *speedups_read_many(PyObject *module, PyObject *const *args, Py_
 		if (!packet && !PyErr_Occurred()) {
 			if (count > 0)
 				break; /* what there is goes first; the next call meets the error again */
-			PyErr_SetFromErrno(PyExc_OSError);
+			if (again()) {
+				count--;
+				continue;
+			}
+			if (!PyErr_Occurred())
+				PyErr_SetFromErrno(PyExc_OSError);
 		}
 		if (!packet || PyList_Append(batch, packet) < 0)
 			Py_CLEAR(batch);
@@ -587,8 +590,7 @@ static PyObject *speedups_split(PyObject *module, PyObject *const *args, Py_ssiz
 static PyObject *speedups_read_split(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
 	PyObject *list;
-	long fd, limit;
-	unsigned long lost = 0;
+	long fd, limit, lost = 0;
 	int frame;
 
 	(void)module;
@@ -599,13 +601,20 @@ static PyObject *speedups_read_split(PyObject *module, PyObject *const *args, Py
 	    (limit = number(args[2], "a limit", LONG_MAX)) < 0)
 		return NULL;
 	list = PyList_New(0);
-	while (list && PyList_Size(list) < limit) {
-		ssize_t length = read_packet(fd, read_buffer, READ_SIZE);
+	while (list && PyList_Size(list) + lost < limit) {
+		ssize_t length = read((int)fd, read_buffer, READ_SIZE);
 
+		if (length == 0) { /* a socket's end, or an empty datagram */
+			length = -1;
+			errno = ENODATA;
+		}
 		if (length < 0 && (lost || PyList_Size(list)))
 			break; /* what there is goes first; the next call meets the error again */
 		if (length < 0) {
-			PyErr_SetFromErrno(PyExc_OSError);
+			if (again())
+				continue;
+			if (!PyErr_Occurred())
+				PyErr_SetFromErrno(PyExc_OSError);
 			Py_CLEAR(list);
 		} else if (split_into(list, (const uint8_t *)read_buffer, (size_t)length, frame) < 0) {
 			if (!PyErr_ExceptionMatches(PyExc_ValueError)) {
@@ -616,7 +625,7 @@ static PyObject *speedups_read_split(PyObject *module, PyObject *const *args, Py
 			}
 		}
 	}
-	return list ? Py_BuildValue("(Nk)", list, lost) : NULL;
+	return list ? Py_BuildValue("(Nl)", list, lost) : NULL;
 }
 
 /* Putting together */
@@ -764,14 +773,11 @@ struct sink {
 	unsigned long written; /* packets */
 };
 
-/* Write one in pieces. No error here: whoever writes it again meets it. */
+/* Write one in pieces; as write_packet. */
 static int write_pieces(int fd, const struct run *r, size_t length)
 {
-	ssize_t result;
+	ssize_t result = writev(fd, r->parts, 1 + r->count);
 
-	do
-		result = writev(fd, r->parts, 1 + r->count);
-	while (result < 0 && errno == EINTR);
 	return result >= 0 && (size_t)result == length ? 0 : -1;
 }
 

@@ -1,10 +1,11 @@
-"""Tasks waiting in line for a file descriptor, and what the event loop calls to wake them.
+"""Tasks waiting in line for a file descriptor.
 
 asyncio's own way from "the fd is readable" to "the task reads" takes two turns of the loop: the
-reader callback fulfils a future, whose own callback resumes the task a turn later. In between the
-fd is polled again, reported again, and a task may be cancelled or the fd closed. A `Waiter`
-resumes its task *inside* the reader callback. So waking and reading are one step: nothing can come
-between them, no wake-up can be lost with a cancelled task, and a packet costs one turn, not two.
+reader callback fulfils a future, and the future's own callback resumes the task a turn later. In
+between, the loop polls the fd again and reports it again, the task may be cancelled, or the fd
+closed. A `Waiter` resumes its task *inside* the reader callback. Waking and reading are one step:
+nothing can come between them, no wake-up can be lost with a cancelled task, and a packet costs one
+turn of the loop, not two.
 
 A `Waiter` is a future-like object in asyncio's sense (see `asyncio.isfuture`): a task that awaits
 one calls `add_done_callback`, and calls `result` when it is resumed. It never carries a value.
@@ -13,57 +14,65 @@ one calls `add_done_callback`, and calls `result` when it is resumed. It never c
 import asyncio
 import contextvars
 import itertools
-import select
-import weakref
 from collections import deque
 from collections.abc import Callable, Generator
-from typing import Any, Protocol
+from typing import Any
 
-__all__ = ["Line", "LossWatch", "Registration", "Waiter"]
+__all__ = ["FRONT", "Line", "Waiter"]
 
 _tickets = itertools.count()
 
+FRONT = -1
+"""The ticket of a waiter that went back to the front of its line: older than every other."""
+
 
 class Waiter:
-    """One task in a line. Awaiting it ends when the task shall try again, for better or worse."""
+    """One task in a line. Awaiting it returns when the task should retry its read or write.
+
+    The retry may still fail: another process may have been quicker.
+    """
 
     __slots__ = (
         "_asyncio_future_blocking",
         "_callback",
         "_context",
+        "_error",
         "_line",
         "_loop",
-        "_message",
         "ticket",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, line: "Line", *, front: bool) -> None:
         self._loop = loop
-        self._line: Line | None = line  # None once this has left it, which is: done
+        self._line: Line | None = line  # None once the waiter has left the line: it is done
         self._asyncio_future_blocking = True
         self._callback: Callable[[Waiter], object] | None = None
         self._context: contextvars.Context | None = None
-        # None, or a one-tuple of the message that the task was cancelled with.
-        self._message: tuple[object] | None = None
-        # Orders the waiters of several lines. One that goes back to the front is older than all.
+        self._error: BaseException | None = None  # what awaiting this raises
+        # The ticket orders the waiters of several lines.
         if front:
-            self.ticket: int = -1
+            self.ticket: int = FRONT
             line.appendleft(self)
         else:
             self.ticket = next(_tickets)
             line.append(self)
 
     def wake(self) -> None:
-        """Resume the task now. Only from a callback of the loop: no task may be running."""
-        self._line = None
+        """Resume the task now, once it is out of the line. Only from a callback of the loop."""
+        line, self._line = self._line, None
+        if line and line[0]._line is None:
+            line.trim()
         if self._callback is not None and self._context is not None:
             self._context.run(self._callback, self)
 
-    def wake_soon(self) -> None:
+    def wake_soon(self, error: BaseException | None = None) -> None:
         """Resume the task on the loop's next turn; from anywhere in the loop's thread."""
         self._line = None
-        if self._callback is not None:
-            self._loop.call_soon(self._callback, self, context=self._context)
+        self._error = error
+        # Let go of: an error's traceback will refer to this object, and the task to the error.
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            self._loop.call_soon(callback, self, context=self._context)
 
     # What a task asks of the thing it awaits.
 
@@ -83,88 +92,47 @@ class Waiter:
         return self._line is None
 
     def result(self) -> None:
-        if self._message is not None:
-            raise asyncio.CancelledError(*(part for part in self._message if part is not None))
+        if self._error is not None:
+            # Its traceback will hold this frame, so the frame must not hold the error.
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error
 
     def cancel(self, msg: object = None) -> bool:
-        """Leave the line; whoever stands behind is woken instead, as if this one had not been."""
-        if self._line is None:
+        """Leave the line. Whoever stands behind is woken instead, as if this had not been there."""
+        line = self._line
+        if line is None:
             return False
-        self._line.remove(self)
-        self._message = (msg,)
-        self.wake_soon()
+        self.wake_soon(asyncio.CancelledError(*(() if msg is None else (msg,))))
+        line.trim()
         return True
 
 
 class Line(deque[Waiter]):
-    """Waiters in the order they came. Whoever takes one out wakes it."""
+    """Waiters in the order they came. Whoever takes one out wakes it.
+
+    A cancelled waiter is not searched for, which would make cancelling n tasks cost n². It stays
+    where it is, done, until it comes to an end of the line. The waiters at both ends are not done:
+    so the truth value of a line says whether anybody waits, and ``len(line) == 1`` that one does.
+    """
 
     __slots__ = ()
 
-    def dismiss(self) -> None:
-        """Wake everybody on the loop's next turn: there is nothing to wait for any more."""
+    def trim(self) -> None:
+        """Drop waiters that are done from both ends."""
+        while self and self[0].done():
+            self.popleft()
+        while self and self[-1].done():
+            self.pop()
+
+    def dismiss(self, error: Exception | None = None) -> None:
+        """Wake everybody on the loop's next turn: there is nothing to wait for any more.
+
+        Each gets the error, or else finds out by trying again.
+        """
         while self:
-            self.popleft().wake_soon()
-
-
-class Owner(Protocol):
-    """What a `Registration` wakes."""
-
-    def _readable(self) -> None: ...
-    def _writable(self) -> None: ...
-    def _in_error(self) -> None: ...
-
-
-class Registration:
-    """What the event loop holds of a queue.
-
-    The owner is held weakly, or one that its user dropped would never be collected, nor warn that
-    it was left open. The lines are held strongly: what a task waits for must not be garbage, even
-    where nobody but that task knows it. Both end by themselves when the loop is closed, which a
-    registry of our own would not.
-    """
-
-    __slots__ = ("_lines", "_owner")
-
-    def __init__(self, owner: Owner, *lines: Line) -> None:
-        self._owner = weakref.ref(owner)
-        self._lines = lines
-
-    def readable(self) -> None:
-        owner = self._owner()
-        if owner is not None:
-            owner._readable()
-
-    def writable(self) -> None:
-        owner = self._owner()
-        if owner is not None:
-            owner._writable()
-
-    def in_error(self) -> None:
-        owner = self._owner()
-        if owner is not None:
-            owner._in_error()
-
-
-class LossWatch:
-    """Calls back when an interface is deleted, while a task waits to send and nobody to receive.
-
-    The kernel wakes those who poll for reading then, and not those who poll for writing. Watching
-    for reading is no way out: packets that nobody wants would wake us for ever. But the wake-up is
-    for urgent data as well (EPOLLPRI), which a TUN device never has. The loop cannot ask for that,
-    so an epoll of our own does, and the loop watches it.
-    """
-
-    __slots__ = ("_epoll", "_loop")
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, fd: int, callback: Callable[[], object]
-    ) -> None:
-        self._loop = loop
-        self._epoll = select.epoll()
-        self._epoll.register(fd, select.EPOLLPRI)
-        loop.add_reader(self._epoll.fileno(), callback)
-
-    def close(self) -> None:
-        self._loop.remove_reader(self._epoll.fileno())
-        self._epoll.close()
+            waiter = self.popleft()
+            if not waiter.done():
+                waiter.wake_soon(error)

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, Unpack
 
 from . import _ioctl, _options, _threads
 from ._adopting import adopt
+from ._interface import Interface
 from ._linktypes import parse_mac
 from ._opening import Opened, Opening
 from ._options import TapOptions, TunOptions
 from ._packetio import Mode, Offload, PacketIO, PacketStats
+from ._port import PacketFormat
+from ._split import make_port
 from ._threads import NetnsArg
 from ._waiting import Line
 from .errors import DeviceClosedError
@@ -51,27 +54,24 @@ class Device(PacketIO):
 
     def __init__(self, opened: Opened, *, offload: Offload, packet_info: bool) -> None:
         # Internal: use open_tun, open_tap or from_fd.
-        self._interface = opened.interface
         line = Line()  # of those who wait for a packet of any queue
-        kind = Queue.kind_for(offload)
-        self.queues: tuple[Queue, ...] = tuple(
-            kind(
-                fd,
-                opened.interface,
-                self._kind,
-                offload=offload,
-                packet_info=packet_info,
-                shared=line,
-            )
-            for fd in opened.fds
-        )
-        self.link: Link = Link._held(opened.interface, opened.namespace)
+        packets = PacketFormat(self._kind, offload, packet_info)
+        queues = [Queue(fd, opened.interface, make_port(packets), shared=line) for fd in opened.fds]
+        link = Link._held(opened.interface, opened.namespace)
+        self._set_up(tuple(queues), line, opened.interface, link)
+
+    def _set_up(
+        self, queues: tuple[Queue, ...], line: Line, interface: Interface, link: Link
+    ) -> None:
+        self._interface = interface
+        self.queues: tuple[Queue, ...] = queues
+        self.link: Link = link
         # What packets go through: the only queue, or all of them as one.
-        self._io: Queue | QueueGroup = self.queues[0]
-        if len(self.queues) > 1:
+        self._io: Queue | QueueGroup = queues[0]
+        if len(queues) > 1:
             from ._several import QueueGroup
 
-            self._io = QueueGroup(self.queues, line)
+            self._io = QueueGroup(queues, line)
 
     @classmethod
     def from_fd(
@@ -188,14 +188,17 @@ class Device(PacketIO):
     def _header_bytes(self) -> int:
         return self._io._header_bytes
 
+    def _bind(self) -> object:
+        return self._io._bind()
+
     def _receive(self, take: Callable[[PacketIO], T]) -> Coroutine[Any, Any, T]:
         return self._io._receive(take)
 
     def _take(self) -> bytes:
         return self._io._take()
 
-    def _take_into(self, view: memoryview) -> int:
-        return self._io._take_into(view)
+    def _take_into(self, octets: memoryview) -> int:
+        return self._io._take_into(octets)
 
     def _take_many(self, limit: int) -> list[bytes]:
         return self._io._take_many(limit)
@@ -281,7 +284,7 @@ class Device(PacketIO):
     def _any_fd(self) -> int:
         for queue in self.queues:
             if not queue.closed:
-                queue._check_open()
+                queue.check_open()
                 return queue.fileno()
         raise DeviceClosedError(f"{self.name} was closed here; open it again to go on")
 

@@ -75,14 +75,13 @@ class Link:
     def __init__(self, name: str, netns: _threads.NetnsArg | None = None) -> None:
         self._interface = Interface(check_name(name))
         self._netns = netns
-        self._held_namespace: _threads.Namespace | None = None
         # Held during a request, in its thread: what one finds out (the name) must not be
         # overwritten by another that looked before.
         self._lock = threading.Lock()
         _threads.check_netns(netns)
         if isinstance(netns, int):
             # Now and not at first use: the caller may close it, and the number be used again.
-            self._held_namespace = _threads.Namespace(_threads.open_netns(netns))
+            self._interface.namespace = _threads.Namespace(_threads.open_netns(netns))
 
     @classmethod
     def _held(cls, interface: Interface, namespace: _threads.Namespace) -> Link:
@@ -95,7 +94,7 @@ class Link:
         """
         self = cls(interface.name)
         self._interface = interface
-        self._held_namespace = namespace
+        self._interface.namespace = namespace
         return self
 
     @property
@@ -463,7 +462,7 @@ class Link:
                 _threads.setns(target.fd)
                 _threads.setns(self._namespace().fd)
                 name = in_session(move)
-                self._held_namespace = target
+                self._interface.namespace = target
                 _threads.setns(target.fd)
                 # By its name, which it keeps: that it had there alone a moment ago.
                 index = _ioctl.get_index(name)
@@ -502,9 +501,9 @@ class Link:
 
     def _namespace(self) -> _threads.Namespace:
         """Give the namespace that the link is in, opened by the first who asks."""
-        if self._held_namespace is None:
-            self._held_namespace = _threads.Namespace(_threads.open_netns(self._netns))
-        return self._held_namespace
+        if self._interface.namespace is None:
+            self._interface.namespace = _threads.Namespace(_threads.open_netns(self._netns))
+        return self._interface.namespace
 
 
 def _check_number(value: object, what: str, highest: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import aiotun
+from aiotun._port import Port
 from aiotun.capture import Direction, PcapWriter
 from aiotun.queue import Queue
 
@@ -284,11 +285,11 @@ class TestCapture:
     async def test_off_is_a_plain_queue(self, writer: Recorder) -> None:
         async with rig("group") as r:
             capture = r.tun.capture(writer)
-            assert all(type(queue) is not Queue for queue in r.tun.queues)
+            assert all(type(queue.port) is not Port for queue in r.tun.queues)
             states = [capture.stopped]
             capture.stop()
             assert [*states, capture.stopped] == [False, True]
-            assert all(type(queue) is Queue for queue in r.tun.queues)
+            assert all(type(queue.port) is Port for queue in r.tun.queues)
             capture.stop()
 
     async def test_several_at_once(self, tmp_path: Path, writer: Recorder) -> None:

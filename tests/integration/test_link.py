@@ -588,8 +588,8 @@ class TestNamespaces:
         link = Link("lo", netns=elsewhere.path)
         with pytest.raises(LinkError):
             await link.remove_address("192.0.2.1")
-        assert link._held_namespace is not None
-        fd = link._held_namespace.fd
+        assert link._interface.namespace is not None
+        fd = link._interface.namespace.fd
         os.fstat(fd)
         del link
         join_threads()

@@ -342,7 +342,7 @@ async def test_a_sender_that_gave_up_leaves_nothing_in_the_loop() -> None:
     task.cancel()
     await asyncio.wait([task])
     del task  # which holds an error, which holds the device
-    watch = dropped[0].queues[0]._loss_watch
+    watch = dropped[0].queues[0]._watch._send_watch
     assert watch is not None
     epoll = watch._epoll.fileno()
     del watch

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 import pytest
 import uvloop
 
-from . import _isolation
+from . import _isolation, invariants
 from ._leaks import LeakCheck
 
 # --- The whole run -------------------------------------------------------------------------------
@@ -125,3 +125,9 @@ def netns(no_leaks: None) -> Iterator[int]:
             _isolation.setns(before)
     finally:
         os.close(before)
+
+
+@pytest.fixture(autouse=True)
+def checked_queues(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Assert the invariants of every queue after everything that a loop calls."""
+    invariants.install(monkeypatch)

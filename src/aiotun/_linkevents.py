@@ -46,6 +46,7 @@ class LinkEvents:
             StopAsyncIteration: the link is gone, or this was closed.
             LinkError: there is no such link or namespace (before anything is watched).
             NotPermittedError: the namespace may not be entered.
+            ResourceLimitError: no thread can be started, or no file descriptor is left.
             RuntimeError: this belongs to another event loop.
 
         *Cancellation*: nothing is lost, what comes stays for the next call.
@@ -65,6 +66,7 @@ class LinkEvents:
         Raises:
             LinkError: there is no such link or namespace.
             NotPermittedError: the namespace may not be entered.
+            ResourceLimitError: no thread can be started, or no file descriptor is left.
             RuntimeError: this belongs to another event loop, or was closed.
 
         *Cancellation*: nothing is watched.

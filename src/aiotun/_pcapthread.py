@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from . import _threads
+
 __all__ = ["Sink", "open_file"]
 
 # How much is written at once. The thread joins that many bytes while it holds the interpreter's
@@ -65,8 +67,8 @@ class Sink:
     def start(self) -> None:
         _running.add(self)
         try:
-            self.thread.start()
-        except RuntimeError:
+            _threads.start_thread(self.thread)
+        except BaseException:
             _running.discard(self)
             self.closed = True
             if self._path is not None:

@@ -6,12 +6,14 @@ is imported, nor done, before a queue is really sent.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ._interface import Interface
+from ._limits import limit_error, naming_limits
 from ._packetio import Mode, Offload
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ def reduce_queue(queue: QueueBase) -> tuple[Callable[..., QueueBase], tuple[Any,
     Raises:
         TypeError: it is another pickler, whose bytes may go anywhere. An fd can't.
         DeviceClosedError, DeviceLostError: there is nothing to send.
+        ResourceLimitError: no file descriptor is left for the duplicate, or no thread can be
+            started, which multiprocessing uses to hand it over.
     """
     queue._check_open()
     if not _by_multiprocessing():
@@ -35,10 +39,19 @@ def reduce_queue(queue: QueueBase) -> tuple[Callable[..., QueueBase], tuple[Any,
             "or Queue; by other ways send its fileno() with socket.send_fds, and make a queue of "
             "it there with Queue.from_fd"
         )
+    options = (queue._mode, queue._offload, queue._packet_info, queue._disabled)
+    return _rebuild, (type(queue), _duplicate(queue), queue.name, *options)
+
+
+def _duplicate(queue: QueueBase) -> Any:
     from multiprocessing.reduction import DupFd
 
-    options = (queue._mode, queue._offload, queue._packet_info, queue._disabled)
-    return _rebuild, (type(queue), DupFd(queue.fileno()), queue.name, *options)
+    what = f"could not send a queue of {queue.name} to another process"
+    try:
+        with naming_limits(what, queue.name):
+            return DupFd(queue.fileno())
+    except RuntimeError as error:  # threading's: multiprocessing hands fds over in a thread
+        raise limit_error(errno.EAGAIN, what, queue.name) from error
 
 
 def _by_multiprocessing() -> bool:

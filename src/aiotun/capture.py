@@ -87,6 +87,7 @@ class PcapWriter:
         Raises:
             TypeError, ValueError: an argument is wrong.
             OSError: the file cannot be opened.
+            ResourceLimitError: no thread can be started. The file is there, and empty.
         """
         if mode not in LINK_TYPES:
             raise ValueError(f"mode is 'tun' or 'tap', not {mode!r}")

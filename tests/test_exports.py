@@ -178,7 +178,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "reply": {"_linktypes", "offload"},
     "testing": {"_faults", "_isolating", "_memory", "errors"},
-    "transport": {"_options", "device", "errors"},
+    "transport": {"_ioctl", "_options", "device", "errors"},
 }
 # Foreign packages, and the only modules that may import each.
 # (_rtnetlink is link's own part, and _encode is decode's, and nobody else's.)

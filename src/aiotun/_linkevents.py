@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from ._interface import Interface
 from ._linkwatch import Hub, watch
@@ -104,6 +104,9 @@ class LinkEvents:
         self._leave()
         if self._watcher is not None and self._watcher.loop is asyncio.get_running_loop():
             await self._watcher.ended()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("link events can't be copied or pickled; call link.events() again")
 
     def __del__(self) -> None:
         self._release()

@@ -20,7 +20,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, NoReturn, Self
 
 from ._pcapformat import (
     LINK_TYPES,
@@ -222,6 +222,12 @@ class PcapWriter:
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"written={self.written} dropped={self.dropped}"
         return f"<PcapWriter {self._sink.name} {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} can't be copied or pickled: it has one file and one thread; use the writer "
+            "itself, from any thread"
+        )
 
     # Closing
 

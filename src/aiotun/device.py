@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, Self, TypeVar, Unpack
 
 from . import _ioctl, _options, _threads
 from ._adopting import adopt
@@ -138,6 +138,17 @@ class Device(PacketIO):
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"queues={len(self.queues)}"
         return f"<{type(self).__name__} {self.name} {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied or pickled.
+
+        Raises:
+            TypeError: always. A queue can go to another process; a device is this process's.
+        """
+        raise TypeError(
+            f"{self!r} can't be copied or pickled: pass the device itself around in this process, "
+            "and to another process send its queues (device.queues)"
+        )
 
     # Packets: whatever has the queues does it
 

@@ -186,6 +186,28 @@ class TestFiles:
         assert list(tmp_path.iterdir()) == [file]
         assert packets(file) == [make_icmp_echo("10.0.0.1", "10.0.0.2", seq=2)]
 
+    def test_any_number_of_files_may_be_kept(self, tmp_path: Path) -> None:
+        """A rotation takes as long as there are files, not as there may be."""
+        before = time.monotonic()
+        with PcapWriter(tmp_path / "file", max_bytes=1, max_files=10**6) as writer:
+            for n in range(30):
+                writer.write(make_icmp_echo("10.0.0.1", "10.0.0.2", seq=n))
+        assert time.monotonic() - before < 5
+        numbered = [packets(tmp_path / f"file.{n}")[0] for n in range(1, 30)]
+        assert numbered == [
+            make_icmp_echo("10.0.0.1", "10.0.0.2", seq=n) for n in reversed(range(29))
+        ]
+
+    def test_a_gap_among_the_kept_files_is_filled(self, tmp_path: Path) -> None:
+        for n in (1, 3):
+            (tmp_path / f"file.{n}").write_text(str(n))
+        with PcapWriter(tmp_path / "file", max_bytes=1, max_files=9) as writer:
+            writer.write(PACKET)
+            writer.write(PACKET)
+        kept = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+        assert sorted(kept) == ["file", "file.1", "file.2", "file.3"]
+        assert (kept["file.2"], kept["file.3"]) == (b"1", b"3")
+
     @pytest.mark.parametrize("suffix", ["pcapng", "pcap"])
     def test_each_rotated_file_stands_alone(self, suffix: str, tmp_path: Path) -> None:
         with PcapWriter(tmp_path / f"f.{suffix}", max_bytes=300, max_files=9) as writer:
@@ -324,6 +346,26 @@ class TestFullDisk:
         with pytest.raises(OSError, match="closed file"):
             writer.close()
 
+    @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, Exception])
+    @pytest.mark.parametrize("when", ["at once", "later"])
+    async def test_whatever_a_file_raises_closing_ends(
+        self, kind: type[BaseException], when: str
+    ) -> None:
+        class File(io.BytesIO):
+            def write(self, data: Any) -> int:
+                if when == "at once" or self.tell():
+                    raise kind("says the file")
+                return super().write(data)
+
+        writer = PcapWriter(File())
+        writer.write(PACKET)
+        with pytest.raises(OSError, match="says the file") as caught:
+            await asyncio.wait_for(writer.aclose(), 5)
+        assert type(caught.value.__cause__) is kind
+        assert (writer.written, writer.dropped) == (0, 1)
+        await writer.aclose()
+        writer.close()
+
     def test_a_file_that_does_not_block(self, pipe: tuple[Path, int]) -> None:
         """It would lose packets, or spin."""
         with open(os.open(pipe[0], os.O_WRONLY | os.O_NONBLOCK), "wb", buffering=0) as file:
@@ -442,6 +484,49 @@ def test_wrong_arguments(options: dict[str, Any], said: str, tmp_path: Path) -> 
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"snaplen": 1.5},
+        {"snaplen": "64"},
+        {"snaplen": True},
+        {"max_bytes": 1e6},
+        {"max_files": 2.0},
+        {"max_files": None},
+        {"pending_bytes": 1e6},
+        {"interface": b"tun0"},
+        {"interface": 7},
+    ],
+)
+def test_wrong_types(options: dict[str, Any], tmp_path: Path) -> None:
+    """At once, and before there is a file."""
+    with pytest.raises(TypeError, match=rf"{next(iter(options))} must be .*, got "):
+        PcapWriter(tmp_path / "a", **options)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("suffix", ["pcap", "pcapng"])
+def test_an_interface_name_that_pcapng_has_no_room_for(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"a.{suffix}"
+    for name in ("x" * 70_000, "\N{SNOWMAN}" * 30_000):
+        with pytest.raises(ValueError, match="pcapng takes 65535"):
+            PcapWriter(file, interface=name)
+        assert not file.exists()
+    with PcapWriter(file, interface="x" * 65_535) as writer:
+        writer.write(PACKET)
+    # (tshark cuts it.)
+    assert tshark(file, "frame.len") == [[str(len(PACKET))]]
+
+
+def test_a_file_that_can_not_be_written_to(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.touch()
+    with path.open("rb") as file, pytest.raises(ValueError, match="can't be written to"):
+        PcapWriter(cast(Any, file))
+    with pytest.raises(ValueError, match="is closed"):
+        PcapWriter(cast(Any, file))
+
+
 @pytest.mark.parametrize("file", [io.StringIO(), object()])
 def test_no_binary_file(file: Any) -> None:
     with pytest.raises(TypeError, match="binary"):
@@ -466,3 +551,11 @@ def test_wrong_packets(options: dict[str, Any], said: str) -> None:
     for each in formats:
         with PcapWriter(io.BytesIO(), format=each) as writer, pytest.raises(ValueError, match=said):
             writer.write(PACKET, **options)
+
+
+@pytest.mark.parametrize("time_ns", [1.5, "1", True])
+def test_a_time_that_is_no_number(time_ns: Any) -> None:
+    with PcapWriter(io.BytesIO()) as writer:
+        with pytest.raises(TypeError, match="time_ns must be an int"):
+            writer.write(PACKET, time_ns=time_ns)
+        assert writer.write(PACKET)

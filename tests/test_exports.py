@@ -59,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     "_flow": set(),
     "_gso": {"_abi"},
     "_interface": {"_ioctl", "_threads", "errors"},
-    "_ioctl": {"_abi", "errors"},
+    "_ioctl": {"_abi", "_limits", "errors"},
     "_ipheader": set(),
     "_isolating": {"_threads", "errors"},
     "_linkdecode": {"_abi", "_linkinfo", "_linkstate", "_linktypes"},
@@ -68,6 +68,7 @@ ALLOWED: dict[str, set[str]] = {
     "_linkstate": {"_linkinfo", "_linktypes"},
     "_linktypes": {"_abi"},
     "_linkwatch": {
+        "_limits",
         "_linkstate",
         "_linkwatcher",
         "_rtnetlink",
@@ -103,7 +104,7 @@ ALLOWED: dict[str, set[str]] = {
     "_options": {"_abi", "_linktypes", "_packetio", "_threads"},
     "_packetio": {"_abi", "decode", "errors"},
     "_pcapformat": set(),
-    "_pcapthread": set(),
+    "_pcapthread": {"_threads"},
     "_persistent": {
         "_abi",
         "_ioctl",
@@ -119,7 +120,7 @@ ALLOWED: dict[str, set[str]] = {
     "_private": {"aiotun"},
     # What the doctor has to ask the driver, and no public name does.
     "_probe": {"_abi", "_ioctl", "_native", "errors"},
-    "_rtnetlink": {"_linkdecode", "_linkinfo", "_linktypes", "errors"},
+    "_rtnetlink": {"_limits", "_linkdecode", "_linkinfo", "_linktypes", "errors"},
     "_rtnlmonitor": {"_linkdecode", "_linkstate", "_rtnetlink"},
     "_queuebase": {
         "_closing",
@@ -134,7 +135,7 @@ ALLOWED: dict[str, set[str]] = {
         "_waiting",
         "errors",
     },
-    "_sending": {"_interface", "_port"},
+    "_sending": {"_interface", "_limits", "_port"},
     "_closing": {"_threads"},
     "_fdwatch": {"_interface", "_sendwatch", "_waiting"},
     "_judging": {
@@ -150,11 +151,12 @@ ALLOWED: dict[str, set[str]] = {
     "_lookahead": set(),
     "_port": {"_abi", "_native", "_packetio"},
     "_refusals": {"_port", "errors"},
-    "_sendwatch": {"_interface", "errors"},
+    "_sendwatch": {"_interface", "_limits", "errors"},
+    "_limits": {"errors"},
     "_split": {"_abi", "_native", "_port"},
     "_several": {"_closing", "_flow", "_packetio", "_queuebase", "_waiting", "errors"},
     "_terminal": set(),
-    "_threads": {"errors"},
+    "_threads": {"_limits", "errors"},
     "_units": {"_commands", "aiotun"},
     "_waiting": set(),
     "capture": {"_packetio", "_pcapformat", "_pcapthread"},
@@ -206,7 +208,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "reply": {"_linktypes", "offload"},
     "testing": {"_faults", "_isolating", "_memory", "errors"},
-    "transport": {"_options", "device", "errors"},
+    "transport": {"_ioctl", "_options", "device", "errors"},
 }
 # Foreign packages, and the only modules that may import each.
 # (_rtnetlink is link's own part, and _encode is decode's, and nobody else's.)

@@ -14,7 +14,7 @@ import pytest
 import uvloop
 
 from aiotun import _threads
-from aiotun.errors import LinkError, NotPermittedError
+from aiotun.errors import LinkError, NotPermittedError, ResourceLimitError
 
 from . import _isolation
 from .helpers import wait_until
@@ -493,5 +493,5 @@ async def test_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(RuntimeError, match="can't start new thread"):
+        with pytest.raises(ResourceLimitError, match="no new thread can be started"):
             await asyncio.wait_for(_threads.run(lambda: 7), 5)

@@ -26,6 +26,7 @@ from .errors import (
     PacketDecodeError,
     PacketError,
     PacketTruncatedError,
+    ResourceLimitError,
     TunUnavailableError,
 )
 from .link import Link
@@ -72,6 +73,7 @@ __all__ = [
     "PacketStats",
     "PacketTruncatedError",
     "Queue",
+    "ResourceLimitError",
     "Route",
     "TapDevice",
     "TunDevice",

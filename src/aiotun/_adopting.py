@@ -28,7 +28,8 @@ def adopt(
     """Look at the fds, and only if all is well make them non-blocking and close-on-exec.
 
     Raises:
-        ValueError, DeviceMismatchError, DeviceLostError, LinkError: see `Device.from_fd`.
+        ValueError, DeviceMismatchError, DeviceLostError, LinkError, ResourceLimitError: see
+            `Device.from_fd`.
     """
     if len(set(fds)) < len(fds):
         raise ValueError(f"an fd stands twice in {list(fds)}; each queue has its own")

@@ -57,6 +57,7 @@ async def create_bridge(
         DeviceBusyError: an interface of that name exists already (EEXIST).
         LinkError: there is no such namespace (ENOENT), or the kernel refused.
         NotPermittedError: CAP_NET_ADMIN is missing there.
+        ResourceLimitError: no thread can be started, or no file descriptor or memory is left.
 
     *Cancellation*: the request is waited for (a few ms) and undone: no bridge is left.
 
@@ -109,6 +110,7 @@ async def delete_bridge(name: str, netns: _threads.NetnsArg | None = None) -> No
         DeviceMismatchError: the interface is no bridge; it is left alone.
         LinkError: there is no such interface (ENODEV) or namespace (ENOENT), or the kernel refused.
         NotPermittedError: CAP_NET_ADMIN is missing there.
+        ResourceLimitError: no thread can be started, or no file descriptor or memory is left.
 
     *Cancellation*: the request is not interrupted. It is waited for (a few ms), and then the
     cancellation goes through, with the bridge deleted.

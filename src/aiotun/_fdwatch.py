@@ -90,7 +90,7 @@ class FdWatch:
         """Have the loop call the owner when the fd has room, and if the link goes meanwhile.
 
         Raises:
-            DeviceBusyError: this process can't open the fd that takes.
+            ResourceLimitError: this process can't open the fd that takes.
         """
         if not self.writing and self.loop is not None:
             self._send_watch = SendWatch(self.loop, fd, interface, self._deleted, self._link_down)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 
 from . import _abi
 from ._abi import IFF_UP, Iff, Ioctl, OffloadFlag, Siocgif
+from ._limits import LIMITS, limit_error, naming_limits
 from .errors import (
     AiotunError,
     DeviceBusyError,
@@ -63,6 +64,7 @@ def open_node() -> int:
     Raises:
         TunUnavailableError: no node, or no driver behind it.
         NotPermittedError: the node's mode keeps this user out.
+        ResourceLimitError: no file descriptor is left.
     """
     try:
         return os.open(_abi.NODE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -78,6 +80,8 @@ def open_node() -> int:
             text = f"there is no {_abi.NODE}; {mend} ('--device {_abi.NODE}')"
         elif error.errno in (errno.ENODEV, errno.ENXIO):
             text = f"no driver stands behind {_abi.NODE}; load it with 'modprobe tun'"
+        elif error.errno in LIMITS:
+            raise limit_error(error.errno, f"could not open {_abi.NODE}") from error
         else:
             raise
         raise TunUnavailableError(error.errno, text) from error
@@ -139,6 +143,8 @@ def _attach_error(error: OSError, name: str, flags: Iff) -> Exception:
         return DeviceMismatchError(code, _mismatch(name, flags), name or None)
     if code == errno.ENOTTY:
         return TunUnavailableError(code, f"{_abi.NODE} is not the TUN/TAP driver's node")
+    if code in LIMITS:
+        return limit_error(code, f"could not attach to {shown}", name or None)
     return error
 
 
@@ -297,6 +303,7 @@ def get_index(name: str) -> int:
 
     Raises:
         LinkError: there is no such interface here.
+        ResourceLimitError: no file descriptor is left to ask with.
     """
     return int(_INT.unpack_from(_ask(name, Siocgif.INDEX), 16)[0])
 
@@ -306,6 +313,7 @@ def get_mtu(name: str) -> int:
 
     Raises:
         LinkError: there is no such interface here.
+        ResourceLimitError: no file descriptor is left to ask with.
     """
     return int(_INT.unpack_from(_ask(name, Siocgif.MTU), 16)[0])
 
@@ -324,7 +332,7 @@ def get_kind(name: str) -> str | None:
     info = array.array("B", _abi.ETHTOOL_DRVINFO.pack(_abi.ETHTOOL_GDRVINFO, b"", b"", b"", b""))
     address, _ = info.buffer_info()
     request = bytearray(struct.pack("@16sP16x", os.fsencode(name), address))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
+    with _asker(name) as asker:
         try:
             fcntl.ioctl(asker, Siocgif.ETHTOOL, request, True)
         except OSError as error:
@@ -344,13 +352,19 @@ def _exists(name: str) -> bool:
 
 def _ask(name: str, question: Siocgif) -> bytes:
     request = bytearray(_abi.IFREQ.pack(os.fsencode(name), 0))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
+    with _asker(name) as asker:
         try:
             fcntl.ioctl(asker, question, request, True)
         except OSError as error:
             text = f"there is no interface {name} in this network namespace"
             raise LinkError(error.errno, text, name) from error
     return bytes(request)
+
+
+def _asker(name: str) -> socket.socket:
+    """Open a socket: any will do to ask for an interface by its name."""
+    with naming_limits(f"could not ask the kernel about {name}", name):
+        return socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
 
 
 def _by_value(fd: int, request: Ioctl, value: int, name: str, what: str) -> None:
@@ -387,6 +401,8 @@ def _common(error: OSError, name: str | None, what: str) -> AiotunError | OSErro
     if code == errno.EINVAL:
         text = f"{shown} cannot {what}; look at its kind, its queues and the kernel's version"
         return DeviceMismatchError(code, text, name)
+    if code in LIMITS:
+        return limit_error(code, f"{shown} could not {what}", name)
     return error
 
 

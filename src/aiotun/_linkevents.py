@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from ._interface import Interface
 from ._linkwatch import Hub, watch
@@ -46,6 +46,7 @@ class LinkEvents:
             StopAsyncIteration: the link is gone, or this was closed.
             LinkError: there is no such link or namespace (before anything is watched).
             NotPermittedError: the namespace may not be entered.
+            ResourceLimitError: no thread can be started, or no file descriptor is left.
             RuntimeError: this belongs to another event loop.
 
         *Cancellation*: nothing is lost, what comes stays for the next call.
@@ -65,6 +66,7 @@ class LinkEvents:
         Raises:
             LinkError: there is no such link or namespace.
             NotPermittedError: the namespace may not be entered.
+            ResourceLimitError: no thread can be started, or no file descriptor is left.
             RuntimeError: this belongs to another event loop, or was closed.
 
         *Cancellation*: nothing is watched.
@@ -102,6 +104,9 @@ class LinkEvents:
         self._leave()
         if self._watcher is not None and self._watcher.loop is asyncio.get_running_loop():
             await self._watcher.ended()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("link events can't be copied or pickled; call link.events() again")
 
     def __del__(self) -> None:
         self._release()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from . import _threads
+from ._limits import naming_limits
 from ._linkwatcher import Watcher, Which
 from .errors import AiotunError, LinkError
 
@@ -39,8 +40,8 @@ class _Bell:
 
     __slots__ = ("fd",)
 
-    def __init__(self) -> None:
-        self.fd: int = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    def __init__(self, fd: int) -> None:
+        self.fd: int = fd  # owned from here on
 
     # Bound here, as in `_threads.Namespace`: at the interpreter's end the module may be empty.
     def ring(self, write: Callable[[int, int], None] = os.eventfd_write) -> None:
@@ -60,7 +61,7 @@ class Hub:
     def __init__(self, namespace: _threads.Namespace, key: tuple[int, int]) -> None:
         self._namespace: _threads.Namespace | None = namespace
         self._key = key
-        self._bell = _Bell()
+        self._bell = _Bell(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         # Appended to by anybody. A deque and an eventfd need no lock: whoever leaves may do so in a
         # finalizer, which may run anywhere, in the middle of a locked section too.
         self._entering: deque[Watcher] = deque()
@@ -92,6 +93,7 @@ class Hub:
         left = [each for group in self._watchers.values() for each in group]
         for watcher in [*left, *_take_all(self._entering), *_take_all(self._leaving)]:
             watcher.end(failure)
+        failure = None  # or the error and this frame would be a ring, with all that they hold open
 
     def _serve(self) -> None:
         assert self._namespace is not None
@@ -173,7 +175,8 @@ class Hub:
         try:
             states = _look_up({each.which: each.interface.name for each in watchers})
         except AiotunError as error:
-            states = {each.which: error for each in watchers}
+            # Without the frames: this one holds `states`, and so they would be a ring.
+            states = {each.which: error.with_traceback(None) for each in watchers}
         for watcher in watchers:
             state = states[watcher.which]
             if isinstance(state, AiotunError):
@@ -194,7 +197,7 @@ class Hub:
         try:
             states = _look_up(names)
         except AiotunError as error:
-            states = dict.fromkeys(names, error)
+            states = dict.fromkeys(names, error.with_traceback(None))  # as above
         for index, state in states.items():
             if not isinstance(state, AiotunError):
                 for watcher in self._watchers[int(index)]:
@@ -269,7 +272,7 @@ def watch(namespace: _threads.Namespace, watcher: Watcher) -> Hub:
     """Have a watcher told what happens to its link, by the namespace's thread.
 
     Raises:
-        RuntimeError: there are too many threads.
+        ResourceLimitError: no thread can be started, or no file descriptor is left.
     """
     status = os.fstat(namespace.fd)
     key = status.st_dev, status.st_ino
@@ -278,10 +281,11 @@ def watch(namespace: _threads.Namespace, watcher: Watcher) -> Hub:
         if hub is not None:
             hub.enter(watcher)
             return hub
-        hub = Hub(namespace, key)
+        with naming_limits("could not watch links"):
+            hub = Hub(namespace, key)
         hub.enter(watcher)
         # A daemon: the interpreter does not wait at its end for an iterator that nobody closed.
-        threading.Thread(target=hub.run, name="aiotun-events", daemon=True).start()
+        _threads.start_thread(threading.Thread(target=hub.run, name="aiotun-events", daemon=True))
         # After that has worked, and before the thread looks whether it is over.
         _hubs[key] = hub
         return hub

@@ -113,7 +113,7 @@ class Watcher:
         """Wait until watching has begun.
 
         Raises:
-            LinkError, NotPermittedError: it can't.
+            LinkError, NotPermittedError, ResourceLimitError: it can't.
         """
         await self._until(self._has_begun)
 

@@ -71,6 +71,8 @@ class Listener:
                 f"listening on {self._name} needs CAP_NET_RAW; run as root, or open a device of "
                 "your own: 'aiotun dump --new NAME'"
             ) from None
+        except OSError as error:
+            raise ListenError(f"{self._name} can't be listened on: {error.strerror}") from error
         try:
             opened.setblocking(False)
             for level, option, value in (

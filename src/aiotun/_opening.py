@@ -92,20 +92,20 @@ class Opening:
             info = _in_session(lambda session: self._set_up(session, index))
             self._hand_over(info)
         except BaseException:
-            self._take_all_back()
+            self._take_all_back(namespace)
             del namespace  # or the error's traceback would hold it, for as long as anybody has that
             raise
         return Opened(self._fds, Interface(info.name, info.index, info.mtu, namespace), namespace)
 
     def undo(self, opened: Opened) -> None:
         """Take back an opening that had succeeded when nobody wanted it any more."""
-        _threads.setns(opened.namespace.fd)
-        self._take_all_back()
+        self._take_all_back(opened.namespace)
 
-    def _take_all_back(self) -> None:
+    def _take_all_back(self, namespace: _threads.Namespace) -> None:
         try:
             # What we created goes with its last queue.
             if self._undo and not self._created:
+                _threads.setns(namespace.fd)
                 _in_session(self._take_back)
             if self._carried is not None and not self._created:
                 _ioctl.set_carrier(self._fds[0], self._name, self._carried)

@@ -10,7 +10,16 @@ import struct
 from collections.abc import Callable
 from typing import Literal
 
-__all__ = ["LINK_TYPES", "MAX_SNAPLEN", "PACKERS", "WAYS", "Direction", "Format", "header"]
+__all__ = [
+    "LINK_TYPES",
+    "MAX_OPTION",
+    "MAX_SNAPLEN",
+    "PACKERS",
+    "WAYS",
+    "Direction",
+    "Format",
+    "header",
+]
 
 Format = Literal["pcap", "pcapng"]
 """pcap is read by everything; pcapng also says which way each packet went."""
@@ -20,6 +29,7 @@ Direction = Literal["in", "out"]
 
 LINK_TYPES = {"tun": 101, "tap": 1}  # LINKTYPE_RAW, LINKTYPE_ETHERNET
 MAX_SNAPLEN = 262_144  # libpcap refuses files that say more
+MAX_OPTION = 0xFFFF  # bytes of a pcapng option
 
 # Magic number for nanoseconds, version 2.4, two fields that are always 0, snaplen, link type.
 _PCAP_HEADER = struct.Struct("<IHHIIII")

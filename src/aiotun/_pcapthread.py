@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from . import _threads
+
 __all__ = ["Sink", "open_file"]
 
 # How much is written at once. The thread joins that many bytes while it holds the interpreter's
@@ -65,8 +67,8 @@ class Sink:
     def start(self) -> None:
         _running.add(self)
         try:
-            self.thread.start()
-        except RuntimeError:
+            _threads.start_thread(self.thread)
+        except BaseException:
             _running.discard(self)
             self.closed = True
             if self._path is not None:
@@ -93,16 +95,18 @@ class Sink:
 
     def _run(self) -> None:
         try:
-            self._write_all()
-        except Exception as error:  # noqa: BLE001 - whatever a file of the user's raises
-            self._fail(error)
-        if self.error is None:  # else it is told first, at the interpreter's end if need be
-            _running.discard(self)
-        with self.changed:
-            self._done = True
-            waiting, self._then = self._then, []
-        for then in waiting:
-            then()
+            try:
+                self._write_all()
+            except BaseException as error:  # noqa: BLE001 - a file of the user's may raise anything
+                self._fail(error)
+        finally:  # whatever happened: somebody may wait for the end
+            if self.error is None:  # else it is told first, at the interpreter's end if need be
+                _running.discard(self)
+            with self.changed:
+                self._done = True
+                waiting, self._then = self._then, []
+            for then in waiting:
+                then()
 
     def _write_all(self) -> None:
         self._write(self._header)
@@ -153,7 +157,12 @@ class Sink:
         assert self._path is not None
         self._close()
         path, stem, suffix = self._path, self._path.stem, self._path.suffix
-        names = [path] + [path.with_name(f"{stem}.{n}{suffix}") for n in range(1, self._max_files)]
+        # Only those that exist are moved, up to the first gap: max_files may be any number.
+        names = [path]
+        while len(names) < self._max_files:
+            names.append(path.with_name(f"{stem}.{len(names)}{suffix}"))
+            if not os.path.lexists(names[-1]):
+                break
         for older, newer in zip(reversed(names[1:]), reversed(names[:-1]), strict=True):
             with contextlib.suppress(FileNotFoundError):
                 os.replace(newer, older)
@@ -165,7 +174,7 @@ class Sink:
         if self._path is not None:
             self._file.close()
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         """Keep what is whole of the file, and count what will never be in it."""
         if self._path is not None and not self._file.closed:
             with contextlib.suppress(OSError):  # a pipe can't be cut, nor a device

@@ -78,6 +78,7 @@ async def create_persistent(
         LinkError: there is no such namespace (ENOENT).
         NotPermittedError: CAP_NET_ADMIN is missing there, or /dev/net/tun may not be opened.
         TunUnavailableError: there is no /dev/net/tun, or no driver behind it.
+        ResourceLimitError: no thread can be started, or no file descriptor or memory is left.
 
     Where it raises there is no device.
 
@@ -153,6 +154,7 @@ async def delete_persistent(name: str, netns: _threads.NetnsArg | None = None) -
         NotPermittedError: it belongs to another user or group and CAP_NET_ADMIN is missing, or
             /dev/net/tun may not be opened.
         TunUnavailableError: there is no /dev/net/tun, or no driver behind it.
+        ResourceLimitError: no thread can be started, or no file descriptor or memory is left.
 
     *Cancellation*: the deletion is not interrupted. It is waited for (some 15 ms), and then the
     cancellation goes through, with the device deleted.
@@ -235,6 +237,7 @@ async def list_devices(netns: _threads.NetnsArg | None = None) -> list[TunTapInf
         TypeError, ValueError: `netns` is of another type, or can't be one.
         LinkError: there is no such namespace (ENOENT), or the kernel refused.
         NotPermittedError: the namespace may not be entered, which takes CAP_SYS_ADMIN.
+        ResourceLimitError: no thread can be started, or no file descriptor or memory is left.
 
     *Cancellation*: the request is waited for (a few ms), and then the cancellation goes through.
 

@@ -9,15 +9,17 @@ import asyncio
 import contextlib
 import errno
 import functools
+import selectors
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar, cast
 
 from . import _linkdecode
+from ._limits import LIMITS, limit_error, naming_limits
 from ._linkinfo import LinkInfo, LinkStats, TunTapInfo
 from ._linktypes import LinkAddress, Route
-from .errors import AiotunError, LinkError, NotPermittedError
+from .errors import AiotunError, LinkError, NotPermittedError, ResourceLimitError
 
 __all__ = ["Session", "in_session", "message_parser", "opening"]
 
@@ -311,6 +313,8 @@ class Session:
 def _refusal(code: int, sentence: str, what: str, name: str | None, hint: str) -> AiotunError:
     if name is not None and name not in what.split():
         what = f"{what} on {name}"
+    if code in LIMITS:
+        return limit_error(code, f"could not {what}", name)
     if code in (errno.EPERM, errno.EACCES):
         return NotPermittedError(
             code,
@@ -364,11 +368,12 @@ class _Loop(asyncio.SelectorEventLoop):
     closed whenever the collector finds it, in whatever the program does then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, selector: selectors.BaseSelector) -> None:
         try:
-            super().__init__()
+            super().__init__(selector)
         except OSError:
             asyncio.BaseEventLoop.close(self)  # the whole close() looks for what is not there
+            selector.close()  # or it would wait for the collector
             raise
 
 
@@ -379,11 +384,11 @@ def in_session(work: Callable[[Session], Awaitable[T]]) -> T:
     selector loop of its own, whatever loop or policy the program uses. It starts no process.
 
     Raises:
-        LinkError: netlink could not be opened; and what `work` raises.
+        LinkError, ResourceLimitError: netlink could not be opened; and what `work` raises.
     """
     pyroute2 = _pyroute2()
     with opening():
-        loop = _Loop()
+        loop = _Loop(selectors.DefaultSelector())
     errors: list[Exception] = []
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         value = runner.run(_catch(_converse(pyroute2, work), errors))
@@ -429,13 +434,14 @@ def opening() -> Iterator[None]:
     """Say in our words why netlink could not be opened.
 
     Raises:
-        LinkError: for an OSError.
+        ResourceLimitError: for an OSError that says that something ran out.
+        LinkError: for any other.
     """
     try:
-        yield
+        with naming_limits("could not open netlink, which takes four file descriptors"):
+            yield
+    except ResourceLimitError:
+        raise
     except OSError as error:
-        raise LinkError(
-            error.errno,
-            f"netlink could not be opened: {error.strerror}; it takes four free file descriptors "
-            "and a sandbox that allows AF_NETLINK",
-        ) from error
+        text = f"netlink could not be opened: {error.strerror}; allow AF_NETLINK in the sandbox"
+        raise LinkError(error.errno, text) from error

@@ -35,7 +35,7 @@ class Monitor:
     """A netlink socket that hears of every change from now on.
 
     Raises:
-        LinkError: netlink could not be opened.
+        LinkError, ResourceLimitError: netlink could not be opened.
     """
 
     def __init__(self) -> None:

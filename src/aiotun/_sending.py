@@ -6,12 +6,14 @@ is imported, nor done, before a queue is really sent.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from ._interface import Interface
+from ._limits import limit_error, naming_limits
 from ._port import Port
 
 __all__ = ["reduce_queue"]
@@ -23,6 +25,8 @@ def reduce_queue(queue: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     Raises:
         TypeError: it is another pickler, whose bytes may go anywhere. An fd can't.
         DeviceClosedError, DeviceLostError: there is nothing to send.
+        ResourceLimitError: no file descriptor is left for the duplicate, or no thread can be
+            started, which multiprocessing uses to hand it over.
     """
     queue.check_open()
     if not _by_multiprocessing():
@@ -32,10 +36,19 @@ def reduce_queue(queue: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
             "or Queue; by other ways send its fileno() with socket.send_fds, and make a queue of "
             "it there with Queue.from_fd"
         )
+    duplicate = _duplicate(queue)
+    return _rebuild, (type(queue), duplicate, queue.name, queue.port, queue.disabled)
+
+
+def _duplicate(queue: Any) -> Any:
     from multiprocessing.reduction import DupFd
 
-    duplicate = DupFd(queue.fileno())
-    return _rebuild, (type(queue), duplicate, queue.name, queue.port, queue.disabled)
+    what = f"could not send a queue of {queue.name} to another process"
+    try:
+        with naming_limits(what, queue.name):
+            return DupFd(queue.fileno())
+    except RuntimeError as error:  # threading's: multiprocessing hands fds over in a thread
+        raise limit_error(errno.EAGAIN, what, queue.name) from error
 
 
 def _by_multiprocessing() -> bool:

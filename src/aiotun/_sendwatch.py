@@ -9,7 +9,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .errors import AiotunError, DeviceBusyError
+from ._limits import naming_limits
+from .errors import AiotunError
 
 if TYPE_CHECKING:
     from ._interface import Interface
@@ -43,14 +44,8 @@ class SendWatch:
         deleted: Callable[[], object],
         down: Callable[[], object],
     ) -> None:
-        try:
+        with naming_limits(f"could not wait to send on {interface.name}", interface.name):
             self._epoll = select.epoll()
-        except OSError as error:
-            text = (
-                f"waiting to send on {interface.name} takes a file descriptor more, and there is "
-                f"none: {error.strerror}; close some, or raise the limit ('ulimit -n')"
-            )
-            raise DeviceBusyError(error.errno, text, interface.name) from error
         self._epoll.register(fd, select.EPOLLPRI)
         self._loop = loop
         self._interface = interface

@@ -7,12 +7,14 @@ whoever runs there next. A fresh thread starts in the namespace of the thread th
 
 import asyncio
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
-from .errors import LinkError, NotPermittedError
+from ._limits import LIMITS, limit_error, naming_limits
+from .errors import LinkError, NotPermittedError, ResourceLimitError
 
 __all__ = [
     "Namespace",
@@ -25,12 +27,16 @@ __all__ = [
     "same_namespace",
     "setns",
     "start",
+    "start_thread",
 ]
 
 T = TypeVar("T")
 
 NetnsArg = str | os.PathLike[str] | int
 """A namespace as users name one: a name under /run/netns, a path, or an open fd."""
+
+# Its attribute `here` is True in a thread that must not enter another namespace; see `_run_here`.
+_staying = threading.local()
 
 # sched.h
 _CLONE_NEWNET = 0x4000_0000
@@ -61,11 +67,19 @@ def open_netns(netns: NetnsArg | None) -> int:
     Raises:
         LinkError: there is none; it is never created.
         NotPermittedError: it may not be opened.
+        ResourceLimitError: no file descriptor is left.
     """
+    with naming_limits("could not open a network namespace"):
+        return _open_netns(netns)
+
+
+def _open_netns(netns: NetnsArg | None) -> int:
     if isinstance(netns, int):
         try:
             return os.dup(netns)
         except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
             text = f"netns {netns} is no open fd: {error.strerror}; give one that is"
             raise LinkError(error.errno, text) from error
     if netns is None:
@@ -81,6 +95,8 @@ def open_netns(netns: NetnsArg | None) -> int:
             error.errno, f"the network namespace {path} may not be opened: {error.strerror}", path
         ) from error
     except OSError as error:
+        if error.errno in LIMITS:
+            raise  # `open_netns` says so
         raise LinkError(
             error.errno,
             f"there is no network namespace {path}; create it first, with 'ip netns add'",
@@ -117,6 +133,9 @@ def setns(fd: int) -> None:
     here, there = os.stat("/proc/thread-self/ns/net"), os.fstat(fd)
     if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
         return
+    if getattr(_staying, "here", False):
+        text = "this thread could not come back from another network namespace, so it stays here"
+        raise NotPermittedError(errno.EPERM, f"{text}; run as root")
     try:
         _setns(fd)
     except PermissionError as error:
@@ -155,7 +174,9 @@ class _Outcome(Generic[T]):
         try:
             if netns is not None:
                 setns(netns)
-            self.value = function()
+            # Where file descriptors run out even an import fails, with a plain OSError.
+            with naming_limits():
+                self.value = function()
         except BaseException as error:  # noqa: BLE001 - raised again by get(), in its own thread
             self.error = error
 
@@ -169,7 +190,8 @@ class _Outcome(Generic[T]):
                 raise error
             finally:
                 del error
-        return cast(T, self.value)
+        value, self.value = self.value, None  # taken once, and not held here any longer
+        return cast(T, value)
 
 
 # Values between a thread and the task that waits for them. A task whose loop was closed is garbage
@@ -178,20 +200,70 @@ class _Outcome(Generic[T]):
 _in_transit: set[_Outcome[Any]] = set()
 
 
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread.
+
+    Raises:
+        ResourceLimitError: none can be started any more (EAGAIN).
+    """
+    try:
+        thread.start()
+    except RuntimeError as error:
+        # Without its traceback, whose frames hold the thread and so all that its function holds.
+        cause = error.with_traceback(None)
+        raise limit_error(errno.EAGAIN) from cause
+
+
 def run_blocking(function: Callable[[], T], netns: int | None = None) -> T:
-    """Run a function in a short-lived thread and wait for it without an event loop."""
+    """Run a function in a short-lived thread and wait for it without an event loop.
+
+    Raises:
+        ResourceLimitError: no thread can be started; and what the function raises.
+    """
     outcome: _Outcome[T] = _Outcome()
     thread = threading.Thread(target=outcome.fill, args=(function, netns), name="aiotun")
-    thread.start()
+    start_thread(thread)
     thread.join()
     return outcome.get()
+
+
+def _run_here(function: Callable[[], None]) -> None:
+    """Run a function in the calling thread although it was written for a short-lived one.
+
+    Only for what must be done at all costs when no thread can be started: it blocks the event loop
+    whose thread this is. The function may run an event loop of its own, and may enter another
+    network namespace. This thread comes back from there; where the kernel would not let it come
+    back, `setns` raises NotPermittedError instead.
+    """
+    here: Namespace | None = None
+    try:
+        here = Namespace(open_netns(None))
+        _setns(here.fd)  # stays where it is, but takes the privilege that coming back takes
+    except (OSError, ImportError):  # ImportError: ctypes, when file descriptors are short too
+        _staying.here = True
+    # asyncio refuses to run a loop in a thread where one is running already.
+    loop = asyncio._get_running_loop()
+    task = None if loop is None else asyncio.current_task(loop)
+    if loop is not None and task is not None:
+        asyncio._leave_task(loop, task)
+    asyncio._set_running_loop(None)
+    try:
+        function()
+    finally:
+        asyncio._set_running_loop(loop)
+        if loop is not None and task is not None:
+            asyncio._enter_task(loop, task)
+        _staying.here = False
+        if here is not None:
+            setns(here.fd)
 
 
 def start(function: Callable[[], None], then: Callable[[], None]) -> None:
     """Run a function in a short-lived thread, then `then` in the same thread; wait for neither.
 
     The thread is no daemon: the interpreter waits for it at its end. Where no thread can be
-    started any more, both run here and now.
+    started (there are too many, or the interpreter is ending), both run here and now, for as long
+    as that takes, and this raises what they raise.
     """
 
     def body() -> None:
@@ -201,9 +273,9 @@ def start(function: Callable[[], None], then: Callable[[], None]) -> None:
             then()
 
     try:
-        threading.Thread(target=body, name="aiotun").start()
-    except RuntimeError:  # too many threads, or the interpreter is ending
-        body()
+        start_thread(threading.Thread(target=body, name="aiotun"))
+    except ResourceLimitError:
+        _run_here(body)
 
 
 async def run(
@@ -212,6 +284,7 @@ async def run(
     *,
     on_cancel: Callable[[], None] | None = None,
     undo: Callable[[T], None] | None = None,
+    or_here: bool = False,
 ) -> T:
     """Run a function in a short-lived thread and wait for it.
 
@@ -219,7 +292,13 @@ async def run(
         function: called without arguments; what it gives or raises comes out here.
         netns: an open namespace fd which the thread enters first.
         on_cancel: called here, at once, when the waiting task is cancelled: a word to the function.
-        undo: called in a thread with the function's value where that can't be delivered any more.
+        undo: called in a thread with the function's value where that can't be delivered any more;
+            where no thread can be started, in this one. What it raises goes to the loop's exception
+            handler.
+        or_here: whether the function runs in this thread where no other can be started.
+
+    Raises:
+        ResourceLimitError: no thread can be started (EAGAIN), or something else ran out.
 
     Cancellation: a system call in another thread can't be interrupted, so this waits until the
     thread is done, undoes what it gave, and only then lets the cancellation through.
@@ -253,7 +332,12 @@ async def run(
             _in_transit.discard(outcome)
             drop()
 
-    threading.Thread(target=body, name="aiotun").start()
+    try:
+        start_thread(threading.Thread(target=body, name="aiotun"))
+    except ResourceLimitError:
+        if not or_here:
+            raise
+        _run_here(body)
     cancelled: asyncio.CancelledError | None = None
     while not over.done():
         try:
@@ -272,8 +356,11 @@ async def run(
     if cancelled is None:
         return outcome.get()
     if undo is not None and outcome.error is None:
-        value, undone = outcome.get(), undo
-        await run(lambda: undone(value), netns)
+        try:
+            await run(drop, netns, or_here=True)
+        except Exception as error:  # noqa: BLE001 - whatever it is, this stays a cancellation
+            message = "aiotun could not undo what was cancelled"
+            loop.call_exception_handler({"message": message, "exception": error})
     raise cancelled
 
 
@@ -293,6 +380,7 @@ async def run_in(
     Raises:
         LinkError: there is no such namespace.
         NotPermittedError: it may not be entered.
+        ResourceLimitError: as for `run`.
 
     Cancellation: as for `run`.
     """

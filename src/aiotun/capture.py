@@ -20,9 +20,18 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, NoReturn, Self
 
-from ._pcapformat import LINK_TYPES, MAX_SNAPLEN, PACKERS, WAYS, Direction, Format, header
+from ._pcapformat import (
+    LINK_TYPES,
+    MAX_OPTION,
+    MAX_SNAPLEN,
+    PACKERS,
+    WAYS,
+    Direction,
+    Format,
+    header,
+)
 from ._pcapthread import Sink, open_file
 
 if TYPE_CHECKING:
@@ -82,22 +91,27 @@ class PcapWriter:
                 itself. Needs a path. A file has one packet at least.
             max_files: how many files are kept, the one being written among them.
             pending_bytes: how much may wait for the disk before packets are dropped.
-            interface: a name to put into a pcapng file.
+            interface: a name to put into a pcapng file, of at most 65535 bytes.
 
         Raises:
             TypeError, ValueError: an argument is wrong.
             OSError: the file cannot be opened.
+            ResourceLimitError: no thread can be started. The file is there, and empty.
         """
         if mode not in LINK_TYPES:
             raise ValueError(f"mode is 'tun' or 'tap', not {mode!r}")
+        _check_int("snaplen", snaplen)
         if not 1 <= snaplen <= MAX_SNAPLEN:
             raise ValueError(f"snaplen is 1 to {MAX_SNAPLEN} bytes, not {snaplen}")
-        if max_bytes is not None and max_bytes < 1:
-            raise ValueError(f"max_bytes is at least 1, not {max_bytes}")
-        if max_files < 1:
-            raise ValueError(f"max_files is at least 1, not {max_files}")
-        if pending_bytes < 1:
-            raise ValueError(f"pending_bytes is at least 1, not {pending_bytes}")
+        for name, value in (
+            ("max_bytes", 1 if max_bytes is None else max_bytes),
+            ("max_files", max_files),
+            ("pending_bytes", pending_bytes),
+        ):
+            _check_int(name, value)
+            if value < 1:
+                raise ValueError(f"{name} is at least 1, not {value}")
+        _check_interface(interface)
         path = Path(file) if isinstance(file, str | os.PathLike) else None
         if path is None and max_bytes is not None:
             raise ValueError("max_bytes needs a path: an open file has no name to be moved to")
@@ -137,7 +151,8 @@ class PcapWriter:
             Whether there was room. Where not it was counted in `dropped`.
 
         Raises:
-            ValueError: the writer is closed, or an argument is wrong.
+            TypeError, ValueError: an argument is wrong.
+            ValueError: the writer is closed.
         """
         if self.closed:
             raise ValueError(f"{self!r} is closed; make another to go on")
@@ -145,8 +160,10 @@ class PcapWriter:
             raise ValueError(f"direction is 'in', 'out' or None, not {direction!r}")
         if time_ns is None:
             time_ns = time.time_ns()
-        elif not 0 <= time_ns < 2**32 * 1_000_000_000:
-            raise ValueError(f"time_ns is a time between 1970 and 2106, not {time_ns}")
+        else:
+            _check_int("time_ns", time_ns)
+            if not 0 <= time_ns < 2**32 * 1_000_000_000:
+                raise ValueError(f"time_ns is a time between 1970 and 2106, not {time_ns}")
         return self._offer(packet, direction, time_ns)
 
     def record(self, packet: Buffer, direction: Direction) -> None:
@@ -205,6 +222,12 @@ class PcapWriter:
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"written={self.written} dropped={self.dropped}"
         return f"<PcapWriter {self._sink.name} {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} can't be copied or pickled: it has one file and one thread; use the writer "
+            "itself, from any thread"
+        )
 
     # Closing
 
@@ -286,6 +309,26 @@ class PcapWriter:
 def _check_binary(file: object) -> None:
     if isinstance(file, io.TextIOBase) or not hasattr(file, "write"):
         raise TypeError(f"file is a path or a file opened in binary mode, not {file!r}")
+    if getattr(file, "closed", False) is True:
+        raise ValueError(f"{file!r} is closed; open it again, or give its path")
+    # Not any file's writable(): io.RawIOBase says False until a class of the user's says otherwise.
+    if isinstance(file, io.BufferedReader | io.FileIO) and not file.writable():
+        raise ValueError(f"{file!r} can't be written to; open it with mode 'wb'")
+
+
+def _check_int(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+
+
+def _check_interface(name: object) -> None:
+    if name is None:
+        return
+    if not isinstance(name, str):
+        raise TypeError(f"interface must be a name (str) or None, got {name!r}")
+    length = len(os.fsencode(name))
+    if length > MAX_OPTION:
+        raise ValueError(f"interface is a name of {length} bytes; pcapng takes {MAX_OPTION}")
 
 
 def _leave(error: BaseException | None, failure: OSError) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, Self, TypeVar, Unpack
 
 from . import _ioctl, _options, _threads
 from ._adopting import adopt
@@ -101,6 +101,7 @@ class Device(PacketIO):
                 virtio-net header differs from what `offload` and `packet_info` say.
             DeviceLostError: the interface is gone.
             LinkError: there is no such interface in that namespace, or no such namespace.
+            ResourceLimitError: no thread can be started, or no file descriptor is left to ask with.
         """
         opened, offload = adopt(
             cls._kind, [fd, *more], netns=netns, packet_info=packet_info, offload=offload
@@ -137,6 +138,17 @@ class Device(PacketIO):
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"queues={len(self.queues)}"
         return f"<{type(self).__name__} {self.name} {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied or pickled.
+
+        Raises:
+            TypeError: always. A queue can go to another process; a device is this process's.
+        """
+        raise TypeError(
+            f"{self!r} can't be copied or pickled: pass the device itself around in this process, "
+            "and to another process send its queues (device.queues)"
+        )
 
     # Packets: whatever has the queues does it
 
@@ -435,8 +447,10 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
         DeviceBusyError: somebody else has the device, or it exists and `exclusive` was given.
         DeviceMismatchError: it exists, and is of another kind or has other flags.
         LinkError: the kernel refused an address, a route or the like; or no such namespace.
+        ResourceLimitError: no thread can be started, or no file descriptor or memory is left.
 
-    *Cancellation*: waits for the step under way (milliseconds), then undoes all.
+    *Cancellation*: waits for the step under way (milliseconds), then undoes all. Where no thread
+    can be started for that, it is done in the event loop's thread, which it blocks meanwhile.
 
     *Concurrency*: any number of openings may be under way at once; of several for one single-queue
     device one succeeds.

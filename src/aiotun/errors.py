@@ -13,7 +13,8 @@
     ├── PacketError            (OSError, ValueError)  the kernel refused this packet
     │   └── PacketTruncatedError                      the buffer was smaller than the packet
     ├── PacketDecodeError      (ValueError)           the bytes are no packet we can read
-    └── LinkError              (OSError)              netlink refused, or no such link or namespace
+    ├── LinkError              (OSError)              netlink refused, or no such link or namespace
+    └── ResourceLimitError     (OSError)              no thread, file descriptor or memory is left
 
 *Closed* means that this program did it; *lost* that the world did. A class that is an ``OSError``
 is built from ``(errno, message, interface)``, so that ``errno``, ``strerror`` and ``filename`` (the
@@ -33,6 +34,7 @@ __all__ = [
     "PacketDecodeError",
     "PacketError",
     "PacketTruncatedError",
+    "ResourceLimitError",
     "TunUnavailableError",
 ]
 
@@ -91,3 +93,11 @@ class PacketDecodeError(AiotunError, ValueError):
 
 class LinkError(AiotunError, OSError):
     """Netlink refused a request, or there is no such link or namespace."""
+
+
+class ResourceLimitError(AiotunError, OSError):
+    """Something ran out; the text says what, and which limit to raise.
+
+    The errno is EAGAIN where no thread can be started, EMFILE or ENFILE where no file descriptor is
+    left to the program or the machine, ENOMEM where the kernel has no memory for it.
+    """

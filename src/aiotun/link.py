@@ -64,7 +64,8 @@ class Link:
     Every request raises `LinkError` with ENODEV where the interface is not there, with ENOENT where
     the namespace is not there (it is never created), and with the kernel's own words where it
     refuses; `NotPermittedError` without CAP_NET_ADMIN there. Reading needs no privilege, unless
-    the namespace is another than the program's: entering it takes CAP_SYS_ADMIN.
+    the namespace is another than the program's: entering it takes CAP_SYS_ADMIN. Where no thread
+    can be started, or no file descriptor or memory is left, it raises `ResourceLimitError`.
 
     *Cancellation*: a request is not interrupted. It is waited for (a few ms), and then the
     cancellation goes through, with the request done.

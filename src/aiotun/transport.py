@@ -8,10 +8,13 @@ a callback raises goes to the loop's exception handler, and the transport goes o
 from __future__ import annotations
 
 import asyncio
+import errno
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar, Unpack
 
+from . import _ioctl
 from ._options import TapOptions, TunOptions
 from .device import Device, Opener, open_tap, open_tun
 from .errors import AiotunError, DeviceClosedError, DeviceLostError
@@ -21,6 +24,9 @@ __all__ = ["DeviceTransport", "PacketProtocol", "create_tap_endpoint", "create_t
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
 _HIGH = 64 * 1024  # bytes, as asyncio's transports have it
+
+# How often a transport whose reading is paused looks whether its device is still there.
+_LOOK_SECONDS = 0.5
 
 
 class PacketProtocol(asyncio.BaseProtocol):
@@ -37,7 +43,8 @@ class PacketProtocol(asyncio.BaseProtocol):
     def error_received(self, exc: OSError) -> None:
         """A packet given to `sendto` was not sent, and why: the link is down, or it is no packet.
 
-        A `LinkDownError`, a `PacketError`, or a `DeviceMismatchError`; the transport goes on.
+        A `LinkDownError`, a `PacketError`, or a `DeviceMismatchError`; the transport goes on. Never
+        called from within `sendto`, and so never within another callback: the loop calls it soon.
         """
 
 
@@ -57,9 +64,11 @@ class DeviceTransport(asyncio.DatagramTransport):
     """
 
     __slots__ = (
+        "__weakref__",
         "_buffer",
         "_closing",
         "_device",
+        "_end_watch",
         "_high",
         "_loop",
         "_low",
@@ -87,6 +96,7 @@ class DeviceTransport(asyncio.DatagramTransport):
         self.dropped: int = 0
         self._reader: asyncio.Task[None] | None = None
         self._paused = False
+        self._end_watch: asyncio.TimerHandle | None = None  # while paused
         # Packets that wait to be sent, the one that the writer is at among them.
         self._buffer: deque[bytes] = deque()
         self._size = 0
@@ -151,10 +161,12 @@ class DeviceTransport(asyncio.DatagramTransport):
         """Call `packet_received` no more, until `resume_reading`.
 
         Packets wait in the kernel meanwhile, and are dropped and counted there (`tx_dropped`) when
-        its queue is full. May be called again.
+        its queue is full. That the device is closed or lost is noticed within half a second. May
+        be called again.
         """
         self._paused = True
         self._stop_reading()
+        self._watch_end()
 
     def resume_reading(self) -> None:
         """Undo `pause_reading`. May be called again."""
@@ -164,6 +176,7 @@ class DeviceTransport(asyncio.DatagramTransport):
 
     def _resume(self) -> None:
         if self._reader is None and self.is_reading():
+            self._unwatch_end()
             # Not by the loop's factory: an eager task would call the protocol from within a call.
             self._reader = asyncio.Task(self._read(), loop=self._loop)
 
@@ -192,6 +205,35 @@ class DeviceTransport(asyncio.DatagramTransport):
             if self._reader is me:
                 self._reader = None
 
+    # Whoever waits for a packet is woken when the device is closed or lost. While reading is paused
+    # nobody does. To wait all the same, for nothing but the end, is no way out: packets that nobody
+    # wants would wake us again and again.
+
+    def _watch_end(self) -> None:
+        if self._end_watch is None and not self._closing:
+            # Held weakly: a transport that its user dropped can be collected, and warn.
+            self._end_watch = self._loop.call_later(_LOOK_SECONDS, _look, weakref.ref(self))
+
+    def _unwatch_end(self) -> None:
+        if self._end_watch is not None:
+            self._end_watch.cancel()
+            self._end_watch = None
+
+    def _look_for_end(self) -> None:
+        self._end_watch = None
+        if self._device.closed:
+            self.abort()
+            return
+        try:
+            for queue in self._device.queues:
+                if not queue.closed:
+                    _ioctl.get_flags(queue.fileno(), self._device.name)
+        except OSError as error:
+            if error.errno != errno.ENOTTY:  # a device in memory, which has no interface to lose
+                self._fail(error)
+                return
+        self._watch_end()
+
     # Sending
 
     def sendto(self, data: bytes | bytearray | memoryview, addr: None = None) -> None:  # type: ignore[override]  # there are no addresses
@@ -215,13 +257,17 @@ class DeviceTransport(asyncio.DatagramTransport):
         if self._closing:
             self.dropped += 1
             return
+        if isinstance(data, memoryview) and not (
+            data.ndim == data.itemsize == 1 and data.c_contiguous
+        ):
+            data = data.tobytes()  # len() would count items, and they may lie apart
         if not self._buffer:
             try:
                 self._device.send_nowait(data)
             except BlockingIOError:
                 pass
             except (AiotunError, OSError) as error:
-                self._not_sent(error)
+                self._not_sent(error, soon=True)
                 return
             else:
                 return
@@ -252,7 +298,7 @@ class DeviceTransport(asyncio.DatagramTransport):
         if self._closing and not self._over:
             self._end(None)
 
-    def _not_sent(self, error: AiotunError | OSError) -> None:
+    def _not_sent(self, error: AiotunError | OSError, *, soon: bool = False) -> None:
         if isinstance(error, DeviceClosedError):
             self.dropped += not self._buffer
             self.abort()
@@ -263,6 +309,9 @@ class DeviceTransport(asyncio.DatagramTransport):
             told = getattr(self._protocol, "error_received", None)
             if told is None:
                 self.dropped += 1
+            elif soon:
+                # The caller of `sendto` may be in the middle of a callback.
+                self._loop.call_soon(self._call, told, error)
             else:
                 self._call(told, error)
 
@@ -332,6 +381,7 @@ class DeviceTransport(asyncio.DatagramTransport):
 
     def _end(self, error: BaseException | None) -> None:
         self._over = True
+        self._unwatch_end()
         self.dropped += len(self._buffer)
         self._buffer.clear()
         self._size = 0
@@ -362,6 +412,12 @@ class DeviceTransport(asyncio.DatagramTransport):
                     "protocol": self._protocol,
                 }
             )
+
+
+def _look(reference: weakref.ref[DeviceTransport]) -> None:
+    transport = reference()
+    if transport is not None:
+        transport._look_for_end()
 
 
 def _receiver(protocol: asyncio.BaseProtocol) -> Callable[[bytes], object]:

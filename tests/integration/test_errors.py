@@ -44,6 +44,7 @@ ALSO: dict[type[aiotun.AiotunError], tuple[type[Exception], ...]] = {
     aiotun.PacketTruncatedError: (aiotun.PacketError, OSError, ValueError),
     aiotun.PacketDecodeError: (ValueError,),
     aiotun.LinkError: (OSError,),
+    aiotun.ResourceLimitError: (OSError,),
 }
 
 EVERY = (OSError, ValueError, PermissionError, TypeError)

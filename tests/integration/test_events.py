@@ -819,7 +819,7 @@ class TestFailure:
 
         with monkeypatch.context() as patch:
             patch.setattr(_rtnlmonitor.Monitor, "__init__", fail)
-            with pytest.raises(LinkError, match="netlink could not be opened"):
+            with pytest.raises(aiotun.ResourceLimitError, match="could not open netlink"):
                 async with Link(tap).events():
                     pass
         async with Link(tap).events():
@@ -831,7 +831,7 @@ class TestFailure:
 
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", fail)
-            with pytest.raises(RuntimeError, match="start new thread"):
+            with pytest.raises(aiotun.ResourceLimitError, match="no new thread"):
                 await anext(Link(tap).events())
         async with Link(tap).events():
             pass

@@ -336,7 +336,9 @@ async def test_a_waiting_send_says_that_there_is_no_descriptor_left() -> None:
         os.close(lowest)
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
         try:
-            with pytest.raises(aiotun.AiotunError, match="waiting to send on tap0") as caught:
+            with pytest.raises(
+                aiotun.ResourceLimitError, match="could not wait to send on tap0"
+            ) as caught:
                 await soon(tap.send(frame))
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -825,15 +825,14 @@ class TestSession:
         with pytest.raises(TypeError, match="alias"):
             _threads.run_blocking(lambda: in_session(work))
 
-    # With 1 or 2 asyncio is left with half a loop, which it warns of itself.
-    @pytest.mark.parametrize("free", [0, 3, 4])
+    @pytest.mark.parametrize("free", range(5))
     def test_too_few_descriptors(self, free: int) -> None:
-        """Where it fails, that is a LinkError, and nothing stays open."""
+        """Where it fails, that is a ResourceLimitError, and nothing stays open."""
         printed = child(
             f"""
             import os, resource, warnings
             from aiotun import _threads
-            from aiotun.errors import LinkError
+            from aiotun.errors import ResourceLimitError
             from aiotun._rtnetlink import in_session
 
             async def work(session):
@@ -850,7 +849,7 @@ class TestSession:
             resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + {free}, hard))
             try:
                 print(attempt())
-            except LinkError as error:
+            except ResourceLimitError as error:
                 print(error.errno)
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             assert os.listdir("/proc/self/fd") == before

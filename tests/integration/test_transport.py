@@ -5,6 +5,7 @@ import contextlib
 import functools
 import gc
 import operator
+import os
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -167,9 +168,12 @@ async def test_what_cannot_be_sent() -> None:
             transport.sendto(b"x", ("10.0.0.1", 1))
         transport.sendto(b"")
         transport.sendto(b"\x00 no packet")
+        assert protocol.errors == []  # not from within
+        await asyncio.sleep(0)
         assert [type(error) for error in protocol.errors] == [PacketError, PacketError]
         await transport.get_extra_info("device").link.down()
         transport.sendto(udp(THEIRS, 1, OURS, 2))
+        await asyncio.sleep(0)
         assert isinstance(protocol.errors[2], aiotun.LinkDownError)
         await transport.get_extra_info("device").link.up()
         transport.sendto(udp(THEIRS, 1, OURS, 2))
@@ -386,6 +390,29 @@ async def test_flow_control() -> None:
         assert transport.get_write_buffer_size() == 0
 
 
+@pytest.mark.parametrize("shape", ["items of four bytes", "two dimensions", "every other byte"])
+async def test_a_view_is_counted_in_bytes(shape: str) -> None:
+    async with slow_endpoint() as (transport, _, sock):
+        count = fill(transport)
+        data = FRAME[:-2] + bytes(-len(FRAME) % 4) + count.to_bytes(2, "big")
+        view = memoryview(data)
+        if shape == "items of four bytes":
+            view = view.cast("I")
+        elif shape == "two dimensions":
+            view = view.cast("B", (len(data) // 4, 4))
+        else:
+            view = memoryview(b"".join(bytes([each, 0]) for each in data))[::2]
+        before = transport.get_write_buffer_size()
+        transport.sendto(view)
+        assert transport.get_write_buffer_size() == before + len(data)
+        await wait_until(lambda: transport.get_write_buffer_size() == 0)
+        seen: list[int] = []
+        await wait_until(lambda: len(arrived(sock, seen)) == count + 1)
+        assert seen == list(range(count + 1))
+        transport.sendto(view)  # where it need not wait
+        await wait_until(lambda: arrived(sock, seen)[-2:] == [count, count])
+
+
 async def test_limits() -> None:
     async with slow_endpoint() as (transport, protocol, _):
         for high, low in ((1, 2), (-1, None), (None, -1)):
@@ -489,6 +516,67 @@ async def test_loss_with_packets_waiting() -> None:
         await wait_until(lambda: protocol.log[-1] == "lost")
         assert isinstance(protocol.errors[0], DeviceLostError)
         assert transport.dropped == 2
+
+
+@pytest.mark.parametrize("queues", [1, 2])
+async def test_loss_while_reading_is_paused(queues: int) -> None:
+    """Nothing is sent or received, and it is told all the same; packets that wait make no noise."""
+    async with endpoint(queues=queues) as (transport, protocol, sock):
+        transport.pause_reading()
+        sock.send(b"1")
+        transport.resume_reading()
+        transport.pause_reading()
+        ip("link", "del", "tp0")
+        await wait_until(lambda: protocol.log == ["made", "lost"])
+        assert isinstance(protocol.errors[0], DeviceLostError)
+        assert protocol.packets == []
+
+
+@pytest.mark.parametrize("queues", [1, 2])
+@pytest.mark.parametrize("how", ["close", "detach"])
+async def test_closed_while_reading_is_paused(how: str, queues: int) -> None:
+    async with endpoint(queues=queues) as (transport, protocol, _):
+        transport.pause_reading()
+        device = transport.get_extra_info("device")
+        if how == "close":
+            device.close()
+        else:
+            for queue in device.queues:
+                os.close(queue.detach())
+        await wait_until(lambda: protocol.log == ["made", "lost"])
+        assert protocol.errors == [None]
+        assert transport.is_closing()
+
+
+async def test_a_paused_transport_that_nobody_holds_is_collected() -> None:
+    transport, _ = await aiotun.create_tun_endpoint(asyncio.DatagramProtocol, "tp0")
+    transport.pause_reading()
+    await asyncio.sleep(0)
+    with pytest.warns(ResourceWarning, match="unclosed"):  # noqa: PT031 - by either of them
+        del transport, _
+        gc.collect()
+    assert names() == []
+
+
+async def test_callbacks_do_not_come_from_within_each_other() -> None:
+    """What `sendto` finds out is told soon, in order, and before the end."""
+    async with endpoint() as (transport, protocol, sock):
+        inside: list[str] = []
+
+        def take(packet: bytes) -> None:
+            inside.append("packet")
+            transport.sendto(b"\x00 no packet")
+            transport.sendto(b"")
+            assert inside == ["packet"]
+            transport.close()
+            inside.append("end of packet")
+
+        protocol.on_packet = take
+        protocol.on_error = lambda: inside.append("error")
+        sock.send(b"1")
+        await wait_until(lambda: protocol.log == ["made", "lost"])
+        assert inside == ["packet", "end of packet", "error", "error"]
+        assert [type(error) for error in protocol.errors] == [PacketError, PacketError, type(None)]
 
 
 @pytest.mark.parametrize("paused", [False, True])

@@ -342,7 +342,7 @@ class TestQueues:
             return original(*args)
 
         monkeypatch.setattr(_ioctl, call, failing)
-        with pytest.raises(OSError, match="Too many open files"):
+        with pytest.raises(aiotun.ResourceLimitError, match="no file descriptor left"):
             await aiotun.open_tun("new0", queues=7, persist=persist)
         assert calls == number
         assert names() == []
@@ -368,7 +368,7 @@ class TestQueues:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (numbers[-1], hard))
                 try:
                     device = await aiotun.open_tap(name, **options)
-                except OSError as error:
+                except aiotun.ResourceLimitError as error:
                     assert error.errno == errno.EMFILE  # noqa: PT017 - it may also succeed
                     failures += 1
                 else:

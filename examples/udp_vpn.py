@@ -95,8 +95,9 @@ class Client:
 def read_keys(path: Path) -> list[Client]:
     """Read a key file; raises ValueError and OSError."""
     clients: list[Client] = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        words = line.partition("#")[0].split()
+    # Lines end at a newline and nowhere else, and a comment may be in any encoding.
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        words = line.partition(b"#")[0].decode("utf-8", "backslashreplace").split()
         if not words:
             continue
         try:

@@ -416,3 +416,10 @@ def test_read_keys(tmp_path: Path) -> None:
     (client,) = read_keys(path)
     assert (client.name, client.key) == ("alice", bytes(32))
     assert [len(each) for each in client.addresses] == [4, 16]
+
+
+def test_comments_of_a_key_file_may_be_in_any_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    text = f"# caf\u00e9\nalice 10.8.0.2 {'A' * 43}= # a\u2028b\n"
+    path.write_bytes(text.encode() + b"# \xe9 \x0c \x1c \r \xff\n")
+    assert [client.name for client in read_keys(path)] == ["alice"]

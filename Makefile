@@ -42,8 +42,8 @@ fuzz: ## fuzz every parser for a minute in all; ARGS="SECONDS TARGET ...", ARGS=
 soak: ## mixed traffic, every packet accounted for, nothing left behind; MINUTES=30
 	@$(call venv,test) && .venv/bin/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
-lint: ## ruff, mypy and pyright
-	@$(call venv,dev) && tools/lint.sh
+lint: ## ruff, mypy and pyright; ARGS=mypy for one of them
+	@$(call venv,dev) && tools/lint.sh $(ARGS)
 
 docs: ## build the documentation, into build/docs
 	@$(call venv,docs) && tools/docs.sh $(ARGS)

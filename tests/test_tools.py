@@ -1,6 +1,7 @@
 """The Makefile's own errors: one line that says what is missing, before anything is installed."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -99,3 +100,17 @@ def test_the_newer_pythons_of_a_checkout_are_found(tmp_path: Path) -> None:
     (tmp_path / "tail").symlink_to(shutil.which("tail") or "")
     done = find("--all", script=script, PATH=str(tmp_path), PYENV_ROOT=str(tmp_path / "none"))
     assert [Path(line).resolve() for line in done.stdout.splitlines()] == [python]
+
+
+def test_each_linter_of_make_lint_has_a_hook() -> None:
+    """By text, since no parser of YAML is among the tests' packages."""
+    (linters,) = re.findall(r"\$\{\*:-(.+)\}", (ROOT / "tools" / "lint.sh").read_text())
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert re.findall(r"entry: make lint ARGS=(\w+)", hooks) == linters.split()
+
+
+def test_an_unknown_linter_is_one_line() -> None:
+    command = ["/bin/sh", str(ROOT / "tools" / "lint.sh"), "pylint"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "aiotun: unknown linter 'pylint'; ruff, mypy and pyright are known\n"

@@ -34,7 +34,7 @@ test-others: ## the same on every other Python from 3.11 that this machine has
 test-all: test test-others ## test and test-others
 
 test-peers: ## exchange packets with other implementations
-	@$(call venv,test) && tools/test_peers.sh $(ARGS)
+	@$(call venv,test) && .venv/bin/python -m pytest -m peers $(ARGS)
 
 fuzz: ## fuzz every parser for a minute in all; ARGS="SECONDS TARGET ...", ARGS=--help
 	@$(call venv,fuzz) && .venv/bin/python -m fuzz $(ARGS)
@@ -42,11 +42,14 @@ fuzz: ## fuzz every parser for a minute in all; ARGS="SECONDS TARGET ...", ARGS=
 soak: ## mixed traffic, every packet accounted for, nothing left behind; MINUTES=30
 	@$(call venv,test) && .venv/bin/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
-lint: ## ruff, mypy and pyright
-	@$(call venv,dev) && tools/lint.sh
+lint: ## ruff, mypy and pyright; ARGS=mypy for one of them
+	@$(call venv,dev) && tools/lint.sh $(ARGS)
 
+# Warnings are errors, and all pages are read each time (-E): Sphinx would not warn again of a page
+# that has not changed.
 docs: ## build the documentation, into build/docs
-	@$(call venv,docs) && tools/docs.sh $(ARGS)
+	@$(call venv,docs) && .venv/bin/python -m sphinx -E -d build/doctrees -W --keep-going -q $(ARGS) docs build/docs
+	@echo build/docs/index.html
 
 bench: ## run the benchmarks
 	@$(call venv,test) && .venv/bin/python -m benchmarks $(ARGS)

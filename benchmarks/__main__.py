@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import json
 import os
 import platform
 import signal
@@ -17,6 +16,7 @@ from aiotun._native import SPEEDUPS
 
 from ._harness import LOOPS, BenchError, Table, has_uvloop
 from ._namespace import isolate
+from ._results import write
 
 BENCHES = ("recv", "send", "ping", "flood", "stall", "link", "parse", "offload", "import")
 ASKED_FOR = ("vpn", "tap")  # need other programs, and their time
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str]) -> int:
     print(f"\n{summary(tables)}")
     if options.json is not None:
         result: dict[str, Any] = {"about": about, "tables": [t.as_json() for t in tables]}
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write(options.json, result)
     return 0 if worked else 1
 
 

@@ -6,8 +6,10 @@ commit left (SQLite's journal), and the file itself refuses to have an address, 
 """
 
 import dataclasses
+import heapq
 import sqlite3
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Self
@@ -44,7 +46,12 @@ class Leases:
             sqlite3.Error: it is no such file, or another server has it open.
         """
         self._first, self._last = int(first), int(last)
-        self._next = self._first  # where to look for an address that nobody ever had
+        # Where `unused` looks: from `_next` on nobody had an address; `_free` has those that were
+        # given back; `_ending`, a heap, says when a lease ends. An address that was taken since
+        # stays in there until `unused` meets it, and its entry is deleted then.
+        self._next = self._first
+        self._free: OrderedDict[IPv4Address, None] = OrderedDict()
+        self._ending: list[tuple[float, IPv4Address]] = []
         self._changed = False
         self._by_client: dict[bytes, Lease] = {}
         self._by_address: dict[IPv4Address, Lease] = {}
@@ -109,26 +116,38 @@ class Leases:
         lease = self._by_address.get(address)
         return address in self and (lease is None or lease.client == client or lease.expires <= now)
 
-    def unused(self, now: float, taken: set[IPv4Address]) -> IPv4Address | None:
-        """An address for a new client: one that nobody had yet, or else the longest free."""
+    def unused(self, now: float, taken: Callable[[IPv4Address], bool]) -> IPv4Address | None:
+        """Find an address for a new client, in the same time however many there are.
+
+        One that nobody had yet comes first, then one that was given back, then the one whose lease
+        ended first.
+
+        Args:
+            taken: whether an address can't be offered now; who takes it later gives it back.
+        """
         while self._next <= self._last:
             address = IPv4Address(self._next)
-            if address not in self._by_address and address not in taken:
+            if address not in self._by_address and not taken(address):
                 return address
             self._next += 1
-        candidates = [
-            lease
-            for lease in self._by_address.values()
-            if lease.expires <= now and lease.address not in taken
-        ]
-        if candidates:
-            return min(candidates, key=lambda lease: lease.expires).address
-        # Offers that came to nothing have left holes behind.
-        for number in range(self._first, self._last + 1):
-            address = IPv4Address(number)
-            if address not in self._by_address and address not in taken:
-                return address
-        return None
+        while True:
+            while self._free:
+                address = next(iter(self._free))
+                lease = self._by_address.get(address)
+                if (lease is None or lease.expires <= now) and not taken(address):
+                    return address
+                del self._free[address]
+            if not self._ending or self._ending[0][0] > now:
+                return None
+            expires, address = heapq.heappop(self._ending)
+            lease = self._by_address.get(address)
+            if lease is not None and lease.expires == expires:  # neither renewed nor given up
+                self._free[address] = None
+
+    def give_back(self, address: IPv4Address) -> None:
+        """Say that an address is no longer taken; whether it has a lease does not matter."""
+        if address in self:
+            self._free[address] = None
 
     def grant(self, address: IPv4Address, client: bytes, now: float, seconds: float) -> Lease:
         """Give an address to a client, which gives up what it had.
@@ -168,6 +187,11 @@ class Leases:
         self._by_address[lease.address] = lease
         if lease.client is not None:
             self._by_client[lease.client] = lease
+        heapq.heappush(self._ending, (lease.expires, lease.address))
+        # A renewal leaves the entry of the time before. Rebuilding the heap is rare enough.
+        if len(self._ending) > 2 * len(self._by_address) + 64:
+            self._ending = [(each.expires, each.address) for each in self._by_address.values()]
+            heapq.heapify(self._ending)
 
     def _write(self, lease: Lease) -> None:
         self._begin()
@@ -189,6 +213,7 @@ class Leases:
         del self._by_address[lease.address]
         if lease.client is not None:
             del self._by_client[lease.client]
+        self.give_back(lease.address)
 
     def _begin(self) -> None:
         if not self._changed:

@@ -78,10 +78,13 @@ class Message:
     giaddr: IPv4Address = NOBODY
     file: bytes = b""
     options: dict[int, bytes] = dataclasses.field(default_factory=dict)  # without the type
+    malformed: int = dataclasses.field(default=0, compare=False)  # options that were dropped
 
     @classmethod
     def parse(cls, data: bytes, op: int = _REQUEST) -> "Message":
         """Read a client's message, or with `op` 2 a server's.
+
+        An option that is malformed is dropped and counted in `malformed`; the others are good.
 
         Raises:
             MalformedError: it is none.
@@ -94,9 +97,7 @@ class Message:
             raise MalformedError("not DHCP on Ethernet, or the wrong direction")
         if chaddr[0] & 1 or not any(chaddr[:6]):
             raise MalformedError("a client whose address is a group's, or nobody's")
-        options: dict[int, bytes] = {}
-        _read_options(data[_FIXED.size :], options)
-        _overloaded(options, sname, file)
+        options, malformed = _read_options(data[_FIXED.size :], sname, file)
         return cls(
             type=_type(options.pop(Opt.TYPE, None)),
             xid=xid,
@@ -110,6 +111,7 @@ class Message:
             giaddr=IPv4Address(giaddr),
             file=file.partition(b"\0")[0],
             options=options,
+            malformed=malformed,
         )
 
     def pack(self, op: int = _REPLY) -> bytes:
@@ -149,10 +151,34 @@ class Message:
 
 # How long an option's value has to be; others may be of any length.
 _LENGTHS = {Opt.REQUESTED_ADDRESS: 4, Opt.SERVER: 4, Opt.TYPE: 1, Opt.OVERLOAD: 1}
+_SHORTEST_CLIENT = 2  # RFC 2132, section 9.14
 
 
-def _read_options(data: bytes, options: dict[int, bytes]) -> None:
-    at = 0
+def _read_options(data: bytes, sname: bytes, file: bytes) -> tuple[dict[int, bytes], int]:
+    """Read the options, and those in other fields for want of room (RFC 2132, section 9.3).
+
+    Returns them, and how many were malformed.
+    """
+    options: dict[int, bytes] = {}
+    malformed = _read_field(data, options)
+    where = options.get(Opt.OVERLOAD, b"\0")[0]
+    if where > 3:
+        malformed += 1
+        where = 0
+    if where & 1:
+        malformed += _read_field(file, options)
+    if where & 2:
+        malformed += _read_field(sname, options)
+    options.pop(Opt.OVERLOAD, None)
+    if Opt.CLIENT in options and len(options[Opt.CLIENT]) < _SHORTEST_CLIENT:
+        del options[Opt.CLIENT]
+        malformed += 1
+    return options, malformed
+
+
+def _read_field(data: bytes, options: dict[int, bytes]) -> int:
+    """Add a field's options to those already read; return how many were malformed."""
+    malformed = at = 0
     # Some clients leave the end option out where nothing follows.
     while at < len(data) and data[at] != Opt.END:
         code = data[at]
@@ -160,27 +186,17 @@ def _read_options(data: bytes, options: dict[int, bytes]) -> None:
             at += 1
             continue
         if at + 1 >= len(data) or at + 2 + data[at + 1] > len(data):
-            raise MalformedError(f"option {code} goes past the end")
-        end = at + 2 + data[at + 1]
-        # RFC 3396: one that stands there several times is one, in pieces.
-        options[code] = options.get(code, b"") + data[at + 2 : end]
-        at = end
-
-
-def _overloaded(options: dict[int, bytes], sname: bytes, file: bytes) -> None:
-    """Read the options that stand in other fields for want of room (RFC 2132, section 9.3)."""
-    where = options.pop(Opt.OVERLOAD, b"\0")
-    if len(where) != 1 or where[0] > 3:
-        raise MalformedError("overload")
-    if where[0] & 1:
-        _read_options(file, options)
-    if where[0] & 2:
-        _read_options(sname, options)
-    for code, length in _LENGTHS.items():
-        if len(options.get(code, bytes(length))) != length:
-            raise MalformedError(f"option {code} has {len(options[code])} bytes, not {length}")
-    if len(options.get(Opt.CLIENT, b"\0\0")) < 2:  # RFC 2132, section 9.14
-        raise MalformedError("a client identifier of less than 2 bytes")
+            return malformed + 1  # the last one is cut short
+        value = data[at + 2 : at + 2 + data[at + 1]]
+        at += 2 + len(value)
+        if code not in _LENGTHS:
+            # RFC 3396: an option that is there several times is one, in pieces.
+            options[code] = options.get(code, b"") + value
+        elif len(value) == _LENGTHS[Opt(code)] and code not in options:
+            options[code] = value
+        else:
+            malformed += 1  # of the wrong length, or a second one: these are too short for pieces
+    return malformed
 
 
 def _type(value: bytes | None) -> Type | None:

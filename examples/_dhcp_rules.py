@@ -1,7 +1,7 @@
 """What a DHCP server answers to which message (RFC 2131, section 4.3). No I/O, no clock."""
 
 import dataclasses
-from collections import Counter
+from collections import Counter, OrderedDict
 from ipaddress import IPv4Address, IPv4Interface
 
 from _dhcp_leases import Leases
@@ -43,8 +43,12 @@ class Rules:
         self.counters: Counter[str] = Counter()
         self._config = config
         self._leases = leases
-        self._offers: dict[bytes, tuple[IPv4Address, float]] = {}
+        # By client, the oldest first. (An ordinary dict takes ever longer to find its first item
+        # when many before it were deleted.)
+        self._offers: OrderedDict[bytes, tuple[IPv4Address, float]] = OrderedDict()
+        self._offered: dict[IPv4Address, bytes] = {}  # the same by address
         self._probing: dict[bytes, Probe] = {}  # by client: the message to be answered in the end
+        self._probed: set[IPv4Address] = set()  # the same addresses
         self._common = self._common_options()
 
     def handle(self, request: Message, now: float, direct: bool = False) -> Message | Probe | None:
@@ -54,6 +58,8 @@ class Rules:
         self._count(request.type.name.lower())
         if request.unknown:
             self._count("unknown_options")
+        if request.malformed:
+            self.counters["malformed_options"] += request.malformed
         if request.giaddr != NOBODY:
             self._count("relayed")
             if request.giaddr not in self._config.address.network:
@@ -78,6 +84,8 @@ class Rules:
         """Go on when a probe is over: `user` is the MAC that answered for the address."""
         client = probe.request.client
         self._probing.pop(client, None)
+        self._probed.discard(probe.address)
+        self._leases.give_back(probe.address)
         offered = self._offers.get(client)
         if offered is None or offered[0] != probe.address:
             return None  # the client has taken, or got, another one meanwhile
@@ -85,7 +93,7 @@ class Rules:
         if user is None or user == probe.request.chaddr:
             return self._offer(probe.request, probe.address, now)
         self._count("in_use")
-        del self._offers[client]
+        self._withdraw(client)
         self._leases.block(probe.address, now, BLOCK_TIME)
         return self._discover(probe.request, now)
 
@@ -109,20 +117,23 @@ class Rules:
         if lease is not None and lease.address == address and lease.expires > now:
             return self._offer(request, address, now)  # it is the client's, whoever answers there
         probe = self._probing[client] = Probe(address, request)
+        self._probed.add(address)
         return probe
 
     def _choose(self, request: Message, now: float) -> IPv4Address | None:
         """Its own address if it can be, the one that it wishes for, or any."""
-        taken = {address for address, _ in self._offers.values()}
-        # A probe may go on when its offer was taken back.
-        taken.update(probe.address for probe in self._probing.values())
         lease = self._leases.of(request.client)
         wishes = [lease.address] if lease is not None else []
         wishes.append(request.address(Opt.REQUESTED_ADDRESS))
         for wish in wishes:
-            if wish not in taken and self._usable(wish, request.client, now):
+            if not self._taken(wish) and self._leases.free(wish, request.client, now):
                 return wish
-        return self._leases.unused(now, taken | {self._config.address.ip})
+        return self._leases.unused(now, self._taken)
+
+    def _taken(self, address: IPv4Address) -> bool:
+        # A probe may go on when its offer was taken back.
+        ours = self._config.address.ip
+        return address in self._offered or address in self._probed or address == ours
 
     def _usable(self, address: IPv4Address, client: bytes, now: float) -> bool:
         return address != self._config.address.ip and self._leases.free(address, client, now)
@@ -132,22 +143,30 @@ class Rules:
         return self._answer(request, Type.OFFER, address)
 
     def _keep(self, address: IPv4Address, client: bytes, now: float) -> None:
-        self._offers.pop(client, None)  # so that the oldest always come first
         self._offers[client] = address, now + OFFER_TIME
+        self._offers.move_to_end(client)
+        self._offered[address] = client
+
+    def _withdraw(self, client: bytes) -> None:
+        """Forget what a client was offered, if anything."""
+        address, _ = self._offers.pop(client, (None, 0.0))
+        if address is not None:
+            del self._offered[address]
+            self._leases.give_back(address)
 
     def _expire_offers(self, now: float) -> None:
         while self._offers:
             client, (_, end) = next(iter(self._offers.items()))
             if end > now:
                 break
-            del self._offers[client]
+            self._withdraw(client)
 
     # Section 4.3.2
 
     def _request(self, request: Message, now: float, direct: bool) -> Message | None:
         client = request.client
         if self._for_another(request):
-            self._offers.pop(client, None)
+            self._withdraw(client)
             return self._drop("chose_another_server")
         renewing = request.ciaddr != NOBODY
         wanted = request.ciaddr if renewing else request.address(Opt.REQUESTED_ADDRESS)
@@ -156,6 +175,8 @@ class Rules:
         ours = lease.address if lease is not None else None
         if Opt.SERVER in request.options:  # SELECTING; we may have forgotten what we offered
             ours = offered[0] if offered is not None else ours or wanted
+        elif ours is None and offered is not None and offered[0] == wanted:
+            ours = wanted  # SELECTING, but the client's option 54 was malformed
         if ours is not None:  # or INIT-REBOOT, RENEWING, REBINDING
             return self._grant(request, wanted, now) if wanted == ours else self._nak(request)
         # A client that we don't know. Another server may, and answers; but the address has to be of
@@ -170,17 +191,15 @@ class Rules:
 
     def _grant(self, request: Message, address: IPv4Address, now: float) -> Message:
         client = request.client
-        others = any(
-            address == offer and other != client for other, (offer, _) in self._offers.items()
-        )
+        others = self._offered.get(address, client) != client
         if others or not self._usable(address, client, now):
             return self._nak(request)
-        self._offers.pop(client, None)
+        self._withdraw(client)
         self._leases.grant(address, client, now, self._config.lease)
         return self._answer(request, Type.ACK, address)
 
     def _nak(self, request: Message) -> Message:
-        self._offers.pop(request.client, None)
+        self._withdraw(request.client)
         self._count("nak_sent")
         return Message(
             type=Type.NAK,
@@ -199,7 +218,7 @@ class Rules:
         lease = self._leases.of(request.client)
         if lease is None or lease.address != address:
             return self._drop("not_theirs")
-        self._offers.pop(request.client, None)
+        self._withdraw(request.client)
         self._leases.block(address, now, BLOCK_TIME)
         return self._drop("blocked")
 

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable
 
 __all__ = ["HEADER", "MAX_FRAME", "MAX_STATIONS", "Counters", "Port", "Switch"]
@@ -53,7 +54,8 @@ class Switch:
         self.unlearned = 0  # stations that the table had no room for
         self._ageing = ageing
         self._clock = clock
-        self._stations: dict[bytes, tuple[Port, float]] = {}
+        # The one that was heard longest ago comes first, so that a full table costs no search.
+        self._stations: OrderedDict[bytes, tuple[Port, float]] = OrderedDict()
 
     def add(self, port: Port) -> None:
         self.ports.append(port)
@@ -62,7 +64,8 @@ class Switch:
         """Take a port out, and forget who was behind it."""
         if port in self.ports:
             self.ports.remove(port)
-            self._purge(lambda other, _: other is port)
+            for station in [each for each, (where, _) in self._stations.items() if where is port]:
+                del self._stations[station]
 
     def forward(self, source: Port, frame: bytes) -> None:
         """Take a frame that came from a port, and send it on."""
@@ -95,13 +98,10 @@ class Switch:
 
     def _learn(self, station: bytes, port: Port, now: float) -> None:
         if station not in self._stations and len(self._stations) >= MAX_STATIONS:
-            self._purge(lambda _, seen: now - seen >= self._ageing)
-            if len(self._stations) >= MAX_STATIONS:
+            oldest = next(iter(self._stations))
+            if self._find(oldest, now) is not None:
                 self.unlearned += 1  # frames to it are flooded, which reaches it all the same
                 return
+            del self._stations[oldest]
         self._stations[station] = (port, now)
-
-    def _purge(self, gone: Callable[[Port, float], bool]) -> None:
-        self._stations = {
-            station: entry for station, entry in self._stations.items() if not gone(*entry)
-        }
+        self._stations.move_to_end(station)

@@ -11,6 +11,10 @@
     POST /stop        stop that; what comes meanwhile waits in the kernel, which drops and counts
                       what it has no room for
 
+Any page that somebody's browser shows can send requests here. So Host has to be an address,
+"localhost" or a --host-name, which a name of theirs for our address is not; and an Origin has to be
+this service's own. Whoever can connect without a browser is not kept out by that.
+
 The device is opened and closed with the web application. Prints "ready NAME" when it serves, and
 the address of the page on stderr. On SIGINT and SIGTERM requests under way are finished first.
 """
@@ -21,9 +25,11 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import ipaddress
 import json
+import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Any
 
 from _service import Networks, addresses_of, echo, on_signals, parser, run_main
@@ -96,6 +102,40 @@ ENDING = web.AppKey("ending", asyncio.Event)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+def allow_only(host_names: Collection[str]) -> Any:
+    """Refuse what another site's page has a browser send: by Origin, or by Host (DNS rebinding)."""
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        host = request.headers.get("Host", "")
+        if not is_ours(host, host_names):
+            return refusal("Host is not an address, localhost or a --host-name")
+        origin = request.headers.get("Origin")
+        # Not the scheme: a proxy may have added TLS.
+        if origin is not None and origin.partition("://")[2] != host:
+            return refusal("Origin is another site")
+        return await handler(request)
+
+    return check
+
+
+def is_ours(host: str, host_names: Collection[str]) -> bool:
+    """Whether a Host names this service. An address does: no name was resolved to get here."""
+    name = re.sub(r":\d*$", "", host.lower())  # without the port
+    if name in ("localhost", *host_names):
+        return True
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def refusal(why: str) -> web.Response:
+    return web.json_response({"error": why}, status=403)
+
+
+@web.middleware
 async def tell_of_loss(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
@@ -169,7 +209,7 @@ def application(args: argparse.Namespace, opener: aiotun.device.Opener[aiotun.Tu
     async def end(app: web.Application) -> None:
         app[ENDING].set()
 
-    app = web.Application(middlewares=[web.middleware(tell_of_loss)])
+    app = web.Application(middlewares=[allow_only(args.host_name), tell_of_loss])
     app[ENDING] = asyncio.Event()
     app.cleanup_ctx.append(device)
     app.on_shutdown.append(end)
@@ -293,5 +333,13 @@ if __name__ == "__main__":
         default="127.0.0.1:8080",
         metavar="HOST:PORT",
         help="where to serve (default: %(default)s)",
+    )
+    command.add_argument(
+        "--host-name",
+        type=str.lower,
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name under which browsers may reach it, beside addresses and localhost",
     )
     sys.exit(begin(command.parse_args()))

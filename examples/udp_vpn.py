@@ -15,13 +15,14 @@ tells on stderr at SIGUSR1 what was dropped, and ends cleanly on SIGINT and SIGT
 
 What goes over the wire (|| joins):
 
-    HELLO    1 || client id (8) || nonce (16) || MAC (16)
+    HELLO    1 || client id (8) || nonce (23) || MAC (16)
     WELCOME  2 || client id (8) || session (7) || nonce (16) || MAC (16), which covers the HELLO
     DATA     3 || session (7) || counter (8) || sealed packet and tag; empty is a keepalive
 
 From the client's key and both nonces HKDF makes a key each way; a counter is never used twice with
 a key. The server believes a new session once data of it has come, so that an old HELLO that
-somebody repeats is worth nothing.
+somebody repeats is worth nothing. No answer is larger than its question, so the server can't be
+used to make a flood larger; that is why the HELLO has the longer nonce.
 
 docs/how-to/udp_vpn.md says what it does not protect against.
 """
@@ -55,7 +56,7 @@ import aiotun
 
 HELLO, WELCOME, DATA = b"\1", b"\2", b"\3"
 HEAD_BYTES, TAG_BYTES = 16, 16
-HELLO_BYTES, WELCOME_BYTES = 41, 48
+HELLO_BYTES = WELCOME_BYTES = 48
 
 WINDOW = 4096  # packets that may overtake each other
 RENEW_SECONDS = 600.0
@@ -95,8 +96,9 @@ class Client:
 def read_keys(path: Path) -> list[Client]:
     """Read a key file; raises ValueError and OSError."""
     clients: list[Client] = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        words = line.partition("#")[0].split()
+    # Lines end at a newline and nowhere else, and a comment may be in any encoding.
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        words = line.partition(b"#")[0].decode("utf-8", "backslashreplace").split()
         if not words:
             continue
         try:
@@ -185,7 +187,7 @@ def agree(key: bytes, hello: bytes, welcome: bytes, cipher: str) -> bytes:
 
 
 def make_hello(client: Client) -> bytes:
-    said = HELLO + client.id + os.urandom(16)
+    said = HELLO + client.id + os.urandom(23)
     return said + mac(client.key, said)
 
 

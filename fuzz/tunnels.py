@@ -147,8 +147,11 @@ def udp_vpn_(data: bytes) -> None:
             ):
                 datagrams, sock.sent = sock.sent, []
                 arrived = [each for one in datagrams for each in _meddled(choices, one)]
+                before = sum(map(len, far.sent))
                 for run in udp_vpn.runs_of_one_session(arrived, dropped):
                     got[name] += receive(socks[name == "server"], run, source, now)
+                if name == "server":  # or it would be of use for flooding others
+                    assert sum(map(len, far.sent)) - before <= sum(map(len, arrived))
             if turn >= 2:
                 packet = _PACKETS[_A][turn % 3] + bytes([turn])
                 sent["client"].append(packet)

@@ -30,17 +30,17 @@ _getaddrinfo = socket.getaddrinfo
 class _File:
     """What is there to be read, in place of a path."""
 
-    def __init__(self, text: str) -> None:
-        self._text = text
+    def __init__(self, data: bytes) -> None:
+        self._data = data
 
-    def read_text(self) -> str:
-        return self._text
+    def read_bytes(self) -> bytes:
+        return self._data
 
 
 def wireguard_config(data: bytes) -> None:
     with mock.patch("socket.getaddrinfo", _no_names):
         try:
-            found = config.parse(data.decode("utf-8", "surrogateescape"))
+            found = config.parse(data)
         except config.ConfigError:
             return
     assert len(found.private_key) == 32
@@ -50,7 +50,7 @@ def wireguard_config(data: bytes) -> None:
 
 
 def vpn_keys(data: bytes) -> None:
-    file: Any = _File(data.decode("utf-8", "surrogateescape"))
+    file: Any = _File(data)
     try:
         clients = udp_vpn.read_keys(file)
     except ValueError:

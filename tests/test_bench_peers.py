@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import _charts, report
 from benchmarks._harness import BenchError, Row, Table
+from benchmarks._results import as_text
 from benchmarks.peers import _field, _install, cost
 from benchmarks.peers.__main__ import keep
 from benchmarks.peers._contenders import CONTENDERS, Contender, present
@@ -38,6 +39,23 @@ def results(tmp_path: Path) -> Path:
     speed = [Row("aiotun", "Gbit/s", [9.0]), Row("C", "Gbit/s", [8.0])]
     keep(path, about, "forward", [Table("forward", "all", "one TCP stream", speed)])
     return path
+
+
+def test_a_file_of_results_has_a_line_for_each_measurement(results: Path) -> None:
+    text = results.read_text()
+    rows = [
+        row
+        for part in json.loads(text).values()
+        for table in part["tables"]
+        for row in table["rows"]
+    ]
+    lines = [line.strip().removesuffix(",") for line in text.splitlines()]
+    assert [json.loads(line) for line in lines if line.startswith('{"name"')] == rows
+
+
+def test_the_published_results_are_stored_like_that() -> None:
+    text = report.RESULTS.read_text()
+    assert as_text(json.loads(text)) + "\n" == text
 
 
 def test_the_report_tells_all_that_was_measured(results: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from .helpers import ROOT
 
 FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 # Of the repository, what only git and CI read.
-NOT_FOR_USERS = (".ci/", ".github/", ".gitignore")
+NOT_FOR_USERS = (".ci/", ".github/", ".gitignore", ".pre-commit-config.yaml")
 # What setuptools writes into each sdist, of what pyproject.toml says.
 WRITTEN = ("PKG-INFO", "setup.cfg", "src/aiotun.egg-info/")
 

@@ -1,6 +1,7 @@
 """The Makefile's own errors: one line that says what is missing, before anything is installed."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -99,3 +100,55 @@ def test_the_newer_pythons_of_a_checkout_are_found(tmp_path: Path) -> None:
     (tmp_path / "tail").symlink_to(shutil.which("tail") or "")
     done = find("--all", script=script, PATH=str(tmp_path), PYENV_ROOT=str(tmp_path / "none"))
     assert [Path(line).resolve() for line in done.stdout.splitlines()] == [python]
+
+
+def test_each_linter_of_make_lint_has_a_hook() -> None:
+    """By text, since no parser of YAML is among the tests' packages."""
+    (linters,) = re.findall(r"\$\{\*:-(.+)\}", (ROOT / "tools" / "lint.sh").read_text())
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert re.findall(r"entry: make lint ARGS=(\w+)", hooks) == linters.split()
+
+
+def test_an_unknown_linter_is_one_line() -> None:
+    command = ["/bin/sh", str(ROOT / "tools" / "lint.sh"), "pylint"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "aiotun: unknown linter 'pylint'; ruff, mypy and pyright are known\n"
+
+
+FAKE_PYTHON = """#!/bin/sh
+# A Python whose pip fails where there is a file "offline"; tells in "log" what it was asked to do.
+case "$*" in
+    -V) echo Python 3.99 ;;
+    *venv*) echo make >>log; rm -rf env; mkdir -p env/bin; cp "$0" env/bin/python ;;
+    *pip*--group*) if [ -e offline ]; then echo ERROR: offline; exit 1; fi; echo install >>log ;;
+esac
+"""
+
+
+def test_an_environment_is_made_once_and_again_after_a_change(tmp_path: Path) -> None:
+    (tmp_path / "src/aiotun").mkdir(parents=True)
+    for name in ("pyproject.toml", "setup.py", "src/aiotun/_speedups.c", "log"):
+        (tmp_path / name).touch()
+    python = tmp_path / "python"
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+
+    def venv(group: str) -> tuple[int, str, list[str]]:
+        """Give the status, what was said on stderr, and what was done."""
+        (tmp_path / "log").write_text("")
+        command = ["/bin/sh", str(ROOT / "tools" / "venv.sh"), "env", str(python), group]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        return done.returncode, done.stderr, (tmp_path / "log").read_text().split()
+
+    (tmp_path / "offline").touch()
+    status, said, did = venv("test")
+    assert (status, said.count("\n"), did) == (1, 1, ["make"])
+    assert "is there a network? (ERROR: offline;" in said
+    (tmp_path / "offline").unlink()
+    assert venv("test") == (0, "", ["install"])
+    assert venv("test") == (0, "", [])
+    assert venv("dev") == (0, "", ["install"])
+    assert venv("none") == (0, "", [])
+    (tmp_path / "setup.py").write_text("changed")
+    assert venv("test") == (0, "", ["make", "install"])

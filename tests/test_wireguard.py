@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wireguard import crypto
 from wireguard.allowedips import AllowedIPs
-from wireguard.config import Config, ConfigError, PeerConfig, parse
+from wireguard.config import PeerConfig
 from wireguard.cookies import Endpoint
 from wireguard.interface import Interface
 from wireguard.messages import COOKIE, DATA, INITIATION, RESPONSE, SIZES
@@ -629,57 +629,7 @@ def test_padding() -> None:
         assert len(message) == 32 + padded
 
 
-# --- Configuration and status --------------------------------------------------------------------
-
-KEY = "aGFsbG8gaGFsbG8gaGFsbG8gaGFsbG8gaGFsbG8gaGE="
-GOOD = f"""
-[Interface]  # comments
-privatekey = {KEY}
-ListenPort = 51820
-Address = 10.0.0.1/24, fd00::1/64
-DNS = 192.0.2.53
-MTU = 1400
-
-[Peer]
-PublicKey={KEY}
-PresharedKey = {KEY}
-AllowedIPs = 10.0.0.2, 10.1.0.1/16
-AllowedIPs = fd00::2/128
-Endpoint = [2001:db8::1]:51821
-PersistentKeepalive = 25
-"""
-
-
-def test_a_configuration() -> None:
-    config = parse(GOOD)
-    (peer,) = config.peers
-    assert (config.listen_port, config.mtu, len(config.addresses)) == (51820, 1400, 2)
-    assert config.notes == ["DNS is ignored"]
-    assert [str(net) for net in peer.allowed_ips] == ["10.0.0.2/32", "10.1.0.0/16", "fd00::2/128"]
-    assert (peer.endpoint, peer.keepalive) == (("2001:db8::1", 51821, 0, 0), 25)
-    assert isinstance(config, Config)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (("[Peer]", "[Pear]"), "line 9"),
-        ((f"privatekey = {KEY}", "privatekey = short"), "line 3: privatekey: not a key"),
-        (("MTU = 1400", "MTU = 14000000"), "line 7: MTU"),
-        (("MTU = 1400", "MTU"), "not KEY = VALUE"),
-        (("fd00::2/128", "fd00::2/129"), "line 13"),
-        (("[2001:db8::1]:51821", "2001:db8::1"), "line 14"),
-        (("[2001:db8::1]:51821", "[2001:db8::1]:0"), "line 14"),
-        ((f"privatekey = {KEY}", ""), "no PrivateKey"),
-        ((f"PublicKey={KEY}", ""), "no PublicKey"),
-        (("ListenPort", "ListenSport"), "unknown here"),
-    ],
-)
-def test_a_wrong_configuration(change: tuple[str, str], said: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        parse(GOOD.replace(*change))
-    assert said in str(caught.value)
-    assert KEY not in str(caught.value)
+# --- Status --------------------------------------------------------------------------------------
 
 
 def test_status() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..__main__ import machine, summary
 from .._harness import BenchError, Table
 from .._namespace import inside, isolate
+from .._results import write
 from ._contenders import CONTENDERS, Contender, present
 from ._install import Installed, install, installed
 
@@ -81,7 +82,7 @@ def keep(path: Path, about: Mapping[str, str], part: str, tables: Sequence[Table
     kept = json.loads(path.read_text()) if path.exists() else {}
     kept[part] = {"about": about, "tables": [table.as_json() for table in tables]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(kept, indent=1) + "\n")
+    write(path, kept)
 
 
 def main(arguments: Sequence[str]) -> int:

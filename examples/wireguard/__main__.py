@@ -7,8 +7,8 @@ Needs `cryptography` (pip install 'aiotun[examples]'). Prints "ready NAME" when 
 `wg show` shows and what it dropped on stderr at SIGUSR1, and ends cleanly on SIGINT and SIGTERM.
 
 Of the file, DNS and the commands to run are ignored with a note; for AllowedIPs of everything no
-route is made. Not done: the source address of answers follows the routing, not where the question
-arrived.
+route is made. A peer's name that can't be resolved yet is tried again, as often as wg(8) does. Not
+done: the source address of answers follows the routing, not where the question arrived.
 """
 
 import argparse
@@ -50,9 +50,11 @@ def main() -> int:
     options.name = options.name or path.stem
     try:
         config = read(path)
-    except (ConfigError, OSError, UnicodeError) as error:
+    except (ConfigError, OSError) as error:
         print(f"wireguard: {path}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # while a peer's name can't be resolved
+        return 130
     return run(serve(config, options), options.uvloop)  # type: ignore[attr-defined]
 
 

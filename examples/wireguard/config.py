@@ -2,18 +2,31 @@
 
 import base64
 import binascii
+import os
 import socket
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
 from pathlib import Path
 
 from .allowedips import Network
 from .cookies import Endpoint
+from .crypto import Forged, dh
 
 __all__ = ["Config", "ConfigError", "PeerConfig", "parse", "read"]
 
-# wg-quick's, for which it runs other programs: ours to mention, not to do.
-_IGNORED = ("dns", "preup", "postup", "predown", "postdown", "saveconfig")
+# wg-quick runs other programs for these keys. This example only names them in a note.
+_COMMANDS = ("preup", "postup", "predown", "postdown")
+_IGNORED = (*_COMMANDS, "dns", "saveconfig")
+
+# What wg(8) calls white space: isspace() of the C locale, so no byte of a UTF-8 character.
+_BLANKS = b" \t\v\f\r"
+
+# Errors that asking again can't change. All others may be a resolver that is not up yet.
+_PERMANENT = {socket.EAI_NONAME, socket.EAI_FAIL, socket.EAI_SERVICE}
+_PERMANENT.add(getattr(socket, "EAI_NODATA", socket.EAI_NONAME))  # musl has none
 
 
 class ConfigError(ValueError):
@@ -42,22 +55,27 @@ class Config:
     mtu: int = 1420  # wg-quick's own, for a path of 1,500 bytes
     routes: bool = True
     peers: list[PeerConfig] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)  # keys, as the file spells them
 
 
 def read(path: Path) -> Config:
     """Read a file; raises `ConfigError` and `OSError`."""
-    return parse(path.read_text())
+    return parse(path.read_bytes())
 
 
-def parse(text: str) -> Config:
-    """Read a configuration; raises `ConfigError`."""
+def parse(data: bytes) -> Config:
+    """Read a configuration; raises `ConfigError`.
+
+    Lines end at a newline and nowhere else, and comments may be in any encoding. Blanks mean
+    nothing, wherever they are: wg(8) removes them before it looks at a line.
+    """
     config = Config()
     section = ""
-    for number, line in enumerate(text.splitlines(), 1):
-        line = line.partition("#")[0].strip()
+    for number, raw in enumerate(data.split(b"\n"), 1):
+        line = raw.partition(b"#")[0].translate(None, _BLANKS).decode("utf-8", "backslashreplace")
         if not line:
             continue
+        key, equals, value = line.partition("=")
         try:
             if line.startswith("["):
                 section = line.lower()
@@ -66,7 +84,6 @@ def parse(text: str) -> Config:
                 elif section != "[interface]":
                     raise ConfigError("neither [Interface] nor [Peer]")
                 continue
-            key, equals, value = (part.strip() for part in line.partition("="))
             if not equals or not value:
                 raise ConfigError("not KEY = VALUE")
             if section == "[interface]":
@@ -76,14 +93,24 @@ def parse(text: str) -> Config:
             else:
                 raise ConfigError("in no section")
         except (ValueError, OSError) as error:
-            raise ConfigError(f"line {number}: {line.partition('=')[0].strip()}: {error}") from None
+            raise ConfigError(f"line {number}: {key}: {error}") from None
     if not config.private_key:
-        raise ConfigError("[Interface] has no PrivateKey")
+        raise ConfigError("[Interface] has no PrivateKey" + _command_that_sets_it(config))
     if not all(peer.public_key for peer in config.peers):
         raise ConfigError("a [Peer] has no PublicKey")
     if len({peer.public_key for peer in config.peers}) < len(config.peers):
         raise ConfigError("two [Peer] sections have the same PublicKey")
     return config
+
+
+def _command_that_sets_it(config: Config) -> str:
+    """Name the command that may set the key: "PostUp = wg set %i private-key FILE" is common."""
+    commands = [key for key in config.ignored if key.lower() in _COMMANDS]
+    if not commands:
+        return ""
+    return (
+        f"; {', '.join(commands)} may set it, but commands are not run here: write it in the file"
+    )
 
 
 def _set_interface(config: Config, key: str, value: str) -> None:
@@ -93,17 +120,18 @@ def _set_interface(config: Config, key: str, value: str) -> None:
         case "listenport":
             config.listen_port = _number(value, 65535)
         case "fwmark":
-            config.mark = 0 if value == "off" else _number(value, 0xFFFFFFFF)
+            config.mark = _number_or_off(value, 0xFFFFFFFF, hexadecimal=True)
         case "address":
             config.addresses += [ip_interface(each) for each in _words(value)]
         case "mtu":
             config.mtu = _number(value, 65535, 576)
         case "table":
-            if value not in ("off", "auto"):
+            if value.lower() not in ("off", "auto"):
                 raise ValueError("only off and auto are known here")
-            config.routes = value == "auto"
+            config.routes = value.lower() == "auto"
         case ignored if ignored in _IGNORED:
-            config.notes.append(f"{key} is ignored")
+            if key not in config.ignored:
+                config.ignored.append(key)
         case _:
             raise ValueError("unknown here")
 
@@ -111,7 +139,7 @@ def _set_interface(config: Config, key: str, value: str) -> None:
 def _set_peer(peer: PeerConfig, key: str, value: str) -> None:
     match key.lower():
         case "publickey":
-            peer.public_key = _key(value)
+            peer.public_key = _public_key(value)
         case "presharedkey":
             peer.preshared_key = _key(value)
         case "allowedips":
@@ -119,39 +147,85 @@ def _set_peer(peer: PeerConfig, key: str, value: str) -> None:
         case "endpoint":
             peer.endpoint = resolve(value)
         case "persistentkeepalive":
-            peer.keepalive = 0 if value == "off" else _number(value, 65535)
+            peer.keepalive = _number_or_off(value, 65535)
         case _:
             raise ValueError("unknown here")
 
 
-def resolve(value: str) -> Endpoint:
-    """Look HOST:PORT or [HOST]:PORT up; raises ValueError, and OSError where it can't be found."""
+def resolve(value: str, pause: Callable[[float], None] = time.sleep) -> Endpoint:
+    """Look HOST:PORT or [HOST]:PORT up, again and again while that may help, as wg(8) does.
+
+    WG_ENDPOINT_RESOLUTION_RETRIES says how many times more: a number (15 unless set) or "infinity".
+
+    Raises:
+        ValueError: not HOST:PORT.
+        OSError: there is no such name, or it could not be resolved in all those attempts.
+    """
     host, colon, port = value.rpartition(":")
     if not colon or not host:
         raise ValueError(f"{value} is not HOST:PORT")
-    found = socket.getaddrinfo(host.strip("[]"), _number(port, 65535, 1), type=socket.SOCK_DGRAM)
+    if not port[:1].isalpha():  # else a service's name
+        port = str(_number(port, 65535, 1))  # getaddrinfo takes 70000 for 4464
+    left, delay = _retries(), 1.0
+    while True:
+        try:
+            found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_DGRAM)
+            break
+        except socket.gaierror as error:
+            if error.errno in _PERMANENT or left <= 0:
+                raise
+            said = f"{value}: {error.strerror}; trying again in {delay:.1f} seconds"
+            print(f"note: {said}", file=sys.stderr, flush=True)
+        left -= 1
+        pause(delay)
+        delay = min(20.0, delay * 1.2)
     address = found[0][4]
     if len(address) == 4:
         return str(address[0]), int(address[1]), int(address[2]), int(address[3])
     return str(address[0]), int(address[1])
 
 
+def _retries() -> float:
+    text = os.environ.get("WG_ENDPOINT_RESOLUTION_RETRIES", "15")
+    return float("inf") if text == "infinity" else _number(text, 2**31 - 1)
+
+
 def _key(value: str) -> bytes:
     try:
         key = base64.b64decode(value, validate=True)
-    except binascii.Error:
+    except (binascii.Error, ValueError):  # ValueError: not ASCII
         key = b""
-    if len(key) != 32:
+    # Compared, because b64decode ignores the last two bits; a key with one of them set is mistyped.
+    if len(key) != 32 or base64.b64encode(key).decode() != value:
         raise ValueError("not a key: 32 bytes in base64")
     return key
 
 
-def _number(value: str, highest: int, lowest: int = 0) -> int:
-    number = int(value, 0)
+def _public_key(value: str) -> bytes:
+    key = _key(value)
+    try:
+        dh(bytes(32), key)  # fails with every private key, or with none
+    except Forged:
+        raise ValueError("not a peer's key: a point of small order keeps no secret") from None
+    return key
+
+
+def _number(value: str, highest: int, lowest: int = 0, *, hexadecimal: bool = False) -> int:
+    """Read a number as wg(8) does: leading zeros mean nothing, and 0x only for a mark."""
+    base, digits = (16, value[2:]) if hexadecimal and value[:2] == "0x" else (10, value)
+    try:
+        # int() alone would also take signs, underscores and the digits of other scripts.
+        number = int(digits, base) if digits.isascii() and digits.isalnum() else -1
+    except ValueError:
+        number = -1
     if not lowest <= number <= highest:
-        raise ValueError(f"{value} is not from {lowest} to {highest}")
+        raise ValueError(f"{value} is not a number from {lowest} to {highest}")
     return number
 
 
+def _number_or_off(value: str, highest: int, *, hexadecimal: bool = False) -> int:
+    return 0 if value.lower() == "off" else _number(value, highest, hexadecimal=hexadecimal)
+
+
 def _words(value: str) -> list[str]:
-    return [word.strip() for word in value.split(",") if word.strip()]
+    return [word for word in value.split(",") if word]

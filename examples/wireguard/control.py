@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -17,7 +18,13 @@ FOLDER = Path("/var/run/wireguard")
 
 @contextlib.asynccontextmanager
 async def serve(path: Path, get: Callable[[], str]) -> AsyncIterator[None]:
-    """Answer at a Unix socket while the block runs; only this user may ask, for keys are told."""
+    """Answer at a Unix socket while the block runs; only this user may ask, for keys are told.
+
+    A socket that is there already is replaced: its process was killed, since we have the device.
+
+    Raises:
+        FileExistsError: the path is there and is not a socket, so it is not ours to delete.
+    """
     tasks: set[asyncio.Task[None]] = set()
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -25,7 +32,8 @@ async def serve(path: Path, get: Callable[[], str]) -> AsyncIterator[None]:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    _make_way(path)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    _unlink_socket(path)
     before = os.umask(0o077)
     try:
         server = await asyncio.start_unix_server(connected, path)
@@ -39,12 +47,17 @@ async def serve(path: Path, get: Callable[[], str]) -> AsyncIterator[None]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await server.wait_closed()
-        _make_way(path)
+        with contextlib.suppress(FileExistsError):  # somebody put a file of theirs there meanwhile
+            _unlink_socket(path)
 
 
-def _make_way(path: Path) -> None:
-    """Have the folder there, and in it no socket: who left one was killed, the device is ours."""
-    path.parent.mkdir(mode=0o700, exist_ok=True)
+def _unlink_socket(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode  # of a symbolic link itself, not of what it points to
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise FileExistsError(errno.EEXIST, "not a socket, so it is left alone", str(path))
     path.unlink(missing_ok=True)
 
 

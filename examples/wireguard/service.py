@@ -164,7 +164,7 @@ def routes_of(config: Config) -> tuple[list[str], list[str]]:
 async def serve(config: Config, options: Options) -> None:
     """Open everything, print "ready NAME", and work until a signal comes."""
     routes, notes = routes_of(config)
-    for note in [*config.notes, *notes]:
+    for note in [*(f"{key} is ignored" for key in config.ignored), *notes]:
         print(f"note: {note}", file=sys.stderr)
     async with contextlib.AsyncExitStack() as stack:
         socks = open_sockets(config.listen_port, config.mark)

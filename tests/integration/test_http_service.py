@@ -25,11 +25,11 @@ HTTP = "http_service.py"
 OPTIONS = ["--name", "ex0", "--address", "10.81.0.1/24", "--http", "127.0.0.1:8080"]
 
 
-def ask(path: str, method: str = "GET") -> tuple[int, str, str]:
+def ask(path: str, method: str = "GET", **headers: str) -> tuple[int, str, str]:
     """Give status, content type and text."""
     connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=10)
     with contextlib.closing(connection):
-        connection.request(method, path)
+        connection.request(method, path, headers=headers)
         answer = connection.getresponse()
         return answer.status, answer.headers["Content-Type"], answer.read().decode()
 
@@ -81,6 +81,43 @@ def test_start_and_stop(loop: list[str]) -> None:
         # What waited is answered.
         assert [pinger.answer() for _ in asked] == asked
         assert ask("/start")[0] == 405
+        assert service.end() == ""
+
+
+FOREIGN = [
+    {"Host": "evil.example"},
+    {"Host": "evil.example:8080", "Origin": "http://evil.example:8080"},  # DNS rebinding
+    {"Host": "localhost.evil.example"},
+    {"Host": "127.0.0.1.evil.example:8080"},
+    {"Host": "localhost@evil.example"},
+    {"Host": "[::1"},
+    {"Host": ""},
+    {"Origin": "http://evil.example"},
+    {"Origin": "http://127.0.0.1:8081"},
+    {"Origin": "http://127.0.0.1"},
+    {"Origin": "null"},
+    {"Origin": ""},
+]
+
+
+@LOOPS
+def test_what_another_site_has_a_browser_send_is_refused(loop: list[str]) -> None:
+    with served(*loop) as (service, _):
+        for headers in FOREIGN:
+            for path, method in (("/stop", "POST"), ("/stats.json", "GET"), ("/events", "GET")):
+                status, _, text = ask(path, method, **headers)
+                assert status in (400, 403), headers
+                assert "counters" not in text
+                assert status == 400 or "Host" in text or "Origin" in text
+        assert ask_json("/stats.json")["running"] is True
+        assert service.end() == ""
+
+
+def test_its_own_addresses_and_names_are_accepted() -> None:
+    with served("--host-name", "Tun.Example") as (service, _):
+        for host in ("127.0.0.1:8080", "localhost", "LocalHost:80", "[::1]:8080", "tun.example"):
+            for headers in ({}, {"Origin": f"http://{host}"}, {"Origin": f"https://{host}"}):
+                assert ask("/start", "POST", Host=host, **headers)[0] == 200, (host, headers)
         assert service.end() == ""
 
 

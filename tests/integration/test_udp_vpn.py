@@ -333,13 +333,38 @@ def test_counters_end() -> None:
     assert dropped == {"no session": 1}
 
 
+class Sock:
+    """Keeps what is sent."""
+
+    sent: list[bytes]
+
+    def send_nowait(self, messages: list[bytes], address: object) -> None:
+        self.sent += messages
+
+
+def test_no_answer_is_larger_than_its_question() -> None:
+    """Or somebody who repeats a HELLO from another's address would have them flooded."""
+    dropped: Counter[str] = Counter()
+    client = Client("alice", [bytes([10, 8, 0, 2])], os.urandom(32))
+    server = udp_vpn.Server([client], "aes-256-gcm", dropped)
+    sock, there = Sock(), ("192.0.2.1", 1)
+
+    def answer(question: bytes) -> bytes:
+        sock.sent = []
+        server.receive(sock, [question], there, 0.0)  # type: ignore[arg-type]
+        (message,) = sock.sent
+        assert len(message) <= len(question)
+        return message
+
+    hello = udp_vpn.make_hello(client)
+    welcome = answer(hello)
+    assert (len(hello), len(welcome)) == (udp_vpn.HELLO_BYTES, udp_vpn.WELCOME_BYTES)
+    secret = udp_vpn.agree(client.key, hello, welcome, "aes-256-gcm")
+    session = Session(welcome[9:16], secret, "aes-256-gcm", False, 0.0)
+    answer(session.seal([b""], dropped)[0])  # a keepalive
+
+
 def test_a_repeated_hello_takes_nothing_away() -> None:
-    class Sock:
-        sent: list[bytes]
-
-        def send_nowait(self, messages: list[bytes], address: object) -> None:
-            self.sent += messages
-
     def main() -> None:
         dropped: Counter[str] = Counter()
         key = os.urandom(32)
@@ -416,3 +441,10 @@ def test_read_keys(tmp_path: Path) -> None:
     (client,) = read_keys(path)
     assert (client.name, client.key) == ("alice", bytes(32))
     assert [len(each) for each in client.addresses] == [4, 16]
+
+
+def test_comments_of_a_key_file_may_be_in_any_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    text = f"# caf\u00e9\nalice 10.8.0.2 {'A' * 43}= # a\u2028b\n"
+    path.write_bytes(text.encode() + b"# \xe9 \x0c \x1c \r \xff\n")
+    assert [client.name for client in read_keys(path)] == ["alice"]

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,19 @@ def test_a_full_table_floods_and_recovers() -> None:
     rack.pass_on(0, frame(EVERYBODY, A))
     assert rack.pass_on(1, frame(A, B)) == [0]
     assert rack.switch.unlearned == 1
+
+
+def test_a_flood_of_stations_costs_no_search_of_the_table() -> None:
+    """Time for each frame: a look at each of the 8,192 stations takes half a millisecond or so."""
+    rack = Rack()
+    rack.switch.remove(rack.ports[1])
+    rack.switch.remove(rack.ports[2])  # so that nothing is kept
+    flood = [frame(B, b"\x02\x01" + number.to_bytes(4, "big")) for number in range(20_000)]
+    before = time.process_time()
+    for each in flood:
+        rack.switch.forward(rack.ports[0], each)
+    assert time.process_time() - before < 1
+    assert rack.switch.unlearned == 20_000 - switching.MAX_STATIONS
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "errors": set(),
     "link": {
+        "_abi",
         "_interface",
         "_ioctl",
         "_linkevents",

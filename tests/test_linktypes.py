@@ -67,8 +67,7 @@ class TestAddress:
         else:
             assert parse_address(str(address)) == address
 
-    def test_alone_it_has_the_whole_length(self) -> None:
-        assert str(parse_address("10.0.0.1")) == "10.0.0.1/32"
+    def test_a_peer_alone_has_the_whole_length(self) -> None:
         assert str(parse_address("10.0.0.1 peer 10.0.0.2")) == "10.0.0.1 peer 10.0.0.2/32"
 
     def test_scope(self) -> None:
@@ -87,6 +86,8 @@ class TestAddress:
         ("text", "reason"),
         [
             ("", "write '10.0.0.1/24'"),
+            ("10.0.0.1", "no prefix length; write '10.0.0.1/24' for .*, or '10.0.0.1/32' for"),
+            ("fd00::1", "no prefix length; write 'fd00::1/64' for .*, or 'fd00::1/128' for"),
             ("10.0.0.256/24", "write '10.0.0.1/24'"),
             ("10.0.0.1/33", "write '10.0.0.1/24'"),
             ("10.0.0.1/24 brd 10.0.0.255", "write '10.0.0.1/24'"),
@@ -106,6 +107,51 @@ class TestAddress:
     def test_wrong_type(self, value: Any) -> None:
         with pytest.raises(TypeError, match=type(value).__name__):
             parse_address(value)
+
+
+class TestValues:
+    """What is put together by hand is checked there, and not when the kernel is asked."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "kind", "words"),
+        [
+            (("x",), TypeError, "interface"),
+            ((IPv4Address("10.0.0.1"),), TypeError, "interface"),
+            ((IPv4Interface("10.0.0.1/24"), "10.0.0.2"), TypeError, "peer"),
+            ((IPv4Interface("10.0.0.1/24"), None, 0), TypeError, "scope"),
+            ((IPv4Interface("10.0.0.1/24"), None, "banana"), ValueError, "'banana'"),
+            ((IPv4Interface("10.0.0.1/24"), None, "256"), ValueError, "'256'"),
+            ((IPv4Interface("10.0.0.1/24"), None, "²"), ValueError, "scope"),
+        ],
+    )
+    def test_wrong_address(
+        self, arguments: tuple[Any, ...], kind: type[Exception], words: str
+    ) -> None:
+        with pytest.raises(kind, match=words):
+            LinkAddress(*arguments)
+
+    @pytest.mark.parametrize(
+        ("arguments", "kind", "words"),
+        [
+            (("10.2.0.0/16",), TypeError, "dst"),
+            ((IPv4Interface("10.2.0.0/16"),), TypeError, "dst"),
+            ((IPv4Network("10.2.0.0/16"), "10.0.0.2"), TypeError, "via"),
+            ((IPv4Network("10.2.0.0/16"), IPv4Interface("10.0.0.2/24")), TypeError, "via"),
+            ((IPv4Network("10.2.0.0/16"), None, "5"), TypeError, "metric"),
+            ((IPv4Network("10.2.0.0/16"), None, -1), ValueError, "metric"),
+            ((IPv4Network("10.2.0.0/16"), None, None, None), TypeError, "table"),
+            ((IPv4Network("10.2.0.0/16"), None, None, 0), ValueError, "table"),
+            ((IPv4Network("10.2.0.0/16"), None, None, "main"), TypeError, "table"),
+        ],
+    )
+    def test_wrong_route(
+        self, arguments: tuple[Any, ...], kind: type[Exception], words: str
+    ) -> None:
+        with pytest.raises(kind, match=words):
+            Route(*arguments)
+
+    def test_numbers_are_scopes(self) -> None:
+        assert LinkAddress(IPv4Interface("10.0.0.1/24"), None, "77").scope == "77"
 
 
 class TestRoute:

@@ -107,7 +107,7 @@ def test_the_device(mode: str, options: dict[str, Any], lines: list[str] | None)
             {"[Link]": [["MACAddress=02:00:00:00:00:0a"]], "[Network]": [["Bridge=br-1.5"]]},
         ),
         (
-            {"addresses": ["10.0.0.1/24", "10.0.0.9", "10.1.0.1 peer 10.1.0.2/30"]},
+            {"addresses": ["10.0.0.1/24", "10.0.0.9/32", "10.1.0.1 peer 10.1.0.2/30"]},
             {
                 "[Address]": [
                     ["Address=10.0.0.1/24"],
@@ -282,17 +282,13 @@ def test_users_are_not_looked_up_here(monkeypatch: pytest.MonkeyPatch) -> None:
 EVIL = "1\n[Link]\nMACAddress=02:00:00:00:00:02"
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"addresses": [LinkAddress(ipaddress.IPv4Interface("10.0.0.1/8"), None, EVIL)]},
-        {"routes": [Route(ipaddress.IPv4Network("10.0.0.0/8"), None, EVIL)]},  # type: ignore[arg-type] # a caller without a type checker
-        {"routes": [Route(ipaddress.IPv4Network("10.0.0.0/8"), None, None, EVIL)]},  # type: ignore[arg-type] # a caller without a type checker
-    ],
-)
-def test_classes_that_check_nothing_carry_nothing_in(options: Any) -> None:
+@pytest.mark.parametrize("field", ["scope", "metric", "table"])
+def test_a_value_forced_past_its_class_carries_nothing_in(field: str) -> None:
+    address = LinkAddress(ipaddress.IPv4Interface("10.0.0.1/8"))
+    route = Route(ipaddress.IPv4Network("10.0.0.0/8"))
+    object.__setattr__(address if field == "scope" else route, field, EVIL)
     with pytest.raises(ValueError, match="can't stand in a networkd file"):
-        networkd_units("x", **options)
+        networkd_units("x", addresses=[address], routes=[route])
 
 
 texts = st.text(st.sampled_from("a1.-\n\r\\ =[]#;%\x00\x85\u2028$"), max_size=12)
@@ -300,7 +296,8 @@ texts = st.text(st.sampled_from("a1.-\n\r\\ =[]#;%\x00\x85\u2028$"), max_size=12
 
 @given(name=texts, owner=texts, scope=texts, bridge=texts)
 def test_no_value_becomes_more_than_a_value(name: str, owner: str, scope: str, bridge: str) -> None:
-    address = LinkAddress(ipaddress.IPv4Interface("10.0.0.1/8"), None, scope)
+    address = LinkAddress(ipaddress.IPv4Interface("10.0.0.1/8"))
+    object.__setattr__(address, "scope", scope)
     # Each with the lines that it may add: a title, a comment (of the bridge) and what it says.
     cases: list[tuple[dict[str, Any], int]] = [
         ({"name": name}, 0),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 
 from . import _ioctl
@@ -36,5 +35,5 @@ class Interface:
         interface is gone, what is written stays.
         """
         with self._lock, contextlib.suppress(OSError):
-            name = socket.if_indextoname(index)
+            name = _ioctl.get_name(index)
             self.name, self.mtu = name, _ioctl.get_mtu(name)

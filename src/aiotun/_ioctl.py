@@ -32,6 +32,7 @@ __all__ = [
     "get_flags",
     "get_index",
     "get_mtu",
+    "get_name",
     "get_namespace",
     "get_vnet_header_size",
     "open_node",
@@ -98,7 +99,7 @@ def attach(fd: int, name: str, flags: Iff) -> str:
             and it exists.
         DeviceMismatchError: it is of another kind, or differs in multi-queue.
     """
-    request = bytearray(_abi.IFREQ.pack(os.fsencode(name), flags))
+    request = bytearray(_abi.IFREQ.pack(_encoded(name), flags))
     try:
         fcntl.ioctl(fd, Ioctl.TUNSETIFF, request, True)
     except OSError as error:
@@ -298,6 +299,18 @@ def get_index(name: str) -> int:
     return int(_INT.unpack_from(_ask(name, Siocgif.INDEX), 16)[0])
 
 
+def get_name(index: int) -> str:
+    """SIOCGIFNAME: the name of an interface of the calling thread's namespace.
+
+    Raises:
+        OSError: there is none with that number.
+    """
+    request = bytearray(struct.pack("@16xi20x", index))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
+        fcntl.ioctl(asker, Siocgif.NAME, request, True)
+    return _name(request)
+
+
 def get_mtu(name: str) -> int:
     """SIOCGIFMTU: the link's IP MTU in bytes.
 
@@ -311,7 +324,7 @@ def get_kind(name: str) -> str | None:
     """ETHTOOL_GDRVINFO: ``"tun"``, ``"tap"`` or what else; None: no such interface."""
     info = array.array("B", _abi.ETHTOOL_DRVINFO.pack(_abi.ETHTOOL_GDRVINFO, b"", b"", b"", b""))
     address, _ = info.buffer_info()
-    request = bytearray(struct.pack("@16sP16x", os.fsencode(name), address))
+    request = bytearray(struct.pack("@16sP16x", _encoded(name), address))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
         try:
             fcntl.ioctl(asker, Siocgif.ETHTOOL, request, True)
@@ -331,7 +344,7 @@ def _exists(name: str) -> bool:
 
 
 def _ask(name: str, question: Siocgif) -> bytes:
-    request = bytearray(_abi.IFREQ.pack(os.fsencode(name), 0))
+    request = bytearray(_abi.IFREQ.pack(_encoded(name), 0))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
         try:
             fcntl.ioctl(asker, question, request, True)
@@ -371,4 +384,9 @@ def _common(error: OSError, name: str | None, what: str) -> AiotunError | OSErro
 
 
 def _name(request: bytearray) -> str:
-    return os.fsdecode(bytes(request[: _abi.IFNAMSIZ]).split(b"\0", 1)[0])
+    return bytes(request[: _abi.IFNAMSIZ]).split(b"\0", 1)[0].decode(errors="surrogateescape")
+
+
+def _encoded(name: str) -> bytes:
+    # Not os.fsencode: in a locale that is not UTF-8 it would name another interface than netlink.
+    return name.encode(errors="surrogateescape")

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from ._abi import Iff
 from ._linkinfo import LinkInfo, LinkStats, TunTapInfo
 from ._linkstate import Change
-from ._linktypes import LinkAddress, Route, make_route
+from ._linktypes import SCOPES, LinkAddress, Route, make_route
 
 __all__ = [
     "Message",
@@ -24,6 +24,7 @@ __all__ = [
     "link_stats",
     "routes",
     "scope_number",
+    "text",
 ]
 
 
@@ -43,9 +44,7 @@ _FAMILIES = {2: 4, 10: 6}
 # if.h
 _IFF_UP = 0x1
 
-# rtnetlink.h: enum rt_scope_t. Others are numbers without a name.
-_SCOPES = {"global": 0, "site": 200, "link": 253, "host": 254}
-_SCOPE_NAMES = {number: name for name, number in _SCOPES.items()}
+_SCOPE_NAMES = {number: name for name, number in SCOPES.items()}
 
 # rtnetlink.h
 _RT_TABLE_LOCAL = 255
@@ -53,17 +52,22 @@ _RTN_UNICAST = 1
 _RTM_F_CLONED = 0x200
 
 
+def text(value: str | bytes | None) -> str:
+    """Give a name or alias as text; pyroute2 leaves those that are not UTF-8 as bytes."""
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value or ""
+
+
 def link_info(message: Message, master: str | None) -> LinkInfo:
     """Read an RTM_NEWLINK message; the master's name is not in it."""
     return LinkInfo(
-        name=message.get("ifname"),
+        name=text(message.get("ifname")),
         index=message["index"],
         mtu=message.get("mtu", 0),
         mac=message.get("address") or None,
         up=bool(message["flags"] & _IFF_UP),
         carrier=bool(message.get("carrier")),
         master=master,
-        alias=message.get("ifalias") or None,
+        alias=text(message.get("ifalias")) or None,
         txqueuelen=message.get("txqlen", 0),
         tuntap=_tuntap(message),
     )
@@ -84,7 +88,7 @@ def _tuntap(message: Message) -> TunTapInfo | None:
         # A device that does not persist is gone without its queue.
         queues = int(not persist or bool(message.get("carrier")))
     return TunTapInfo(
-        name=message.get("ifname"),
+        name=text(message.get("ifname")),
         index=message["index"],
         mode="tap" if tun("type") == Iff.TAP else "tun",
         multi_queue=multi_queue,
@@ -152,7 +156,7 @@ def _address(message: Message) -> LinkAddress:
 
 def scope_number(name: str) -> int:
     """Give the number of a scope as `LinkAddress` names it."""
-    return _SCOPES[name] if name in _SCOPES else int(name)
+    return SCOPES[name] if name in SCOPES else int(name)
 
 
 def routes(messages: list[Message], index: int) -> list[tuple[Route, int]]:

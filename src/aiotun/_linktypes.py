@@ -17,12 +17,14 @@ from ._abi import IFNAMSIZ
 __all__ = [
     "DEFAULT_METRICS",
     "MAIN_TABLE",
+    "SCOPES",
     "AddressArg",
     "LinkAddress",
     "Route",
     "RouteArg",
     "check_name",
     "check_new_name",
+    "is_utf8",
     "make_route",
     "parse_address",
     "parse_mac",
@@ -37,6 +39,9 @@ MAIN_TABLE = 254
 DEFAULT_METRICS = {4: 0, 6: 1024}
 
 _U32 = 0xFFFF_FFFF
+
+SCOPES = {"global": 0, "site": 200, "link": 253, "host": 254}
+"""rtnetlink.h: enum rt_scope_t. Other scopes are numbers without a name."""
 
 _ADDRESS_FORMS = "write '10.0.0.1/24', 'fd00::1/64' or '10.0.0.1 peer 10.0.0.2/32'"
 _ROUTE_FORMS = (
@@ -56,12 +61,28 @@ class LinkAddress:
             there, or None.
         scope: ``"global"``, ``"site"``, ``"link"``, ``"host"``, or another scope's number as text.
 
+    Raises:
+        TypeError, ValueError: an attribute is of another type, or no such scope exists. Text is
+            read by `Link.add_address` and the like, not here.
+
     Source: RTM_NEWADDR (``linux/if_addr.h``).
     """
 
     interface: IPv4Interface | IPv6Interface
     peer: IPv4Interface | IPv6Interface | None = None
     scope: str = "global"
+
+    def __post_init__(self) -> None:
+        _check_field(self, "interface", _INTERFACES)
+        if self.peer is not None:
+            _check_field(self, "peer", _INTERFACES)
+        _check_field(self, "scope", (str,))
+        number = re.fullmatch(r"[0-9]{1,3}", self.scope)
+        if self.scope not in SCOPES and (number is None or int(number[0]) > 255):
+            raise ValueError(
+                f"{self.scope!r} is not a scope; a LinkAddress has 'global', 'site', 'link', "
+                "'host' or a number up to 255 as text"
+            )
 
     def __str__(self) -> str:
         if self.peer is None:
@@ -79,6 +100,10 @@ class Route:
         metric: the smallest wins; None is the kernel's default (0 for IPv4, 1024 for IPv6).
         table: the routing table's number; 254 is the main one.
 
+    Raises:
+        TypeError, ValueError: an attribute is of another type or out of range. Text is read by
+            `Link.add_route` and the like, not here.
+
     Source: RTM_NEWROUTE (``linux/rtnetlink.h``).
     """
 
@@ -86,6 +111,15 @@ class Route:
     via: IPv4Address | IPv6Address | None = None
     metric: int | None = None
     table: int = MAIN_TABLE
+
+    def __post_init__(self) -> None:
+        _check_field(self, "dst", (IPv4Network, IPv6Network))
+        if self.via is not None:
+            # An interface is an address to isinstance(), and its text is none for the kernel.
+            _check_field(self, "via", (IPv4Address, IPv6Address), but=_INTERFACES)
+        _number(self.metric, "metric", 0, str(self.dst))
+        if _number(self.table, "table", 1, str(self.dst)) is None:
+            raise TypeError("a Route's table must be an int, not None; 254 is the main table")
 
     def __str__(self) -> str:
         text = str(self.dst)
@@ -98,6 +132,22 @@ class Route:
         return text
 
 
+_INTERFACES = (IPv4Interface, IPv6Interface)
+
+
+def _check_field(
+    value: object, field: str, kinds: tuple[type, ...], but: tuple[type, ...] = ()
+) -> None:
+    """Check a field's type where the value is made, not in the thread that asks the kernel."""
+    given = getattr(value, field)
+    if not isinstance(given, kinds) or isinstance(given, but):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise TypeError(
+            f"{field} of a {type(value).__name__} must be of type {expected}, got {given!r}; "
+            "addresses and routes can also be given as text, without this class"
+        )
+
+
 AddressArg = str | IPv4Interface | IPv6Interface | LinkAddress
 """An address as users write it."""
 
@@ -107,20 +157,31 @@ RouteArg = (
 """A route's destination as users write it; a text may name gateway, metric and table too."""
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text can be encoded as UTF-8: surrogates, which stand for other bytes, can't."""
+    return not any("\ud800" <= each <= "\udfff" for each in text)
+
+
 def check_name(name: str) -> str:
     """Check that the kernel would take this interface name as it is, and give it back.
 
     Raises:
         TypeError: it is no text.
-        ValueError: it is empty, longer than 15 bytes, or has a character that names can't have.
+        ValueError: it is empty, longer than 15 bytes, has a character that names can't have, or is
+            not UTF-8. (The kernel takes any bytes, and netlink's own libraries only UTF-8.)
     """
     if not isinstance(name, str):
         raise TypeError(f"an interface name is a str, not {type(name).__name__}")
-    size = len(name.encode(errors="surrogateescape"))
+    if not is_utf8(name):
+        raise ValueError(
+            f"the interface name {name!r} can't be encoded as UTF-8; choose another name"
+        )
+    octets = name.encode()
+    size = len(octets)
     if not 0 < size < IFNAMSIZ:
         raise ValueError(f"the interface name {name!r} has {size} bytes; it may have 1 to 15")
     # 0xa0 is a space to the kernel (ctype.c), also as a part of a letter in UTF-8: "à" has it.
-    if name in (".", "..") or re.search(rb"[/:\s\0\xa0]", name.encode(errors="surrogateescape")):
+    if name in (".", "..") or re.search(rb"[/:\s\0\xa0]", octets):
         raise ValueError(
             f"{name!r} is no interface name; leave out '/', ':' and spaces (and letters with a "
             "byte 0xa0 in UTF-8, such as 'à'), and do not use '.' or '..'"
@@ -148,11 +209,12 @@ def check_new_name(name: str) -> str:
 def parse_address(value: AddressArg) -> LinkAddress:
     """Read an address, such as ``"10.0.0.1/24"`` or ``"10.0.0.1 peer 10.0.0.2/32"``.
 
-    Without a prefix length it stands for itself alone, as with ``ip addr add``.
+    A text without a prefix length is refused: whoever forgets it means the network's, and would get
+    an address whose neighbours can't be reached. A peer without one is the peer alone.
 
     Raises:
         TypeError: it is neither text nor an object of the ipaddress module.
-        ValueError: it is no address, or its peer is of the other family.
+        ValueError: it is no address, has no prefix length, or its peer is of the other family.
     """
     if isinstance(value, LinkAddress):
         return value
@@ -165,7 +227,14 @@ def parse_address(value: AddressArg) -> LinkAddress:
         )
     match value.split():
         case [own]:
-            return _link_address(_interface(own, value), None, value)
+            interface = _interface(own, value)
+            if "/" not in own:
+                whole, usual = interface.max_prefixlen, 24 if interface.version == 4 else 64
+                raise ValueError(
+                    f"{value!r} has no prefix length; write '{own}/{usual}' for an address in a "
+                    f"network of that length, or '{own}/{whole}' for the address alone"
+                )
+            return _link_address(interface, None, value)
         case [own, "peer", other]:
             return _link_address(_interface(own, value), _interface(other, value), value)
     raise ValueError(f"{value!r} is no address; {_ADDRESS_FORMS}")

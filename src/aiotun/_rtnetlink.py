@@ -275,7 +275,7 @@ class Session:
         name = None
         if master:
             try:
-                name = (await self._message(master)).get("ifname")
+                name = _linkdecode.text((await self._message(master)).get("ifname"))
             except LinkError as error:
                 if error.errno != errno.ENODEV:  # it may have gone in between
                     raise

@@ -402,7 +402,7 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
         routes: ``"DST [via GATEWAY] [metric N] [table N]"``, DST a network, an address or
             ``default``, or objects of the ipaddress module; always through this device.
         mtu (int): the link's IP MTU in bytes, 68 to 65535.
-        txqueuelen (int): how many packets each queue holds in the kernel.
+        txqueuelen (int): how many packets each queue holds in the kernel, 0 to 524288.
         up (bool): whether to bring the link up, which is the default; False leaves it as it is.
         netns: the network namespace to open it in: a name under /run/netns, a path, or an open fd.
             The program itself does not move, and a missing one is not created.
@@ -440,6 +440,8 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
 
     Source: ``include/uapi/linux/if_tun.h``, ``Documentation/networking/tuntap.rst``.
     """
+    # TapOptions: what only a TAP has is refused below, with the reason.
+    _options.check_words("open_tun", options, TapOptions)
     return Opener(TunDevice, _options.check("tun", name, **options))
 
 
@@ -462,4 +464,5 @@ def open_tap(name: str | None = None, **options: Unpack[TapOptions]) -> Opener[T
 
     Source: as `open_tun`.
     """
+    _options.check_words("open_tap", options, TapOptions)
     return Opener(TapDevice, _options.check("tap", name, **options))

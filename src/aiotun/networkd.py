@@ -83,6 +83,7 @@ def networkd_units(
     """
     if mode not in ("tun", "tap"):
         raise ValueError(f"mode is 'tun' or 'tap', not {mode!r}")
+    _options.check_words("networkd_units", options, NetworkdOptions)
     # Names of users are for the machine that the files go to; `check` would look them up on this.
     asked: dict[str, Any] = {**options}
     owner, group = _take_name(asked, "owner"), _take_name(asked, "group")
@@ -211,8 +212,7 @@ def _if_given(key: str, value: object) -> list[str]:
 def _line(key: str, value: object) -> str:
     """Give a line of a file, whose value can't be anything but that.
 
-    What came through the checks before is good, but for what is in classes that check nothing
-    (`Route`, `LinkAddress`).
+    Every value was checked before. This is the last check of what root will write to a file.
     """
     text = str(value)
     if not _PLAIN.fullmatch(text):

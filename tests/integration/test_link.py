@@ -27,6 +27,7 @@ from aiotun._linkinfo import LinkInfo, TunTapInfo
 from aiotun._linktypes import parse_address, parse_route
 from aiotun._rtnetlink import Session, in_session
 from aiotun._threads import Namespace
+from aiotun.device import open_tap
 from aiotun.errors import LinkError, NotPermittedError
 from aiotun.link import Link
 
@@ -280,6 +281,14 @@ class TestSetting:
         link = Link(tap)
         await link.set_txqueuelen(50)
         assert (await link.info()).txqueuelen == show(tap)["txqlen"] == 50
+
+    async def test_a_txqueuelen_that_no_ring_has(self) -> None:
+        """The kernel says EPERM, to root as well; it is not the privilege that is missing."""
+        async with open_tap("tap0") as device:
+            with pytest.raises(LinkError, match="holds at most 524288 packets"):
+                await device.link.set_txqueuelen(10**8)
+            await device.link.set_txqueuelen(524_288)
+            assert (await device.link.info()).txqueuelen == 524_288
 
     async def test_alias(self, tap: str) -> None:
         link = Link(tap)
@@ -587,7 +596,7 @@ class TestNamespaces:
         """At once, without the collector, after an error too."""
         link = Link("lo", netns=elsewhere.path)
         with pytest.raises(LinkError):
-            await link.remove_address("192.0.2.1")
+            await link.remove_address("192.0.2.1/32")
         assert link._held_namespace is not None
         fd = link._held_namespace.fd
         os.fstat(fd)
@@ -713,6 +722,7 @@ class TestWrongArguments:
             ("set_alias", ("x" * 255,)),
             ("set_alias", ("ü" * 128,)),
             ("set_alias", ("a\0b",)),
+            ("set_alias", ("\ud800",)),
             ("rename", ("a b",)),
             ("set_master", ("",)),
             ("add_address", ("10.0.0.1/24/24",)),

@@ -151,7 +151,7 @@ class TestAddresses:
     async def test_every_form(self, open_it: Open, mode: str) -> None:
         wanted = [
             "10.0.0.1/24",
-            "10.1.0.1",
+            "10.1.0.1/32",
             "10.2.0.1 peer 10.2.0.2/32",
             "fd00::1/64",
             "fd01::1 peer fd01::2/128",

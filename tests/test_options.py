@@ -1,11 +1,13 @@
 """Wrong arguments are a ValueError or a TypeError where `open_tun` or `open_tap` is called."""
 
 import asyncio
+import copy
 import errno
 import fcntl
 import gc
 import ipaddress
 import os
+import pickle
 import re
 import socket
 import threading
@@ -367,6 +369,41 @@ class TestOpener:
             gc.collect()
         assert seen == []
         assert socket.if_nameindex() == [(1, "lo")]
+
+    @both
+    def test_a_forgotten_await_says_what_to_write(self, open_it: Open) -> None:
+        kind = open_it.__name__.removeprefix("open_")
+        opener = open_it("tun0")
+
+        def loops() -> None:
+            with opener:
+                raise AssertionError
+
+        uses: list[tuple[type[Exception], Callable[[], object]]] = [
+            (AttributeError, lambda: opener.recv()),
+            (AttributeError, lambda: opener.send(b"")),
+            (AttributeError, lambda: opener.queues),
+            (AttributeError, lambda: opener.link),
+            (AttributeError, lambda: opener.name),
+            (TypeError, lambda: aiter(opener)),
+            (TypeError, loops),
+        ]
+        for error, use in uses:
+            with pytest.raises(error) as caught:
+                use()
+            assert f"'{kind} = await open_{kind}(...)'" in str(caught.value)
+            assert f"'async with open_{kind}(...) as {kind}:'" in str(caught.value)
+        with pytest.raises(AttributeError, match="'Opener' object has no attribute 'recieve'"):
+            _ = opener.recieve
+        assert not hasattr(opener, "recv")
+        assert getattr(opener, "_absent", 5) == 5
+
+    @both
+    def test_an_opener_can_be_copied(self, open_it: Open) -> None:
+        opener = open_it("tun0", mtu=1400)
+        for each in (copy.copy(opener), copy.deepcopy(opener), pickle.loads(pickle.dumps(opener))):
+            assert type(each) is type(opener)
+            assert each._options == opener._options
 
     @both
     async def test_works_once(self, open_it: Open) -> None:

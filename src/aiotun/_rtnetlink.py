@@ -12,6 +12,7 @@ import functools
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from ipaddress import ip_address
 from typing import Any, TypeVar, cast
 
 from . import _linkdecode
@@ -148,7 +149,8 @@ class Session:
         For IPv6 the kernel leaves that to a work queue, after it has answered (addrconf_dad_work):
         until it has put the address into the 'local' table, what is sent to it is dropped.
         """
-        wanted = {str(each.interface.ip) for each in addresses if each.interface.version == 6}
+        # As objects: one address has several spellings (::102:304 is ::1.2.3.4).
+        wanted = {each.interface.ip for each in addresses if each.interface.version == 6}
         for _ in range(200):
             if not wanted:
                 return
@@ -157,7 +159,8 @@ class Session:
                 "list the routes",
                 info.name,
             )
-            wanted -= {each.get("dst") for each in messages if each["type"] == _RTN_LOCAL}
+            local = (each.get("dst") for each in messages if each["type"] == _RTN_LOCAL)
+            wanted -= {ip_address(dst) for dst in local if dst}
             if wanted:
                 await asyncio.sleep(0.005)
 

@@ -367,6 +367,32 @@ class Opener(Generic[D]):
         if device is not None:
             await device.aclose()
 
+    if not TYPE_CHECKING:  # a checker knows what an opener has, and finds the mistake by itself
+
+        def __getattr__(self, name: str) -> Any:
+            # Never a private name: copying and pickling ask an object that has no `_kind` yet.
+            if name.startswith("_") or not hasattr(self._kind, name):
+                text = f"{type(self).__name__!r} object has no attribute {name!r}"
+                raise AttributeError(text, name=name, obj=self)
+            raise AttributeError(self._forgotten(f"it has no {name!r}"), name=name, obj=self)
+
+        def __aiter__(self) -> Any:
+            raise TypeError(self._forgotten("it has no packets"))
+
+        def __enter__(self) -> Any:
+            raise TypeError(self._forgotten("it can't be entered by 'with' alone"))
+
+        def __exit__(self, *error: object) -> None: ...
+
+    def _forgotten(self, what: str) -> str:
+        """Say what to write where the opener is used as if it were the device."""
+        kind = self._kind._kind
+        return (
+            f"this is the opener of a device, not the device, and {what}; write "
+            f"'{kind} = await open_{kind}(...)' or 'async with open_{kind}(...) as {kind}:', and "
+            f"use '{kind}'"
+        )
+
     async def _open(self) -> D:
         if self._used:
             raise RuntimeError("this opener was used before; call open_tun or open_tap again")

@@ -262,6 +262,8 @@ class TestWrong:
         [
             ({"queues": 2, "multi_queue": False}, "multi_queue"),
             ({"packet_info": True, "offload": "raw"}, "packet_info"),
+            ({"mtu": 1279, "addresses": ["10.0.0.1/24", "fd00::1/64"]}, "at least 1280"),
+            ({"mtu": 1279, "routes": ["fd01::/64"]}, "fd01::/64: IPv6 needs at least 1280"),
         ],
     )
     def test_together(self, open_it: Open, options: dict[str, Any], words: str) -> None:

@@ -35,6 +35,7 @@ __all__ = [
     "get_name",
     "get_namespace",
     "get_vnet_header_size",
+    "nodev_mount",
     "open_node",
     "set_carrier",
     "set_filter_ebpf",
@@ -61,25 +62,60 @@ def open_node() -> int:
 
     Raises:
         TunUnavailableError: no node, or no driver behind it.
-        NotPermittedError: the node's mode keeps this user out.
+        NotPermittedError: the node's mode keeps this user out, its mount (nodev), or a container's
+            rules for devices.
     """
     try:
         return os.open(_abi.NODE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except PermissionError as error:
-        raise NotPermittedError(
-            error.errno,
-            f"this user may not open {_abi.NODE}; "
-            f"let root run 'chmod 0666 {_abi.NODE}' (the mode that distributions give it)",
-        ) from error
+        raise NotPermittedError(error.errno, _why_closed(error)) from error
     except OSError as error:
         if error.errno == errno.ENOENT:
             mend = "load the driver with 'modprobe tun', or in a container pass the node in"
             text = f"there is no {_abi.NODE}; {mend} ('--device {_abi.NODE}')"
         elif error.errno in (errno.ENODEV, errno.ENXIO):
             text = f"no driver stands behind {_abi.NODE}; load it with 'modprobe tun'"
+        elif error.errno in (errno.EISDIR, errno.ELOOP, errno.ENOTDIR):
+            # A container engine makes a directory where it shall mount a node that is not there.
+            text = (
+                f"{_abi.NODE} is not a device node ({error.strerror}); remove it, load the driver "
+                "with 'modprobe tun', and for a container pass the node in ('--device "
+                f"{_abi.NODE}', not as a volume)"
+            )
         else:
             raise
         raise TunUnavailableError(error.errno, text) from error
+
+
+def _why_closed(error: PermissionError) -> str:
+    """Say why the node can't be opened: nodev and a container's rules come before its mode."""
+    if (place := nodev_mount()) is not None:
+        return (
+            f"{_abi.NODE} can't be opened: it is on a filesystem that is mounted 'nodev'; let root "
+            f"run 'mount -o remount,bind,dev {place}', or bind-mount a node that works over it"
+        )
+    if error.errno == errno.EPERM:
+        return (
+            f"the rules for devices of this container or service forbid {_abi.NODE}; allow it with "
+            f"'--device {_abi.NODE}' (container) or 'DeviceAllow={_abi.NODE} rw' (systemd unit)"
+        )
+    return (
+        f"this user may not open {_abi.NODE}; "
+        f"let root run 'chmod 0666 {_abi.NODE}' (the mode that distributions give it)"
+    )
+
+
+def nodev_mount() -> str | None:
+    """The mount point that the node is on, where it is mounted 'nodev'; else None."""
+    try:
+        if not os.statvfs(_abi.NODE).f_flag & os.ST_NODEV:
+            return None
+    except OSError:
+        return None
+    place = os.path.realpath(_abi.NODE)
+    while not os.path.ismount(place) and place != "/":
+        place = os.path.dirname(place)
+    return place
 
 
 def attach(fd: int, name: str, flags: Iff) -> str:

@@ -16,6 +16,7 @@ from ._abi import IFNAMSIZ
 
 __all__ = [
     "DEFAULT_METRICS",
+    "IPV6_MIN_MTU",
     "MAIN_TABLE",
     "SCOPES",
     "AddressArg",
@@ -37,6 +38,9 @@ MAIN_TABLE = 254
 # ipv6_route.h: IP6_RT_PRIO_USER, which the kernel puts where a route comes without a metric. An
 # IPv4 route then has 0.
 DEFAULT_METRICS = {4: 0, 6: 1024}
+
+IPV6_MIN_MTU = 1280
+"""ipv6.h: a link with a smaller MTU has no IPv6."""
 
 _U32 = 0xFFFF_FFFF
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypedDict, TypeVar
 
 from . import _abi
 from ._linktypes import (
+    IPV6_MIN_MTU,
     AddressArg,
     LinkAddress,
     Route,
@@ -148,13 +149,22 @@ def check(
     if packet_info and offload != "off":
         raise ValueError("packet_info=True goes with offload='off' only: one header is enough")
     check_netns(netns)
+    links = [parse_address(address) for address in _several("addresses", addresses)]
+    ways = [parse_route(route) for route in _several("routes", routes)]
+    ipv6 = [str(each) for each in links if each.interface.version == 6]
+    ipv6 += [str(each) for each in ways if each.dst.version == 6]
+    if ipv6 and mtu is not None and mtu < IPV6_MIN_MTU:
+        raise ValueError(
+            f"mtu={mtu} is too small for {ipv6[0]}: IPv6 needs at least {IPV6_MIN_MTU}; raise it, "
+            "or leave IPv6 out"
+        )
     return Options(
         mode=mode,
         name=name,
         queues=queues,
         multi_queue=queues > 1 if multi_queue is None else switch("multi_queue", multi_queue),
-        addresses=[parse_address(address) for address in _several("addresses", addresses)],
-        routes=[parse_route(route) for route in _several("routes", routes)],
+        addresses=links,
+        routes=ways,
         mtu=mtu,
         txqueuelen=txqueuelen,
         up=switch("up", up),

@@ -78,6 +78,11 @@ def try_device() -> list[str]:
     return _with_node(attempt)
 
 
+def nodev_mount() -> str | None:
+    """The mount point that the node is on, where it is mounted 'nodev'; else None."""
+    return _ioctl.nodev_mount()
+
+
 def _with_node(function: Callable[[int], T]) -> T:
     fd = _ioctl.open_node()
     try:

@@ -11,13 +11,13 @@ import errno
 import functools
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from ipaddress import ip_address
 from typing import Any, TypeVar, cast
 
 from . import _linkdecode
 from ._linkinfo import LinkInfo, LinkStats, TunTapInfo
-from ._linktypes import LinkAddress, Route
+from ._linktypes import IPV6_MIN_MTU, LinkAddress, Route
 from .errors import AiotunError, LinkError, NotPermittedError
 
 __all__ = ["Session", "in_session", "message_parser", "opening"]
@@ -45,6 +45,9 @@ _SETTABLE = frozenset(
 
 _HINTS = {
     errno.ENODEV: "look for it with 'ip link'; it may have been deleted or renamed",
+    errno.EPERM: "it needs CAP_NET_ADMIN in the interface's network namespace: run as root or with "
+    "that capability",
+    errno.EACCES: "a sandbox or a security module of this machine forbids it",
     errno.ENETDOWN: "bring the link up first",
     errno.ENOBUFS: "the kernel is short of memory for netlink; try again",
 }
@@ -141,6 +144,7 @@ class Session:
             f"add the address {address}",
             info.name,
             "addresses() lists what is there",
+            _ipv6_hints(info, errno.EINVAL) if address.interface.version == 6 else _HINTS,
         )
 
     async def settle(self, info: LinkInfo, addresses: list[LinkAddress]) -> None:
@@ -195,6 +199,7 @@ class Session:
             f"add the route {route}",
             info.name,
             "routes() lists what is there, and the link must be up and reach the gateway",
+            _ipv6_hints(info, errno.ENODEV) if route.dst.version == 6 else _HINTS,
         )
 
     async def remove_route(self, info: LinkInfo, route: Route) -> None:
@@ -298,35 +303,64 @@ class Session:
             messages = await self._ask(collect(), what, name)
         return messages
 
-    async def _ask(self, request: Awaitable[T], what: str, name: str | None, hint: str = "") -> T:
-        """Await a request and say in our words why the kernel refused it."""
+    async def _ask(
+        self,
+        request: Awaitable[T],
+        what: str,
+        name: str | None,
+        hint: str = "",
+        hints: Mapping[int, str] = _HINTS,
+    ) -> T:
+        """Await a request and say in our words why the kernel refused it.
+
+        Args:
+            request: the request.
+            what: what it was to do.
+            name: the interface.
+            hint: what to do about a refusal.
+            hints: the same for certain errnos, which comes first.
+        """
         try:
             return await request
         except _pyroute2().NetlinkError as error:
             # pyroute2's own frames hold the error, and so would it them.
             cause = error.with_traceback(None)
-            raise _refusal(error.code, error.args[1], what, name, hint) from cause
+            code, sentence = error.code, error.args[1]
+            raise _refusal(code, sentence, what, name, hints.get(code, hint)) from cause
         except OSError as error:
-            code = error.errno or errno.EIO
-            raise _refusal(code, error.strerror or str(error), what, name, hint) from error
+            code, sentence = error.errno or errno.EIO, error.strerror or str(error)
+            raise _refusal(code, sentence, what, name, _HINTS.get(code, hint)) from error
 
 
 def _refusal(code: int, sentence: str, what: str, name: str | None, hint: str) -> AiotunError:
     if name is not None and name not in what.split():
         what = f"{what} on {name}"
-    if code in (errno.EPERM, errno.EACCES):
-        return NotPermittedError(
-            code,
-            f"could not {what}: {sentence}; it needs CAP_NET_ADMIN in the interface's "
-            "network namespace: run as root or with that capability",
-            name,
+    text = f"could not {what}: {sentence}" + (f"; {hint}" if hint else "")
+    kind = NotPermittedError if code in (errno.EPERM, errno.EACCES) else LinkError
+    return kind(code, text, name)
+
+
+def _ipv6_hints(info: LinkInfo, too_small: int) -> dict[int, str]:
+    """What to do where the kernel refuses an address or route because the link has no IPv6.
+
+    Args:
+        info: the link.
+        too_small: the errno of a link whose MTU is too small for IPv6.
+    """
+    hints = {
+        **_HINTS,
+        # Never for want of a privilege, which is EPERM.
+        errno.EACCES: f"IPv6 is switched off for {info.name}: its net.ipv6.conf.*.disable_ipv6 is "
+        "1. Let root run 'sysctl -w net.ipv6.conf.all.disable_ipv6=0', or run the container with "
+        "'--sysctl net.ipv6.conf.all.disable_ipv6=0'",
+        errno.EOPNOTSUPP: "this kernel has no IPv6, or was booted with ipv6.disable=1",
+    }
+    if info.mtu < IPV6_MIN_MTU:
+        hints[too_small] = (
+            f"IPv6 needs an MTU of at least {IPV6_MIN_MTU} bytes, and that of {info.name} is "
+            f"{info.mtu}; raise it first"
         )
-    advice = _HINTS.get(code) or hint
-    return LinkError(
-        code,
-        f"could not {what}: {sentence}" + (f"; {advice}" if advice else ""),
-        name,
-    )
+    return hints
 
 
 def _address_attributes(info: LinkInfo, address: LinkAddress) -> dict[str, Any]:

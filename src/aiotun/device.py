@@ -427,7 +427,7 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
             of the ipaddress module.
         routes: ``"DST [via GATEWAY] [metric N] [table N]"``, DST a network, an address or
             ``default``, or objects of the ipaddress module; always through this device.
-        mtu (int): the link's IP MTU in bytes, 68 to 65535.
+        mtu (int): the link's IP MTU in bytes, 68 to 65535; with IPv6 1280 at least.
         txqueuelen (int): how many packets each queue holds in the kernel, 0 to 524288.
         up (bool): whether to bring the link up, which is the default; False leaves it as it is.
         netns: the network namespace to open it in: a name under /run/netns, a path, or an open fd.
@@ -454,7 +454,8 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
 
     Awaiting or entering it raises:
         TunUnavailableError: this machine has no TUN/TAP driver.
-        NotPermittedError: a step needs a privilege that this user lacks.
+        NotPermittedError: a step needs a privilege that this user lacks, or IPv6 is switched off
+            for the interface (``disable_ipv6``).
         DeviceBusyError: somebody else has the device, or it exists and `exclusive` was given.
         DeviceMismatchError: it exists, and is of another kind or has other flags.
         LinkError: the kernel refused an address, a route or the like; or no such namespace.

@@ -134,7 +134,8 @@ class Link:
 
         Args:
             mtu: the largest IP packet in bytes, without any link-layer header. What an interface
-                takes is its own: 68 to 65535 for TUN, to 65521 for TAP.
+                takes is its own: 68 to 65535 for TUN, to 65521 for TAP. Below 1280 a link has no
+                IPv6: the kernel removes its IPv6 addresses and routes.
 
         Raises:
             ValueError: the MTU is negative or no 31-bit number.

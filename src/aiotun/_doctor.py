@@ -164,7 +164,10 @@ def _node() -> Check:
 def _driver(node: Check) -> tuple[Check, bool]:
     """The driver, and whether it lets us create a device in this namespace."""
     try:
-        features, may_create = _probe.features(), _probe.may_create()
+        may_create = _probe.may_create()
+        features = _probe.features()
+    except aiotun.DeviceMismatchError:
+        return Check("driver", "note", "does not tell its features (gVisor's doesn't)"), may_create
     except (aiotun.AiotunError, OSError) as error:
         if node.status != "ok":
             return Check("driver", "note", "not asked: its node can't be opened"), False
@@ -178,6 +181,8 @@ def _offload(offloads: list[str]) -> Check:
     said = ", ".join(offloads) or "none"
     if "USO" in offloads:
         return Check("offload", "ok", said)
+    if not offloads:
+        return Check("offload", "note", "none; this driver has no offload (gVisor's)")
     return Check("offload", "note", f"{said}; no USO (UDP), which came with Linux 6.2")
 
 

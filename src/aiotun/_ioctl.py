@@ -28,6 +28,7 @@ from .errors import (
 __all__ = [
     "attach",
     "attach_filter",
+    "attach_new",
     "get_features",
     "get_flags",
     "get_index",
@@ -51,6 +52,9 @@ __all__ = [
 ]
 
 _INT = struct.Struct("@i")
+
+# What the driver of gVisor, which has little else, refuses with EINVAL.
+_NOT_IN_GVISOR = Iff.MULTI_QUEUE | Iff.NAPI | Iff.VNET_HDR
 
 _MAPPED = " (in a user namespace only one that /proc/self/uid_map or gid_map has will do)"
 
@@ -139,11 +143,28 @@ def attach(fd: int, name: str, flags: Iff) -> str:
     try:
         fcntl.ioctl(fd, Ioctl.TUNSETIFF, request, True)
     except OSError as error:
-        raise _attach_error(error, name, flags) from error
+        raise _attach_error(error, fd, name, flags) from error
     return _name(request)
 
 
-def _attach_error(error: OSError, name: str, flags: Iff) -> Exception:
+def attach_new(fd: int, name: str, flags: Iff) -> str:
+    """TUNSETIFF with TUN_EXCL: as `attach`, but only to an interface that this creates.
+
+    Raises:
+        DeviceBusyError: it exists already.
+        NotPermittedError, DeviceMismatchError: as `attach`.
+    """
+    try:
+        return attach(fd, name, flags | Iff.TUN_EXCL)
+    except DeviceMismatchError:
+        # gVisor's driver does not know the flag. Looking the name up has to do there, though
+        # another program may come between.
+        if _exists(name):
+            raise DeviceBusyError(errno.EBUSY, _there_already(name), name) from None
+        return attach(fd, name, flags)
+
+
+def _attach_error(error: OSError, fd: int, name: str, flags: Iff) -> Exception:
     code, shown = error.errno, name or "a new interface"
     if code in (errno.EPERM, errno.EACCES):
         if name and _exists(name):
@@ -161,7 +182,7 @@ def _attach_error(error: OSError, name: str, flags: Iff) -> Exception:
         return NotPermittedError(code, text, name or None)
     if code == errno.EBUSY:
         if flags & Iff.TUN_EXCL:
-            text = f"{shown} exists already; delete it, choose another name, or leave out exclusive"
+            text = _there_already(shown)
         else:
             text = (
                 f"another program holds the only queue of {shown}; end it, or choose another name"
@@ -171,16 +192,26 @@ def _attach_error(error: OSError, name: str, flags: Iff) -> Exception:
         text = f"all {_abi.MAX_QUEUES} queues of {shown} are taken; open fewer"
         return DeviceBusyError(code, text, name)
     if code == errno.EINVAL:
-        return DeviceMismatchError(code, _mismatch(name, flags), name or None)
+        return DeviceMismatchError(code, _mismatch(fd, name, flags), name or None)
     if code == errno.ENOTTY:
         return TunUnavailableError(code, f"{_abi.NODE} is not the TUN/TAP driver's node")
     return error
 
 
-def _mismatch(name: str, flags: Iff) -> str:
+def _there_already(name: str) -> str:
+    return f"{name} exists already; delete it, choose another name, or leave out exclusive"
+
+
+def _mismatch(fd: int, name: str, flags: Iff) -> str:
     wanted = "TAP" if flags & Iff.TAP else "TUN"
     kind = get_kind(name)
     if kind is None:
+        if flags & _NOT_IN_GVISOR and not _tells_features(fd):
+            return (
+                f"the TUN/TAP driver of this system can't make {name or 'an interface'} with "
+                f"{flags & _NOT_IN_GVISOR!r} (gVisor's can't); open it without offload, napi and "
+                "multi_queue, and with one queue"
+            )
         return f"the kernel refuses {name!r} as the name of a new interface; choose another"
     if kind != wanted.lower():
         what = f"a {kind.upper()} device" if kind in ("tun", "tap") else "another kind of interface"
@@ -210,6 +241,14 @@ def get_features(fd: int) -> Iff:
     argument = bytearray(_INT.size)
     _by_pointer(fd, Ioctl.TUNGETFEATURES, argument, "the driver", "tell its features")
     return Iff(_INT.unpack(argument)[0])
+
+
+def _tells_features(fd: int) -> bool:
+    try:
+        get_features(fd)
+    except AiotunError:
+        return False
+    return True
 
 
 def get_namespace(fd: int) -> int | None:
@@ -365,7 +404,10 @@ def get_kind(name: str) -> str | None:
         try:
             fcntl.ioctl(asker, Siocgif.ETHTOOL, request, True)
         except OSError as error:
-            return None if error.errno == errno.ENODEV else "other"
+            # gVisor has no such question: EOPNOTSUPP, whether there is an interface or not.
+            if error.errno == errno.ENODEV or not _exists(name):
+                return None
+            return "other"
     _, driver, _, _, bus = _abi.ETHTOOL_DRVINFO.unpack(info.tobytes())
     text = (bus if driver.rstrip(b"\0") == b"tun" else driver).split(b"\0")[0].decode()
     return text or "other"
@@ -394,14 +436,22 @@ def _by_value(fd: int, request: Ioctl, value: int, name: str, what: str) -> None
     try:
         fcntl.ioctl(fd, request, value)
     except OSError as error:
-        raise _common(error, name, what) from error
+        raise _refused(error, name, what) from error
 
 
 def _by_pointer(fd: int, request: Ioctl, data: bytes | bytearray, name: str, what: str) -> None:
     try:
         fcntl.ioctl(fd, request, data, isinstance(data, bytearray))
     except OSError as error:
-        raise _common(error, name, what) from error
+        raise _refused(error, name, what) from error
+
+
+def _refused(error: OSError, name: str, what: str) -> AiotunError | OSError:
+    """As `_common`, where the driver may not know the request at all."""
+    if error.errno == errno.ENOTTY:
+        text = f"{name} can't {what}: the TUN/TAP driver of this system lacks that (gVisor's does)"
+        return DeviceMismatchError(error.errno, text, name)
+    return _common(error, name, what)
 
 
 def _common(error: OSError, name: str | None, what: str) -> AiotunError | OSError:

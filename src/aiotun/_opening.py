@@ -23,7 +23,7 @@ from ._options import Options
 from .errors import AiotunError, DeviceBusyError, DeviceMismatchError, LinkError
 
 if TYPE_CHECKING:
-    from ._linkinfo import LinkInfo
+    from ._linkinfo import LinkInfo, TunTapInfo
     from ._linktypes import LinkAddress, Route
     from ._rtnetlink import Session
 
@@ -136,7 +136,7 @@ class Opening:
         fd = self._open()
         if name and "%" not in name:
             try:
-                self._name = _ioctl.attach(fd, name, flags | Iff.TUN_EXCL)
+                self._name = _ioctl.attach_new(fd, name, flags)
                 self._created = True
             except DeviceBusyError:
                 if self._options.exclusive:
@@ -164,22 +164,10 @@ class Opening:
 
     def _set_headers(self, info: LinkInfo) -> None:
         """Check that packets will look as we expect, and say what the kernel may leave to us."""
-        wanted, device = self._options, info.tuntap
-        if device is None:  # pragma: no cover - attached just now, so it is one
-            raise DeviceMismatchError(errno.EINVAL, "this is no TUN or TAP device", self._name)
-        super_packets = wanted.offload != "off"
-        for what, is_so, shall in (
-            ("virtio-net header", device.vnet_header, super_packets),
-            ("packet-info header", device.packet_info, wanted.packet_info),
-        ):
-            if is_so != shall:
-                raise self._mismatch(f"a {what}" if is_so else f"no {what}")
-        if device.queues > len(self._fds):
-            # Others are attached, and rely on what they set. The flags agree; so must the size.
-            size = _ioctl.get_vnet_header_size(self._fds[0], self._name)
-            if super_packets and size != VNET_HDR_SIZE:
-                raise self._mismatch(f"a virtio-net header of {size} bytes")
-            return
+        super_packets = self._options.offload != "off"
+        # gVisor's netlink does not tell; its devices have the headers that they are opened with.
+        if info.tuntap is not None and self._is_shared(info.tuntap, super_packets):
+            return  # the others rely on what they set
         # A persistent device remembers both from whoever was attached before.
         if super_packets:
             _ioctl.set_vnet_header_size(self._fds[0], self._name, VNET_HDR_SIZE)
@@ -187,8 +175,27 @@ class Opening:
                 _ioctl.set_offload(self._fds[0], self._name, _OFFLOADS | _USO)
             except DeviceMismatchError:
                 _ioctl.set_offload(self._fds[0], self._name, _OFFLOADS)
-        else:
+            return
+        try:
             _ioctl.set_offload(self._fds[0], self._name, OffloadFlag(0))
+        except DeviceMismatchError as error:
+            if error.errno != errno.ENOTTY:  # a driver without the request leaves nothing to us
+                raise
+
+    def _is_shared(self, device: TunTapInfo, super_packets: bool) -> bool:
+        """Whether others are attached, too; what is the device's must be as we expect it."""
+        for what, is_so, shall in (
+            ("virtio-net header", device.vnet_header, super_packets),
+            ("packet-info header", device.packet_info, self._options.packet_info),
+        ):
+            if is_so != shall:
+                raise self._mismatch(f"a {what}" if is_so else f"no {what}")
+        if device.queues <= len(self._fds):
+            return False
+        size = _ioctl.get_vnet_header_size(self._fds[0], self._name)
+        if super_packets and size != VNET_HDR_SIZE:
+            raise self._mismatch(f"a virtio-net header of {size} bytes")
+        return True
 
     def _mismatch(self, found: str) -> DeviceMismatchError:
         return DeviceMismatchError(
@@ -331,9 +338,10 @@ class Opening:
             _ioctl.set_group(fd, self._name, wanted.group)
         if wanted.owner is not None and (device is None or wanted.owner != device.owner):
             _ioctl.set_owner(fd, self._name, wanted.owner)
-        if wanted.persist is not None and device is not None and wanted.persist != device.persist:
-            self._persisted = device.persist
+        persists = device is not None and device.persist
+        if wanted.persist is not None and wanted.persist != persists:
             _ioctl.set_persist(fd, self._name, wanted.persist)
+            self._persisted = persists
 
     def _check_aborted(self) -> None:
         if self._aborted.is_set():

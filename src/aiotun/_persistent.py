@@ -92,7 +92,7 @@ async def create_persistent(
         mode, name, multi_queue=multi_queue, owner=owner, group=group,
         packet_info=packet_info, netns=netns,
     )  # fmt: skip
-    flags = _kind(mode, wanted.multi_queue) | Iff.TUN_EXCL
+    flags = _kind(mode, wanted.multi_queue)
     if not wanted.packet_info:
         flags |= Iff.NO_PI
     if switch("vnet_header", vnet_header):
@@ -112,7 +112,7 @@ def _create(name: str, flags: Iff, owner: int | None, group: int | None) -> _Fou
     fd = _ioctl.open_node()
     try:
         try:
-            made = _ioctl.attach(fd, name, flags)
+            made = _ioctl.attach_new(fd, name, flags)
         except DeviceBusyError as error:
             text = f"{name} exists already; delete it, or choose another name"
             raise DeviceBusyError(error.errno, text, name) from error

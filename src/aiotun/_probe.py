@@ -63,7 +63,11 @@ def try_device() -> list[str]:
     """
 
     def attempt(fd: int) -> list[str]:
-        name = _ioctl.attach(fd, "", Iff.TUN | Iff.NO_PI | Iff.VNET_HDR)
+        try:
+            name = _ioctl.attach(fd, "", Iff.TUN | Iff.NO_PI | Iff.VNET_HDR)
+        except DeviceMismatchError:  # gVisor, which has no offload
+            _ioctl.attach(fd, "", Iff.TUN | Iff.NO_PI)
+            return []
         found = []
         tso = OffloadFlag.CSUM | OffloadFlag.TSO4 | OffloadFlag.TSO6
         uso = OffloadFlag.CSUM | OffloadFlag.USO4 | OffloadFlag.USO6

@@ -451,8 +451,9 @@ async def _converse(pyroute2: Any, work: Callable[[Session], Awaitable[T]]) -> T
         # Ours, and not pyroute2's own, which stays open where setting it up fails.
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE)
     with sock:
-        # pyroute2 asks for the kernel's own sentences only on sockets that it made.
-        with opening():
+        # pyroute2 asks for the kernel's own sentences only on sockets that it made. Kernels before
+        # 4.12, and gVisor, have none.
+        with contextlib.suppress(OSError):
             sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
         async with pyroute2.AsyncIPRoute(ext_ack=True, use_socket=sock) as ipr:
             with opening():

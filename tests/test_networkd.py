@@ -146,6 +146,7 @@ def test_the_device(mode: str, options: dict[str, Any], lines: list[str] | None)
                     "::/0",
                     "10.2.0.0/16 via 10.0.0.2 metric 5 table 100",
                     "fd01::/16 via fd00::2 metric 1024 table 254",
+                    "10.3.0.0/16 via 172.31.1.1 onlink",
                 ]
             },
             {
@@ -154,6 +155,7 @@ def test_the_device(mode: str, options: dict[str, Any], lines: list[str] | None)
                     ["Destination=::/0"],
                     ["Destination=10.2.0.0/16", "Gateway=10.0.0.2", "Metric=5", "Table=100"],
                     ["Destination=fd01::/16", "Gateway=fd00::2"],
+                    ["Destination=10.3.0.0/16", "Gateway=172.31.1.1", "GatewayOnLink=yes"],
                 ]
             },
         ),
@@ -348,10 +350,15 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
         ("tun0 mode tap master br0", {"mode": "tap", "bridge": "br0"}),
         (
             "address 10.0.0.1/24 addr 10.1.0.1 peer 10.1.0.2/32 tun0 route default via 10.0.0.2 "
-            "metric 5 table 6 route 10.2.0.0/16 address fd00::1/64",
+            "metric 5 table 6 route 10.2.0.0/16 address fd00::1/64 route 10.3.0.0/16 via 10.9.0.1 "
+            "onlink metric 7",
             {
                 "addresses": ["10.0.0.1/24", "10.1.0.1 peer 10.1.0.2/32", "fd00::1/64"],
-                "routes": ["default via 10.0.0.2 metric 5 table 6", "10.2.0.0/16"],
+                "routes": [
+                    "default via 10.0.0.2 metric 5 table 6",
+                    "10.2.0.0/16",
+                    "10.3.0.0/16 via 10.9.0.1 onlink metric 7",
+                ],
             },
         ),
     ],
@@ -380,6 +387,7 @@ def test_the_command_takes_the_same_options(
         ("tun0 mtu many", "mtu is an int, not 'many'"),
         ("tun0 route default via", "'via' needs a value"),
         ("tun0 address here", "'here' is no address"),
+        ("tun0 address 10.0.0.1", "write '10.0.0.1/24'"),
         ("tun0 mode bridge", "mode is 'tun' or 'tap'"),
         ("tun0 bridge br0", "open_tap"),
         ("tun0 netns blue", "no setting for netns='blue'"),

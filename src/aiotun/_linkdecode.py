@@ -16,6 +16,7 @@ from ._linkstate import Change
 from ._linktypes import SCOPES, LinkAddress, Route, make_route
 
 __all__ = [
+    "RTNH_F_ONLINK",
     "Message",
     "addresses",
     "addresses_by_link",
@@ -50,6 +51,7 @@ _SCOPE_NAMES = {number: name for name, number in SCOPES.items()}
 _RT_TABLE_LOCAL = 255
 _RTN_UNICAST = 1
 _RTM_F_CLONED = 0x200
+RTNH_F_ONLINK = 4
 
 
 def text(value: str | bytes | None) -> str:
@@ -181,7 +183,9 @@ def _routes(message: Message, index: int) -> Iterator[Route]:
     dst = ipaddress.ip_network(f"{message.get('dst') or anywhere}/{message['dst_len']}")
     for hop in message.get("multipath") or (message,):
         if hop.get("oif") == index:
-            yield make_route(dst, _gateway(hop), message.get("priority"), table)
+            via = _gateway(hop)
+            onlink = via is not None and bool(hop["flags"] & RTNH_F_ONLINK)
+            yield make_route(dst, via, message.get("priority"), table, onlink)
 
 
 def _gateway(hop: Message) -> IPv4Address | IPv6Address | None:

@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -49,8 +49,8 @@ SCOPES = {"global": 0, "site": 200, "link": 253, "host": 254}
 
 _ADDRESS_FORMS = "write '10.0.0.1/24', 'fd00::1/64' or '10.0.0.1 peer 10.0.0.2/32'"
 _ROUTE_FORMS = (
-    "write 'DST [via GATEWAY] [metric N] [table N]', DST a network, an address or 'default', "
-    "such as '10.2.0.0/16 via 10.0.0.2 metric 50'"
+    "write 'DST [via GATEWAY [onlink]] [metric N] [table N]', DST a network, an address or "
+    "'default', such as '10.2.0.0/16 via 10.0.0.2 metric 50'"
 )
 
 
@@ -103,6 +103,9 @@ class Route:
         via: the gateway, or None where they are on the link itself.
         metric: the smallest wins; None is the kernel's default (0 for IPv4, 1024 for IPv6).
         table: the routing table's number; 254 is the main one.
+        onlink: whether the gateway is taken for a neighbour on the link, though no route to it says
+            so (RTNH_F_ONLINK). Routes that differ in this alone are equal: the kernel takes only
+            one of them.
 
     Raises:
         TypeError, ValueError: an attribute is of another type or out of range. Text is read by
@@ -115,6 +118,7 @@ class Route:
     via: IPv4Address | IPv6Address | None = None
     metric: int | None = None
     table: int = MAIN_TABLE
+    onlink: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_field(self, "dst", (IPv4Network, IPv6Network))
@@ -124,11 +128,14 @@ class Route:
         _number(self.metric, "metric", 0, str(self.dst))
         if _number(self.table, "table", 1, str(self.dst)) is None:
             raise TypeError("a Route's table must be an int, not None; 254 is the main table")
+        _check_field(self, "onlink", (bool,))
+        if self.onlink and self.via is None:
+            raise ValueError(f"{str(self.dst)!r}: onlink is about a gateway; name one with 'via'")
 
     def __str__(self) -> str:
         text = str(self.dst)
         if self.via is not None:
-            text += f" via {self.via}"
+            text += f" via {self.via}" + (" onlink" if self.onlink else "")
         if self.metric is not None:
             text += f" metric {self.metric}"
         if self.table != MAIN_TABLE:
@@ -140,14 +147,14 @@ _INTERFACES = (IPv4Interface, IPv6Interface)
 
 
 def _check_field(
-    value: object, field: str, kinds: tuple[type, ...], but: tuple[type, ...] = ()
+    value: object, name: str, kinds: tuple[type, ...], but: tuple[type, ...] = ()
 ) -> None:
     """Check a field's type where the value is made, not in the thread that asks the kernel."""
-    given = getattr(value, field)
+    given = getattr(value, name)
     if not isinstance(given, kinds) or isinstance(given, but):
         expected = " or ".join(kind.__name__ for kind in kinds)
         raise TypeError(
-            f"{field} of a {type(value).__name__} must be of type {expected}, got {given!r}; "
+            f"{name} of a {type(value).__name__} must be of type {expected}, got {given!r}; "
             "addresses and routes can also be given as text, without this class"
         )
 
@@ -293,6 +300,7 @@ def parse_route(
     via: str | IPv4Address | IPv6Address | None = None,
     metric: int | None = None,
     table: int | None = None,
+    onlink: bool = False,
 ) -> Route:
     """Read a route, such as ``"10.2.0.0/16 via 10.0.0.2 metric 50"`` or ``"default"``.
 
@@ -301,13 +309,16 @@ def parse_route(
         via: the gateway, unless the text names it.
         metric: the metric, unless the text names it.
         table: the table's number, unless the text names it.
+        onlink: whether the gateway is on the link though no route says so; the text may say it too.
 
     Raises:
         TypeError: something is of another type.
         ValueError: the text is no route, something is named twice, or families are mixed.
     """
+    if not isinstance(onlink, bool):
+        raise TypeError(f"onlink is True or False, not {onlink!r}")
     if isinstance(value, Route):
-        if (via, metric, table) != (None, None, None):
+        if (via, metric, table, onlink) != (None, None, None, False):
             raise ValueError(f"the Route {str(value)!r} has its gateway, metric and table already")
         return value
     if isinstance(value, str):
@@ -328,26 +339,33 @@ def parse_route(
                 raise ValueError(f"{text!r} names {key!r}, which is given beside it too")
             named[key] = given
     gateway = _gateway(named.get("via"), text)
+    onlink = onlink or "onlink" in named
+    if onlink and gateway is None:
+        raise ValueError(f"{text!r} with 'onlink' has no gateway that it is about; {_ROUTE_FORMS}")
     return make_route(
         _destination(dst, gateway, text),
         gateway,
         _number(named.get("metric"), "metric", 0, text),
         _number(named.get("table"), "table", 1, text),
+        onlink,
     )
 
 
 def _route_words(text: str) -> tuple[str, dict[str, object]]:
     """Cut a route's text into its destination and its named parts."""
-    words = text.split()
-    keys, values = words[1::2], words[2::2]
-    if not words or len(keys) != len(values) or not set(keys) <= {"via", "metric", "table"}:
-        raise ValueError(f"{text!r} is no route; {_ROUTE_FORMS}")
+    dst, *words = text.split() or [""]
     named: dict[str, object] = {}
-    for key, value in zip(keys, values, strict=True):
+    rest = iter(words)
+    for key in rest:
+        value = True if key == "onlink" else next(rest, None)
+        if not dst or value is None or key not in ("via", "onlink", "metric", "table"):
+            raise ValueError(f"{text!r} is no route; {_ROUTE_FORMS}")
         if key in named:
             raise ValueError(f"{text!r} names {key!r} twice; {_ROUTE_FORMS}")
-        named[key] = value if key == "via" else _digits(key, value, text)
-    return words[0], named
+        named[key] = _digits(key, str(value), text) if key in ("metric", "table") else value
+    if not dst:
+        raise ValueError(f"{text!r} is no route; {_ROUTE_FORMS}")
+    return dst, named
 
 
 def _digits(key: str, word: str, text: str) -> int:
@@ -408,6 +426,7 @@ def make_route(
     via: IPv4Address | IPv6Address | None,
     metric: int | None,
     table: int | None,
+    onlink: bool,
 ) -> Route:
     """Build a Route so that equal ones are equal in the kernel: defaults are not spelt out.
 
@@ -415,7 +434,7 @@ def make_route(
     """
     if metric in (0, DEFAULT_METRICS[dst.version]):
         metric = None
-    return Route(dst, via, metric, MAIN_TABLE if table is None else table)
+    return Route(dst, via, metric, MAIN_TABLE if table is None else table, onlink)
 
 
 def parse_mac(value: str, *, multicast: bool = False) -> str:

@@ -199,7 +199,10 @@ class Session:
             f"add the route {route}",
             info.name,
             "routes() lists what is there, and the link must be up and reach the gateway",
-            _ipv6_hints(info, errno.ENODEV) if route.dst.version == 6 else _HINTS,
+            {
+                **(_ipv6_hints(info, errno.ENODEV) if route.dst.version == 6 else _HINTS),
+                **_gateway_hints(info, route),
+            },
         )
 
     async def remove_route(self, info: LinkInfo, route: Route) -> None:
@@ -363,6 +366,18 @@ def _ipv6_hints(info: LinkInfo, too_small: int) -> dict[int, str]:
     return hints
 
 
+def _gateway_hints(info: LinkInfo, route: Route) -> dict[int, str]:
+    """What to do where the kernel has no route to a gateway: ENETUNREACH, for IPv6 EHOSTUNREACH."""
+    if route.via is None or route.onlink:
+        return {}
+    hint = (
+        f"no address or route of {info.name} says that the gateway {route.via} is there: add a "
+        f"route to it first ('{route.via}/{route.via.max_prefixlen}'), or write '{route.dst} via "
+        f"{route.via} onlink'"
+    )
+    return {errno.ENETUNREACH: hint, errno.EHOSTUNREACH: hint}
+
+
 def _address_attributes(info: LinkInfo, address: LinkAddress) -> dict[str, Any]:
     far = address.peer or address.interface
     return {
@@ -383,6 +398,8 @@ def _route_attributes(info: LinkInfo, route: Route) -> dict[str, Any]:
     }
     if route.metric is not None:
         attributes["priority"] = route.metric
+    if route.onlink:
+        attributes["flags"] = _linkdecode.RTNH_F_ONLINK
     if route.via is not None and route.via.version == route.dst.version:
         attributes["gateway"] = str(route.via)
     elif route.via is not None:  # as routes() may give it: IPv4 by way of an IPv6 neighbour

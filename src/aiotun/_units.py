@@ -21,7 +21,7 @@ vnet_hdr         a virtio-net header in front of each packet
 mtu BYTES        the largest IP packet
 address A/LEN [peer B/LEN]
                  an address; may be repeated
-route DST [via GATEWAY] [metric N] [table N]
+route DST [via GATEWAY [onlink]] [metric N] [table N]
                  a route; may be repeated
 mac MAC          the TAP's own address
 bridge NAME      the bridge that the TAP joins
@@ -48,7 +48,7 @@ _NUMBERS = ("owner", "group", "mtu")
 _LISTS = {
     "address": ("addresses", ("peer",)),
     "addr": ("addresses", ("peer",)),
-    "route": ("routes", ("via", "metric", "table")),
+    "route": ("routes", ("via", "onlink", "metric", "table")),
 }
 
 
@@ -95,7 +95,7 @@ def _read(words: Sequence[str]) -> dict[str, Any]:
             text = value(word)
             while rest and rest[0] in following:
                 more = rest.pop(0)
-                text += f" {more} {value(more)}"
+                text += f" {more}" if more == "onlink" else f" {more} {value(more)}"
             found.setdefault(key, []).append(text)
             continue
         given: object

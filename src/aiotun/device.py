@@ -425,8 +425,9 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
             is above 1. True with one queue attaches to a device that others share.
         addresses: ``"10.0.0.1/24"``, ``"fd00::1/64"``, ``"10.0.0.1 peer 10.0.0.2/32"``, or objects
             of the ipaddress module.
-        routes: ``"DST [via GATEWAY] [metric N] [table N]"``, DST a network, an address or
-            ``default``, or objects of the ipaddress module; always through this device.
+        routes: ``"DST [via GATEWAY [onlink]] [metric N] [table N]"``, DST a network, an address or
+            ``default``, or objects of the ipaddress module; always through this device. ``onlink``
+            is for a gateway that is in none of the device's networks.
         mtu (int): the link's IP MTU in bytes, 68 to 65535; with IPv6 1280 at least.
         txqueuelen (int): how many packets each queue holds in the kernel, 0 to 524288.
         up (bool): whether to bring the link up, which is the default; False leaves it as it is.

@@ -327,23 +327,27 @@ class Link:
         via: str | IPv4Address | IPv6Address | None = None,
         metric: int | None = None,
         table: int | None = None,
+        onlink: bool = False,
     ) -> None:
         """Add a route through this link (RTM_NEWROUTE). The link must be up.
 
         Args:
             dst: a network, an address or ``"default"``, as text or as an object of the ipaddress
-                module. A text may go on: ``"10.2.0.0/16 via 10.0.0.2 metric 50 table 100"``.
+                module. A text may go on: ``"10.2.0.0/16 via 10.0.0.2 metric 50 table 100"``, or
+                ``"default via 172.31.1.1 onlink"``.
             via: the gateway; without one the destinations are on the link itself.
             metric: the smallest wins; the kernel's default unless given.
             table: the number of the routing table; the main one unless given.
+            onlink: whether to take the gateway for a neighbour on this link, though it is in none
+                of the link's networks (RTNH_F_ONLINK). Otherwise there must be a route to it.
 
         Raises:
             ValueError: this is no route.
-            LinkError: it exists already (EEXIST), the gateway can't be reached, the link is down,
-                or there is no such link or namespace.
+            LinkError: it exists already (EEXIST), the gateway can't be reached (ENETUNREACH, for
+                IPv6 EHOSTUNREACH), the link is down, or there is no such link or namespace.
             NotPermittedError: CAP_NET_ADMIN is missing.
         """
-        wanted = parse_route(dst, via, metric, table)
+        wanted = parse_route(dst, via, metric, table, onlink)
         await self._request(lambda session, info: session.add_route(info, wanted))
 
     async def remove_route(

@@ -157,6 +157,7 @@ def _route(route: Route) -> list[str]:
     return [
         _line("Destination", route.dst),
         *_if_given("Gateway", route.via),
+        *(["GatewayOnLink=yes"] if route.onlink else []),
         *_if_given("Metric", route.metric),
         *([] if route.table == MAIN_TABLE else [_line("Table", route.table)]),
     ]

@@ -496,6 +496,42 @@ class TestRoutes:
         (shown,) = ip(f"route show 192.0.2.1 dev {link.name}")
         assert shown["scope"] == "link"
 
+    @pytest.mark.parametrize(
+        ("dst", "via"),
+        [("default", "172.31.1.1"), ("::/0", "fd77::1"), ("10.9.0.0/16", "10.7.0.1")],
+    )
+    async def test_a_gateway_outside_of_all_networks(self, link: Link, dst: str, via: str) -> None:
+        """As WSL and some clouds have it: refused with both ways out, and each works."""
+        with pytest.raises(LinkError) as caught:
+            await link.add_route(dst, via)
+        assert caught.value.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
+        written = str(parse_route(dst, via).dst)
+        first, onlink = f"'{via}/{128 if ':' in via else 32}'", f"'{written} via {via} onlink'"
+        assert first in str(caught.value)
+        assert onlink in str(caught.value)
+
+        await link.add_route(onlink.strip("'"))
+        (route,) = (each for each in await link.routes() if str(each.via) == via)
+        assert str(route) == onlink.strip("'")
+        family = "-6" if ":" in via else "-4"
+        (shown,) = (each for each in ip(f"{family} route show") if each.get("gateway") == via)
+        assert "onlink" in shown["flags"]
+        await link.remove_route(route)
+        await link.add_route(dst, via, onlink=True)
+        await link.remove_route(dst, via)
+        assert route not in await link.routes()
+
+        await link.add_route(first.strip("'"))
+        await link.add_route(dst, via)
+        (route,) = (each for each in await link.routes() if str(each.via) == via)
+        assert not route.onlink
+
+    async def test_onlink_of_one_hop_among_several(self, link: Link) -> None:
+        hops = f"nexthop via 10.0.0.2 dev {link.name} nexthop via 172.31.1.1 dev {link.name} onlink"
+        ip(f"route add 10.6.0.0/16 {hops}")
+        found = {str(route) for route in await link.routes()}
+        assert {"10.6.0.0/16 via 10.0.0.2", "10.6.0.0/16 via 172.31.1.1 onlink"} <= found
+
     async def test_only_ours_and_only_unicast(self, link: Link, make: Callable[..., str]) -> None:
         other = make("tap")
         ip(f"link set {other} up")

@@ -101,6 +101,14 @@ def test_the_device(mode: str, options: dict[str, Any], lines: list[str] | None)
                 "[Network]": [["LinkLocalAddressing=no", "IPv6AcceptRA=no"]],
             },
         ),
+        (
+            {"ipv6_autoconf": False},
+            {"[Network]": [["LinkLocalAddressing=no", "IPv6AcceptRA=no"]]},
+        ),
+        (
+            {"ipv6_autoconf": True},
+            {"[Network]": [["LinkLocalAddressing=ipv6", "IPv6AcceptRA=yes"]]},
+        ),
         ({"up": False}, {"[Link]": [["ActivationPolicy=manual"]]}),
         (
             {"mac": "02:00:00:00:00:0A", "bridge": "br-1.5"},
@@ -348,6 +356,8 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
             {"mode": "tap", "bridge": "br0", "mac": "02:00:00:00:00:01", "up": False},
         ),
         ("tun0 mode tap master br0", {"mode": "tap", "bridge": "br0"}),
+        ("tun0 ipv6_autoconf off", {"ipv6_autoconf": False}),
+        ("ipv6_autoconf on tun0", {"ipv6_autoconf": True}),
         (
             "address 10.0.0.1/24 addr 10.1.0.1 peer 10.1.0.2/32 tun0 route default via 10.0.0.2 "
             "metric 5 table 6 route 10.2.0.0/16 address fd00::1/64 route 10.3.0.0/16 via 10.9.0.1 "
@@ -384,6 +394,9 @@ def test_the_command_takes_the_same_options(
         ("tun0 dev tun1", "'dev' is said twice: 'tun0' and 'tun1'"),
         ("tun0 mtu 1400 mtu 1401", "'mtu' is said twice: 1400 and 1401"),
         ("tun0 mtu", "'mtu' needs a value"),
+        ("tun0 ipv6_autoconf no", "ipv6_autoconf is 'on' or 'off', not 'no'"),
+        ("tun0 ipv6_autoconf on ipv6_autoconf off", "'ipv6_autoconf' is said twice"),
+        ("tun0 ipv6_autoconf on mtu 1000", "at least 1280"),
         ("tun0 mtu many", "mtu is an int, not 'many'"),
         ("tun0 route default via", "'via' needs a value"),
         ("tun0 address here", "'here' is no address"),
@@ -415,6 +428,6 @@ def test_the_help_knows_every_word(capsys: pytest.CaptureFixture[str]) -> None:
         said(capsys, "--help")
     text = capsys.readouterr().out
     for word in ("dev", "mode", "user", "group", "multi_queue", "pi", "vnet_hdr", "mtu", "address",
-                 "route", "mac", "bridge", "down", "--write"):  # fmt: skip
+                 "route", "mac", "bridge", "ipv6_autoconf", "down", "--write"):  # fmt: skip
         assert f"\n  {word}" in text
     assert all(len(line) <= 80 for line in text.splitlines())

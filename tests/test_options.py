@@ -188,7 +188,16 @@ WRONG_TAP: list[tuple[str, Any, type[Exception]]] = [
     ("bridge", True, TypeError),
 ]
 
-SWITCHES = ["multi_queue", "up", "persist", "exclusive", "packet_info", "napi", "carrier"]
+SWITCHES = [
+    "multi_queue",
+    "up",
+    "persist",
+    "exclusive",
+    "packet_info",
+    "napi",
+    "carrier",
+    "ipv6_autoconf",
+]
 
 
 @pytest.mark.usefixtures("nothing_done")
@@ -263,6 +272,7 @@ class TestWrong:
             ({"queues": 2, "multi_queue": False}, "multi_queue"),
             ({"packet_info": True, "offload": "raw"}, "packet_info"),
             ({"mtu": 1279, "addresses": ["10.0.0.1/24", "fd00::1/64"]}, "at least 1280"),
+            ({"mtu": 1279, "ipv6_autoconf": True}, "ipv6_autoconf=True: IPv6 needs"),
             ({"mtu": 1279, "routes": ["fd01::/64"]}, "fd01::/64: IPv6 needs at least 1280"),
         ],
     )

@@ -6,11 +6,12 @@ whose ``get`` also takes an attribute's name in lower case without its prefix, o
 
 import dataclasses
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol
 
 from ._abi import Iff
+from ._autoconf import Autoconf
 from ._linkinfo import LinkInfo, LinkStats, TunTapInfo
 from ._linkstate import Change
 from ._linktypes import SCOPES, LinkAddress, Route, make_route
@@ -20,7 +21,9 @@ __all__ = [
     "Message",
     "addresses",
     "addresses_by_link",
+    "autoconf",
     "change",
+    "is_own_link_local",
     "link_info",
     "link_stats",
     "routes",
@@ -46,6 +49,12 @@ _FAMILIES = {2: 4, 10: 6}
 _IFF_UP = 0x1
 
 _SCOPE_NAMES = {number: name for name, number in SCOPES.items()}
+
+# if_addr.h
+_IFAPROT_KERNEL_LL = 3
+_IFA_F_STABLE_PRIVACY = 0x800
+
+_U32 = 0xFFFF_FFFF
 
 # rtnetlink.h
 _RT_TABLE_LOCAL = 255
@@ -120,6 +129,27 @@ def change(message: Message, master: str | None) -> Change | None:
     return Change(index, link_info(message, master), None, removed)
 
 
+def autoconf(message: Message) -> Autoconf | None:
+    """Read how a link is set for IPv6 out of an RTM_NEWLINK message; None where it has no IPv6."""
+    spec = message.get(("af_spec", "af_inet6"))
+    mode = None if spec is None else spec.get("inet6_addr_gen_mode")
+    if mode is None:
+        return None
+    solicitations = (spec.get("inet6_conf") or {}).get("router_solicitations", -1)
+    return Autoconf(mode, -1 if solicitations == _U32 else solicitations)
+
+
+def is_own_link_local(message: Message) -> bool:
+    """Whether an address (RTM_NEWADDR) is a link-local one that the kernel made.
+
+    Kernels before 5.18 do not say who made it; then those that are made at random can be told.
+    """
+    if _FAMILIES.get(message["family"]) != 6 or message["scope"] != SCOPES["link"]:
+        return False
+    flags = message.get("flags") or message["flags"]
+    return message.get("proto") == _IFAPROT_KERNEL_LL or bool(flags & _IFA_F_STABLE_PRIVACY)
+
+
 def link_stats(message: Message) -> LinkStats:
     """Read the counters out of an RTM_NEWLINK message."""
     counters = message.get("stats64") or {}
@@ -127,12 +157,12 @@ def link_stats(message: Message) -> LinkStats:
     return LinkStats(**{name: counters.get(name, 0) for name in names})
 
 
-def addresses(messages: list[Message], index: int) -> list[LinkAddress]:
+def addresses(messages: Iterable[Message], index: int) -> list[LinkAddress]:
     """Read the addresses of one link out of a dump of all (RTM_NEWADDR)."""
     return addresses_by_link(messages).get(index, [])
 
 
-def addresses_by_link(messages: list[Message]) -> dict[int, list[LinkAddress]]:
+def addresses_by_link(messages: Iterable[Message]) -> dict[int, list[LinkAddress]]:
     """Read a dump of all addresses; each link's number has its own."""
     found: dict[int, list[LinkAddress]] = {}
     for message in messages:

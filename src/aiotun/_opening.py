@@ -105,7 +105,7 @@ class Opening:
     def _take_all_back(self) -> None:
         try:
             # What we created goes with its last queue.
-            if self._undo and not self._created:
+            if (self._undo or self._before) and not self._created:
                 _in_session(self._take_back)
             if self._carried is not None and not self._created:
                 _ioctl.set_carrier(self._fds[0], self._name, self._carried)
@@ -238,6 +238,7 @@ class Opening:
                 await self._set(session, info, what, hint, attribute, new, old)
         if wanted.bridge is not None and wanted.bridge != info.master:
             await self._enslave(session, info, wanted.bridge)
+        await self._set_autoconf(session, info)
         if wanted.addresses:
             await self._add_addresses(session, info)
         if wanted.up and not info.up:
@@ -257,17 +258,38 @@ class Opening:
         new: Any,
         old: Any,
     ) -> None:
-        self._check_aborted()
-        if not self._created and self._before is None:
-            self._before = Before(
-                info, await session.addresses(info), await session.found_routes(info)
-            )
+        await self._about_to_change(session, info)
         if old is not None:
             back = f"put the {attribute} back to {old}"
             # Before it is done: a refusal may come halfway, when the interface has left its old
             # bridge and the new one won't have it.
             self._undo.append(lambda session: session.set(info, back, **{attribute: old}))
         await session.set(info, what, hint, **{attribute: new})
+
+    async def _about_to_change(self, session: Session, info: LinkInfo) -> None:
+        """Stop here if nobody wants the device any more; else remember what is on it."""
+        self._check_aborted()
+        if not self._created and self._before is None:
+            self._before = Before(
+                info, await session.addresses(info), await session.found_routes(info)
+            )
+
+    async def _set_autoconf(self, session: Session, info: LinkInfo) -> None:
+        """Switch the kernel's own IPv6 on or off, before the link comes up."""
+        on = self._options.ipv6_autoconf
+        if on is None or (now := await session.autoconf(info)) is None:
+            return
+        from ._autoconf import apply, switched
+
+        wanted = switched(now, on)
+        if wanted != now:
+            await self._about_to_change(session, info)
+            self._undo.append(lambda session: apply(session, info, wanted, now))
+            await apply(session, info, now, wanted)
+        # On a link that is up already the kernel has made one, at the latest as we attached.
+        for address in [] if on else await session.own_link_locals(info):
+            await self._about_to_change(session, info)
+            await session.remove_address(info, address)
 
     async def _enslave(self, session: Session, info: LinkInfo, bridge: str) -> None:
         master = await session.get(bridge)

@@ -70,6 +70,7 @@ class Options(NamedTuple):
     offload: Offload
     packet_info: bool
     napi: bool
+    ipv6_autoconf: bool | None
     carrier: bool | None
     sndbuf: int | None
 
@@ -92,6 +93,7 @@ class TunOptions(TypedDict, total=False):
     offload: Offload
     packet_info: bool
     napi: bool
+    ipv6_autoconf: bool | None
     carrier: bool | None
     sndbuf: int | None
 
@@ -124,6 +126,7 @@ def check(
     offload: Offload = "off",
     packet_info: bool = False,
     napi: bool = False,
+    ipv6_autoconf: bool | None = None,
     carrier: bool | None = None,
     sndbuf: int | None = None,
 ) -> Options:
@@ -153,6 +156,7 @@ def check(
     ways = [parse_route(route) for route in _several("routes", routes)]
     ipv6 = [str(each) for each in links if each.interface.version == 6]
     ipv6 += [str(each) for each in ways if each.dst.version == 6]
+    ipv6 += ["ipv6_autoconf=True"] if ipv6_autoconf is True else []
     if ipv6 and mtu is not None and mtu < IPV6_MIN_MTU:
         raise ValueError(
             f"mtu={mtu} is too small for {ipv6[0]}: IPv6 needs at least {IPV6_MIN_MTU}; raise it, "
@@ -178,6 +182,7 @@ def check(
         offload=offload,
         packet_info=switch("packet_info", packet_info),
         napi=switch("napi", napi),
+        ipv6_autoconf=None if ipv6_autoconf is None else switch("ipv6_autoconf", ipv6_autoconf),
         carrier=None if carrier is None else switch("carrier", carrier),
         sndbuf=sndbuf,
     )

@@ -16,6 +16,7 @@ from ipaddress import ip_address
 from typing import Any, TypeVar, cast
 
 from . import _linkdecode
+from ._autoconf import Autoconf
 from ._linkinfo import LinkInfo, LinkStats, TunTapInfo
 from ._linktypes import IPV6_MIN_MTU, LinkAddress, Route
 from .errors import AiotunError, LinkError, NotPermittedError
@@ -40,7 +41,7 @@ _TABLE_LOCAL = 255
 _RTN_LOCAL = 2
 
 _SETTABLE = frozenset(
-    {"address", "ifalias", "ifname", "master", "mtu", "net_ns_fd", "state", "txqlen"}
+    {"address", "af_spec", "ifalias", "ifname", "master", "mtu", "net_ns_fd", "state", "txqlen"}
 )
 
 _HINTS = {
@@ -120,6 +121,15 @@ class Session:
             raise TypeError(f"no such link attribute: {', '.join(sorted(unknown))}")
         request = self._ipr.link("set", index=info.index, **attributes)
         await self._ask(request, what, info.name, hint)
+
+    async def autoconf(self, info: LinkInfo) -> Autoconf | None:
+        """Tell what IPv6 the kernel gives the link by itself; None where it has no IPv6."""
+        return _linkdecode.autoconf(await self._message(info.index, info.name))
+
+    async def own_link_locals(self, info: LinkInfo) -> list[LinkAddress]:
+        """Give the link-local addresses that the kernel made by itself."""
+        messages = await self._dump(self._ipr.addr, "list the addresses", info.name)
+        return _linkdecode.addresses(filter(_linkdecode.is_own_link_local, messages), info.index)
 
     async def addresses(self, info: LinkInfo) -> list[LinkAddress]:
         """Give the link's addresses."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import aiotun
 
-from ._commands import UsageError
+from ._commands import UsageError, on_or_off
 
 __all__ = ["WORDS", "units", "write"]
 
@@ -25,6 +25,8 @@ route DST [via GATEWAY [onlink]] [metric N] [table N]
                  a route; may be repeated
 mac MAC          the TAP's own address
 bridge NAME      the bridge that the TAP joins
+ipv6_autoconf on | off
+                 a link-local address and router solicitations
 down             do not bring the link up
 """
 """What may be said, one a line."""
@@ -103,6 +105,8 @@ def _read(words: Sequence[str]) -> dict[str, Any]:
             key, given = _FLAGS[word], True
         elif word == "down":
             key, given = "up", False
+        elif word == "ipv6_autoconf":
+            key, given = word, on_or_off(word, value(word))
         elif word in _VALUES:
             key, given = _VALUES[word], value(word)
         elif "name" not in found:

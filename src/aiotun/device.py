@@ -412,8 +412,8 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
 
     If a step fails, or the opening is cancelled, no fd stays open and an interface that was created
     is gone. On one that existed, addresses and routes that were added are removed, and MTU, queue
-    length, state, MAC and master put back. What was configured stays after an ordinary close, if
-    the interface does.
+    length, state, MAC, master and IPv6 autoconfiguration put back. What was configured stays after
+    an ordinary close, if the interface does.
 
     On a device that is already as asked for, no call is made that needs privilege, so an ordinary
     user can open what root prepared.
@@ -443,6 +443,10 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
             header and then a packet of up to 64 KiB, and `send` takes the same.
         packet_info (bool): whether each packet has the kernel's 4-byte ``tun_pi`` header in front.
         napi (bool): whether the kernel receives by NAPI what is sent here (IFF_NAPI).
+        ipv6_autoconf (bool): False: the kernel gives the interface no IPv6 link-local address and
+            solicits no routers, which it otherwise does as the link comes up; one that it has
+            already made is removed. True: the kernel does so when the link comes up next. Unless
+            given, that stays as it is. Addresses of your own are not affected.
         carrier (bool): the carrier to begin with.
         sndbuf (int): how many bytes may be under way in the kernel before `send` waits
             (TUNSETSNDBUF); without a limit it never does.

@@ -122,12 +122,13 @@ def _network(wanted: _options.Options, name: str) -> list[_Section]:
             "# Needs a .netdev file with Kind=bridge, also where the bridge exists already.",
             _line("Bridge", _literal(wanted.bridge)),
         ]
-    if wanted.mtu is not None and wanted.mtu < IPV6_MIN_MTU:
-        network += [
-            f"# With IPv6 networkd would raise the MTU to {IPV6_MIN_MTU}.",
-            "LinkLocalAddressing=no",
-            "IPv6AcceptRA=no",
-        ]
+    too_small = wanted.mtu is not None and wanted.mtu < IPV6_MIN_MTU
+    if too_small:
+        network.append(f"# With IPv6 networkd would raise the MTU to {IPV6_MIN_MTU}.")
+    if too_small or wanted.ipv6_autoconf is False:
+        network += ["LinkLocalAddressing=no", "IPv6AcceptRA=no"]
+    elif wanted.ipv6_autoconf:
+        network += ["LinkLocalAddressing=ipv6", "IPv6AcceptRA=yes"]
     return [
         ("Match", [_line("Name", name)]),
         ("Link", link),

@@ -81,8 +81,8 @@ class LinkAddress:
         if self.peer is not None:
             _check_field(self, "peer", _INTERFACES)
         _check_field(self, "scope", (str,))
-        number = re.fullmatch(r"[0-9]{1,3}", self.scope)
-        if self.scope not in SCOPES and (number is None or int(number[0]) > 255):
+        known = self.scope in SCOPES
+        if not known and not (re.fullmatch(r"[0-9]{1,3}", self.scope) and int(self.scope) <= 255):
             raise ValueError(
                 f"{self.scope!r} is not a scope; a LinkAddress has 'global', 'site', 'link', "
                 "'host' or a number up to 255 as text"

@@ -648,7 +648,7 @@ class TestLink:
         error = await caught(
             aiotun.open_tun("old0", addresses=["10.0.0.1/24"], routes=["10.1.0.0/16 via 192.0.2.1"])
         )
-        words = ["Nexthop has invalid gateway", "10.1.0.0/16 via 192.0.2.1", "reach the gateway"]
+        words = ["Nexthop has invalid gateway", "10.1.0.0/16 via 192.0.2.1", "the gateway 192.0.2.1", "onlink"]
         check(error, aiotun.LinkError, errno.ENETUNREACH, "old0", *words)
 
     async def test_the_link_of_a_lost_device(self) -> None:

@@ -48,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
         "_threads",
         "errors",
     },
+    "_autoconf": {"_linkinfo", "_rtnetlink"},
     "_bridges": {"_linkinfo", "_linktypes", "_options", "_rtnetlink", "_threads", "errors"},
     "_commands": {"aiotun"},
     "_demo": {"_private", "aiotun", "reply"},
@@ -62,7 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     "_ioctl": {"_abi", "_limits", "errors"},
     "_ipheader": set(),
     "_isolating": {"_threads", "errors"},
-    "_linkdecode": {"_abi", "_linkinfo", "_linkstate", "_linktypes"},
+    "_linkdecode": {"_abi", "_autoconf", "_linkinfo", "_linkstate", "_linktypes"},
     "_linkevents": {"_interface", "_linkinfo", "_linkwatch", "_linkwatcher", "_threads"},
     "_linkinfo": {"_linktypes"},
     "_linkstate": {"_linkinfo", "_linktypes"},
@@ -92,6 +93,7 @@ ALLOWED: dict[str, set[str]] = {
     "_native": {"_abi", "_gso", "_speedups"},
     "_opening": {
         "_abi",
+        "_autoconf",
         "_interface",
         "_ioctl",
         "_linkinfo",
@@ -107,6 +109,7 @@ ALLOWED: dict[str, set[str]] = {
     "_pcapthread": {"_threads"},
     "_persistent": {
         "_abi",
+        "_autoconf",
         "_ioctl",
         "_linkinfo",
         "_linktypes",
@@ -120,7 +123,7 @@ ALLOWED: dict[str, set[str]] = {
     "_private": {"aiotun"},
     # What the doctor has to ask the driver, and no public name does.
     "_probe": {"_abi", "_ioctl", "_native", "errors"},
-    "_rtnetlink": {"_limits", "_linkdecode", "_linkinfo", "_linktypes", "errors"},
+    "_rtnetlink": {"_autoconf", "_limits", "_linkdecode", "_linkinfo", "_linktypes", "errors"},
     "_rtnlmonitor": {"_linkdecode", "_linkstate", "_rtnetlink"},
     "_queuebase": {
         "_closing",
@@ -184,6 +187,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "errors": set(),
     "link": {
+        "_abi",
         "_interface",
         "_ioctl",
         "_linkevents",

@@ -67,8 +67,7 @@ class TestAddress:
         else:
             assert parse_address(str(address)) == address
 
-    def test_alone_it_has_the_whole_length(self) -> None:
-        assert str(parse_address("10.0.0.1")) == "10.0.0.1/32"
+    def test_a_peer_alone_has_the_whole_length(self) -> None:
         assert str(parse_address("10.0.0.1 peer 10.0.0.2")) == "10.0.0.1 peer 10.0.0.2/32"
 
     def test_scope(self) -> None:
@@ -87,6 +86,8 @@ class TestAddress:
         ("text", "reason"),
         [
             ("", "write '10.0.0.1/24'"),
+            ("10.0.0.1", "no prefix length; write '10.0.0.1/24' for .*, or '10.0.0.1/32' for"),
+            ("fd00::1", "no prefix length; write 'fd00::1/64' for .*, or 'fd00::1/128' for"),
             ("10.0.0.256/24", "write '10.0.0.1/24'"),
             ("10.0.0.1/33", "write '10.0.0.1/24'"),
             ("10.0.0.1/24 brd 10.0.0.255", "write '10.0.0.1/24'"),
@@ -108,6 +109,53 @@ class TestAddress:
             parse_address(value)
 
 
+class TestValues:
+    """What is put together by hand is checked there, and not when the kernel is asked."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "kind", "words"),
+        [
+            (("x",), TypeError, "interface"),
+            ((IPv4Address("10.0.0.1"),), TypeError, "interface"),
+            ((IPv4Interface("10.0.0.1/24"), "10.0.0.2"), TypeError, "peer"),
+            ((IPv4Interface("10.0.0.1/24"), None, 0), TypeError, "scope"),
+            ((IPv4Interface("10.0.0.1/24"), None, "banana"), ValueError, "'banana'"),
+            ((IPv4Interface("10.0.0.1/24"), None, "256"), ValueError, "'256'"),
+            ((IPv4Interface("10.0.0.1/24"), None, "²"), ValueError, "scope"),
+        ],
+    )
+    def test_wrong_address(
+        self, arguments: tuple[Any, ...], kind: type[Exception], words: str
+    ) -> None:
+        with pytest.raises(kind, match=words):
+            LinkAddress(*arguments)
+
+    @pytest.mark.parametrize(
+        ("arguments", "kind", "words"),
+        [
+            (("10.2.0.0/16",), TypeError, "dst"),
+            ((IPv4Interface("10.2.0.0/16"),), TypeError, "dst"),
+            ((IPv4Network("10.2.0.0/16"), "10.0.0.2"), TypeError, "via"),
+            ((IPv4Network("10.2.0.0/16"), IPv4Interface("10.0.0.2/24")), TypeError, "via"),
+            ((IPv4Network("10.2.0.0/16"), None, "5"), TypeError, "metric"),
+            ((IPv4Network("10.2.0.0/16"), None, -1), ValueError, "metric"),
+            ((IPv4Network("10.2.0.0/16"), None, None, None), TypeError, "table"),
+            ((IPv4Network("10.2.0.0/16"), None, None, 0), ValueError, "table"),
+            ((IPv4Network("10.2.0.0/16"), None, None, "main"), TypeError, "table"),
+            ((IPv4Network("10.2.0.0/16"), None, None, 254, True), ValueError, "onlink"),
+            ((IPv4Network("10.2.0.0/16"), None, None, 254, 1), TypeError, "onlink"),
+        ],
+    )
+    def test_wrong_route(
+        self, arguments: tuple[Any, ...], kind: type[Exception], words: str
+    ) -> None:
+        with pytest.raises(kind, match=words):
+            Route(*arguments)
+
+    def test_numbers_are_scopes(self) -> None:
+        assert LinkAddress(IPv4Interface("10.0.0.1/24"), None, "77").scope == "77"
+
+
 class TestRoute:
     @given(any_interface, st.booleans(), numbers, st.none() | st.integers(1, 2**32 - 1))
     def test_text_and_back(
@@ -125,7 +173,7 @@ class TestRoute:
         default = 0 if interface.version == 4 else 1024
         assert (default if route.metric is None else route.metric) == (metric or default)
 
-    @given(st.text() | st.text(alphabet="0123456789./: viametrctbldfu%", max_size=40))
+    @given(st.text() | st.text(alphabet="0123456789./: viametrctbldfu%onk", max_size=40))
     def test_any_text_is_a_route_or_a_value_error(self, text: str) -> None:
         try:
             route = parse_route(text)
@@ -139,6 +187,17 @@ class TestRoute:
         assert parse_route("10.2.0.0/16 table 100 via 10.0.0.2 metric 50") == Route(
             IPv4Network("10.2.0.0/16"), IPv4Address("10.0.0.2"), 50, 100
         )
+
+    def test_onlink(self) -> None:
+        route = parse_route("default via 172.31.1.1 onlink metric 5")
+        assert route.onlink
+        assert str(route) == "0.0.0.0/0 via 172.31.1.1 onlink metric 5"
+        assert parse_route("default onlink via 172.31.1.1 metric 5").onlink
+        assert parse_route("default", "172.31.1.1", 5, onlink=True).onlink
+        assert parse_route(str(route)).onlink
+        plain = parse_route("default via 172.31.1.1 metric 5")
+        assert not plain.onlink
+        assert plain == route  # the kernel takes one of them only
 
     def test_an_address_is_its_own_network(self) -> None:
         assert parse_route("10.2.3.4").dst == IPv4Network("10.2.3.4/32")
@@ -161,6 +220,11 @@ class TestRoute:
             ("10.2.0.0/16 via", "is no route"),
             ("10.2.0.0/16 10.0.0.2", "is no route"),
             ("10.2.0.0/16 dev eth0", "is no route"),
+            ("10.2.0.0/16 onlink", "'onlink' has no gateway"),
+            ("10.2.0.0/16 via onlink", "gateway 'onlink'"),
+            ("10.2.0.0/16 via 10.0.0.2 onlink onlink", "names 'onlink' twice"),
+            ("10.2.0.0/16 via 10.0.0.2 onlink 5", "is no route"),
+            ("onlink", "is no route"),
             ("10.2.0.0/16 via nobody", "gateway 'nobody'"),
             ("10.2.0.0/16 via fd00::2", "mixes IPv4 and IPv6"),
             ("10.2.0.0/16 metric 5 metric 6", "names 'metric' twice"),
@@ -183,10 +247,19 @@ class TestRoute:
             parse_route("10.2.0.0/16 metric 5", metric=5)
         with pytest.raises(ValueError, match="already"):
             parse_route(parse_route("10.2.0.0/16"), metric=5)
+        with pytest.raises(ValueError, match="already"):
+            parse_route(parse_route("10.2.0.0/16"), onlink=True)
 
     @pytest.mark.parametrize(
         "arguments",
-        [(None,), (5,), ("default", 5), ("default", None, "5"), ("default", None, None, True)],
+        [
+            (None,),
+            (5,),
+            ("default", 5),
+            ("default", None, "5"),
+            ("default", None, None, True),
+            ("default", "10.0.0.2", None, None, "yes"),
+        ],
     )
     def test_wrong_type(self, arguments: tuple[Any, ...]) -> None:
         with pytest.raises(TypeError):

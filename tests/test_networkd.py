@@ -101,13 +101,21 @@ def test_the_device(mode: str, options: dict[str, Any], lines: list[str] | None)
                 "[Network]": [["LinkLocalAddressing=no", "IPv6AcceptRA=no"]],
             },
         ),
+        (
+            {"ipv6_autoconf": False},
+            {"[Network]": [["LinkLocalAddressing=no", "IPv6AcceptRA=no"]]},
+        ),
+        (
+            {"ipv6_autoconf": True},
+            {"[Network]": [["LinkLocalAddressing=ipv6", "IPv6AcceptRA=yes"]]},
+        ),
         ({"up": False}, {"[Link]": [["ActivationPolicy=manual"]]}),
         (
             {"mac": "02:00:00:00:00:0A", "bridge": "br-1.5"},
             {"[Link]": [["MACAddress=02:00:00:00:00:0a"]], "[Network]": [["Bridge=br-1.5"]]},
         ),
         (
-            {"addresses": ["10.0.0.1/24", "10.0.0.9", "10.1.0.1 peer 10.1.0.2/30"]},
+            {"addresses": ["10.0.0.1/24", "10.0.0.9/32", "10.1.0.1 peer 10.1.0.2/30"]},
             {
                 "[Address]": [
                     ["Address=10.0.0.1/24"],
@@ -146,6 +154,7 @@ def test_the_device(mode: str, options: dict[str, Any], lines: list[str] | None)
                     "::/0",
                     "10.2.0.0/16 via 10.0.0.2 metric 5 table 100",
                     "fd01::/16 via fd00::2 metric 1024 table 254",
+                    "10.3.0.0/16 via 172.31.1.1 onlink",
                 ]
             },
             {
@@ -154,6 +163,7 @@ def test_the_device(mode: str, options: dict[str, Any], lines: list[str] | None)
                     ["Destination=::/0"],
                     ["Destination=10.2.0.0/16", "Gateway=10.0.0.2", "Metric=5", "Table=100"],
                     ["Destination=fd01::/16", "Gateway=fd00::2"],
+                    ["Destination=10.3.0.0/16", "Gateway=172.31.1.1", "GatewayOnLink=yes"],
                 ]
             },
         ),
@@ -282,17 +292,13 @@ def test_users_are_not_looked_up_here(monkeypatch: pytest.MonkeyPatch) -> None:
 EVIL = "1\n[Link]\nMACAddress=02:00:00:00:00:02"
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"addresses": [LinkAddress(ipaddress.IPv4Interface("10.0.0.1/8"), None, EVIL)]},
-        {"routes": [Route(ipaddress.IPv4Network("10.0.0.0/8"), None, EVIL)]},  # type: ignore[arg-type] # a caller without a type checker
-        {"routes": [Route(ipaddress.IPv4Network("10.0.0.0/8"), None, None, EVIL)]},  # type: ignore[arg-type] # a caller without a type checker
-    ],
-)
-def test_classes_that_check_nothing_carry_nothing_in(options: Any) -> None:
+@pytest.mark.parametrize("field", ["scope", "metric", "table"])
+def test_a_value_forced_past_its_class_carries_nothing_in(field: str) -> None:
+    address = LinkAddress(ipaddress.IPv4Interface("10.0.0.1/8"))
+    route = Route(ipaddress.IPv4Network("10.0.0.0/8"))
+    object.__setattr__(address if field == "scope" else route, field, EVIL)
     with pytest.raises(ValueError, match="can't stand in a networkd file"):
-        networkd_units("x", **options)
+        networkd_units("x", addresses=[address], routes=[route])
 
 
 texts = st.text(st.sampled_from("a1.-\n\r\\ =[]#;%\x00\x85\u2028$"), max_size=12)
@@ -300,7 +306,8 @@ texts = st.text(st.sampled_from("a1.-\n\r\\ =[]#;%\x00\x85\u2028$"), max_size=12
 
 @given(name=texts, owner=texts, scope=texts, bridge=texts)
 def test_no_value_becomes_more_than_a_value(name: str, owner: str, scope: str, bridge: str) -> None:
-    address = LinkAddress(ipaddress.IPv4Interface("10.0.0.1/8"), None, scope)
+    address = LinkAddress(ipaddress.IPv4Interface("10.0.0.1/8"))
+    object.__setattr__(address, "scope", scope)
     # Each with the lines that it may add: a title, a comment (of the bridge) and what it says.
     cases: list[tuple[dict[str, Any], int]] = [
         ({"name": name}, 0),
@@ -349,12 +356,19 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
             {"mode": "tap", "bridge": "br0", "mac": "02:00:00:00:00:01", "up": False},
         ),
         ("tun0 mode tap master br0", {"mode": "tap", "bridge": "br0"}),
+        ("tun0 ipv6_autoconf off", {"ipv6_autoconf": False}),
+        ("ipv6_autoconf on tun0", {"ipv6_autoconf": True}),
         (
             "address 10.0.0.1/24 addr 10.1.0.1 peer 10.1.0.2/32 tun0 route default via 10.0.0.2 "
-            "metric 5 table 6 route 10.2.0.0/16 address fd00::1/64",
+            "metric 5 table 6 route 10.2.0.0/16 address fd00::1/64 route 10.3.0.0/16 via 10.9.0.1 "
+            "onlink metric 7",
             {
                 "addresses": ["10.0.0.1/24", "10.1.0.1 peer 10.1.0.2/32", "fd00::1/64"],
-                "routes": ["default via 10.0.0.2 metric 5 table 6", "10.2.0.0/16"],
+                "routes": [
+                    "default via 10.0.0.2 metric 5 table 6",
+                    "10.2.0.0/16",
+                    "10.3.0.0/16 via 10.9.0.1 onlink metric 7",
+                ],
             },
         ),
     ],
@@ -380,9 +394,13 @@ def test_the_command_takes_the_same_options(
         ("tun0 dev tun1", "'dev' is said twice: 'tun0' and 'tun1'"),
         ("tun0 mtu 1400 mtu 1401", "'mtu' is said twice: 1400 and 1401"),
         ("tun0 mtu", "'mtu' needs a value"),
+        ("tun0 ipv6_autoconf no", "ipv6_autoconf is 'on' or 'off', not 'no'"),
+        ("tun0 ipv6_autoconf on ipv6_autoconf off", "'ipv6_autoconf' is said twice"),
+        ("tun0 ipv6_autoconf on mtu 1000", "at least 1280"),
         ("tun0 mtu many", "mtu is an int, not 'many'"),
         ("tun0 route default via", "'via' needs a value"),
         ("tun0 address here", "'here' is no address"),
+        ("tun0 address 10.0.0.1", "write '10.0.0.1/24'"),
         ("tun0 mode bridge", "mode is 'tun' or 'tap'"),
         ("tun0 bridge br0", "open_tap"),
         ("tun0 netns blue", "no setting for netns='blue'"),
@@ -410,6 +428,6 @@ def test_the_help_knows_every_word(capsys: pytest.CaptureFixture[str]) -> None:
         said(capsys, "--help")
     text = capsys.readouterr().out
     for word in ("dev", "mode", "user", "group", "multi_queue", "pi", "vnet_hdr", "mtu", "address",
-                 "route", "mac", "bridge", "down", "--write"):  # fmt: skip
+                 "route", "mac", "bridge", "ipv6_autoconf", "down", "--write"):  # fmt: skip
         assert f"\n  {word}" in text
     assert all(len(line) <= 80 for line in text.splitlines())

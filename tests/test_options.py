@@ -1,11 +1,13 @@
 """Wrong arguments are a ValueError or a TypeError where `open_tun` or `open_tap` is called."""
 
 import asyncio
+import copy
 import errno
 import fcntl
 import gc
 import ipaddress
 import os
+import pickle
 import re
 import socket
 import threading
@@ -43,6 +45,12 @@ def nothing_done(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 LONG = "a" * 16
 
+
+class _BytesPath:
+    def __fspath__(self) -> bytes:
+        return b"/run/netns/name"
+
+
 WRONG_NAMES: list[tuple[Any, type[Exception]]] = [
     ("", ValueError),
     (LONG, ValueError),
@@ -63,6 +71,8 @@ WRONG_NAMES: list[tuple[Any, type[Exception]]] = [
     ("default", ValueError),
     # lib/ctype.c: a byte of 0xA0 is a space to the kernel, and "à" has one.
     ("à0", ValueError),
+    ("t\udcff", ValueError),  # a byte that is not UTF-8, as os.fsdecode gives it
+    ("t\ud800", ValueError),
     (b"tun0", TypeError),
     (0, TypeError),
     (Path("tun0"), TypeError),
@@ -84,6 +94,8 @@ WRONG: list[tuple[str, Any, type[Exception]]] = [
     ("addresses", [None], TypeError),
     ("addresses", [ipaddress.ip_network("10.0.0.0/24")], TypeError),
     ("addresses", ["nonsense"], ValueError),
+    ("addresses", ["10.0.0.1"], ValueError),
+    ("addresses", ["fd00::1"], ValueError),
     ("addresses", ["10.0.0.1/33"], ValueError),
     ("addresses", ["10.0.0.256/24"], ValueError),
     ("addresses", ["10.0.0.1/24", "fd00::1/129"], ValueError),
@@ -95,6 +107,8 @@ WRONG: list[tuple[str, Any, type[Exception]]] = [
     ("routes", b"10.0.0.0/24", TypeError),
     ("routes", None, TypeError),
     ("routes", 5, TypeError),
+    ("routes", ipaddress.ip_network("10.0.0.0/30"), TypeError),  # iterates over its addresses
+    ("routes", ipaddress.ip_network("fd00::/126"), TypeError),
     ("routes", [5], TypeError),
     ("routes", [""], ValueError),
     ("routes", ["nonsense"], ValueError),
@@ -114,6 +128,7 @@ WRONG: list[tuple[str, Any, type[Exception]]] = [
     ("mtu", 1500.0, TypeError),
     ("mtu", True, TypeError),
     ("txqueuelen", -1, ValueError),
+    ("txqueuelen", 524_289, ValueError),
     ("txqueuelen", 2**32, ValueError),
     ("txqueuelen", "500", TypeError),
     ("netns", 1.5, TypeError),
@@ -121,6 +136,9 @@ WRONG: list[tuple[str, Any, type[Exception]]] = [
     ("netns", b"name", TypeError),
     ("netns", ["name"], TypeError),
     ("netns", -1, ValueError),
+    ("netns", 2**31, ValueError),
+    ("netns", "\ud800", ValueError),
+    ("netns", _BytesPath(), TypeError),
     ("netns", "", ValueError),
     ("netns", "a\0b", ValueError),
     ("owner", -1, ValueError),
@@ -130,12 +148,16 @@ WRONG: list[tuple[str, Any, type[Exception]]] = [
     ("owner", b"root", TypeError),
     ("owner", "no such user", ValueError),
     ("owner", "", ValueError),
+    ("owner", "a\0b", ValueError),
+    ("owner", "\ud800", ValueError),
     ("group", -1, ValueError),
     ("group", 2**32, ValueError),
     ("group", True, TypeError),
     ("group", 1.0, TypeError),
     ("group", "no such group", ValueError),
     ("group", "", ValueError),
+    ("group", "a\0b", ValueError),
+    ("group", "\ud800", ValueError),
     ("offload", "on", ValueError),
     ("offload", "", ValueError),
     ("offload", None, ValueError),
@@ -166,7 +188,16 @@ WRONG_TAP: list[tuple[str, Any, type[Exception]]] = [
     ("bridge", True, TypeError),
 ]
 
-SWITCHES = ["multi_queue", "up", "persist", "exclusive", "packet_info", "napi", "carrier"]
+SWITCHES = [
+    "multi_queue",
+    "up",
+    "persist",
+    "exclusive",
+    "packet_info",
+    "napi",
+    "carrier",
+    "ipv6_autoconf",
+]
 
 
 @pytest.mark.usefixtures("nothing_done")
@@ -207,8 +238,27 @@ class TestWrong:
 
     @both
     def test_unknown_keyword(self, open_it: Open) -> None:
-        with pytest.raises(TypeError, match="adresses"):
-            open_it("tun0", adresses=["10.0.0.1/24"])
+        function = open_it.__name__
+        for word, nearest in (
+            ("address", "addresses"), ("adresses", "addresses"), ("route", "routes"),
+            ("user", "owner"), ("ns", "netns"), ("txqlen", "txqueuelen"), ("brdge", "bridge"),
+        ):  # fmt: skip
+            text = (
+                f"{function}() got an unexpected keyword argument '{word}'; "
+                f"did you mean '{nearest}'?"
+            )
+            with pytest.raises(TypeError) as caught:
+                open_it("tun0", **{word: None})
+            assert str(caught.value) == text
+
+    @both
+    def test_an_unknown_keyword_that_resembles_none(self, open_it: Open) -> None:
+        for word in ("mode", "zzz"):
+            with pytest.raises(TypeError) as caught:
+                open_it("tun0", **{word: "tap"})
+            function = open_it.__name__
+            text = f"{function}() got an unexpected keyword argument '{word}'"
+            assert str(caught.value) == text
 
     @both
     def test_options_are_keywords(self, open_it: Open) -> None:
@@ -221,6 +271,9 @@ class TestWrong:
         [
             ({"queues": 2, "multi_queue": False}, "multi_queue"),
             ({"packet_info": True, "offload": "raw"}, "packet_info"),
+            ({"mtu": 1279, "addresses": ["10.0.0.1/24", "fd00::1/64"]}, "at least 1280"),
+            ({"mtu": 1279, "ipv6_autoconf": True}, "ipv6_autoconf=True: IPv6 needs"),
+            ({"mtu": 1279, "routes": ["fd01::/64"]}, "fd01::/64: IPv6 needs at least 1280"),
         ],
     )
     def test_together(self, open_it: Open, options: dict[str, Any], words: str) -> None:
@@ -234,6 +287,14 @@ class TestWrong:
             ("addresses", "10.0.0.1/24", "addresses=['10.0.0.1/24']"),
             ("routes", "default", "routes=['default']"),
             ("addresses", ["10.0.0.1/33"], "write '10.0.0.1/24'"),
+            ("addresses", ["10.7.0.1"], "'10.7.0.1/24'"),
+            ("addresses", ["10.7.0.1"], "'10.7.0.1/32'"),
+            ("addresses", ["fd07::1"], "'fd07::1/64'"),
+            ("addresses", ["fd07::1"], "'fd07::1/128'"),
+            ("addresses", 5, "addresses is a list"),
+            ("txqueuelen", 10**8, "txqueuelen may be 0 to 524288"),
+            ("netns", 2**31, "netns=2147483648"),
+            ("owner", "a\0b", "owner='a\\x00b'"),
             ("routes", ["10.0.0.1/24"], "10.0.0.0/24"),
             ("mtu", 67, "68 to 65"),
             ("queues", 257, "1 to 256"),
@@ -266,7 +327,7 @@ class TestRight:
             ("mtu", 68),
             ("mtu", 65_521),
             ("txqueuelen", 0),
-            ("txqueuelen", 2**32 - 1),
+            ("txqueuelen", 524_288),
             ("owner", 0),
             ("owner", "root"),
             ("group", 0),
@@ -275,7 +336,7 @@ class TestRight:
             ("netns", "name"),
             ("netns", Path("/run/netns/name")),
             ("netns", 0),
-            ("addresses", iter(["10.0.0.1"])),
+            ("addresses", iter(["10.0.0.1/32"])),
             ("routes", (each for each in ["default via 10.0.0.1 metric 5 table 100"])),
         ],
     )
@@ -320,6 +381,41 @@ class TestOpener:
             gc.collect()
         assert seen == []
         assert socket.if_nameindex() == [(1, "lo")]
+
+    @both
+    def test_a_forgotten_await_says_what_to_write(self, open_it: Open) -> None:
+        kind = open_it.__name__.removeprefix("open_")
+        opener = open_it("tun0")
+
+        def loops() -> None:
+            with opener:
+                raise AssertionError
+
+        uses: list[tuple[type[Exception], Callable[[], object]]] = [
+            (AttributeError, lambda: opener.recv()),
+            (AttributeError, lambda: opener.send(b"")),
+            (AttributeError, lambda: opener.queues),
+            (AttributeError, lambda: opener.link),
+            (AttributeError, lambda: opener.name),
+            (TypeError, lambda: aiter(opener)),
+            (TypeError, loops),
+        ]
+        for error, use in uses:
+            with pytest.raises(error) as caught:
+                use()
+            assert f"'{kind} = await open_{kind}(...)'" in str(caught.value)
+            assert f"'async with open_{kind}(...) as {kind}:'" in str(caught.value)
+        with pytest.raises(AttributeError, match="'Opener' object has no attribute 'recieve'"):
+            _ = opener.recieve
+        assert not hasattr(opener, "recv")
+        assert getattr(opener, "_absent", 5) == 5
+
+    @both
+    def test_an_opener_can_be_copied(self, open_it: Open) -> None:
+        opener = open_it("tun0", mtu=1400)
+        for each in (copy.copy(opener), copy.deepcopy(opener), pickle.loads(pickle.dumps(opener))):
+            assert type(each) is type(opener)
+            assert each._options == opener._options
 
     @both
     async def test_works_once(self, open_it: Open) -> None:

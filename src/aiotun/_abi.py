@@ -16,6 +16,7 @@ __all__ = [
     "IFREQ",
     "IFREQ_SIZE",
     "MAX_QUEUES",
+    "MAX_QUEUE_LENGTH",
     "NODE",
     "PI_SIZE",
     "READ_SIZE",
@@ -37,6 +38,10 @@ IFNAMSIZ = 16
 
 # if_tun.h: MAX_TAP_QUEUES.
 MAX_QUEUES = 256
+
+# A queue's ring is one array of pointers, of 4 MiB at most (ptr_ring.h: KMALLOC_MAX_SIZE). What is
+# longer the kernel refuses with EPERM, as if a privilege were missing.
+MAX_QUEUE_LENGTH = 524_288
 
 # if_tun.h: struct tun_pi { __u16 flags; __be16 proto; }.
 PI_SIZE = 4
@@ -157,6 +162,7 @@ IFF_UP = 0x1
 class Siocgif(enum.IntEnum):
     """Questions about an interface, put to any socket in its namespace (sockios.h)."""
 
+    NAME = 0x8910
     FLAGS = 0x8913
     MTU = 0x8921
     INDEX = 0x8933

@@ -10,7 +10,7 @@ from typing import Literal
 
 import aiotun
 
-__all__ = ["WORDS", "UsageError", "add", "delete", "show"]
+__all__ = ["WORDS", "UsageError", "add", "delete", "on_or_off", "show"]
 
 WORDS = """\
 dev NAME         the device; 'dev' may be left out
@@ -20,6 +20,8 @@ group GROUP      likewise the members of a group
 multi_queue      up to 256 queues instead of one
 pi               a packet-info header of 4 bytes in front of each packet
 vnet_hdr         a virtio-net header in front of each packet
+ipv6_autoconf on | off
+                 the kernel's own link-local address and router solicitations
 netns NAME       the network namespace: a name under /run/netns, or a path
 """
 """What may be said, one a line; `add` takes all of it."""
@@ -31,6 +33,7 @@ _VALUES = {
     "mode": "'tun' or 'tap'",
     "user": "a user",
     "group": "a group",
+    "ipv6_autoconf": "'on' or 'off'",
     "netns": "a name or path",
 }
 # one_queue has been without effect since Linux 3.8; ip(8) knows it still.
@@ -63,6 +66,7 @@ def add(words: Sequence[str]) -> list[str]:
                 vnet_header="vnet_hdr" in flags,
                 packet_info="pi" in flags,
                 netns=values.get("netns"),
+                ipv6_autoconf=on_or_off("ipv6_autoconf", values.get("ipv6_autoconf")),
             )
         )
     except ValueError as error:
@@ -178,6 +182,17 @@ def _mode(word: str) -> Literal["tun", "tap"]:
     if word == "tap":
         return "tap"
     raise UsageError(f"mode is 'tun' or 'tap', not {word!r}")
+
+
+def on_or_off(what: str, word: str | None) -> bool | None:
+    """Read 'on' or 'off'; None where nothing was said.
+
+    Raises:
+        UsageError: it is another word.
+    """
+    if word not in ("on", "off", None):
+        raise UsageError(f"{what} is 'on' or 'off', not {word!r}")
+    return None if word is None else word == "on"
 
 
 def _who(word: str | None) -> int | str | None:

@@ -8,6 +8,7 @@ not.
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import importlib.metadata
 import json
 import os
@@ -28,7 +29,7 @@ from ._terminal import BOLD, DIM, GREEN, RED, YELLOW, paint
 
 __all__ = ["Check", "Report", "as_json", "as_lines", "examine", "trial"]
 
-_NODE = "/dev/net/tun"
+_FOLDER, _NODE = "/dev/net", "/dev/net/tun"
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21}  # capability.h
 _PYROUTE2 = (0, 9, 3)
 _SETTINGS = Path("/proc/sys")
@@ -85,6 +86,7 @@ def examine() -> Report:
         checks.append(_offload(offloads))
     checks += [
         _capabilities(),
+        _ipv6(),
         private,
         _ping(),
         pyroute2,
@@ -123,17 +125,36 @@ def _user() -> str:
         return str(os.geteuid())
 
 
+def _replace(path: str) -> str:
+    """The command that puts the driver's node in the place of what is there."""
+    remove = "rmdir" if os.path.isdir(path) else "rm"
+    script = f"{remove} {path} && mkdir -p {_FOLDER} && mknod -m 0666 {_NODE} c 10 200"
+    return _root(f"sh -c '{script}'")
+
+
 def _node() -> Check:
     try:
         found = os.stat(_NODE)
-    except OSError:
+    except FileNotFoundError:
         mend = _root("modprobe tun")
         mend += f" (for a container: run it with '--device {_NODE}')"
         return Check("node", "no", f"there is no {_NODE}", mend)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            return Check("node", "no", f"{_NODE} can't be looked at: {error.strerror}")
+        text = f"{_NODE} is not the driver's: {error.strerror}"
+        return Check("node", "no", text, _replace(_NODE if error.errno == errno.ELOOP else _FOLDER))
     mode = stat.S_IMODE(found.st_mode)
+    if stat.S_ISDIR(found.st_mode):
+        mend = _replace(_NODE)
+        mend += f" (for a container: pass it in with '--device {_NODE}', not as a volume)"
+        return Check("node", "no", f"{_NODE} is a directory", mend)
     if not stat.S_ISCHR(found.st_mode) or found.st_rdev != os.makedev(10, 200):
-        mend = _root(f"sh -c 'rm {_NODE}; mknod -m 0666 {_NODE} c 10 200'")
-        return Check("node", "no", f"{_NODE} is not the driver's: no character device 10:200", mend)
+        text = f"{_NODE} is not the driver's: no character device 10:200"
+        return Check("node", "no", text, _replace(_NODE))
+    if (place := _probe.nodev_mount()) is not None:
+        text = f"{_NODE} is on a filesystem that is mounted 'nodev', so it can't be opened"
+        return Check("node", "no", text, _root(f"mount -o remount,bind,dev {place}"))
     if not os.access(_NODE, os.R_OK | os.W_OK, effective_ids=True):
         text = f"{_NODE} has mode {mode:04o}, which keeps this user out"
         return Check("node", "no", text, _root(f"chmod 0666 {_NODE}"))
@@ -143,10 +164,15 @@ def _node() -> Check:
 def _driver(node: Check) -> tuple[Check, bool]:
     """The driver, and whether it lets us create a device in this namespace."""
     try:
-        features, may_create = _probe.features(), _probe.may_create()
+        may_create = _probe.may_create()
+        features = _probe.features()
+    except aiotun.DeviceMismatchError:
+        return Check("driver", "note", "does not tell its features (gVisor's doesn't)"), may_create
     except (aiotun.AiotunError, OSError) as error:
         if node.status != "ok":
             return Check("driver", "note", "not asked: its node can't be opened"), False
+        if isinstance(error, aiotun.NotPermittedError):  # a container's rules for devices
+            return Check("driver", "no", *_text_and_mend(error)), False
         return Check("driver", "no", _text(error), _root("modprobe tun")), False
     return Check("driver", "ok", " ".join(features)), may_create
 
@@ -155,6 +181,8 @@ def _offload(offloads: list[str]) -> Check:
     said = ", ".join(offloads) or "none"
     if "USO" in offloads:
         return Check("offload", "ok", said)
+    if not offloads:
+        return Check("offload", "note", "none; this driver has no offload (gVisor's)")
     return Check("offload", "note", f"{said}; no USO (UDP), which came with Linux 6.2")
 
 
@@ -167,6 +195,20 @@ def _capabilities() -> Check:
         if Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]:
             said += " (within a user namespace)"
     return Check("capabilities", "ok" if "CAP_NET_ADMIN" in names else "note", said)
+
+
+def _ipv6() -> Check:
+    """Whether a new interface of this namespace has IPv6; a container often switches it off."""
+    try:
+        off = (_SETTINGS / "net/ipv6/conf/default/disable_ipv6").read_text().strip() == "1"
+    except OSError:
+        return Check("IPv6", "note", "this kernel has none, or was booted with ipv6.disable=1")
+    if not off:
+        return Check("IPv6", "ok", "on for new interfaces")
+    mend = _root("sysctl -w net.ipv6.conf.all.disable_ipv6=0")
+    mend += " (for a container: run it with '--sysctl net.ipv6.conf.all.disable_ipv6=0')"
+    said = "off for new interfaces (net.ipv6.conf.default.disable_ipv6 = 1)"
+    return Check("IPv6", "note", said, mend)
 
 
 def _namespaces(node: Check) -> tuple[Check, list[str] | None]:
@@ -321,7 +363,13 @@ def _listening() -> Check:
 
 
 def _text(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error).partition(";")[0]
+    return _text_and_mend(error)[0]
+
+
+def _text_and_mend(error: Exception) -> tuple[str, str]:
+    """Cut an error's text into what happened and what to do."""
+    text, _, mend = str(getattr(error, "strerror", None) or error).partition("; ")
+    return text, mend
 
 
 # --- How it is shown -----------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import socket
 import threading
 
 from . import _ioctl, _threads
@@ -46,7 +45,7 @@ class Interface:
         interface is gone, what is written stays.
         """
         with self._lock, contextlib.suppress(OSError):
-            name = socket.if_indextoname(index)
+            name = _ioctl.get_name(index)
             self.name, self.mtu = name, _ioctl.get_mtu(name)
 
     def is_up(self) -> bool:

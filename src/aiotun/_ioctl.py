@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import struct
 from collections.abc import Iterable, Sequence
 
@@ -29,13 +30,16 @@ from .errors import (
 __all__ = [
     "attach",
     "attach_filter",
+    "attach_new",
     "get_features",
     "get_flags",
     "get_index",
     "get_mtu",
+    "get_name",
     "get_namespace",
     "get_vnet_header_size",
     "is_up",
+    "nodev_mount",
     "open_node",
     "set_carrier",
     "set_filter_ebpf",
@@ -53,6 +57,9 @@ __all__ = [
 _INT = struct.Struct("@i")
 _FLAGS = struct.Struct("@h")
 
+# What the driver of gVisor, which has little else, refuses with EINVAL.
+_NOT_IN_GVISOR = Iff.MULTI_QUEUE | Iff.NAPI | Iff.VNET_HDR
+
 _MAPPED = " (in a user namespace only one that /proc/self/uid_map or gid_map has will do)"
 
 
@@ -63,17 +70,14 @@ def open_node() -> int:
 
     Raises:
         TunUnavailableError: no node, or no driver behind it.
-        NotPermittedError: the node's mode keeps this user out.
+        NotPermittedError: the node's mode keeps this user out, its mount (nodev), or a container's
+            rules for devices.
         ResourceLimitError: no file descriptor is left.
     """
     try:
         return os.open(_abi.NODE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except PermissionError as error:
-        raise NotPermittedError(
-            error.errno,
-            f"this user may not open {_abi.NODE}; "
-            f"let root run 'chmod 0666 {_abi.NODE}' (the mode that distributions give it)",
-        ) from error
+        raise NotPermittedError(error.errno, _why_closed(error)) from error
     except OSError as error:
         if error.errno == errno.ENOENT:
             mend = "load the driver with 'modprobe tun', or in a container pass the node in"
@@ -82,9 +86,47 @@ def open_node() -> int:
             text = f"no driver stands behind {_abi.NODE}; load it with 'modprobe tun'"
         elif error.errno in LIMITS:
             raise limit_error(error.errno, f"could not open {_abi.NODE}") from error
+        elif error.errno in (errno.EISDIR, errno.ELOOP, errno.ENOTDIR):
+            # A container engine makes a directory where it shall mount a node that is not there.
+            text = (
+                f"{_abi.NODE} is not a device node ({error.strerror}); remove it, load the driver "
+                "with 'modprobe tun', and for a container pass the node in ('--device "
+                f"{_abi.NODE}', not as a volume)"
+            )
         else:
             raise
         raise TunUnavailableError(error.errno, text) from error
+
+
+def _why_closed(error: PermissionError) -> str:
+    """Say why the node can't be opened: nodev and a container's rules come before its mode."""
+    if (place := nodev_mount()) is not None:
+        return (
+            f"{_abi.NODE} can't be opened: it is on a filesystem that is mounted 'nodev'; let root "
+            f"run 'mount -o remount,bind,dev {place}', or bind-mount a node that works over it"
+        )
+    if error.errno == errno.EPERM:
+        return (
+            f"the rules for devices of this container or service forbid {_abi.NODE}; allow it with "
+            f"'--device {_abi.NODE}' (container) or 'DeviceAllow={_abi.NODE} rw' (systemd unit)"
+        )
+    return (
+        f"this user may not open {_abi.NODE}; "
+        f"let root run 'chmod 0666 {_abi.NODE}' (the mode that distributions give it)"
+    )
+
+
+def nodev_mount() -> str | None:
+    """The mount point that the node is on, where it is mounted 'nodev'; else None."""
+    try:
+        if not os.statvfs(_abi.NODE).f_flag & os.ST_NODEV:
+            return None
+    except OSError:
+        return None
+    place = os.path.realpath(_abi.NODE)
+    while not os.path.ismount(place) and place != "/":
+        place = os.path.dirname(place)
+    return place
 
 
 def attach(fd: int, name: str, flags: Iff) -> str:
@@ -104,15 +146,32 @@ def attach(fd: int, name: str, flags: Iff) -> str:
             and it exists.
         DeviceMismatchError: it is of another kind, or differs in multi-queue.
     """
-    request = bytearray(_abi.IFREQ.pack(os.fsencode(name), flags))
+    request = bytearray(_abi.IFREQ.pack(_encoded(name), flags))
     try:
         fcntl.ioctl(fd, Ioctl.TUNSETIFF, request, True)
     except OSError as error:
-        raise _attach_error(error, name, flags) from error
+        raise _attach_error(error, fd, name, flags) from error
     return _name(request)
 
 
-def _attach_error(error: OSError, name: str, flags: Iff) -> Exception:
+def attach_new(fd: int, name: str, flags: Iff) -> str:
+    """TUNSETIFF with TUN_EXCL: as `attach`, but only to an interface that this creates.
+
+    Raises:
+        DeviceBusyError: it exists already.
+        NotPermittedError, DeviceMismatchError: as `attach`.
+    """
+    try:
+        return attach(fd, name, flags | Iff.TUN_EXCL)
+    except DeviceMismatchError:
+        # gVisor's driver does not know the flag. Looking the name up has to do there, though
+        # another program may come between.
+        if _exists(name):
+            raise DeviceBusyError(errno.EBUSY, _there_already(name), name) from None
+        return attach(fd, name, flags)
+
+
+def _attach_error(error: OSError, fd: int, name: str, flags: Iff) -> Exception:
     code, shown = error.errno, name or "a new interface"
     if code in (errno.EPERM, errno.EACCES):
         if name and _exists(name):
@@ -130,7 +189,7 @@ def _attach_error(error: OSError, name: str, flags: Iff) -> Exception:
         return NotPermittedError(code, text, name or None)
     if code == errno.EBUSY:
         if flags & Iff.TUN_EXCL:
-            text = f"{shown} exists already; delete it, choose another name, or leave out exclusive"
+            text = _there_already(shown)
         else:
             text = (
                 f"another program holds the only queue of {shown}; end it, or choose another name"
@@ -140,7 +199,7 @@ def _attach_error(error: OSError, name: str, flags: Iff) -> Exception:
         text = f"all {_abi.MAX_QUEUES} queues of {shown} are taken; open fewer"
         return DeviceBusyError(code, text, name)
     if code == errno.EINVAL:
-        return DeviceMismatchError(code, _mismatch(name, flags), name or None)
+        return DeviceMismatchError(code, _mismatch(fd, name, flags), name or None)
     if code == errno.ENOTTY:
         return TunUnavailableError(code, f"{_abi.NODE} is not the TUN/TAP driver's node")
     if code in LIMITS:
@@ -148,10 +207,20 @@ def _attach_error(error: OSError, name: str, flags: Iff) -> Exception:
     return error
 
 
-def _mismatch(name: str, flags: Iff) -> str:
+def _there_already(name: str) -> str:
+    return f"{name} exists already; delete it, choose another name, or leave out exclusive"
+
+
+def _mismatch(fd: int, name: str, flags: Iff) -> str:
     wanted = "TAP" if flags & Iff.TAP else "TUN"
     kind = get_kind(name)
     if kind is None:
+        if flags & _NOT_IN_GVISOR and not _tells_features(fd):
+            return (
+                f"the TUN/TAP driver of this system can't make {name or 'an interface'} with "
+                f"{flags & _NOT_IN_GVISOR!r} (gVisor's can't); open it without offload, napi and "
+                "multi_queue, and with one queue"
+            )
         return f"the kernel refuses {name!r} as the name of a new interface; choose another"
     if kind != wanted.lower():
         what = f"a {kind.upper()} device" if kind in ("tun", "tap") else "another kind of interface"
@@ -181,6 +250,14 @@ def get_features(fd: int) -> Iff:
     argument = bytearray(_INT.size)
     _by_pointer(fd, Ioctl.TUNGETFEATURES, argument, "the driver", "tell its features")
     return Iff(_INT.unpack(argument)[0])
+
+
+def _tells_features(fd: int) -> bool:
+    try:
+        get_features(fd)
+    except AiotunError:
+        return False
+    return True
 
 
 def get_namespace(fd: int) -> int | None:
@@ -308,6 +385,18 @@ def get_index(name: str) -> int:
     return int(_INT.unpack_from(_ask(name, Siocgif.INDEX), 16)[0])
 
 
+def get_name(index: int) -> str:
+    """SIOCGIFNAME: the name of an interface of the calling thread's namespace.
+
+    Raises:
+        OSError: there is none with that number.
+    """
+    request = bytearray(struct.pack("@16xi20x", index))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
+        fcntl.ioctl(asker, Siocgif.NAME, request, True)
+    return _name(request)
+
+
 def get_mtu(name: str) -> int:
     """SIOCGIFMTU: the link's IP MTU in bytes.
 
@@ -331,12 +420,15 @@ def get_kind(name: str) -> str | None:
     """ETHTOOL_GDRVINFO: ``"tun"``, ``"tap"`` or what else; None: no such interface."""
     info = array.array("B", _abi.ETHTOOL_DRVINFO.pack(_abi.ETHTOOL_GDRVINFO, b"", b"", b"", b""))
     address, _ = info.buffer_info()
-    request = bytearray(struct.pack("@16sP16x", os.fsencode(name), address))
+    request = bytearray(struct.pack("@16sP16x", _encoded(name), address))
     with _asker(name) as asker:
         try:
             fcntl.ioctl(asker, Siocgif.ETHTOOL, request, True)
         except OSError as error:
-            return None if error.errno == errno.ENODEV else "other"
+            # gVisor has no such question: EOPNOTSUPP, whether there is an interface or not.
+            if error.errno == errno.ENODEV or not _exists(name):
+                return None
+            return "other"
     _, driver, _, _, bus = _abi.ETHTOOL_DRVINFO.unpack(info.tobytes())
     text = (bus if driver.rstrip(b"\0") == b"tun" else driver).split(b"\0")[0].decode()
     return text or "other"
@@ -351,7 +443,7 @@ def _exists(name: str) -> bool:
 
 
 def _ask(name: str, question: Siocgif) -> bytes:
-    request = bytearray(_abi.IFREQ.pack(os.fsencode(name), 0))
+    request = bytearray(_abi.IFREQ.pack(_encoded(name), 0))
     with _asker(name) as asker:
         try:
             fcntl.ioctl(asker, question, request, True)
@@ -371,22 +463,25 @@ def _by_value(fd: int, request: Ioctl, value: int, name: str, what: str) -> None
     try:
         fcntl.ioctl(fd, request, value)
     except OSError as error:
-        raise _set_error(error, name, what) from error
+        raise _refused(error, fd, name, what) from error
 
 
 def _by_pointer(fd: int, request: Ioctl, data: bytes | bytearray, name: str, what: str) -> None:
     try:
         fcntl.ioctl(fd, request, data, isinstance(data, bytearray))
     except OSError as error:
-        raise _set_error(error, name, what) from error
+        raise _refused(error, fd, name, what) from error
 
 
-def _set_error(error: OSError, name: str, what: str) -> AiotunError | OSError:
+def _refused(error: OSError, fd: int, name: str, what: str) -> AiotunError | OSError:
+    """As `_common`, where the request may not be known at all."""
     if error.errno != errno.ENOTTY:
         return _common(error, name, what)
-    # A queue made of a socket: Queue.from_fd, or the testing kit's memory pair.
-    text = f"{name} has no interface in the kernel, and can't {what}; open_tun makes one"
-    return DeviceMismatchError(errno.EOPNOTSUPP, text, name)
+    if stat.S_ISSOCK(os.fstat(fd).st_mode):  # Queue.from_fd, or the testing kit's memory pair
+        text = f"{name} has no interface in the kernel, and can't {what}; open_tun makes one"
+        return DeviceMismatchError(errno.EOPNOTSUPP, text, name)
+    text = f"{name} can't {what}: the TUN/TAP driver of this system lacks that (gVisor's does)"
+    return DeviceMismatchError(error.errno, text, name)
 
 
 def _common(error: OSError, name: str | None, what: str) -> AiotunError | OSError:
@@ -407,4 +502,9 @@ def _common(error: OSError, name: str | None, what: str) -> AiotunError | OSErro
 
 
 def _name(request: bytearray) -> str:
-    return os.fsdecode(bytes(request[: _abi.IFNAMSIZ]).split(b"\0", 1)[0])
+    return bytes(request[: _abi.IFNAMSIZ]).split(b"\0", 1)[0].decode(errors="surrogateescape")
+
+
+def _encoded(name: str) -> bytes:
+    # Not os.fsencode: in a locale that is not UTF-8 it would name another interface than netlink.
+    return name.encode(errors="surrogateescape")

@@ -6,24 +6,29 @@ whose ``get`` also takes an attribute's name in lower case without its prefix, o
 
 import dataclasses
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol
 
 from ._abi import Iff
+from ._autoconf import Autoconf
 from ._linkinfo import LinkInfo, LinkStats, TunTapInfo
 from ._linkstate import Change
-from ._linktypes import LinkAddress, Route, make_route
+from ._linktypes import SCOPES, LinkAddress, Route, make_route
 
 __all__ = [
+    "RTNH_F_ONLINK",
     "Message",
     "addresses",
     "addresses_by_link",
+    "autoconf",
     "change",
+    "is_own_link_local",
     "link_info",
     "link_stats",
     "routes",
     "scope_number",
+    "text",
 ]
 
 
@@ -43,27 +48,37 @@ _FAMILIES = {2: 4, 10: 6}
 # if.h
 _IFF_UP = 0x1
 
-# rtnetlink.h: enum rt_scope_t. Others are numbers without a name.
-_SCOPES = {"global": 0, "site": 200, "link": 253, "host": 254}
-_SCOPE_NAMES = {number: name for name, number in _SCOPES.items()}
+_SCOPE_NAMES = {number: name for name, number in SCOPES.items()}
+
+# if_addr.h
+_IFAPROT_KERNEL_LL = 3
+_IFA_F_STABLE_PRIVACY = 0x800
+
+_U32 = 0xFFFF_FFFF
 
 # rtnetlink.h
 _RT_TABLE_LOCAL = 255
 _RTN_UNICAST = 1
 _RTM_F_CLONED = 0x200
+RTNH_F_ONLINK = 4
+
+
+def text(value: str | bytes | None) -> str:
+    """Give a name or alias as text; pyroute2 leaves those that are not UTF-8 as bytes."""
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value or ""
 
 
 def link_info(message: Message, master: str | None) -> LinkInfo:
     """Read an RTM_NEWLINK message; the master's name is not in it."""
     return LinkInfo(
-        name=message.get("ifname"),
+        name=text(message.get("ifname")),
         index=message["index"],
         mtu=message.get("mtu", 0),
         mac=message.get("address") or None,
         up=bool(message["flags"] & _IFF_UP),
         carrier=bool(message.get("carrier")),
         master=master,
-        alias=message.get("ifalias") or None,
+        alias=text(message.get("ifalias")) or None,
         txqueuelen=message.get("txqlen", 0),
         tuntap=_tuntap(message),
     )
@@ -84,7 +99,7 @@ def _tuntap(message: Message) -> TunTapInfo | None:
         # A device that does not persist is gone without its queue.
         queues = int(not persist or bool(message.get("carrier")))
     return TunTapInfo(
-        name=message.get("ifname"),
+        name=text(message.get("ifname")),
         index=message["index"],
         mode="tap" if tun("type") == Iff.TAP else "tun",
         multi_queue=multi_queue,
@@ -114,6 +129,27 @@ def change(message: Message, master: str | None) -> Change | None:
     return Change(index, link_info(message, master), None, removed)
 
 
+def autoconf(message: Message) -> Autoconf | None:
+    """Read how a link is set for IPv6 out of an RTM_NEWLINK message; None where it has no IPv6."""
+    spec = message.get(("af_spec", "af_inet6"))
+    mode = None if spec is None else spec.get("inet6_addr_gen_mode")
+    if mode is None:
+        return None
+    solicitations = (spec.get("inet6_conf") or {}).get("router_solicitations", -1)
+    return Autoconf(mode, -1 if solicitations == _U32 else solicitations)
+
+
+def is_own_link_local(message: Message) -> bool:
+    """Whether an address (RTM_NEWADDR) is a link-local one that the kernel made.
+
+    Kernels before 5.18 do not say who made it; then those that are made at random can be told.
+    """
+    if _FAMILIES.get(message["family"]) != 6 or message["scope"] != SCOPES["link"]:
+        return False
+    flags = message.get("flags") or message["flags"]
+    return message.get("proto") == _IFAPROT_KERNEL_LL or bool(flags & _IFA_F_STABLE_PRIVACY)
+
+
 def link_stats(message: Message) -> LinkStats:
     """Read the counters out of an RTM_NEWLINK message."""
     counters = message.get("stats64") or {}
@@ -121,12 +157,12 @@ def link_stats(message: Message) -> LinkStats:
     return LinkStats(**{name: counters.get(name, 0) for name in names})
 
 
-def addresses(messages: list[Message], index: int) -> list[LinkAddress]:
+def addresses(messages: Iterable[Message], index: int) -> list[LinkAddress]:
     """Read the addresses of one link out of a dump of all (RTM_NEWADDR)."""
     return addresses_by_link(messages).get(index, [])
 
 
-def addresses_by_link(messages: list[Message]) -> dict[int, list[LinkAddress]]:
+def addresses_by_link(messages: Iterable[Message]) -> dict[int, list[LinkAddress]]:
     """Read a dump of all addresses; each link's number has its own."""
     found: dict[int, list[LinkAddress]] = {}
     for message in messages:
@@ -152,7 +188,7 @@ def _address(message: Message) -> LinkAddress:
 
 def scope_number(name: str) -> int:
     """Give the number of a scope as `LinkAddress` names it."""
-    return _SCOPES[name] if name in _SCOPES else int(name)
+    return SCOPES[name] if name in SCOPES else int(name)
 
 
 def routes(messages: list[Message], index: int) -> list[tuple[Route, int]]:
@@ -177,7 +213,9 @@ def _routes(message: Message, index: int) -> Iterator[Route]:
     dst = ipaddress.ip_network(f"{message.get('dst') or anywhere}/{message['dst_len']}")
     for hop in message.get("multipath") or (message,):
         if hop.get("oif") == index:
-            yield make_route(dst, _gateway(hop), message.get("priority"), table)
+            via = _gateway(hop)
+            onlink = via is not None and bool(hop["flags"] & RTNH_F_ONLINK)
+            yield make_route(dst, via, message.get("priority"), table, onlink)
 
 
 def _gateway(hop: Message) -> IPv4Address | IPv6Address | None:

@@ -23,7 +23,7 @@ from ._options import Options
 from .errors import AiotunError, DeviceBusyError, DeviceMismatchError, LinkError
 
 if TYPE_CHECKING:
-    from ._linkinfo import LinkInfo
+    from ._linkinfo import LinkInfo, TunTapInfo
     from ._linktypes import LinkAddress, Route
     from ._rtnetlink import Session
 
@@ -104,7 +104,7 @@ class Opening:
     def _take_all_back(self, namespace: _threads.Namespace) -> None:
         try:
             # What we created goes with its last queue.
-            if self._undo and not self._created:
+            if (self._undo or self._before) and not self._created:
                 _threads.setns(namespace.fd)
                 _in_session(self._take_back)
             if self._carried is not None and not self._created:
@@ -136,7 +136,7 @@ class Opening:
         fd = self._open()
         if name and "%" not in name:
             try:
-                self._name = _ioctl.attach(fd, name, flags | Iff.TUN_EXCL)
+                self._name = _ioctl.attach_new(fd, name, flags)
                 self._created = True
             except DeviceBusyError:
                 if self._options.exclusive:
@@ -164,22 +164,10 @@ class Opening:
 
     def _set_headers(self, info: LinkInfo) -> None:
         """Check that packets will look as we expect, and say what the kernel may leave to us."""
-        wanted, device = self._options, info.tuntap
-        if device is None:  # pragma: no cover - attached just now, so it is one
-            raise DeviceMismatchError(errno.EINVAL, "this is no TUN or TAP device", self._name)
-        super_packets = wanted.offload != "off"
-        for what, is_so, shall in (
-            ("virtio-net header", device.vnet_header, super_packets),
-            ("packet-info header", device.packet_info, wanted.packet_info),
-        ):
-            if is_so != shall:
-                raise self._mismatch(f"a {what}" if is_so else f"no {what}")
-        if device.queues > len(self._fds):
-            # Others are attached, and rely on what they set. The flags agree; so must the size.
-            size = _ioctl.get_vnet_header_size(self._fds[0], self._name)
-            if super_packets and size != VNET_HDR_SIZE:
-                raise self._mismatch(f"a virtio-net header of {size} bytes")
-            return
+        super_packets = self._options.offload != "off"
+        # gVisor's netlink does not tell; its devices have the headers that they are opened with.
+        if info.tuntap is not None and self._is_shared(info.tuntap, super_packets):
+            return  # the others rely on what they set
         # A persistent device remembers both from whoever was attached before.
         if super_packets:
             _ioctl.set_vnet_header_size(self._fds[0], self._name, VNET_HDR_SIZE)
@@ -187,8 +175,27 @@ class Opening:
                 _ioctl.set_offload(self._fds[0], self._name, _OFFLOADS | _USO)
             except DeviceMismatchError:
                 _ioctl.set_offload(self._fds[0], self._name, _OFFLOADS)
-        else:
+            return
+        try:
             _ioctl.set_offload(self._fds[0], self._name, OffloadFlag(0))
+        except DeviceMismatchError as error:
+            if error.errno != errno.ENOTTY:  # a driver without the request leaves nothing to us
+                raise
+
+    def _is_shared(self, device: TunTapInfo, super_packets: bool) -> bool:
+        """Whether others are attached, too; what is the device's must be as we expect it."""
+        for what, is_so, shall in (
+            ("virtio-net header", device.vnet_header, super_packets),
+            ("packet-info header", device.packet_info, self._options.packet_info),
+        ):
+            if is_so != shall:
+                raise self._mismatch(f"a {what}" if is_so else f"no {what}")
+        if device.queues <= len(self._fds):
+            return False
+        size = _ioctl.get_vnet_header_size(self._fds[0], self._name)
+        if super_packets and size != VNET_HDR_SIZE:
+            raise self._mismatch(f"a virtio-net header of {size} bytes")
+        return True
 
     def _mismatch(self, found: str) -> DeviceMismatchError:
         return DeviceMismatchError(
@@ -231,6 +238,7 @@ class Opening:
                 await self._set(session, info, what, hint, attribute, new, old)
         if wanted.bridge is not None and wanted.bridge != info.master:
             await self._enslave(session, info, wanted.bridge)
+        await self._set_autoconf(session, info)
         if wanted.addresses:
             await self._add_addresses(session, info)
         if wanted.up and not info.up:
@@ -250,17 +258,38 @@ class Opening:
         new: Any,
         old: Any,
     ) -> None:
-        self._check_aborted()
-        if not self._created and self._before is None:
-            self._before = Before(
-                info, await session.addresses(info), await session.found_routes(info)
-            )
+        await self._about_to_change(session, info)
         if old is not None:
             back = f"put the {attribute} back to {old}"
             # Before it is done: a refusal may come halfway, when the interface has left its old
             # bridge and the new one won't have it.
             self._undo.append(lambda session: session.set(info, back, **{attribute: old}))
         await session.set(info, what, hint, **{attribute: new})
+
+    async def _about_to_change(self, session: Session, info: LinkInfo) -> None:
+        """Stop here if nobody wants the device any more; else remember what is on it."""
+        self._check_aborted()
+        if not self._created and self._before is None:
+            self._before = Before(
+                info, await session.addresses(info), await session.found_routes(info)
+            )
+
+    async def _set_autoconf(self, session: Session, info: LinkInfo) -> None:
+        """Switch the kernel's own IPv6 on or off, before the link comes up."""
+        on = self._options.ipv6_autoconf
+        if on is None or (now := await session.autoconf(info)) is None:
+            return
+        from ._autoconf import apply, switched
+
+        wanted = switched(now, on)
+        if wanted != now:
+            await self._about_to_change(session, info)
+            self._undo.append(lambda session: apply(session, info, wanted, now))
+            await apply(session, info, now, wanted)
+        # On a link that is up already the kernel has made one, at the latest as we attached.
+        for address in [] if on else await session.own_link_locals(info):
+            await self._about_to_change(session, info)
+            await session.remove_address(info, address)
 
     async def _enslave(self, session: Session, info: LinkInfo, bridge: str) -> None:
         master = await session.get(bridge)
@@ -331,9 +360,10 @@ class Opening:
             _ioctl.set_group(fd, self._name, wanted.group)
         if wanted.owner is not None and (device is None or wanted.owner != device.owner):
             _ioctl.set_owner(fd, self._name, wanted.owner)
-        if wanted.persist is not None and device is not None and wanted.persist != device.persist:
-            self._persisted = device.persist
+        persists = device is not None and device.persist
+        if wanted.persist is not None and wanted.persist != persists:
             _ioctl.set_persist(fd, self._name, wanted.persist)
+            self._persisted = persists
 
     def _check_aborted(self) -> None:
         if self._aborted.is_set():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple, TypedDict, TypeVar
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 from . import _abi
 from ._linktypes import (
+    IPV6_MIN_MTU,
     AddressArg,
     LinkAddress,
     Route,
@@ -20,14 +22,30 @@ from ._linktypes import (
 from ._packetio import Mode, Offload, check_offload
 from ._threads import NetnsArg, check_netns
 
-__all__ = ["Options", "TapOptions", "TunOptions", "check", "switch"]
+__all__ = ["Options", "TapOptions", "TunOptions", "check", "check_words", "switch"]
 
 T = TypeVar("T")
 
 # The kernel's limits (ip.h, tun.c): any more would not fit an IP packet, with a TAP's header.
 _MTU_MIN, _MTU_MAX = 68, {"tun": 65_535, "tap": 65_521}
 
-_S32, _U32 = 0x7FFF_FFFF, 0xFFFF_FFFF
+_S32 = 0x7FFF_FFFF
+
+
+# What ip(8) and other libraries call our options, where that is too far from our name.
+_ALSO_CALLED = {
+    "ip": "addresses",
+    "ns": "netns",
+    "namespace": "netns",
+    "user": "owner",
+    "uid": "owner",
+    "gid": "group",
+    "pi": "packet_info",
+    "vnet_hdr": "offload",
+    "txqlen": "txqueuelen",
+    "master": "bridge",
+    "hwaddr": "mac",
+}
 
 
 class Options(NamedTuple):
@@ -52,6 +70,7 @@ class Options(NamedTuple):
     offload: Offload
     packet_info: bool
     napi: bool
+    ipv6_autoconf: bool | None
     carrier: bool | None
     sndbuf: int | None
 
@@ -74,6 +93,7 @@ class TunOptions(TypedDict, total=False):
     offload: Offload
     packet_info: bool
     napi: bool
+    ipv6_autoconf: bool | None
     carrier: bool | None
     sndbuf: int | None
 
@@ -106,6 +126,7 @@ def check(
     offload: Offload = "off",
     packet_info: bool = False,
     napi: bool = False,
+    ipv6_autoconf: bool | None = None,
     carrier: bool | None = None,
     sndbuf: int | None = None,
 ) -> Options:
@@ -124,20 +145,30 @@ def check(
     if mtu is not None:
         _within("mtu", mtu, _MTU_MIN, _MTU_MAX[mode])
     if txqueuelen is not None:
-        _within("txqueuelen", txqueuelen, 0, _U32)
+        _within("txqueuelen", txqueuelen, 0, _abi.MAX_QUEUE_LENGTH)
     if sndbuf is not None:
         _within("sndbuf", sndbuf, 1, _S32)
     check_offload(offload)
     if packet_info and offload != "off":
         raise ValueError("packet_info=True goes with offload='off' only: one header is enough")
     check_netns(netns)
+    links = [parse_address(address) for address in _several("addresses", addresses)]
+    ways = [parse_route(route) for route in _several("routes", routes)]
+    ipv6 = [str(each) for each in links if each.interface.version == 6]
+    ipv6 += [str(each) for each in ways if each.dst.version == 6]
+    ipv6 += ["ipv6_autoconf=True"] if ipv6_autoconf is True else []
+    if ipv6 and mtu is not None and mtu < IPV6_MIN_MTU:
+        raise ValueError(
+            f"mtu={mtu} is too small for {ipv6[0]}: IPv6 needs at least {IPV6_MIN_MTU}; raise it, "
+            "or leave IPv6 out"
+        )
     return Options(
         mode=mode,
         name=name,
         queues=queues,
         multi_queue=queues > 1 if multi_queue is None else switch("multi_queue", multi_queue),
-        addresses=[parse_address(address) for address in _several("addresses", addresses)],
-        routes=[parse_route(route) for route in _several("routes", routes)],
+        addresses=links,
+        routes=ways,
         mtu=mtu,
         txqueuelen=txqueuelen,
         up=switch("up", up),
@@ -151,9 +182,34 @@ def check(
         offload=offload,
         packet_info=switch("packet_info", packet_info),
         napi=switch("napi", napi),
+        ipv6_autoconf=None if ipv6_autoconf is None else switch("ipv6_autoconf", ipv6_autoconf),
         carrier=None if carrier is None else switch("carrier", carrier),
         sndbuf=sndbuf,
     )
+
+
+def check_words(function: str, given: Iterable[str], options: Any) -> None:
+    """Check the names of a function's keyword arguments, as Python does for those it knows.
+
+    Args:
+        function: its public name.
+        given: the names that it was called with.
+        options: the TypedDict that has those it takes.
+
+    Raises:
+        TypeError: one is none of its.
+    """
+    words: frozenset[str] = options.__optional_keys__
+    for word in given:
+        if word in words:
+            continue
+        import difflib
+
+        text = f"{function}() got an unexpected keyword argument {word!r}"
+        near = difflib.get_close_matches(word, sorted(words), 1, 0.7)
+        for nearest in [*near, *words.intersection([_ALSO_CALLED.get(word, "")])][:1]:
+            text += f"; did you mean {nearest!r}?"
+        raise TypeError(text)
 
 
 def _within(what: str, value: object, lowest: int, highest: int) -> None:
@@ -171,7 +227,9 @@ def switch(what: str, value: object) -> bool:
 
 
 def _several(what: str, values: Iterable[T]) -> Iterable[T]:
-    if isinstance(values, str | bytes):
+    # A network is an iterable too, of all its addresses.
+    one = isinstance(values, str | bytes | IPv4Network | IPv6Network)
+    if one or not isinstance(values, Iterable):
         raise TypeError(f"{what} is a list, even of one: {what}=[{values!r}]")
     return values
 
@@ -182,7 +240,7 @@ def _user(owner: int | str | None) -> int | None:
 
         try:
             return pwd.getpwnam(owner).pw_uid
-        except KeyError:
+        except (KeyError, ValueError):  # ValueError: a NUL, or a surrogate
             raise ValueError(f"owner={owner!r}: there is no such user on this machine") from None
     if owner is not None:
         _within("owner", owner, 0, _S32)
@@ -195,7 +253,7 @@ def _group(group: int | str | None) -> int | None:
 
         try:
             return grp.getgrnam(group).gr_gid
-        except KeyError:
+        except (KeyError, ValueError):
             raise ValueError(f"group={group!r}: there is no such group on this machine") from None
     if group is not None:
         _within("group", group, 0, _S32)

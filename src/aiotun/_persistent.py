@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from . import _ioctl, _threads
 from ._abi import Iff
 from ._linktypes import check_name
-from ._options import check, switch
+from ._options import Options, check, switch
 from ._packetio import Mode
 from .errors import (
     AiotunError,
@@ -22,6 +22,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from ._linkinfo import LinkInfo, TunTapInfo
+    from ._rtnetlink import Session
 
 __all__ = ["create_persistent", "delete_persistent", "list_devices"]
 
@@ -46,6 +47,7 @@ async def create_persistent(
     vnet_header: bool = False,
     packet_info: bool = False,
     netns: _threads.NetnsArg | None = None,
+    ipv6_autoconf: bool | None = None,
 ) -> str:
     """Create a TUN or TAP device that stays without a program attached, as ``ip tuntap add`` does.
 
@@ -66,6 +68,8 @@ async def create_persistent(
         packet_info: whether packets come with the 4-byte ``tun_pi`` header (no IFF_NO_PI).
         netns: the network namespace to create it in: a name under /run/netns, a path or an open
             fd; None is the calling thread's.
+        ipv6_autoconf: False: the kernel gives the device no IPv6 link-local address and solicits no
+            routers when it comes up; True: it does; None leaves what is the kernel's default.
 
     Returns:
         The name that the device got.
@@ -91,16 +95,14 @@ async def create_persistent(
         raise ValueError(f"mode is 'tun' or 'tap', not {mode!r}")
     wanted = check(
         mode, name, multi_queue=multi_queue, owner=owner, group=group,
-        packet_info=packet_info, netns=netns,
+        packet_info=packet_info, netns=netns, ipv6_autoconf=ipv6_autoconf,
     )  # fmt: skip
-    flags = _kind(mode, wanted.multi_queue) | Iff.TUN_EXCL
+    flags = _kind(mode, wanted.multi_queue)
     if not wanted.packet_info:
         flags |= Iff.NO_PI
     if switch("vnet_header", vnet_header):
         flags |= Iff.VNET_HDR
-    made = await _threads.run_in(
-        netns, lambda: _create(name or "", flags, wanted.owner, wanted.group), undo=_undo
-    )
+    made = await _threads.run_in(netns, lambda: _create(name or "", flags, wanted), undo=_undo)
     return made.name
 
 
@@ -109,24 +111,38 @@ def _kind(mode: Mode, multi_queue: bool) -> Iff:
     return kind | Iff.MULTI_QUEUE if multi_queue else kind
 
 
-def _create(name: str, flags: Iff, owner: int | None, group: int | None) -> _Found:
+def _create(name: str, flags: Iff, wanted: Options) -> _Found:
     fd = _ioctl.open_node()
     try:
         try:
-            made = _ioctl.attach(fd, name, flags)
+            made = _ioctl.attach_new(fd, name, flags)
         except DeviceBusyError as error:
             text = f"{name} exists already; delete it, or choose another name"
             raise DeviceBusyError(error.errno, text, name) from error
         index = _ioctl.get_index(made)
-        if group is not None:
-            _ioctl.set_group(fd, made, group)
-        if owner is not None:
-            _ioctl.set_owner(fd, made, owner)
+        if wanted.ipv6_autoconf is not None:
+            _set_autoconf(index, wanted.ipv6_autoconf)
+        if wanted.group is not None:
+            _ioctl.set_group(fd, made, wanted.group)
+        if wanted.owner is not None:
+            _ioctl.set_owner(fd, made, wanted.owner)
         # Last: until now the device goes with the fd, whatever happens.
         _ioctl.set_persist(fd, made, True)
     finally:
         os.close(fd)
     return _Found(made, index, flags & (Iff.TUN | Iff.TAP | Iff.MULTI_QUEUE))
+
+
+def _set_autoconf(index: int, on: bool) -> None:
+    from ._autoconf import apply, switched
+    from ._rtnetlink import in_session
+
+    async def work(session: Session) -> None:
+        info = await session.get(index)
+        if (now := await session.autoconf(info)) is not None:
+            await apply(session, info, now, switched(now, on))
+
+    in_session(work)
 
 
 def _undo(made: _Found) -> None:

@@ -63,7 +63,11 @@ def try_device() -> list[str]:
     """
 
     def attempt(fd: int) -> list[str]:
-        name = _ioctl.attach(fd, "", Iff.TUN | Iff.NO_PI | Iff.VNET_HDR)
+        try:
+            name = _ioctl.attach(fd, "", Iff.TUN | Iff.NO_PI | Iff.VNET_HDR)
+        except DeviceMismatchError:  # gVisor, which has no offload
+            _ioctl.attach(fd, "", Iff.TUN | Iff.NO_PI)
+            return []
         found = []
         tso = OffloadFlag.CSUM | OffloadFlag.TSO4 | OffloadFlag.TSO6
         uso = OffloadFlag.CSUM | OffloadFlag.USO4 | OffloadFlag.USO6
@@ -76,6 +80,11 @@ def try_device() -> list[str]:
         return found
 
     return _with_node(attempt)
+
+
+def nodev_mount() -> str | None:
+    """The mount point that the node is on, where it is mounted 'nodev'; else None."""
+    return _ioctl.nodev_mount()
 
 
 def _with_node(function: Callable[[int], T]) -> T:

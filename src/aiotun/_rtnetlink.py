@@ -12,13 +12,15 @@ import functools
 import selectors
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from ipaddress import ip_address
 from typing import Any, TypeVar, cast
 
 from . import _linkdecode
+from ._autoconf import Autoconf
 from ._limits import LIMITS, limit_error, naming_limits
 from ._linkinfo import LinkInfo, LinkStats, TunTapInfo
-from ._linktypes import LinkAddress, Route
+from ._linktypes import IPV6_MIN_MTU, LinkAddress, Route
 from .errors import AiotunError, LinkError, NotPermittedError, ResourceLimitError
 
 __all__ = ["Session", "in_session", "message_parser", "opening"]
@@ -41,11 +43,14 @@ _TABLE_LOCAL = 255
 _RTN_LOCAL = 2
 
 _SETTABLE = frozenset(
-    {"address", "ifalias", "ifname", "master", "mtu", "net_ns_fd", "state", "txqlen"}
+    {"address", "af_spec", "ifalias", "ifname", "master", "mtu", "net_ns_fd", "state", "txqlen"}
 )
 
 _HINTS = {
     errno.ENODEV: "look for it with 'ip link'; it may have been deleted or renamed",
+    errno.EPERM: "it needs CAP_NET_ADMIN in the interface's network namespace: run as root or with "
+    "that capability",
+    errno.EACCES: "a sandbox or a security module of this machine forbids it",
     errno.ENETDOWN: "bring the link up first",
     errno.ENOBUFS: "the kernel is short of memory for netlink; try again",
 }
@@ -119,6 +124,15 @@ class Session:
         request = self._ipr.link("set", index=info.index, **attributes)
         await self._ask(request, what, info.name, hint)
 
+    async def autoconf(self, info: LinkInfo) -> Autoconf | None:
+        """Tell what IPv6 the kernel gives the link by itself; None where it has no IPv6."""
+        return _linkdecode.autoconf(await self._message(info.index, info.name))
+
+    async def own_link_locals(self, info: LinkInfo) -> list[LinkAddress]:
+        """Give the link-local addresses that the kernel made by itself."""
+        messages = await self._dump(self._ipr.addr, "list the addresses", info.name)
+        return _linkdecode.addresses(filter(_linkdecode.is_own_link_local, messages), info.index)
+
     async def addresses(self, info: LinkInfo) -> list[LinkAddress]:
         """Give the link's addresses."""
         messages = await self._dump(self._ipr.addr, "list the addresses", info.name)
@@ -142,6 +156,7 @@ class Session:
             f"add the address {address}",
             info.name,
             "addresses() lists what is there",
+            _ipv6_hints(info, errno.EINVAL) if address.interface.version == 6 else _HINTS,
         )
 
     async def settle(self, info: LinkInfo, addresses: list[LinkAddress]) -> None:
@@ -150,7 +165,8 @@ class Session:
         For IPv6 the kernel leaves that to a work queue, after it has answered (addrconf_dad_work):
         until it has put the address into the 'local' table, what is sent to it is dropped.
         """
-        wanted = {str(each.interface.ip) for each in addresses if each.interface.version == 6}
+        # As objects: one address has several spellings (::102:304 is ::1.2.3.4).
+        wanted = {each.interface.ip for each in addresses if each.interface.version == 6}
         for _ in range(200):
             if not wanted:
                 return
@@ -159,7 +175,8 @@ class Session:
                 "list the routes",
                 info.name,
             )
-            wanted -= {each.get("dst") for each in messages if each["type"] == _RTN_LOCAL}
+            local = (each.get("dst") for each in messages if each["type"] == _RTN_LOCAL)
+            wanted -= {ip_address(dst) for dst in local if dst}
             if wanted:
                 await asyncio.sleep(0.005)
 
@@ -194,6 +211,10 @@ class Session:
             f"add the route {route}",
             info.name,
             "routes() lists what is there, and the link must be up and reach the gateway",
+            {
+                **(_ipv6_hints(info, errno.ENODEV) if route.dst.version == 6 else _HINTS),
+                **_gateway_hints(info, route),
+            },
         )
 
     async def remove_route(self, info: LinkInfo, route: Route) -> None:
@@ -277,7 +298,7 @@ class Session:
         name = None
         if master:
             try:
-                name = (await self._message(master)).get("ifname")
+                name = _linkdecode.text((await self._message(master)).get("ifname"))
             except LinkError as error:
                 if error.errno != errno.ENODEV:  # it may have gone in between
                     raise
@@ -297,17 +318,33 @@ class Session:
             messages = await self._ask(collect(), what, name)
         return messages
 
-    async def _ask(self, request: Awaitable[T], what: str, name: str | None, hint: str = "") -> T:
-        """Await a request and say in our words why the kernel refused it."""
+    async def _ask(
+        self,
+        request: Awaitable[T],
+        what: str,
+        name: str | None,
+        hint: str = "",
+        hints: Mapping[int, str] = _HINTS,
+    ) -> T:
+        """Await a request and say in our words why the kernel refused it.
+
+        Args:
+            request: the request.
+            what: what it was to do.
+            name: the interface.
+            hint: what to do about a refusal.
+            hints: the same for certain errnos, which comes first.
+        """
         try:
             return await request
         except _pyroute2().NetlinkError as error:
             # pyroute2's own frames hold the error, and so would it them.
             cause = error.with_traceback(None)
-            raise _refusal(error.code, error.args[1], what, name, hint) from cause
+            code, sentence = error.code, error.args[1]
+            raise _refusal(code, sentence, what, name, hints.get(code, hint)) from cause
         except OSError as error:
-            code = error.errno or errno.EIO
-            raise _refusal(code, error.strerror or str(error), what, name, hint) from error
+            code, sentence = error.errno or errno.EIO, error.strerror or str(error)
+            raise _refusal(code, sentence, what, name, _HINTS.get(code, hint)) from error
 
 
 def _refusal(code: int, sentence: str, what: str, name: str | None, hint: str) -> AiotunError:
@@ -315,19 +352,44 @@ def _refusal(code: int, sentence: str, what: str, name: str | None, hint: str) -
         what = f"{what} on {name}"
     if code in LIMITS:
         return limit_error(code, f"could not {what}", name)
-    if code in (errno.EPERM, errno.EACCES):
-        return NotPermittedError(
-            code,
-            f"could not {what}: {sentence}; it needs CAP_NET_ADMIN in the interface's "
-            "network namespace: run as root or with that capability",
-            name,
+    text = f"could not {what}: {sentence}" + (f"; {hint}" if hint else "")
+    kind = NotPermittedError if code in (errno.EPERM, errno.EACCES) else LinkError
+    return kind(code, text, name)
+
+
+def _ipv6_hints(info: LinkInfo, too_small: int) -> dict[int, str]:
+    """What to do where the kernel refuses an address or route because the link has no IPv6.
+
+    Args:
+        info: the link.
+        too_small: the errno of a link whose MTU is too small for IPv6.
+    """
+    hints = {
+        **_HINTS,
+        # Never for want of a privilege, which is EPERM.
+        errno.EACCES: f"IPv6 is switched off for {info.name}: its net.ipv6.conf.*.disable_ipv6 is "
+        "1. Let root run 'sysctl -w net.ipv6.conf.all.disable_ipv6=0', or run the container with "
+        "'--sysctl net.ipv6.conf.all.disable_ipv6=0'",
+        errno.EOPNOTSUPP: "this kernel has no IPv6, or was booted with ipv6.disable=1",
+    }
+    if info.mtu < IPV6_MIN_MTU:
+        hints[too_small] = (
+            f"IPv6 needs an MTU of at least {IPV6_MIN_MTU} bytes, and that of {info.name} is "
+            f"{info.mtu}; raise it first"
         )
-    advice = _HINTS.get(code) or hint
-    return LinkError(
-        code,
-        f"could not {what}: {sentence}" + (f"; {advice}" if advice else ""),
-        name,
+    return hints
+
+
+def _gateway_hints(info: LinkInfo, route: Route) -> dict[int, str]:
+    """What to do where the kernel has no route to a gateway: ENETUNREACH, for IPv6 EHOSTUNREACH."""
+    if route.via is None or route.onlink:
+        return {}
+    hint = (
+        f"no address or route of {info.name} says that the gateway {route.via} is there: add a "
+        f"route to it first ('{route.via}/{route.via.max_prefixlen}'), or write '{route.dst} via "
+        f"{route.via} onlink'"
     )
+    return {errno.ENETUNREACH: hint, errno.EHOSTUNREACH: hint}
 
 
 def _address_attributes(info: LinkInfo, address: LinkAddress) -> dict[str, Any]:
@@ -350,6 +412,8 @@ def _route_attributes(info: LinkInfo, route: Route) -> dict[str, Any]:
     }
     if route.metric is not None:
         attributes["priority"] = route.metric
+    if route.onlink:
+        attributes["flags"] = _linkdecode.RTNH_F_ONLINK
     if route.via is not None and route.via.version == route.dst.version:
         attributes["gateway"] = str(route.via)
     elif route.via is not None:  # as routes() may give it: IPv4 by way of an IPv6 neighbour
@@ -419,8 +483,9 @@ async def _converse(pyroute2: Any, work: Callable[[Session], Awaitable[T]]) -> T
         # Ours, and not pyroute2's own, which stays open where setting it up fails.
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE)
     with sock:
-        # pyroute2 asks for the kernel's own sentences only on sockets that it made.
-        with opening():
+        # pyroute2 asks for the kernel's own sentences only on sockets that it made. Kernels before
+        # 4.12, and gVisor, have none.
+        with contextlib.suppress(OSError):
             sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
         async with pyroute2.AsyncIPRoute(ext_ack=True, use_socket=sock) as ipr:
             with opening():

@@ -41,6 +41,8 @@ _staying = threading.local()
 # sched.h
 _CLONE_NEWNET = 0x4000_0000
 
+_MAX_FD = 0x7FFF_FFFF  # a C int
+
 
 def check_netns(netns: object) -> None:
     """Check a namespace as users name one, before anything is opened.
@@ -51,9 +53,17 @@ def check_netns(netns: object) -> None:
     if isinstance(netns, bool) or not isinstance(netns, str | int | os.PathLike | None):
         raise TypeError(f"netns is a name, a path, an open fd or None, not {netns!r}")
     if isinstance(netns, int):
-        if netns < 0:
+        if not 0 <= netns <= _MAX_FD:
             raise ValueError(f"netns={netns} is no fd; give an open one, a name or a path")
-    elif netns is not None and (not os.fspath(netns) or "\0" in os.fspath(netns)):
+    elif netns is not None:
+        path = os.fspath(netns)
+        if not isinstance(path, str):
+            raise TypeError(f"netns is a name, a path, an open fd or None, not {netns!r}")
+        try:
+            if path and "\0" not in path and os.fsencode(path):
+                return
+        except UnicodeEncodeError:  # a surrogate that stands for no byte
+            pass
         raise ValueError(f"netns={netns!r} is no name or path; name one under /run/netns")
 
 

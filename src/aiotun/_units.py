@@ -6,7 +6,7 @@ from typing import Any
 
 import aiotun
 
-from ._commands import UsageError
+from ._commands import UsageError, on_or_off
 
 __all__ = ["WORDS", "units", "write"]
 
@@ -21,10 +21,12 @@ vnet_hdr         a virtio-net header in front of each packet
 mtu BYTES        the largest IP packet
 address A/LEN [peer B/LEN]
                  an address; may be repeated
-route DST [via GATEWAY] [metric N] [table N]
+route DST [via GATEWAY [onlink]] [metric N] [table N]
                  a route; may be repeated
 mac MAC          the TAP's own address
 bridge NAME      the bridge that the TAP joins
+ipv6_autoconf on | off
+                 a link-local address and router solicitations
 down             do not bring the link up
 """
 """What may be said, one a line."""
@@ -48,7 +50,7 @@ _NUMBERS = ("owner", "group", "mtu")
 _LISTS = {
     "address": ("addresses", ("peer",)),
     "addr": ("addresses", ("peer",)),
-    "route": ("routes", ("via", "metric", "table")),
+    "route": ("routes", ("via", "onlink", "metric", "table")),
 }
 
 
@@ -95,7 +97,7 @@ def _read(words: Sequence[str]) -> dict[str, Any]:
             text = value(word)
             while rest and rest[0] in following:
                 more = rest.pop(0)
-                text += f" {more} {value(more)}"
+                text += f" {more}" if more == "onlink" else f" {more} {value(more)}"
             found.setdefault(key, []).append(text)
             continue
         given: object
@@ -103,6 +105,8 @@ def _read(words: Sequence[str]) -> dict[str, Any]:
             key, given = _FLAGS[word], True
         elif word == "down":
             key, given = "up", False
+        elif word == "ipv6_autoconf":
+            key, given = word, on_or_off(word, value(word))
         elif word in _VALUES:
             key, given = _VALUES[word], value(word)
         elif "name" not in found:

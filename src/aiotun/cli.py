@@ -121,7 +121,8 @@ def _parser() -> argparse.ArgumentParser:
 
     usage = (
         "aiotun add [[dev] NAME] mode {tun | tap} [user USER] [group GROUP]\n"
-        "                  [multi_queue] [pi] [vnet_hdr] [netns NAME]"
+        "                  [multi_queue] [pi] [vnet_hdr] [ipv6_autoconf {on | off}]\n"
+        "                  [netns NAME]"
     )
     said = "add a persistent device, as 'ip tuntap add' does"
     command = _with_words(commands, "add", usage, said, _ADDED)

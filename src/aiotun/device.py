@@ -382,6 +382,32 @@ class Opener(Generic[D]):
         if device is not None:
             await device.aclose()
 
+    if not TYPE_CHECKING:  # a checker knows what an opener has, and finds the mistake by itself
+
+        def __getattr__(self, name: str) -> Any:
+            # Never a private name: copying and pickling ask an object that has no `_kind` yet.
+            if name.startswith("_") or not hasattr(self._kind, name):
+                text = f"{type(self).__name__!r} object has no attribute {name!r}"
+                raise AttributeError(text, name=name, obj=self)
+            raise AttributeError(self._forgotten(f"it has no {name!r}"), name=name, obj=self)
+
+        def __aiter__(self) -> Any:
+            raise TypeError(self._forgotten("it has no packets"))
+
+        def __enter__(self) -> Any:
+            raise TypeError(self._forgotten("it can't be entered by 'with' alone"))
+
+        def __exit__(self, *error: object) -> None: ...
+
+    def _forgotten(self, what: str) -> str:
+        """Say what to write where the opener is used as if it were the device."""
+        kind = self._kind._kind
+        return (
+            f"this is the opener of a device, not the device, and {what}; write "
+            f"'{kind} = await open_{kind}(...)' or 'async with open_{kind}(...) as {kind}:', and "
+            f"use '{kind}'"
+        )
+
     async def _open(self) -> D:
         if self._used:
             raise RuntimeError("this opener was used before; call open_tun or open_tap again")
@@ -401,8 +427,8 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
 
     If a step fails, or the opening is cancelled, no fd stays open and an interface that was created
     is gone. On one that existed, addresses and routes that were added are removed, and MTU, queue
-    length, state, MAC and master put back. What was configured stays after an ordinary close, if
-    the interface does.
+    length, state, MAC, master and IPv6 autoconfiguration put back. What was configured stays after
+    an ordinary close, if the interface does.
 
     On a device that is already as asked for, no call is made that needs privilege, so an ordinary
     user can open what root prepared.
@@ -414,10 +440,11 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
             is above 1. True with one queue attaches to a device that others share.
         addresses: ``"10.0.0.1/24"``, ``"fd00::1/64"``, ``"10.0.0.1 peer 10.0.0.2/32"``, or objects
             of the ipaddress module.
-        routes: ``"DST [via GATEWAY] [metric N] [table N]"``, DST a network, an address or
-            ``default``, or objects of the ipaddress module; always through this device.
-        mtu (int): the link's IP MTU in bytes, 68 to 65535.
-        txqueuelen (int): how many packets each queue holds in the kernel.
+        routes: ``"DST [via GATEWAY [onlink]] [metric N] [table N]"``, DST a network, an address or
+            ``default``, or objects of the ipaddress module; always through this device. ``onlink``
+            is for a gateway that is in none of the device's networks.
+        mtu (int): the link's IP MTU in bytes, 68 to 65535; with IPv6 1280 at least.
+        txqueuelen (int): how many packets each queue holds in the kernel, 0 to 524288.
         up (bool): whether to bring the link up, which is the default; False leaves it as it is.
         netns: the network namespace to open it in: a name under /run/netns, a path, or an open fd.
             The program itself does not move, and a missing one is not created.
@@ -431,6 +458,10 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
             header and then a packet of up to 64 KiB, and `send` takes the same.
         packet_info (bool): whether each packet has the kernel's 4-byte ``tun_pi`` header in front.
         napi (bool): whether the kernel receives by NAPI what is sent here (IFF_NAPI).
+        ipv6_autoconf (bool): False: the kernel gives the interface no IPv6 link-local address and
+            solicits no routers, which it otherwise does as the link comes up; one that it has
+            already made is removed. True: the kernel does so when the link comes up next. Unless
+            given, that stays as it is. Addresses of your own are not affected.
         carrier (bool): the carrier to begin with.
         sndbuf (int): how many bytes may be under way in the kernel before `send` waits
             (TUNSETSNDBUF); without a limit it never does.
@@ -443,7 +474,8 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
 
     Awaiting or entering it raises:
         TunUnavailableError: this machine has no TUN/TAP driver.
-        NotPermittedError: a step needs a privilege that this user lacks.
+        NotPermittedError: a step needs a privilege that this user lacks, or IPv6 is switched off
+            for the interface (``disable_ipv6``).
         DeviceBusyError: somebody else has the device, or it exists and `exclusive` was given.
         DeviceMismatchError: it exists, and is of another kind or has other flags.
         LinkError: the kernel refused an address, a route or the like; or no such namespace.
@@ -457,6 +489,8 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
 
     Source: ``include/uapi/linux/if_tun.h``, ``Documentation/networking/tuntap.rst``.
     """
+    # TapOptions: what only a TAP has is refused below, with the reason.
+    _options.check_words("open_tun", options, TapOptions)
     return Opener(TunDevice, _options.check("tun", name, **options))
 
 
@@ -479,4 +513,5 @@ def open_tap(name: str | None = None, **options: Unpack[TapOptions]) -> Opener[T
 
     Source: as `open_tun`.
     """
+    _options.check_words("open_tap", options, TapOptions)
     return Opener(TapDevice, _options.check("tap", name, **options))

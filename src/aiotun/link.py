@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, TypeVar
 
 from . import _ioctl, _threads
+from ._abi import MAX_QUEUE_LENGTH
 from ._interface import Interface
 from ._linktypes import (
     AddressArg,
@@ -21,11 +22,12 @@ from ._linktypes import (
     RouteArg,
     check_name,
     check_new_name,
+    is_utf8,
     parse_address,
     parse_mac,
     parse_route,
 )
-from .errors import LinkError
+from .errors import LinkError, NotPermittedError
 
 if TYPE_CHECKING:
     from ._linkevents import LinkEvents
@@ -93,9 +95,12 @@ class Link:
                 on, whatever its name.
             namespace: where it is.
         """
-        self = cls(interface.name)
+        # Not by __init__: it takes only names in UTF-8, and an interface may have another.
+        self = cls.__new__(cls)
         self._interface = interface
         self._interface.namespace = namespace
+        self._netns = None
+        self._lock = threading.Lock()
         return self
 
     @property
@@ -129,7 +134,8 @@ class Link:
 
         Args:
             mtu: the largest IP packet in bytes, without any link-layer header. What an interface
-                takes is its own: 68 to 65535 for TUN, to 65521 for TAP.
+                takes is its own: 68 to 65535 for TUN, to 65521 for TAP. Below 1280 a link has no
+                IPv6: the kernel removes its IPv6 addresses and routes.
 
         Raises:
             ValueError: the MTU is negative or no 31-bit number.
@@ -170,15 +176,30 @@ class Link:
         """Set the length of the queue towards the wire (IFLA_TXQLEN).
 
         Args:
-            packets: how many packets it holds; on a TUN or TAP device each of its queues does.
+            packets: how many packets it holds; on a TUN or TAP device each of its queues does,
+                and at most 524288.
 
         Raises:
-            ValueError: the number is negative or too large.
-            LinkError: there is no such link or namespace, or the kernel refused.
+            ValueError: the number is negative or no 32-bit number.
+            LinkError: the interface can't have so long a queue, or there is no such link or
+                namespace.
             NotPermittedError: CAP_NET_ADMIN is missing.
         """
         _check_number(packets, "a queue length", _U32)
-        await self._set(f"set the queue length to {packets}", txqlen=packets)
+
+        async def work(session: Session, info: LinkInfo) -> None:
+            try:
+                await session.set(info, f"set the queue length to {packets}", txqlen=packets)
+            except NotPermittedError as error:
+                if info.tuntap is None or packets <= MAX_QUEUE_LENGTH:
+                    raise
+                text = (
+                    f"could not set the queue length of {info.name} to {packets}: a queue of a "
+                    f"TUN or TAP device holds at most {MAX_QUEUE_LENGTH} packets"
+                )
+                raise LinkError(error.errno, text, info.name) from error
+
+        await self._request(work)
 
     async def set_alias(self, text: str) -> None:
         """Set the free text that is kept with the link (IFLA_IFALIAS); an empty one removes it.
@@ -193,8 +214,10 @@ class Link:
         """
         if not isinstance(text, str):
             raise TypeError(f"an alias is a str, not {type(text).__name__}")
-        if len(text.encode()) > _ALIAS_BYTES or "\0" in text:
+        if len(text.encode(errors="replace")) > _ALIAS_BYTES or "\0" in text:
             raise ValueError(f"the alias {text!r} has a NUL or more than {_ALIAS_BYTES} bytes")
+        if not is_utf8(text):
+            raise ValueError(f"the alias {text!r} can't be encoded as UTF-8; leave surrogates out")
         await self._set("set the alias", ifalias=text)
 
     async def rename(self, name: str) -> None:
@@ -304,23 +327,27 @@ class Link:
         via: str | IPv4Address | IPv6Address | None = None,
         metric: int | None = None,
         table: int | None = None,
+        onlink: bool = False,
     ) -> None:
         """Add a route through this link (RTM_NEWROUTE). The link must be up.
 
         Args:
             dst: a network, an address or ``"default"``, as text or as an object of the ipaddress
-                module. A text may go on: ``"10.2.0.0/16 via 10.0.0.2 metric 50 table 100"``.
+                module. A text may go on: ``"10.2.0.0/16 via 10.0.0.2 metric 50 table 100"``, or
+                ``"default via 172.31.1.1 onlink"``.
             via: the gateway; without one the destinations are on the link itself.
             metric: the smallest wins; the kernel's default unless given.
             table: the number of the routing table; the main one unless given.
+            onlink: whether to take the gateway for a neighbour on this link, though it is in none
+                of the link's networks (RTNH_F_ONLINK). Otherwise there must be a route to it.
 
         Raises:
             ValueError: this is no route.
-            LinkError: it exists already (EEXIST), the gateway can't be reached, the link is down,
-                or there is no such link or namespace.
+            LinkError: it exists already (EEXIST), the gateway can't be reached (ENETUNREACH, for
+                IPv6 EHOSTUNREACH), the link is down, or there is no such link or namespace.
             NotPermittedError: CAP_NET_ADMIN is missing.
         """
-        wanted = parse_route(dst, via, metric, table)
+        wanted = parse_route(dst, via, metric, table, onlink)
         await self._request(lambda session, info: session.add_route(info, wanted))
 
     async def remove_route(

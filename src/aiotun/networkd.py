@@ -6,7 +6,7 @@ import re
 from typing import Any, Unpack
 
 from . import _options
-from ._linktypes import MAIN_TABLE, LinkAddress, Route, check_new_name
+from ._linktypes import IPV6_MIN_MTU, MAIN_TABLE, LinkAddress, Route, check_new_name
 from ._packetio import Mode
 
 __all__ = ["NetworkdOptions", "networkd_units"]
@@ -18,9 +18,6 @@ _PLAIN = re.compile(r"[A-Za-z0-9_.:/@+$-]+")
 _NAME = re.compile(r"(?!\d+\Z)[A-Za-z0-9_.@+-]+")
 # A name of digits would be taken for a number; the rest is what useradd(8) allows.
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\$?")
-
-# ipv6.h: a link with a smaller MTU has no IPv6.
-_IPV6_MIN_MTU = 1280
 
 _AT_OPENING = "give it to the program that opens the device"
 # What no file can say, its default, and what to do instead.
@@ -76,13 +73,14 @@ def networkd_units(
     Raises:
         TypeError: an argument is of another type.
         ValueError: an argument is wrong, or networkd has no word for it: `txqueuelen`, `netns`,
-            `exclusive`, `napi`, `carrier`, `sndbuf`, ``persist=False``, routes with ``up=False``,
-            and IPv6 with an MTU under 1280 bytes. What is left at its default is no obstacle.
+            `exclusive`, `napi`, `carrier`, `sndbuf`, ``persist=False``, and routes with
+            ``up=False``. What is left at its default is no obstacle.
 
     Source: ``systemd.netdev(5)``, ``systemd.network(5)``.
     """
     if mode not in ("tun", "tap"):
         raise ValueError(f"mode is 'tun' or 'tap', not {mode!r}")
+    _options.check_words("networkd_units", options, NetworkdOptions)
     # Names of users are for the machine that the files go to; `check` would look them up on this.
     asked: dict[str, Any] = {**options}
     owner, group = _take_name(asked, "owner"), _take_name(asked, "group")
@@ -124,12 +122,13 @@ def _network(wanted: _options.Options, name: str) -> list[_Section]:
             "# Needs a .netdev file with Kind=bridge, also where the bridge exists already.",
             _line("Bridge", _literal(wanted.bridge)),
         ]
-    if wanted.mtu is not None and wanted.mtu < _IPV6_MIN_MTU:
-        network += [
-            f"# With IPv6 networkd would raise the MTU to {_IPV6_MIN_MTU}.",
-            "LinkLocalAddressing=no",
-            "IPv6AcceptRA=no",
-        ]
+    too_small = wanted.mtu is not None and wanted.mtu < IPV6_MIN_MTU
+    if too_small:
+        network.append(f"# With IPv6 networkd would raise the MTU to {IPV6_MIN_MTU}.")
+    if too_small or wanted.ipv6_autoconf is False:
+        network += ["LinkLocalAddressing=no", "IPv6AcceptRA=no"]
+    elif wanted.ipv6_autoconf:
+        network += ["LinkLocalAddressing=ipv6", "IPv6AcceptRA=yes"]
     return [
         ("Match", [_line("Name", name)]),
         ("Link", link),
@@ -159,6 +158,7 @@ def _route(route: Route) -> list[str]:
     return [
         _line("Destination", route.dst),
         *_if_given("Gateway", route.via),
+        *(["GatewayOnLink=yes"] if route.onlink else []),
         *_if_given("Metric", route.metric),
         *([] if route.table == MAIN_TABLE else [_line("Table", route.table)]),
     ]
@@ -196,12 +196,6 @@ def _check_sayable(wanted: _options.Options) -> None:
             "networkd adds routes to a link once, and gives up if it is down; leave up=False or "
             "the routes out"
         )
-    ipv6 = [str(address) for address in wanted.addresses if address.interface.version == 6]
-    ipv6 += [str(route) for route in wanted.routes if route.dst.version == 6]
-    if ipv6 and wanted.mtu is not None and wanted.mtu < _IPV6_MIN_MTU:
-        raise ValueError(
-            f"mtu={wanted.mtu} is too little for {ipv6[0]}: IPv6 needs at least {_IPV6_MIN_MTU}"
-        )
 
 
 def _if_given(key: str, value: object) -> list[str]:
@@ -211,8 +205,7 @@ def _if_given(key: str, value: object) -> list[str]:
 def _line(key: str, value: object) -> str:
     """Give a line of a file, whose value can't be anything but that.
 
-    What came through the checks before is good, but for what is in classes that check nothing
-    (`Route`, `LinkAddress`).
+    Every value was checked before. This is the last check of what root will write to a file.
     """
     text = str(value)
     if not _PLAIN.fullmatch(text):

@@ -239,14 +239,37 @@ def _child(command: list[str], env: dict[str, str] | None, code: str, fds: Seque
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@contextlib.contextmanager
+def ipv6_switched_off() -> Iterator[None]:
+    """For interfaces that are made in this namespace inside the block."""
+    setting = "/proc/sys/net/ipv6/conf/default/disable_ipv6"
+    with open(setting, "w") as file:
+        file.write("1")
+    try:
+        yield
+    finally:
+        with open(setting, "w") as file:
+            file.write("0")
+
+
 def with_node(how: str) -> list[str]:
     """A command prefix: what follows it runs where /dev/net/tun is another, or none at all.
 
     Args:
-        how: ``"none"``, ``"closed"`` to ordinary users (mode 0600), or ``"dead"``, with no driver.
+        how: ``"none"``, ``"directory"``, ``"loop"`` of links, ``"nodev"`` on a mount where
+            devices don't work, ``"closed"`` to ordinary users (mode 0600), or ``"dead"``, with no
+            driver.
     """
-    if how == "none":
-        script = "mount -t tmpfs none /dev/net"
+    without = {
+        "none": "true",
+        "directory": "mkdir /dev/net/tun",
+        "loop": "ln -s tun /dev/net/tun",
+        "nodev": "mknod -m 0666 /dev/net/tun c 10 200",
+    }
+    if how in without:
+        if how == "nodev" and not REAL_ROOT:
+            pytest.skip("only the machine's own root can make device nodes")
+        script = f"mount -t tmpfs -o mode=0755,nodev none /dev/net && {without[how]}"
     else:
         if not REAL_ROOT:
             pytest.skip("only the machine's own root can make device nodes")

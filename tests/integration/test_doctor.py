@@ -18,7 +18,7 @@ from aiotun import _doctor, _native, _probe, cli
 
 from ..commandline import in_terminal, piped
 from ..helpers import REAL_ROOT, ip, ordinary_python
-from .kernel import ORDINARY, held, make, names
+from .kernel import ORDINARY, held, ipv6_switched_off, make, names, with_node
 
 USER = "nobody" if REAL_ROOT else "root"
 
@@ -103,6 +103,37 @@ class TestAsRoot:
         assert status == 1
         assert "no character device 10:200" in found["node"]["said"]
         assert found["driver"]["status"] == "note"
+
+    @pytest.mark.parametrize(
+        ("how", "said", "mend"),
+        [
+            ("directory", "is a directory", "rmdir /dev/net/tun && "),
+            ("loop", "symbolic links", "rm /dev/net/tun && "),
+            ("nodev", "'nodev'", "mount -o remount,bind,dev /dev/net"),
+        ],
+    )
+    def test_a_node_that_no_mode_helps(self, how: str, said: str, mend: str) -> None:
+        status, found = doctor([*with_node(how), sys.executable])
+        assert status == 1
+        assert said in found["node"]["said"]
+        assert mend in found["node"]["mend"]
+        if how == "nodev":
+            return
+        # What it says to do does help.
+        script = f'{found["node"]["mend"].partition(" (")[0]} && exec "$@"'
+        prefix = [*with_node(how), "sh", "-c", script, "sh", sys.executable]
+        prefix[4] = prefix[4].replace(",nodev", "")
+        if REAL_ROOT:
+            assert doctor(prefix)[1]["node"]["status"] == "ok"
+
+    def test_ipv6(self) -> None:
+        assert doctor()[1]["IPv6"]["status"] == "ok"
+        with ipv6_switched_off():
+            status, found = doctor()
+        assert status == 0
+        assert found["IPv6"]["status"] == "note"
+        assert "sysctl -w net.ipv6.conf.all.disable_ipv6=0" in found["IPv6"]["mend"]
+        assert "--sysctl net.ipv6.conf.all.disable_ipv6=0" in found["IPv6"]["mend"]
 
 
 class TestAsAnOrdinaryUser:

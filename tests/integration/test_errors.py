@@ -16,6 +16,7 @@ import dpkt
 import pytest
 
 import aiotun
+from aiotun import _ioctl
 from aiotun._abi import Iff, Ioctl
 
 from ..helpers import REAL_ROOT, ip, make_icmp_echo
@@ -24,6 +25,7 @@ from .kernel import (
     another_namespace,
     child,
     held,
+    ipv6_switched_off,
     make,
     names,
     ordinary_child,
@@ -134,6 +136,12 @@ class TestTunUnavailable:
             said, aiotun.TunUnavailableError, errno.ENODEV, None, "/dev/net/tun", "modprobe tun"
         )
 
+    @pytest.mark.parametrize(("how", "code"), [("directory", errno.EISDIR), ("loop", errno.ELOOP)])
+    def test_no_node_but_a(self, how: str, code: int) -> None:
+        said = child("attempt(aiotun.open_tun('new0'))", prefix=with_node(how))
+        words = ["/dev/net/tun is not a device node", "remove it", "--device /dev/net/tun"]
+        check_said(said, aiotun.TunUnavailableError, code, None, *words)
+
     def test_the_node_of_something_else(self) -> None:
         """A file that anybody put there."""
         prefix = ["unshare", "-m", "sh", "-c", 'mount -B /dev/null /dev/net/tun && exec "$@"', "sh"]
@@ -145,6 +153,48 @@ class TestNotPermitted:
     def test_the_nodes_mode(self) -> None:
         said = ordinary_child("attempt(aiotun.open_tun('new0'))", prefix=with_node("closed"))
         check_said(said, aiotun.NotPermittedError, errno.EACCES, None, "chmod 0666 /dev/net/tun")
+
+    def test_a_mount_without_devices(self) -> None:
+        """Root, too, and whatever the node's mode is."""
+        said = child("attempt(aiotun.open_tun('new0'))", prefix=with_node("nodev"))
+        words = ["'nodev'", "'mount -o remount,bind,dev /dev/net'"]
+        check_said(said, aiotun.NotPermittedError, errno.EACCES, None, *words)
+
+    def test_a_containers_rules_for_devices(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What the device cgroup says, which takes a cgroup of one's own to try."""
+
+        def refuse(*args: object) -> int:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", refuse)
+            with pytest.raises(aiotun.NotPermittedError) as caught:
+                _ioctl.open_node()
+        words = ["--device /dev/net/tun", "DeviceAllow=/dev/net/tun rw"]
+        check(caught.value, aiotun.NotPermittedError, errno.EPERM, None, *words)
+
+    @pytest.mark.parametrize("what", ["address", "route"])
+    async def test_ipv6_is_switched_off(self, what: str) -> None:
+        """It is no privilege that is missing, though the kernel says EACCES."""
+        options: Any = {"addresses": ["fd00::1/64"]}
+        if what == "route":
+            options = {"routes": ["fd01::/64"]}
+        with ipv6_switched_off():
+            async with aiotun.open_tun("new0", addresses=["10.0.0.1/24"]) as tun:
+                add = tun.link.add_address if what == "address" else tun.link.add_route
+                with pytest.raises(aiotun.NotPermittedError) as later:
+                    await add("fd00::1/64" if what == "address" else "fd01::/64")
+            with pytest.raises(aiotun.NotPermittedError) as caught:
+                await aiotun.open_tun("new0", **options)
+        words = [
+            f"add the {what}", "IPv6 is switched off for new0",
+            "sysctl -w net.ipv6.conf.all.disable_ipv6=0",
+            "--sysctl net.ipv6.conf.all.disable_ipv6=0",
+        ]  # fmt: skip
+        for each in (later, caught):
+            check(each.value, aiotun.NotPermittedError, errno.EACCES, "new0", *words)
+            assert "CAP_NET_ADMIN" not in str(each.value)
+        assert names() == []
 
     @pytest.mark.parametrize("mode", ["tun", "tap"])
     def test_creating(self, mode: str) -> None:
@@ -283,7 +333,7 @@ class TestUnprivileged:
         options: dict[str, Any] = {
             "addresses": [
                 "10.0.0.1/24",
-                "10.2.0.1",
+                "10.2.0.1/32",
                 "10.3.0.1 peer 10.3.0.2/32",
                 "fd00::1/64",
                 "fd00:0:0:1::1/64",
@@ -585,11 +635,26 @@ class TestLink:
         error = await caught(aiotun.Link("missing0").info())
         check(error, aiotun.LinkError, errno.ENODEV, "missing0", "ip link")
 
+    async def test_an_mtu_too_small_for_ipv6(self) -> None:
+        async with aiotun.open_tun("new0", mtu=1279) as tun:
+            words = ["at least 1280 bytes", "that of new0 is 1279"]
+            with pytest.raises(aiotun.LinkError) as caught:
+                await tun.link.add_address("fd00::1/64")
+            check(caught.value, aiotun.LinkError, errno.EINVAL, "new0", *words)
+            with pytest.raises(aiotun.LinkError) as caught:
+                await tun.link.add_route("fd01::/64")
+            check(caught.value, aiotun.LinkError, errno.ENODEV, "new0", *words)
+
     async def test_the_kernels_own_words(self) -> None:
         error = await caught(
             aiotun.open_tun("old0", addresses=["10.0.0.1/24"], routes=["10.1.0.0/16 via 192.0.2.1"])
         )
-        words = ["Nexthop has invalid gateway", "10.1.0.0/16 via 192.0.2.1", "reach the gateway"]
+        words = [
+            "Nexthop has invalid gateway",
+            "10.1.0.0/16 via 192.0.2.1",
+            "the gateway 192.0.2.1",
+            "onlink",
+        ]
         check(error, aiotun.LinkError, errno.ENETUNREACH, "old0", *words)
 
     async def test_the_link_of_a_lost_device(self) -> None:

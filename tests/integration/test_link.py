@@ -27,6 +27,7 @@ from aiotun._linkinfo import LinkInfo, TunTapInfo
 from aiotun._linktypes import parse_address, parse_route
 from aiotun._rtnetlink import Session, in_session
 from aiotun._threads import Namespace
+from aiotun.device import open_tap
 from aiotun.errors import LinkError, NotPermittedError
 from aiotun.link import Link
 
@@ -281,6 +282,14 @@ class TestSetting:
         await link.set_txqueuelen(50)
         assert (await link.info()).txqueuelen == show(tap)["txqlen"] == 50
 
+    async def test_a_txqueuelen_that_no_ring_has(self) -> None:
+        """The kernel says EPERM, to root as well; it is not the privilege that is missing."""
+        async with open_tap("tap0") as device:
+            with pytest.raises(LinkError, match="holds at most 524288 packets"):
+                await device.link.set_txqueuelen(10**8)
+            await device.link.set_txqueuelen(524_288)
+            assert (await device.link.info()).txqueuelen == 524_288
+
     async def test_alias(self, tap: str) -> None:
         link = Link(tap)
         for text in ("site A: ünïcode", "x" * 254):
@@ -487,6 +496,42 @@ class TestRoutes:
         (shown,) = ip(f"route show 192.0.2.1 dev {link.name}")
         assert shown["scope"] == "link"
 
+    @pytest.mark.parametrize(
+        ("dst", "via"),
+        [("default", "172.31.1.1"), ("::/0", "fd77::1"), ("10.9.0.0/16", "10.7.0.1")],
+    )
+    async def test_a_gateway_outside_of_all_networks(self, link: Link, dst: str, via: str) -> None:
+        """As WSL and some clouds have it: refused with both ways out, and each works."""
+        with pytest.raises(LinkError) as caught:
+            await link.add_route(dst, via)
+        assert caught.value.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
+        written = str(parse_route(dst, via).dst)
+        first, onlink = f"'{via}/{128 if ':' in via else 32}'", f"'{written} via {via} onlink'"
+        assert first in str(caught.value)
+        assert onlink in str(caught.value)
+
+        await link.add_route(onlink.strip("'"))
+        (route,) = (each for each in await link.routes() if str(each.via) == via)
+        assert str(route) == onlink.strip("'")
+        family = "-6" if ":" in via else "-4"
+        (shown,) = (each for each in ip(f"{family} route show") if each.get("gateway") == via)
+        assert "onlink" in shown["flags"]
+        await link.remove_route(route)
+        await link.add_route(dst, via, onlink=True)
+        await link.remove_route(dst, via)
+        assert route not in await link.routes()
+
+        await link.add_route(first.strip("'"))
+        await link.add_route(dst, via)
+        (route,) = (each for each in await link.routes() if str(each.via) == via)
+        assert not route.onlink
+
+    async def test_onlink_of_one_hop_among_several(self, link: Link) -> None:
+        hops = f"nexthop via 10.0.0.2 dev {link.name} nexthop via 172.31.1.1 dev {link.name} onlink"
+        ip(f"route add 10.6.0.0/16 {hops}")
+        found = {str(route) for route in await link.routes()}
+        assert {"10.6.0.0/16 via 10.0.0.2", "10.6.0.0/16 via 172.31.1.1 onlink"} <= found
+
     async def test_only_ours_and_only_unicast(self, link: Link, make: Callable[..., str]) -> None:
         other = make("tap")
         ip(f"link set {other} up")
@@ -587,7 +632,7 @@ class TestNamespaces:
         """At once, without the collector, after an error too."""
         link = Link("lo", netns=elsewhere.path)
         with pytest.raises(LinkError):
-            await link.remove_address("192.0.2.1")
+            await link.remove_address("192.0.2.1/32")
         assert link._interface.namespace is not None
         fd = link._interface.namespace.fd
         os.fstat(fd)
@@ -713,6 +758,7 @@ class TestWrongArguments:
             ("set_alias", ("x" * 255,)),
             ("set_alias", ("ü" * 128,)),
             ("set_alias", ("a\0b",)),
+            ("set_alias", ("\ud800",)),
             ("rename", ("a b",)),
             ("set_master", ("",)),
             ("add_address", ("10.0.0.1/24/24",)),

@@ -151,7 +151,7 @@ class TestAddresses:
     async def test_every_form(self, open_it: Open, mode: str) -> None:
         wanted = [
             "10.0.0.1/24",
-            "10.1.0.1",
+            "10.1.0.1/32",
             "10.2.0.1 peer 10.2.0.2/32",
             "fd00::1/64",
             "fd01::1 peer fd01::2/128",
@@ -187,6 +187,24 @@ class TestAddresses:
             assert not shown["addr_info"][0].get("tentative")
             with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
                 sock.bind(("fd00::1", 0))
+
+    @pytest.mark.parametrize("address", ["::1.2.3.4/96", "::a00:1/96", "64:ff9b::1.2.3.4/96"])
+    async def test_an_address_with_two_spellings_is_not_waited_for_in_vain(
+        self, address: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        dumps = 0
+        dump = Session._dump
+
+        def counting(*args: Any) -> Any:
+            nonlocal dumps
+            dumps += 1
+            return dump(*args)
+
+        monkeypatch.setattr(Session, "_dump", counting)
+        async with aiotun.open_tun("a0", addresses=[address]):
+            with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+                sock.bind((address.partition("/")[0], 0))
+        assert dumps < 100  # it gives up after 200, which takes more than a second
 
     async def test_what_is_there_stays(self) -> None:
         make("a0")

@@ -2,11 +2,13 @@
 
 import asyncio
 import errno
+import fcntl
 import grp
 import itertools
 import json
 import os
 import pwd
+import struct
 import subprocess
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 
 import aiotun
 from aiotun import _ioctl
-from aiotun._abi import Iff
+from aiotun._abi import Iff, Ioctl
 
 from ..helpers import REAL_ROOT, ip
 from .kernel import (
@@ -398,6 +400,25 @@ class TestListing:
         for name in wanted:
             make(name)
         assert [each.name for each in await aiotun.list_devices()] == wanted
+
+    async def test_a_name_that_is_not_utf8(self) -> None:
+        """The kernel takes any bytes; what we tell of them is text, and the device works."""
+        fd = _ioctl.open_node()
+        try:
+            request = struct.pack("16sH22x", b"t\xff\xfe0", Iff.TUN | Iff.NO_PI)
+            fcntl.ioctl(fd, Ioctl.TUNSETIFF, request)
+            (found,) = await aiotun.list_devices()
+            assert found.name == "t\udcff\udcfe0"
+            device = aiotun.TunDevice.from_fd(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        async with device:
+            assert device.name == (await device.link.info()).name == found.name
+            await device.link.add_address("10.0.0.1/24")
+            assert "10.0.0.1/24" in map(str, await device.link.addresses())
+            await device.link.rename("tun0")
+            assert device.name == "tun0"
 
     async def test_wrong_argument(self) -> None:
         with pytest.raises(TypeError, match="netns is"):

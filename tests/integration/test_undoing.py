@@ -120,10 +120,13 @@ FAILING: dict[str, tuple[dict[str, Any], int]] = {
         {"routes": ["10.90.0.0/16 via 10.9.0.8", "10.90.0.0/16 via 10.9.0.9"]},
         errno.EEXIST,
     ),
-    # Where the MTU is too small for IPv6 the kernel takes no IPv6 address.
-    "MTU 68 with an IPv6 address": (
-        {"mtu": 68, "addresses": ["10.9.0.1/24", "fd09::1/64"], "routes": []},
-        errno.EINVAL,
+    "MTU 68, which is too small for IPv6": (
+        {
+            "mtu": 68,
+            "addresses": ["10.9.0.1/24"],
+            "routes": ["10.90.0.0/16 via 192.0.2.1"],
+        },
+        errno.ENETUNREACH,
     ),
     # 0.0.0.0/0 is no address of an interface, 224.0.0.1 and multicast neither.
     "impossible address": ({"addresses": ["10.9.0.1/24", "ff02::5/64"]}, errno.EADDRNOTAVAIL),

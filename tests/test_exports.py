@@ -139,7 +139,7 @@ ALLOWED: dict[str, set[str]] = {
     "_threads": {"errors"},
     "_units": {"_commands", "aiotun"},
     "_waiting": set(),
-    "capture": {"_packetio", "_pcapformat", "_pcapthread"},
+    "capture": {"_packetio", "_pcapformat", "_pcapthread", "_threads"},
     "cli": {"_commands", "_demo", "_doctor", "_dump", "_terminal", "_units", "aiotun"},
     "decode": {"_encode", "_packetio", "errors"},
     "device": {

@@ -63,7 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     "_describe": set(),
     "_doctor": {"_private", "_probe", "_terminal", "aiotun"},
     "_dump": {"_arguments", "_describe", "_listen", "_terminal", "aiotun", "capture"},
-    "_encode": {"offload"},
+    "_encode": {"_native"},
     "_faults": {"_packetio", "device", "errors", "link"},
     "_flow": set(),
     "_gso": {"_abi"},

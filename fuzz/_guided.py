@@ -29,8 +29,14 @@ _MODULES = {
     "wireguard-config": ["wireguard"],
     "vpn-keys": ["udp_vpn"],
     "options": ["aiotun._linktypes", "virtual_switch"],
-    "networkd": ["aiotun._units", "aiotun.networkd", "aiotun._options", "aiotun._linktypes"],
-    "commands": ["aiotun._commands"],
+    "networkd": [
+        "aiotun._units",
+        "aiotun._arguments",
+        "aiotun.networkd",
+        "aiotun._options",
+        "aiotun._linktypes",
+    ],
+    "commands": ["aiotun._commands", "aiotun._arguments"],
 }
 
 

@@ -11,7 +11,7 @@ import udp_vpn
 import virtual_switch
 from wireguard import config
 
-from aiotun import _commands, _units
+from aiotun import _arguments, _commands, _units
 from aiotun._linktypes import check_new_name, parse_address, parse_mac, parse_route
 
 from ._target import Target
@@ -84,7 +84,7 @@ def networkd(data: bytes) -> None:
     words = data.decode("utf-8", "surrogateescape").split("\n")
     try:
         texts = _units.units(words)
-    except _commands.UsageError:
+    except _arguments.UsageError:
         return
     for name, text in texts.items():
         assert re.fullmatch(r"50-[^/\0]+\.(netdev|network)", name), name
@@ -98,13 +98,13 @@ def commands(data: bytes) -> None:
     words = data.decode("utf-8", "surrogateescape").split("\n")
     valued, flags = set(_commands._VALUES), set(_commands._FLAGS)
     try:
-        values, said = _commands._read("add", words, valued, flags)
-        _commands._mode(values.get("mode", "tun"))
-        _commands._who(values.get("user"))
-    except _commands.UsageError:
+        said = _arguments.read("add", words, valued, flags)
+        _commands._mode(said.values.get("mode", "tun"))
+        _commands._who(said.values, "user")
+    except _arguments.UsageError:
         return
-    assert set(values) <= valued
-    assert said <= flags
+    assert set(said.values) <= valued
+    assert said.flags <= flags
 
 
 TARGETS = [

@@ -28,7 +28,7 @@ from wireguard.interface import Interface
 from aiotun import (
     IPHeader,
     PacketDecodeError,
-    _commands,
+    _arguments,
     _gso,
     _units,
     decode_frame,
@@ -127,7 +127,7 @@ PLANTED: dict[str, Break] = {
         "units",
         lambda texts: {name: text + "Key=a b\n" for name, text in texts.items()},
     ),
-    "commands": _raising(_commands, "_read"),
+    "commands": _raising(_arguments, "read"),
 }
 
 

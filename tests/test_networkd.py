@@ -391,8 +391,8 @@ def test_the_command_takes_the_same_options(
     [
         ("", "say the device's name"),
         ("tun0 tun1", "'tun1' is no word"),
-        ("tun0 dev tun1", "'dev' is said twice: 'tun0' and 'tun1'"),
-        ("tun0 mtu 1400 mtu 1401", "'mtu' is said twice: 1400 and 1401"),
+        ("tun0 dev tun1", "two names are given, 'tun0' and 'tun1'"),
+        ("tun0 mtu 1400 mtu 1401", "'mtu' is said twice: '1400' and '1401'"),
         ("tun0 mtu", "'mtu' needs a value"),
         ("tun0 ipv6_autoconf no", "ipv6_autoconf is 'on' or 'off', not 'no'"),
         ("tun0 ipv6_autoconf on ipv6_autoconf off", "'ipv6_autoconf' is said twice"),

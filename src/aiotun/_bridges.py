@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from . import _threads
 from ._linktypes import check_name, parse_mac
+from ._netlink import in_session
 from ._options import switch
 from .errors import AiotunError, DeviceBusyError, DeviceMismatchError, LinkError
 
@@ -83,14 +84,9 @@ async def create_bridge(
             raise DeviceBusyError(errno.EEXIST, text, name) from error
 
     def function() -> LinkInfo:
-        # Imported here, in a thread: it takes a hundred milliseconds the first time.
-        from ._rtnetlink import in_session
-
         return in_session(create)
 
     def undo(made: LinkInfo) -> None:
-        from ._rtnetlink import in_session
-
         with contextlib.suppress(AiotunError):  # somebody else may have deleted it
             in_session(lambda session: session.delete(made))
 
@@ -131,8 +127,6 @@ async def delete_bridge(name: str, netns: _threads.NetnsArg | None = None) -> No
         await session.delete(info)
 
     def function() -> None:
-        from ._rtnetlink import in_session
-
         in_session(delete)
 
     await _threads.run_in(netns, function)

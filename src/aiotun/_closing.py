@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import threading
@@ -56,13 +55,7 @@ class Closing:
             self._done = True
             waiting, self._waiting = self._waiting, []
         for over in waiting:
-            with contextlib.suppress(RuntimeError):  # its loop was closed meanwhile
-                over.get_loop().call_soon_threadsafe(_set, over)
-
-
-def _set(over: asyncio.Future[None]) -> None:
-    if not over.done():
-        over.set_result(None)
+            _threads.finish(over.get_loop(), over)
 
 
 def close_queues(queues: Iterable[Closable]) -> None:

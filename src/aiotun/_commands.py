@@ -10,7 +10,9 @@ from typing import Literal
 
 import aiotun
 
-__all__ = ["WORDS", "UsageError", "add", "delete", "on_or_off", "show"]
+from ._arguments import UsageError, number_or_name, on_or_off, read
+
+__all__ = ["WORDS", "add", "delete", "show"]
 
 WORDS = """\
 dev NAME         the device; 'dev' may be left out
@@ -26,22 +28,9 @@ netns NAME       the network namespace: a name under /run/netns, or a path
 """
 """What may be said, one a line; `add` takes all of it."""
 
-# What follows a word of `ip tuntap`, or of ours (netns).
-_VALUES = {
-    "dev": "a name",
-    "name": "a name",
-    "mode": "'tun' or 'tap'",
-    "user": "a user",
-    "group": "a group",
-    "ipv6_autoconf": "'on' or 'off'",
-    "netns": "a name or path",
-}
+_VALUES = ("dev", "name", "mode", "user", "group", "ipv6_autoconf", "netns")
 # one_queue has been without effect since Linux 3.8; ip(8) knows it still.
 _FLAGS = ("multi_queue", "pi", "vnet_hdr", "one_queue")
-
-
-class UsageError(Exception):
-    """The words make no sense; the text is the one line that the user sees."""
 
 
 def add(words: Sequence[str]) -> list[str]:
@@ -51,7 +40,8 @@ def add(words: Sequence[str]) -> list[str]:
         UsageError: the words make no sense.
         AiotunError: as `create_persistent`.
     """
-    values, flags = _read("add", words, set(_VALUES), set(_FLAGS))
+    said = read("add", words, _VALUES, _FLAGS)
+    values, flags = said.values, said.flags
     if "mode" not in values:
         raise UsageError("say which kind of device to add: 'mode tun' or 'mode tap'")
     name = values.get("dev")
@@ -61,8 +51,8 @@ def add(words: Sequence[str]) -> list[str]:
                 name,
                 _mode(values["mode"]),
                 multi_queue="multi_queue" in flags,
-                owner=_who(values.get("user")),
-                group=_who(values.get("group")),
+                owner=_who(values, "user"),
+                group=_who(values, "group"),
                 vnet_header="vnet_hdr" in flags,
                 packet_info="pi" in flags,
                 netns=values.get("netns"),
@@ -82,7 +72,7 @@ def delete(words: Sequence[str]) -> list[str]:
         AiotunError: as `delete_persistent`, or the device is of the other kind.
     """
     # ip(8) can't delete a multi-queue device without that word. Here it is looked up.
-    values, _ = _read("del", words, {"dev", "name", "mode", "netns"}, set(_FLAGS))
+    values = read("del", words, ("dev", "name", "mode", "netns"), _FLAGS).values
     if "dev" not in values:
         raise UsageError("say which device to delete: 'dev NAME'")
     name, netns = values["dev"], values.get("netns")
@@ -111,7 +101,7 @@ def show(words: Sequence[str], *, as_json: bool) -> list[str]:
         UsageError: the words make no sense.
         AiotunError: as `list_devices`, or there is no such device.
     """
-    values, _ = _read("list", words, {"dev", "name", "netns"}, set())
+    values = read("list", words, ("dev", "name", "netns")).values
     try:
         devices = asyncio.run(aiotun.list_devices(values.get("netns")))
     except ValueError as error:
@@ -144,38 +134,6 @@ def _line(device: "aiotun.TunTapInfo") -> str:
     return " ".join(words)
 
 
-def _read(
-    command: str, words: Sequence[str], valued: set[str], flags: set[str]
-) -> tuple[dict[str, str], set[str]]:
-    """Read words in any order, as ip(8) does, but for its abbreviations.
-
-    Returns:
-        The values of those that have one, and those that have none.
-    """
-    values: dict[str, str] = {}
-    said: set[str] = set()
-    rest = iter(words)
-    for word in rest:
-        if word in flags:
-            said.add(word)
-            continue
-        if word in valued:
-            value = next(rest, None)
-            if value is None:
-                raise UsageError(f"{word!r} needs {_VALUES[word]} after it")
-            key = "dev" if word == "name" else word
-        elif "dev" not in values and word not in _VALUES and word not in _FLAGS:
-            key, value = "dev", word
-        else:
-            raise UsageError(f"{word!r} is no word of 'aiotun {command}'; see its --help")
-        if key in values and key == "dev":
-            raise UsageError(f"two names are given, {values[key]!r} and {value!r}; see --help")
-        if key in values:
-            raise UsageError(f"{key!r} is said twice: {values[key]!r} and {value!r}")
-        values[key] = value
-    return values, said
-
-
 def _mode(word: str) -> Literal["tun", "tap"]:
     if word == "tun":
         return "tun"
@@ -184,17 +142,5 @@ def _mode(word: str) -> Literal["tun", "tap"]:
     raise UsageError(f"mode is 'tun' or 'tap', not {word!r}")
 
 
-def on_or_off(what: str, word: str | None) -> bool | None:
-    """Read 'on' or 'off'; None where nothing was said.
-
-    Raises:
-        UsageError: it is another word.
-    """
-    if word not in ("on", "off", None):
-        raise UsageError(f"{what} is 'on' or 'off', not {word!r}")
-    return None if word is None else word == "on"
-
-
-def _who(word: str | None) -> int | str | None:
-    """Give a number as one: as with ip(8), no user is looked up by a name of digits."""
-    return int(word) if word is not None and word.isascii() and word.isdigit() else word
+def _who(values: dict[str, str], word: str) -> int | str | None:
+    return number_or_name(values[word]) if word in values else None

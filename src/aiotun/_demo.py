@@ -19,7 +19,7 @@ from pathlib import Path
 import aiotun
 from aiotun import reply
 
-from . import _private
+from . import _isolating
 
 __all__ = ["DemoError", "demo"]
 
@@ -53,12 +53,12 @@ def demo(count: int, *, uvloop: bool, say: Callable[[str], None]) -> None:
         AiotunError: the device could not be opened.
     """
     factory = _uvloop() if uvloop else None
-    if _private.OUTSIDE not in os.environ:
+    if _isolating.OUTSIDE not in os.environ:
         args = ["demo", "--count", str(count), *(["--uvloop"] if uvloop else [])]
-        inside = _private.command(args)
+        inside = _isolating.aiotun_command(args)
         sys.stdout.flush()
-        os.execve(inside[0], inside, _private.environment())
-    _private.check_inside()
+        os.execve(inside[0], inside, _isolating.environment())
+    _isolating.check_inside()
     with asyncio.Runner(loop_factory=factory) as runner:
         # On a machine without IPv6 there is no such file, and the address could not be given.
         ipv6 = Path("/proc/net/if_inet6").exists()

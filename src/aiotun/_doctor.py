@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import aiotun
 
-from . import _private, _probe
+from . import _isolating, _probe
 from ._terminal import BOLD, DIM, GREEN, RED, YELLOW, paint
 
 __all__ = ["Check", "Report", "as_json", "as_lines", "examine", "trial"]
@@ -70,7 +70,7 @@ def trial() -> str:
         NoNamespaceError: it is somewhere else, and did nothing.
         AiotunError: the device could not be made.
     """
-    _private.check_inside()
+    _isolating.check_inside()
     return json.dumps(_probe.try_device())
 
 
@@ -217,13 +217,13 @@ def _namespaces(node: Check) -> tuple[Check, list[str] | None]:
     An AppArmor that restricts user namespaces lets them be made, and takes the capabilities away.
     """
     try:
-        command = _private.command(["doctor", "--trial"])
-    except _private.NoNamespaceError as error:
+        command = _isolating.aiotun_command(["doctor", "--trial"])
+    except _isolating.NoNamespaceError as error:
         return Check("namespaces", "no", *_why_no_namespace(str(error))), None
     way = "unshare " + next(word for word in command if word.startswith("-"))
     if node.status != "ok":
         return Check("namespaces", "ok", f"private ones can be had ('{way}')"), None
-    done = _private.run(command, _private.environment())
+    done = _isolating.run(command, _isolating.environment())
     if done.returncode != 0:
         said = done.stderr.strip().removeprefix("aiotun: ").splitlines()
         text = (

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import aiotun
 from aiotun.capture import PcapWriter
 
-from ._commands import UsageError
+from ._arguments import UsageError
 from ._describe import describe
 from ._listen import Listener, Packet, what_is_missing
 from ._terminal import CYAN, DIM, GREEN, MAGENTA, RED, YELLOW, paint

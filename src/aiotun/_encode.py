@@ -36,7 +36,7 @@ from dpkt.sctp import SCTP
 from dpkt.tcp import TCP
 from dpkt.udp import UDP
 
-from .offload import checksum
+from ._native import checksum
 
 __all__ = ["encoded"]
 
@@ -156,7 +156,7 @@ def _ip4(packet: IP) -> bytes:
     length = _fitting(20 + len(options) + len(payload), "an IPv4 packet")
     head = struct.pack("!BBHHHBB", start, packet.tos, length, packet.id, fragment, packet.ttl,
                        protocol)  # fmt: skip
-    value = checksum(head + addresses + options)
+    value = checksum(head + addresses + options, 0)
     return head + value.to_bytes(2, "big") + addresses + options + payload
 
 

@@ -1,8 +1,9 @@
-"""Private network namespaces for tests: of a thread, or of a process of its own.
+"""Private network namespaces: for a thread, for this process, or for a program that is started.
 
-A thread that has CAP_SYS_ADMIN can go into a new network namespace and come back. An ordinary user
-gets that capability only in a user namespace, which takes a whole process with a single thread, and
-from which there is no way back. So `Inside` prepares a fresh process, before it does anything else.
+A thread that has CAP_SYS_ADMIN can go into a new network namespace and come back (`isolated`). An
+ordinary user gets that capability only in a user namespace. It takes a whole process with a single
+thread, and there is no way back: `enter` moves such a process, and `command` starts a program by
+unshare(1).
 
 Everything here fails closed: where a namespace can't be had, nothing is run in the one outside.
 """
@@ -13,20 +14,45 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import shutil
 import socket
 import struct
+import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ._threads import setns
-from .errors import NotPermittedError
+from .errors import AiotunError, NotPermittedError
 
-__all__ = ["MARKER", "enter", "inside", "isolated"]
+__all__ = [
+    "MARKER",
+    "OUTSIDE",
+    "NoNamespaceError",
+    "aiotun_command",
+    "check_inside",
+    "command",
+    "enter",
+    "environment",
+    "inside",
+    "isolated",
+    "run",
+]
 
 MARKER = "AIOTUN_ISOLATED"
 """In the environment of a process in namespaces of its own: the inodes of the network namespaces
 outside and inside, ``"OUTSIDE:INSIDE"``."""
+
+OUTSIDE = "AIOTUN_DEMO_OUTSIDE"
+"""In the environment of what `command` starts: the inodes of the network and mount namespaces that
+it came from, ``"NET:MNT"``."""
+
+# What the kernel puts into every new namespace by itself, where it has the module (for
+# net.core.fb_tunnels_only_for_init_net).
+_BY_ITSELF = {
+    "lo", "erspan0", "gre0", "gretap0", "ip6_vti0", "ip6erspan0", "ip6gre0", "ip6tnl0", "ip_vti0",
+    "sit0", "tunl0",
+}  # fmt: skip
 
 _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWNET = 0x0002_0000, 0x1000_0000, 0x4000_0000  # sched.h
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000  # mount.h
@@ -37,9 +63,13 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1  # sockios.h, if.h
 _QUIET = {"accept_dad": "0", "router_solicitations": "0", "addr_gen_mode": "1"}
 
 _HELP = (
-    "run as root, or let root allow user namespaces: sysctl user.max_user_namespaces=10000 "
+    "run as root, or let root allow it: sysctl user.max_user_namespaces=10000 "
     "(and kernel.apparmor_restrict_unprivileged_userns=0 where that exists)"
 )
+
+
+class NoNamespaceError(AiotunError):
+    """There is no private namespace to be had; the text is the one line that the user sees."""
 
 
 def _call(name: str, *args: object) -> None:
@@ -49,8 +79,8 @@ def _call(name: str, *args: object) -> None:
         raise OSError(code, f"{name}: {os.strerror(code)}")
 
 
-def _inode(path: str = "/proc/thread-self/ns/net") -> int:
-    return os.stat(path).st_ino
+def _inode(kind: str = "net") -> int:
+    return os.stat(f"/proc/thread-self/ns/{kind}").st_ino
 
 
 @contextlib.contextmanager
@@ -164,6 +194,97 @@ def inside(env: Mapping[str, str]) -> bool:
             f"{MARKER} is set, but this is not the network namespace made by aiotun; unset it"
         )
     return True
+
+
+def command(program: Sequence[str], *, mounts: bool = False) -> list[str]:
+    """Give the command that runs a program in a private network namespace, by unshare(1).
+
+    It needs `environment`, too, and the program begins with `check_inside`.
+
+    Args:
+        program: a command.
+        mounts: whether it gets a private mount namespace, too.
+
+    Raises:
+        NoNamespaceError: this machine lacks something, or forbids it.
+    """
+    if sys.platform != "linux":
+        raise NoNamespaceError("TUN devices of this kind exist on Linux only")
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        raise NoNamespaceError("unshare(1) is missing; install util-linux")
+    # In a container even root may lack what -n needs; with -r a user namespace gives it.
+    ways = ["-n", "-rn"] if os.geteuid() == 0 else ["-rn"]
+    said = ""
+    for way in (f"{way}m" if mounts else way for way in ways):
+        done = run([unshare, way, sys.executable, "-ISc", ""])
+        if done.returncode == 0:
+            return [unshare, way, "--", *program]
+        said = said or done.stderr.strip().removeprefix("unshare: ")
+    if said.startswith("failed to execute"):  # inside, where it had got to
+        raise NoNamespaceError(
+            f"{sys.executable} can't be started anew by this user ({said}); use a Python that is "
+            "installed where everybody may run it"
+        )
+    raise NoNamespaceError(
+        f"this machine lets nobody but root make a network namespace ({said}); {_HELP}"
+    )
+
+
+def aiotun_command(args: Sequence[str]) -> list[str]:
+    """Give the command that runs ``aiotun ARGS`` inside, as `command` does.
+
+    Raises:
+        NoNamespaceError: as `command`.
+    """
+    # -P keeps modules in the current folder out, unless that is where aiotun itself came from.
+    root = os.path.dirname(os.path.dirname(sys.modules["aiotun"].__file__ or ""))
+    here = [] if sys.path[0] == root else ["-P"]
+    return command([sys.executable, *here, "-m", "aiotun", *args])
+
+
+def environment() -> dict[str, str]:
+    """Give the environment for what `command` gives."""
+    return {**os.environ, OUTSIDE: f"{_inode('net')}:{_inode('mnt')}"}
+
+
+def check_inside(*, mounts: bool = False) -> None:
+    """Make no device where somebody else's network is, whatever the environment says.
+
+    Args:
+        mounts: whether the mounts must be private, too.
+
+    Raises:
+        NoNamespaceError: this is no private namespace.
+    """
+    net, _, mnt = os.environ.get(OUTSIDE, "").partition(":")
+    outside = net in ("", str(_inode("net"))) or (mounts and mnt in ("", str(_inode("mnt"))))
+    if outside or {name for _, name in socket.if_nameindex()} - _BY_ITSELF:
+        raise NoNamespaceError(f"{OUTSIDE} is set, but this is no private namespace; unset it")
+
+
+def run(
+    command: Sequence[str], env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program and give what it says.
+
+    As `subprocess.run`, but that leaves a child unreaped where Ctrl-C comes.
+    """
+    with subprocess.Popen(
+        command,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            out, err = process.communicate()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def main(command: list[str]) -> None:

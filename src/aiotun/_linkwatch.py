@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from . import _threads
 from ._limits import naming_limits
 from ._linkwatcher import Watcher, Which
+from ._netlink import in_session
 from .errors import AiotunError, LinkError
 
 if TYPE_CHECKING:
@@ -235,7 +236,6 @@ def _look_up(links: Mapping[Which, str]) -> dict[Which, LinkState | AiotunError]
         LinkError: netlink could not be asked.
     """
     from ._linkstate import state_of
-    from ._rtnetlink import in_session
 
     async def look(session: Session) -> dict[Which, LinkState | AiotunError]:
         found: dict[Which, LinkState | AiotunError] = {}

@@ -19,6 +19,7 @@ from . import _ioctl, _threads
 from ._abi import VNET_HDR_SIZE, Iff, OffloadFlag
 from ._interface import Interface
 from ._linktypes import DEFAULT_METRICS
+from ._netlink import in_session
 from ._options import Options
 from .errors import AiotunError, DeviceBusyError, DeviceMismatchError, LinkError
 
@@ -89,7 +90,7 @@ class Opening:
         try:
             self._attach()
             index = _ioctl.get_index(self._name)
-            info = _in_session(lambda session: self._set_up(session, index))
+            info = in_session(lambda session: self._set_up(session, index))
             self._hand_over(info)
         except BaseException:
             self._take_all_back(namespace)
@@ -106,7 +107,7 @@ class Opening:
             # What we created goes with its last queue.
             if (self._undo or self._before) and not self._created:
                 _threads.setns(namespace.fd)
-                _in_session(self._take_back)
+                in_session(self._take_back)
             if self._carried is not None and not self._created:
                 _ioctl.set_carrier(self._fds[0], self._name, self._carried)
         finally:
@@ -391,10 +392,3 @@ async def _tried(request: Awaitable[None]) -> None:
     """Go on where it fails: then somebody else was there in between."""
     with contextlib.suppress(AiotunError):
         await request
-
-
-def _in_session(work: Callable[[Session], Awaitable[T]]) -> T:
-    # Imported here, in a thread: it takes a hundred milliseconds the first time.
-    from ._rtnetlink import in_session
-
-    return in_session(work)

@@ -54,7 +54,7 @@ class Sink:
         self.ending = self.closed = False
         self.error: OSError | None = None
         self.name = str(path) if path is not None else getattr(file, "name", "file")
-        self._then: list[Callable[[], None]] = []
+        self._then: list[Callable[[], object]] = []
         self._done = False
         # The thread's own.
         self._file = file
@@ -75,7 +75,7 @@ class Sink:
                 self._file.close()
             raise
 
-    def end(self, *, closing: bool, then: Callable[[], None] | None = None) -> None:
+    def end(self, *, closing: bool, then: Callable[[], object] | None = None) -> None:
         """Have the thread write what is left and end; call `then`, in that thread, when it has."""
         with self.changed:
             self.ending = True

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from . import _ioctl, _threads
 from ._abi import Iff
 from ._linktypes import check_name
+from ._netlink import in_session
 from ._options import Options, check, switch
 from ._packetio import Mode
 from .errors import (
@@ -231,9 +232,6 @@ def _held(name: str) -> DeviceBusyError:
 
 
 def _get(name: str) -> LinkInfo:
-    # Imported here, in a thread: it takes a hundred milliseconds the first time.
-    from ._rtnetlink import in_session
-
     return in_session(lambda session: session.get(name))
 
 
@@ -262,8 +260,6 @@ async def list_devices(netns: _threads.NetnsArg | None = None) -> list[TunTapInf
     _threads.check_netns(netns)
 
     def function() -> list[TunTapInfo]:
-        from ._rtnetlink import in_session
-
         return in_session(lambda session: session.devices())
 
     return await _threads.run_in(netns, function)

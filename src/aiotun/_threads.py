@@ -6,7 +6,6 @@ whoever runs there next. A fresh thread starts in the namespace of the thread th
 """
 
 import asyncio
-import contextlib
 import errno
 import os
 import threading
@@ -20,6 +19,7 @@ __all__ = [
     "Namespace",
     "NetnsArg",
     "check_netns",
+    "finish",
     "open_netns",
     "run",
     "run_blocking",
@@ -288,6 +288,24 @@ def start(function: Callable[[], None], then: Callable[[], None]) -> None:
         _run_here(body)
 
 
+def finish(loop: asyncio.AbstractEventLoop, over: asyncio.Future[None]) -> bool:
+    """Resolve a future of an event loop from another thread.
+
+    Returns:
+        Whether the loop takes it. If not, it was closed meanwhile, and nothing waits in it.
+    """
+
+    def resolve() -> None:
+        if not over.done():
+            over.set_result(None)
+
+    try:
+        loop.call_soon_threadsafe(resolve)
+    except RuntimeError:
+        return False
+    return True
+
+
 async def run(
     function: Callable[[], T],
     netns: int | None = None,
@@ -320,10 +338,6 @@ async def run(
     # Whether the loop will see to the value; and if so, whether the thread has told it.
     wanted, told = True, False
 
-    def finish() -> None:
-        if not over.done():
-            over.set_result(None)
-
     def drop() -> None:
         if undo is not None and outcome.error is None:
             undo(outcome.get())
@@ -332,12 +346,10 @@ async def run(
         nonlocal function, told
         outcome.fill(function, netns)
         del function  # what it holds must not have to wait until this thread has ended
-        # RuntimeError: the loop was closed under the waiting task.
-        with handing_over, contextlib.suppress(RuntimeError):
+        with handing_over:
             if wanted:
                 _in_transit.add(outcome)  # before: the task may have it at once
-                loop.call_soon_threadsafe(finish)
-                told = True
+                told = finish(loop, over)
         if not told:
             _in_transit.discard(outcome)
             drop()

@@ -6,7 +6,7 @@ from typing import Any
 
 import aiotun
 
-from ._commands import UsageError, on_or_off
+from ._arguments import UsageError, number_or_name, on_or_off, read
 
 __all__ = ["WORDS", "units", "write"]
 
@@ -31,10 +31,9 @@ down             do not bring the link up
 """
 """What may be said, one a line."""
 
-# Words that stand for themselves, and the argument of `networkd_units` that each is.
+# The argument of `networkd_units` that each word is.
 _FLAGS = {"multi_queue": "multi_queue", "pi": "packet_info", "vnet_hdr": "vnet_header"}
 _VALUES = {
-    "name": "name",
     "dev": "name",
     "mode": "mode",
     "user": "owner",
@@ -42,15 +41,16 @@ _VALUES = {
     "mtu": "mtu",
     "mac": "mac",
     "bridge": "bridge",
-    "master": "bridge",
     "netns": "netns",
+    "ipv6_autoconf": "ipv6_autoconf",
 }
-_NUMBERS = ("owner", "group", "mtu")
-# Words that may be repeated, and those that may follow with a value of their own.
-_LISTS = {
-    "address": ("addresses", ("peer",)),
-    "addr": ("addresses", ("peer",)),
-    "route": ("routes", ("via", "onlink", "metric", "table")),
+_NUMBERS = ("user", "group", "mtu")
+_LISTS = {"address": "addresses", "route": "routes"}
+# What may follow the value of a word that may be repeated, and whether it has a value itself.
+_FOLLOWING = {
+    "address": {"peer": True},
+    "addr": {"peer": True},
+    "route": {"via": True, "onlink": False, "metric": True, "table": True},
 }
 
 
@@ -82,42 +82,16 @@ def write(texts: dict[str, str], folder: Path) -> list[str]:
 
 def _read(words: Sequence[str]) -> dict[str, Any]:
     """Read words in any order into the arguments of `networkd_units`."""
-    found: dict[str, Any] = {}
-    rest = list(words)
-
-    def value(word: str) -> str:
-        if not rest:
-            raise UsageError(f"{word!r} needs a value after it; see 'aiotun networkd --help'")
-        return rest.pop(0)
-
-    while rest:
-        word = rest.pop(0)
-        if word in _LISTS:
-            key, following = _LISTS[word]
-            text = value(word)
-            while rest and rest[0] in following:
-                more = rest.pop(0)
-                text += f" {more}" if more == "onlink" else f" {more} {value(more)}"
-            found.setdefault(key, []).append(text)
-            continue
-        given: object
-        if word in _FLAGS:
-            key, given = _FLAGS[word], True
-        elif word == "down":
-            key, given = "up", False
-        elif word == "ipv6_autoconf":
-            key, given = word, on_or_off(word, value(word))
-        elif word in _VALUES:
-            key, given = _VALUES[word], value(word)
-        elif "name" not in found:
-            key, given = "name", word
-        else:
-            raise UsageError(f"{word!r} is no word of 'aiotun networkd'; see its --help")
-        if key in _NUMBERS and isinstance(given, str) and given.isascii() and given.isdigit():
-            given = int(given)
-        if found.get(key, given) != given:
-            raise UsageError(f"{word!r} is said twice: {found[key]!r} and {given!r}")
-        found[key] = given
-    if "name" not in found:
+    said = read("networkd", words, {*_VALUES, "name", "master"}, {*_FLAGS, "down"}, _FOLLOWING)
+    if "dev" not in said.values:
         raise UsageError("say the device's name: 'dev NAME'")
+    found: dict[str, Any] = {_LISTS[word]: texts for word, texts in said.lists.items()}
+    for word, text in said.values.items():
+        found[_VALUES[word]] = number_or_name(text) if word in _NUMBERS else text
+    if "ipv6_autoconf" in found:
+        found["ipv6_autoconf"] = on_or_off("ipv6_autoconf", found["ipv6_autoconf"])
+    for word in said.flags - {"down"}:
+        found[_FLAGS[word]] = True
+    if "down" in said.flags:
+        found["up"] = False
     return found

@@ -13,7 +13,6 @@ event loop. What it has no time for is left out and counted in `PcapWriter.dropp
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import os
 import time
@@ -33,6 +32,7 @@ from ._pcapformat import (
     header,
 )
 from ._pcapthread import Sink, open_file
+from ._threads import finish
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -254,17 +254,7 @@ class PcapWriter:
         """
         loop = asyncio.get_running_loop()
         over = loop.create_future()
-
-        def finish() -> None:
-            if not over.done():
-                over.set_result(None)
-
-        def then() -> None:
-            # RuntimeError: the loop was closed meanwhile, and nobody waits in it any more.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(finish)
-
-        self._sink.end(closing=True, then=then)
+        self._sink.end(closing=True, then=lambda: finish(loop, over))
         await over
         self._sink.thread.join()  # it has but to return
         self._sink.tell()

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import aiotun
 
-from . import _commands, _demo, _doctor, _dump, _terminal, _units
+from . import _arguments, _commands, _demo, _doctor, _dump, _terminal, _units
 
 __all__ = ["main"]
 
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     status: int | None = None
     try:
         status = args.run(args)
-    except _commands.UsageError as error:
+    except _arguments.UsageError as error:
         print(f"aiotun: {error}", file=sys.stderr)
         return 2
     except aiotun.AiotunError as error:

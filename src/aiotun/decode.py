@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dpkt.ip import IP as IP
     from dpkt.ip6 import IP6 as IP6
 
-    from ._packetio import DecodeErrors, PacketIO
+    from ._packetio import DecodeErrors, Mode, PacketIO
 
 P = TypeVar("P")
 
@@ -112,6 +112,19 @@ def encode(packet: IP | IP6 | Ethernet) -> bytes:
     return encoded(packet)
 
 
+def decoder(mode: Mode) -> Callable[[bytes], IP | IP6 | Ethernet]:
+    """Give what decodes the packets of a device of this kind.
+
+    Raises:
+        ImportError: dpkt is not installed: now, and not at the first packet.
+    """
+    try:
+        import dpkt  # noqa: F401
+    except ImportError as error:
+        raise ImportError(_MISSING) from error
+    return decode_packet if mode == "tun" else decode_frame
+
+
 class Decoded:
     """The iterator behind `PacketIO.decoded`."""
 
@@ -120,13 +133,9 @@ class Decoded:
     def __init__(self, source: PacketIO, errors: DecodeErrors) -> None:
         if errors not in ("skip", "raise"):
             raise ValueError(f"errors is 'skip' or 'raise', not {errors!r}")
-        try:
-            import dpkt  # noqa: F401 - now, not at the first packet
-        except ImportError as error:
-            raise ImportError(_MISSING) from error
         self._source = source
         self._raise = errors == "raise"
-        self._decode = decode_packet if source._mode == "tun" else decode_frame
+        self._decode = decoder(source._mode)
         self._skip_bytes = source._header_bytes
 
     def __aiter__(self) -> Self:

@@ -27,6 +27,7 @@ from ._linktypes import (
     parse_mac,
     parse_route,
 )
+from ._netlink import in_session
 from .errors import LinkError, NotPermittedError
 
 if TYPE_CHECKING:
@@ -483,8 +484,6 @@ class Link:
             return info.name
 
         def function() -> None:
-            from ._rtnetlink import in_session
-
             with self._lock:
                 # There first: where we may not go we could not follow it.
                 _threads.setns(target.fd)
@@ -517,9 +516,6 @@ class Link:
                 known.follow(info.index)
 
         def function() -> T:
-            # Imported here, in a thread: it takes a hundred milliseconds the first time.
-            from ._rtnetlink import in_session
-
             with self._lock:
                 # Not earlier: the request before this one may have moved the link.
                 _threads.setns(self._namespace().fd)

@@ -224,6 +224,45 @@ def test_the_c_module_knows_the_longest_packet() -> None:
         _speedups.read(0, _abi.READ_SIZE + 1)
 
 
+SMALL_STACK = """
+import os, socket, threading
+from aiotun import _native
+from tests.test_gso import Packet, run_of, written
+
+packets = written(run_of(Packet(), [60] * 1000))
+super_packet = _native.merge(packets, False)[0]
+
+def everything():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.setblocking(False)
+        for again in range(2):
+            theirs.send(super_packet)
+            assert _native.read(ours.fileno(), 65_581) == super_packet
+            theirs.send(super_packet)
+            assert _native.read_many(ours.fileno(), 65_581, 1) == [super_packet]
+            theirs.send(super_packet)
+            assert _native.read_split(ours.fileno(), False, 1) == (packets, 0)
+            assert _native.write_many(theirs.fileno(), [super_packet]) == 1
+            assert os.read(ours.fileno(), 65_581) == super_packet
+            assert _native.write_merged(theirs.fileno(), packets, False) == 1000
+            assert os.read(ours.fileno(), 65_581) == super_packet
+    print(_native.SPEEDUPS)
+
+threading.stack_size(65_536)
+thread = threading.Thread(target=everything)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.parametrize("choice", ["", "forbid"])
+def test_a_thread_with_a_stack_of_64_kib(choice: str) -> None:
+    done = _python(SMALL_STACK, choice)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{_speedups is not None and choice == ''}\n"
+
+
 def _python(code: str, choice: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "AIOTUN_SPEEDUPS": choice}
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)

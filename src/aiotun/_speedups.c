@@ -16,6 +16,14 @@
 /* As _abi.READ_SIZE: the longest packet there can be, with all its headers. */
 #define READ_SIZE 65581
 
+/* What each function that reads reads into: one buffer for all, as threads may have stacks of 64 KiB
+ * (threading.stack_size, and musl's are not much larger). The interpreter's lock guards it: it is
+ * held from a read until the packet is copied, and no Python code runs in between. */
+#ifdef Py_GIL_DISABLED
+#error "this module relies on the interpreter's lock"
+#endif
+static char read_buffer[READ_SIZE];
+
 /* virtio_net.h */
 #define HEADER 10
 #define NEEDS_CSUM 1
@@ -89,9 +97,9 @@ static void learn(struct guess *guess, size_t length)
 		guess->length = 0;
 }
 
-/* Read a long packet into an object made for it, which is as long as the guess; `rest`, with room for
- * `size` bytes, takes what is longer. What was guessed wrong is copied. As read_object. */
-static PyObject *read_guessed(long fd, char *rest, size_t size, struct guess *guess)
+/* Read a long packet into an object made for it, which is as long as the guess; the buffer takes what
+ * is longer. What was guessed wrong is copied. As read_object. */
+static PyObject *read_guessed(long fd, size_t size, struct guess *guess)
 {
 	size_t guessed = guess->length;
 	PyObject *object = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)guessed), *packet;
@@ -102,7 +110,7 @@ static PyObject *read_guessed(long fd, char *rest, size_t size, struct guess *gu
 	if (!object)
 		return NULL;
 	pieces[0] = (struct iovec){PyBytes_AsString(object), guessed};
-	pieces[1] = (struct iovec){rest, size - guessed};
+	pieces[1] = (struct iovec){read_buffer, size - guessed};
 	do
 		length = readv((int)fd, pieces, 2);
 	while (length < 0 && errno == EINTR);
@@ -122,7 +130,7 @@ static PyObject *read_guessed(long fd, char *rest, size_t size, struct guess *gu
 		char *at = PyBytes_AsString(packet);
 
 		memcpy(at, pieces[0].iov_base, first);
-		memcpy(at + first, rest, (size_t)length - first);
+		memcpy(at + first, read_buffer, (size_t)length - first);
 	}
 	Py_DECREF(object);
 	return packet;
@@ -131,26 +139,25 @@ static PyObject *read_guessed(long fd, char *rest, size_t size, struct guess *gu
 /* Read a packet. NULL is an exception, or an error of the read itself: then there is none, but errno.
  *
  * os.read makes an object of 64 KiB for each packet and shrinks it afterwards. Here a short packet is
- * read into `buffer`, on the caller's stack, and an object made once its length is known. A long one
- * would be copied that way for longer than it took to read. */
-static PyObject *read_object(long fd, char *buffer, size_t size)
+ * read into the buffer, and an object made once its length is known. A long one would be copied that
+ * way for longer than it took to read. */
+static PyObject *read_object(long fd, size_t size)
 {
 	struct guess *guess = &guesses[fd % 64];
 	ssize_t length;
 
 	if (guess->length && guess->length < size)
-		return read_guessed(fd, buffer, size, guess);
-	length = read_packet(fd, buffer, size);
+		return read_guessed(fd, size, guess);
+	length = read_packet(fd, read_buffer, size);
 	if (length < 0)
 		return NULL;
 	learn(guess, (size_t)length);
-	return PyBytes_FromStringAndSize(buffer, length);
+	return PyBytes_FromStringAndSize(read_buffer, length);
 }
 
 /* read(fd, size): as os.read. */
 static PyObject *speedups_read(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
-	char buffer[READ_SIZE];
 	long fd, size;
 	PyObject *packet;
 
@@ -160,7 +167,7 @@ static PyObject *speedups_read(PyObject *module, PyObject *const *args, Py_ssize
 	if ((fd = number(args[0], "an fd", INT_MAX)) < 0 ||
 	    (size = number(args[1], "a size", READ_SIZE)) < 0)
 		return NULL;
-	packet = read_object(fd, buffer, (size_t)size);
+	packet = read_object(fd, (size_t)size);
 	if (!packet && !PyErr_Occurred())
 		PyErr_SetFromErrno(PyExc_OSError);
 	return packet;
@@ -169,7 +176,6 @@ static PyObject *speedups_read(PyObject *module, PyObject *const *args, Py_ssize
 /* read_many(fd, size, limit): see _native.py. */
 static PyObject *speedups_read_many(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
-	char buffer[READ_SIZE];
 	long fd, size, limit;
 	PyObject *batch;
 
@@ -182,7 +188,7 @@ static PyObject *speedups_read_many(PyObject *module, PyObject *const *args, Py_
 		return NULL;
 	batch = PyList_New(0);
 	for (long count = 0; batch && count < limit; count++) {
-		PyObject *packet = read_object(fd, buffer, (size_t)size);
+		PyObject *packet = read_object(fd, (size_t)size);
 
 		if (!packet && !PyErr_Occurred()) {
 			if (count > 0)
@@ -580,7 +586,6 @@ static PyObject *speedups_split(PyObject *module, PyObject *const *args, Py_ssiz
 /* read_split(fd, frame, limit): see _native.py. */
 static PyObject *speedups_read_split(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
-	char buffer[READ_SIZE];
 	PyObject *list;
 	long fd, limit;
 	unsigned long lost = 0;
@@ -595,14 +600,14 @@ static PyObject *speedups_read_split(PyObject *module, PyObject *const *args, Py
 		return NULL;
 	list = PyList_New(0);
 	while (list && PyList_Size(list) < limit) {
-		ssize_t length = read_packet(fd, buffer, READ_SIZE);
+		ssize_t length = read_packet(fd, read_buffer, READ_SIZE);
 
 		if (length < 0 && (lost || PyList_Size(list)))
 			break; /* what there is goes first; the next call meets the error again */
 		if (length < 0) {
 			PyErr_SetFromErrno(PyExc_OSError);
 			Py_CLEAR(list);
-		} else if (split_into(list, (const uint8_t *)buffer, (size_t)length, frame) < 0) {
+		} else if (split_into(list, (const uint8_t *)read_buffer, (size_t)length, frame) < 0) {
 			if (!PyErr_ExceptionMatches(PyExc_ValueError)) {
 				Py_CLEAR(list);
 			} else {

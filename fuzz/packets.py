@@ -21,9 +21,14 @@ def decoding(data: bytes) -> None:
         except PacketDecodeError:
             continue
         try:
-            encode(decoded)
+            written = encode(decoded)
         except ValueError:
             continue  # more than fits an IP packet, say
+        try:
+            again = decode(written)
+        except PacketDecodeError:
+            continue  # data of bytes, where dpkt looks for a layer that it can read
+        assert encode(again) == written, (decoded, again)
 
 
 def header(data: bytes) -> None:
@@ -81,7 +86,7 @@ TARGETS = [
         "decode",
         decoding,
         "decode_packet and decode_frame raise PacketDecodeError alone; "
-        "encode, of what they gave, ValueError alone",
+        "encode, of what they gave, ValueError alone, and the same again after another round",
     ),
     Target(
         "header",

@@ -5,6 +5,7 @@ import struct
 from ipaddress import IPv4Address
 
 from _dhcp_message import NOBODY, MalformedError, Message, Type
+from _priority import tagged, untagged
 
 from aiotun.offload import checksum
 
@@ -31,6 +32,7 @@ class Datagram:
     sender_mac: bytes
     target: IPv4Address
     payload: bytes
+    tag: bytes = b""  # of VLAN 0, which the answer has, too
 
 
 def read_udp(frame: bytes) -> Datagram | None:
@@ -39,6 +41,7 @@ def read_udp(frame: bytes) -> Datagram | None:
     Raises:
         MalformedError: it is one, but cut, damaged, or a fragment.
     """
+    frame, tag = untagged(frame)
     if frame[12:14] != b"\x08\x00" or frame[23:24] != bytes((_UDP,)):
         return None
     packet = frame[14:]
@@ -57,7 +60,7 @@ def read_udp(frame: bytes) -> Datagram | None:
     segment = packet[header : header + udp_length]
     if udp_sum and checksum(segment, _pseudo(packet[12:20], udp_length)) != 0:
         raise MalformedError("checksum")
-    return Datagram(frame[6:12], IPv4Address(packet[16:20]), segment[8:])
+    return Datagram(frame[6:12], IPv4Address(packet[16:20]), segment[8:], tag)
 
 
 def udp(
@@ -102,7 +105,8 @@ def deliver(answer: Message, asker: Datagram, mac: bytes, address: IPv4Address) 
         target, target_mac = answer.ciaddr, asker.sender_mac
     elif answer.broadcast or target == NOBODY:
         target, target_mac = _EVERYBODY4, EVERYBODY
-    return udp((mac, target_mac), (address, target), (_SERVER, port), answer.pack())
+    frame = udp((mac, target_mac), (address, target), (_SERVER, port), answer.pack())
+    return tagged(frame, asker.tag)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +119,7 @@ class Arp:
 
 def read_arp(frame: bytes) -> Arp | None:
     """Read a request or an answer about IPv4 on Ethernet; None where it is something else."""
+    frame, _ = untagged(frame)
     if len(frame) < _ARP.size:
         return None
     _, _, *fixed, operation, sender_mac, sender, _, _ = _ARP.unpack_from(frame)

@@ -4,6 +4,8 @@ import dataclasses
 import struct
 from ipaddress import IPv4Address, IPv6Address
 
+from _priority import untagged
+
 from aiotun.offload import checksum
 
 __all__ = ["Neighbour", "Reply"]
@@ -54,6 +56,7 @@ class Neighbour:
 
     def found(self, frame: bytes) -> bytes | None:
         """The neighbour's MAC, if that is what a frame tells us."""
+        frame, _ = untagged(frame)
         if frame[:6] != self.mac:
             return None
         if self.target.version == 4 and len(frame) >= _ARP.size:
@@ -74,6 +77,7 @@ class Neighbour:
 
     def reply(self, frame: bytes) -> Reply | None:
         """What a frame answers to a ping of ours; None where it answers none, or is damaged."""
+        frame, _ = untagged(frame)
         if frame[:6] != self.mac:
             return None
         message, ttl = self._message(frame)

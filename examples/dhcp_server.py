@@ -25,6 +25,7 @@ from _dhcp_frames import Arp, Datagram, arp_probe, deliver, read_arp, read_udp
 from _dhcp_leases import Leases
 from _dhcp_message import NOBODY, MalformedError, Message
 from _dhcp_rules import Config, Probe, Rules
+from _priority import tagged, untagged
 
 import aiotun
 from aiotun import reply
@@ -120,13 +121,14 @@ class Server:
         return [answer]
 
     def _ping(self, frame: bytes) -> list[bytes]:
+        frame, tag = untagged(frame)
         if frame[12:14] != b"\x08\x00" or frame[30:34] != self._address.packed:
             return []
         answer = reply.icmp_echo(frame[14:])
         if answer is None:
             return []
         self.counters["ping"] += 1
-        return [frame[6:12] + self._mac + b"\x08\x00" + answer]
+        return [tagged(frame[6:12] + self._mac + b"\x08\x00" + answer, tag)]
 
     def _send(self, frames: list[bytes]) -> None:
         for frame in frames:

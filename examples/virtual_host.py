@@ -23,6 +23,7 @@ from ipaddress import ip_address
 
 from _neighbours import Neighbour
 from _pinging import Ping
+from _priority import tagged, untagged
 from _service import addresses_of, parser, run_device
 
 import aiotun
@@ -41,6 +42,11 @@ class Host:
 
     def answer(self, frame: bytes) -> bytes | None:
         """Give the answer to a frame, or None where it asks this host for nothing."""
+        frame, tag = untagged(frame)
+        answer = self._answer(frame)
+        return None if answer is None else tagged(answer, tag)
+
+    def _answer(self, frame: bytes) -> bytes | None:
         ethertype = frame[12:14]
         if ethertype == ARP:
             return reply.arp(frame, self.mac, self.addresses)

@@ -59,6 +59,11 @@ def main() -> int:
     if missing:
         print(f"aiotun: {missing}", file=sys.stderr)
     print(f"seed {args.seed}, {args.seconds:g} s a target")
+    for target in list(targets):
+        if why := target.missing():
+            print(f"aiotun: {target.name}: {why}", file=sys.stderr)
+            missing = missing or why
+            targets.remove(target)
     runs = [(target, engine) for target in targets if args.engine != "sanitizers"]
     unbuilt = None
     if args.engine in (None, "sanitizers"):

@@ -20,6 +20,7 @@ _MODULES = {
     "vnet-header": ["aiotun.offload"],
     "split": ["aiotun._gso"],
     "merge": ["aiotun._gso"],
+    "segmenting": ["aiotun._gso"],
     "dhcp": ["_dhcp_frames", "_dhcp_message", "_dhcp_rules"],
     "vxlan": ["vxlan"],
     "switch": ["virtual_switch", "_switching"],

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 # The targets that the C module has a part in.
-SANITIZED = ("split", "merge")
+SANITIZED = ("split", "merge", "segmenting")
 
 _TIMEOUT = 10  # seconds for one input: more would be a finding, too
 _LONGEST = 4096  # bytes of an input

@@ -20,11 +20,13 @@ class Target:
         name: of the target, and of its folders in corpus/ and build/fuzz/.
         check: is given an input and raises where the property does not hold, whatever it raises.
         property: what is promised, in words.
+        missing: says why this can't be checked on this machine; None where it can.
     """
 
     name: str
     check: Callable[[bytes], object]
     property: str
+    missing: Callable[[], str | None] = lambda: None
 
     def seeds(self) -> list[bytes]:
         """The inputs to begin with, in an order that does not change."""

@@ -16,7 +16,7 @@ from tests.test_gso import LINKS, Packet, run_of
 
 from ._target import Choices, Target
 
-__all__ = ["TARGETS"]
+__all__ = ["MODULE", "TARGETS", "damaged", "exact"]
 
 _KINDS = [0, 1, 3, 4, 5, 0x81, 0x84, 0x85, 0x61]
 
@@ -88,6 +88,8 @@ def splitting(data: bytes) -> None:
     if head.gso_type & ~0x80 == 0:
         assert [len(part) for part in parts] == [len(body)]
         return
+    # In proportion: the bounds stand here once more, so that it takes two mistakes to lose them.
+    assert sum(map(len, parts)) <= max(65_535, 16 * len(body))
     # No byte more than the whole but headers, and no segment larger than was said.
     headers = len(parts[0]) - min(head.gso_size, len(parts[0]))
     assert all(len(part) <= len(body) for part in parts)
@@ -112,7 +114,7 @@ def merging(data: bytes) -> None:
         _comparable(part, frame) for part in batch
     ]
     for whole in merged:
-        _split(_damaged(choices, whole), frame)
+        _split(damaged(choices, whole), frame)
     initial = choices.choice((0, 0xFFFF, 2**64 - 1, 2**70))
     for packet in batch:
         assert MODULE.checksum(exact(packet), initial) == _gso.checksum(packet, initial)
@@ -129,10 +131,10 @@ def _packets(choices: Choices) -> list[bytes]:
         sequence=choices.choice((1, 0xFFFFFFF0)),
     )
     sizes = sorted((choices.randrange(60) for _ in range(choices.randrange(1, 6))), reverse=True)
-    return [_damaged(choices, bytes(packet)) for packet in run_of(first, sizes)]
+    return [damaged(choices, bytes(packet)) for packet in run_of(first, sizes)]
 
 
-def _damaged(choices: Choices, data: bytes) -> bytes:
+def damaged(choices: Choices, data: bytes) -> bytes:
     changed = bytearray(data)
     for _ in range(choices.choice((0, 0, 0, 1, 2, 8))):
         changed[choices.randrange(min(len(changed), 90))] = choices.randrange(256)
@@ -165,7 +167,8 @@ TARGETS = [
         "split",
         splitting,
         "ValueError alone; the C module and its Python twin give the same, errors' texts included; "
-        "segments all of one size but for a smaller last one, none longer than the whole",
+        "segments all of one size but for a smaller last one, none longer than the whole, and "
+        "together no longer than 64 KiB or 16 times that",
     ),
     Target(
         "merge",

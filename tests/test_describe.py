@@ -112,6 +112,12 @@ FRAMES = [
      "length 12"),
     (ether(0x8100, b"\x20\x05\x08\x00" + ip4(17, udp(b""))), "vlan 5, IP 10.0.0.1.40000 > "
      "10.0.0.2.9: UDP, length 0"),
+    (ether(0x9100, b"\0\5\x92\0\0\6\x08\x00" + ip4(17, udp(b""))), "vlan 5, vlan 6, IP "
+     "10.0.0.1.40000 > 10.0.0.2.9: UDP, length 0"),
+    (ether(0x88A8, b"\0\5\x88\xa8\0\6\x81\0\0\7\x08\x00" + ip4(17, udp(b""))),
+     "vlan 5, vlan 6, vlan 7, IP 10.0.0.1.40000 > 10.0.0.2.9: UDP, length 0"),
+    (ether(0x8100, b"\0\5\x81\0" * 9), "vlan 5, " * 8 + "02:00:00:00:00:02 > "
+     "02:00:00:00:00:01, ethertype 0x8100, length 4"),
     (ether(0x88CC, bytes(5)), "02:00:00:00:00:02 > 02:00:00:00:00:01, ethertype 0x88cc, length 5"),
     (ether(46, bytes(46)), "02:00:00:00:00:02 > 02:00:00:00:00:01, 802.3, length 46"),
     (bytes(13), "[cut within the Ethernet header, after 13 bytes]"),

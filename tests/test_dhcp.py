@@ -739,6 +739,18 @@ def test_a_datagram_and_its_frame() -> None:
     assert frames.read_udp(frame[:40] + b"\0\0" + frame[42:]).payload == GOOD  # no checksum
 
 
+def test_a_priority_tagged_frame_is_answered_with_its_tag(bench: Bench) -> None:
+    frame, tag = make_frame(), b"\x81\0\xe0\0"
+    found = frames.read_udp(frame[:12] + tag + frame[12:])
+    assert found == frames.Datagram(mac(1), IPv4Address("255.255.255.255"), GOOD, tag)
+    answer = Message(Type.OFFER, 7, mac(1))
+    plain = frames.deliver(answer, frames.read_udp(frame), mac(50), SERVER.ip)
+    assert frames.deliver(answer, found, mac(50), SERVER.ip) == plain[:12] + tag + plain[12:]
+    assert frames.read_udp(frame[:12] + b"\x81\0\xe0\5" + frame[12:]) is None  # of VLAN 5
+    probe = frames.arp_probe(mac(1), SERVER.ip)
+    assert frames.read_arp(probe[:12] + tag + probe[12:]) == frames.read_arp(probe)
+
+
 @pytest.mark.parametrize(
     "damage",
     [

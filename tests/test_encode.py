@@ -9,7 +9,7 @@ from typing import Any
 
 import dpkt
 import pytest
-from dpkt.ethernet import Ethernet, MPLSlabel, VLANtag8021Q
+from dpkt.ethernet import Ethernet, MPLSlabel, VLANtag8021Q, VLANtagISL
 from dpkt.icmp import ICMP
 from dpkt.icmp6 import ICMP6
 from dpkt.ip import IP
@@ -401,6 +401,73 @@ def test_labels_and_llc_are_dpkts_own() -> None:
     assert data[12:14] == b"\0\7"
 
 
+_IP = encode(ip4(UDP(sport=5, dport=7, data=b"hello")))
+
+
+def _on_the_wire(head: str, payload: bytes = _IP) -> bytes:
+    return MAC2 + MAC1 + bytes.fromhex(head) + payload
+
+
+# What dpkt drops when it decodes or writes, or both.
+UNUSUAL = {
+    "a VLAN tag and a label": _on_the_wire("81000005 8847 00005140"),
+    "three tags": _on_the_wire("81000064 810000c8 8100012c 0800"),
+    "three kinds of tags": _on_the_wire("88a80064 910000c8 8100e12c 0800"),
+    "802.1ad twice": _on_the_wire("88a80064 88a800c8 0800"),
+    "eight tags": _on_the_wire("81000064" * 8 + "0800"),
+    "three tags and labels": _on_the_wire("81000064" * 3 + "8848 00005040 00005140"),
+    "three tags and an unknown type": _on_the_wire("81000064" * 3 + "88b5"),
+    "a priority tag": _on_the_wire("8100e000 0800"),
+    "PPPoE": _on_the_wire("8864 11000011 0023 0021"),
+    "PPPoE, padded": _on_the_wire("8864 11000011 000c c0210101000a050605fcd459", bytes(20)),
+    "PPPoE discovery": _on_the_wire("8863 11090000 0008 0101000001030000", bytes(20)),
+    "PPPoE and a VLAN tag": _on_the_wire("81000005 8864 11000011 0023 0021"),
+    "a control word": _on_the_wire("8847 00005140 00000000", _on_the_wire("0800")),
+    "a pseudowire without one": _on_the_wire("8847 00005140", _on_the_wire("0800")),
+    "raw 802.3": _on_the_wire("0030 ffff 002e 0004", bytes(42)),
+    "raw 802.3, padded": _on_the_wire("0020 ffff 001e 0004", bytes(42)),
+    "IPX in Ethernet II": _on_the_wire("8137 ffff 001e 0004", bytes(26)),
+    "LLC behind a VLAN tag": _on_the_wire("81000005 0026 424203", bytes(35)),
+    "IPv4 options behind a label": _on_the_wire("8847 00005140 4600", bytes(50)),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_no_layer_is_lost(kind: str) -> None:
+    original = UNUSUAL[kind]
+    decoded = aiotun.decode_frame(original)
+    assert encode(decoded) == original
+    # As dpkt alone decodes it: as it was, or refused, but for what dpkt leaves no trace of.
+    untold = ("three", "802.1ad twice", "eight tags", "a control word")
+    if not kind.startswith(untold):
+        try:
+            assert encode(Ethernet(original)) == original
+        except ValueError as error:
+            assert "raw 802.3" in str(error)  # noqa: PT017 - either will do
+
+
+def test_all_tags_are_decoded() -> None:
+    decoded = aiotun.decode_frame(UNUSUAL["three kinds of tags"])
+    assert [tag.id for tag in decoded.vlan_tags] == [100, 200, 300]
+    assert (decoded.type, decoded.vlanid) == (0x88A8, 100)
+    assert isinstance(decoded.data, IP)
+    decoded.vlan_tags[2].id = 5
+    assert encode(decoded)[20:24] == b"\x81\0\xe0\5"
+    with pytest.raises(aiotun.PacketDecodeError, match="9 VLAN tags; 8 are enough"):
+        aiotun.decode_frame(_on_the_wire("81000064" * 9 + "0800"))
+
+
+def test_pppoe_has_its_length_and_protocol() -> None:
+    decoded: Any = aiotun.decode_frame(UNUSUAL["PPPoE"])
+    decoded.data.data.data.data.data = b"longer than it was"
+    data = encode(decoded)
+    assert data[18:22] == struct.pack("!HH", len(data) - 20, 0x21)
+    assert verify(data[22:])[0] == 17
+    # One byte is enough for the protocol, but advised against.
+    compressed = _on_the_wire("8864 11000011 0022 21")
+    assert encode(aiotun.decode_frame(compressed)) == UNUSUAL["PPPoE"]
+
+
 # --- What cannot be ------------------------------------------------------------------------------
 
 
@@ -439,6 +506,15 @@ def changed(what: Any, **fields: object) -> Any:
         (ip4(UDP(), ttl=256), "cannot be written"),
         (ip4(UDP(), ttl=None), "cannot be written"),
         (ip6(b"", all_extension_headers=[IP6HopOptsHeader(data=bytes(5))]), "7 bytes"),
+        (
+            frame(dpkt.llc.LLC(data=b"data"), vlan_tags=[VLANtag8021Q(id=5)]),
+            "no VLAN tags or labels in front of LLC",
+        ),
+        (
+            frame(b"", vlan_tags=[VLANtagISL(id=5)], mpls_labels=[MPLSlabel(val=5)]),
+            "dpkt writes 18 of the 44 bytes of Ethernet",
+        ),
+        (frame(ip4(b"", opts=b"\1" * 4), mpls_labels=[MPLSlabel(val=5)]), "IP would be decoded as"),
         (ip6(b"", all_extension_headers=[IP6RoutingHeader(len=3, data=SRC6)]), "len is 3"),
     ],
 )

@@ -12,7 +12,7 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from aiotun import (
     reply,
 )
 from aiotun.offload import VnetHeader
-from fuzz import _mutating, _runs, packets, words
+from fuzz import _kernel, _mutating, _runs, packets, words
 from fuzz._target import Choices, Target
 from fuzz.targets import TARGETS
 
@@ -45,8 +45,20 @@ from .helpers import ROOT
 each_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 
 
+@pytest.fixture(autouse=True)
+def _kernel_closed() -> Iterator[None]:
+    yield
+    _kernel.close()
+
+
+def _skip_missing(target: Target) -> None:
+    if why := target.missing():
+        pytest.skip(why)
+
+
 @each_target
 def test_the_property_holds(target: Target) -> None:
+    _skip_missing(target)
     outcome = _mutating.run(target, seed=4, most=len(target.seeds()) + 200)
     if outcome.error is not None:
         raise AssertionError(f"{target.name}: {outcome.failed!r}") from outcome.error
@@ -111,6 +123,7 @@ PLANTED: dict[str, Break] = {
     "vnet-header": _changing(VnetHeader, "pack", lambda data: data[::-1]),
     "split": _changing(_gso, "split", lambda parts: parts[:-1]),
     "merge": _changing(_gso, "merge", lambda merged: merged[:-1]),
+    "segmenting": _changing(_gso, "split", lambda parts: [*parts[:-1], parts[-1][::-1]]),
     "dhcp": _raising(_dhcp_message, "_read_options"),
     "vxlan": _changing(vxlan.Vxlan, "receive", lambda found: [each[1:] for each in found]),
     "switch": _replacing(_switching, "HEADER", 0),
@@ -133,6 +146,7 @@ PLANTED: dict[str, Break] = {
 
 @each_target
 def test_what_is_wrong_is_found(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    _skip_missing(target)
     PLANTED[target.name](monkeypatch)
     outcome = _mutating.run(target, seed=1, most=3000)
     assert outcome.error is not None, f"{outcome.executions} inputs, and nothing was found"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from aiotun import _abi, _native
+from aiotun import _abi, _gso, _native
 
 MISSING = "missing: the C module was not built"
 
@@ -215,6 +215,54 @@ class TestWriteMany:
     def test_wrong_arguments(self, args: tuple[object, ...]) -> None:
         with pytest.raises(TypeError):
             _speedups.write_many(*args)
+
+
+class _Odd(int):
+    """An int whose arithmetic is nobody's business."""
+
+    def __mod__(self, other: int) -> Any:
+        return "odd"
+
+    __add__ = __radd__ = __index__ = __int__ = __mod__  # type: ignore[assignment]  # on purpose
+
+
+@twins(_gso.checksum, "checksum")
+class TestChecksum:
+    @pytest.mark.parametrize("value", [0, 1, 0xFFFF, 2**63 - 1, 2**63, 2**64, 2**70, 2**64 - 1])
+    def test_a_subclass_of_int(self, checksum: Callable[..., int], value: int) -> None:
+        for data in (b"", b"\0\0", b"abc"):
+            assert checksum(data, _Odd(value)) == checksum(data, value)
+
+    def test_anything_with_an_index(self, checksum: Callable[..., int]) -> None:
+        class Index:
+            def __index__(self) -> int:
+                return 2**70
+
+        assert checksum(b"abc", Index()) == checksum(b"abc", 2**70)
+        assert checksum(b"abc", True) == checksum(b"abc", 1)
+
+    @pytest.mark.parametrize("value", [-1, -(2**70)])
+    def test_a_negative_sum(self, checksum: Callable[..., int], value: int) -> None:
+        with pytest.raises(ValueError, match="initial is negative"):
+            checksum(b"abc", value)
+
+    @pytest.mark.parametrize("value", ["1", 1.5, None])
+    def test_no_number(self, checksum: Callable[..., int], value: object) -> None:
+        with pytest.raises(TypeError):
+            checksum(b"abc", value)
+
+
+@pytest.mark.skipif(_speedups is None, reason=MISSING)
+def test_numbers_may_be_of_a_subclass(pair: Pair) -> None:
+    fd, size = _Odd(pair[0].fileno()), _Odd(100)
+    pair[1].send(b"packet")
+    assert _speedups.read(fd, size) == b"packet"
+    pair[1].send(b"packet")
+    assert _speedups.read_many(fd, size, _Odd(1)) == [b"packet"]
+    pair[1].send(bytes(10) + b"packet")
+    assert _speedups.read_split(fd, False, _Odd(1)) == ([b"packet"], 0)
+    assert _speedups.write_many(_Odd(pair[1].fileno()), [b"packet"]) == 1
+    assert _speedups.write_merged(_Odd(pair[1].fileno()), [b"packet"], False) == 1
 
 
 @pytest.mark.skipif(_speedups is None, reason=MISSING)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from aiotun import _abi, _native
+from aiotun.offload import GsoType, VnetHeader
 
 from .test_gso import LINKS, Packet, run_of, written
 from .test_native import MISSING, Pair, _speedups, twins
@@ -51,6 +52,14 @@ class TestReadSplit:
         assert read_split(pair[0].fileno(), False, 99) == (packets, 3)
         pair[1].send(damaged)
         assert read_split(pair[0].fileno(), False, 1) == ([], 1)
+
+    @each_read_split
+    def test_what_is_out_of_proportion(self, pair: Pair, read_split: ReadSplit) -> None:
+        """Neither read at once, nor kept for later: lost, and counted."""
+        whole = bytes(Packet(payload=bytes(60_000)))
+        pair[1].send(VnetHeader(1, GsoType.TCPV4, 0, 1).pack() + whole)
+        pair[1].send(_native.merge(written(run_of(Packet(), [1000])), False)[0])
+        assert read_split(pair[0].fileno(), False, 2) == (written(run_of(Packet(), [1000])), 1)
 
     @each_read_split
     def test_frames(self, pair: Pair, read_split: ReadSplit) -> None:

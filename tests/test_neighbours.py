@@ -1,7 +1,8 @@
 """The frames that examples/virtual_host.py asks with, and what it takes for an answer."""
 
+import argparse
 from collections.abc import Callable
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 from typing import Any
 
 import dpkt
@@ -14,6 +15,7 @@ from aiotun import decode_frame, reply
 from .integration.programs import example_module
 
 Neighbour = example_module("_neighbours").Neighbour
+Host = example_module("virtual_host").Host
 
 OURS, THEIRS, OTHER = (bytes.fromhex(f"0200000000{number}") for number in ("01", "02", "03"))
 FOUR = Neighbour(OURS, ip_address("10.84.0.1"), ip_address("10.84.0.2"), 0x1234)
@@ -120,3 +122,21 @@ def test_any_frame(length: int, changes: dict[int, int]) -> None:
             assert mac is None or len(mac) == 6
             found = host.reply(bytes(changed[:length]))
             assert found is None or (found.number, found.bytes) == (7, 64)
+
+
+@BOTH
+@pytest.mark.parametrize("tag", [b"\x81\0\0\0", b"\x81\0\xe0\0", b"\x88\xa8\x60\0"])
+def test_a_priority_tagged_frame_is_no_other_network(host: Any, tag: bytes) -> None:
+    """VLAN 0: the host answers with the tag, and takes answers that have one."""
+
+    def tagged(frame: bytes) -> bytes:
+        return frame[:12] + tag + frame[12:]
+
+    other = Host(argparse.Namespace(mac=THEIRS, address=[ip_interface(host.target)]))
+    for question in (host.find(), host.ping(THEIRS, 7)):
+        answer = other.answer(question)
+        assert answer is not None
+        assert other.answer(tagged(question)) == tagged(answer)
+        assert other.answer(question[:12] + b"\x81\0\0\5" + question[12:]) is None
+    assert host.found(tagged(told(host))) == THEIRS
+    assert host.reply(tagged(ponged(host))) == host.reply(ponged(host)) is not None

@@ -164,6 +164,79 @@ def test_icmpv6_checksums_are_right(echo: Echo6) -> None:
     assert (answer[:42], answer[44:]) == (made[:42], made[44:])
 
 
+# --- Options -------------------------------------------------------------------------------------
+
+OURS = b"\x0a\0\0\x4d"  # Echo4's target
+NOW = 0x01234567  # milliseconds since midnight
+
+
+@pytest.mark.parametrize(
+    ("options", "answered"),
+    [
+        pytest.param(b"\1" * 4, b"\1" * 4, id="no operation"),
+        pytest.param(b"\1" * 40, b"\1" * 40, id="all there can be"),
+        pytest.param(b"\0\x83\7\4", b"\0\x83\7\4", id="nothing, at once"),
+        pytest.param(b"\x94\4\0\0", b"\1\1\1\1", id="router alert"),
+        pytest.param(
+            b"\1\7\x27\4" + bytes(36), b"\1\7\x27\x08" + OURS + bytes(32), id="record route"
+        ),
+        pytest.param(
+            b"\7\x0b\x08\x0a\0\0\x01" + bytes(5), b"\7\x0b\x0c\x0a\0\0\x01" + OURS + b"\0",
+            id="a record route to its end",
+        ),
+        pytest.param(
+            b"\7\7\x08\x0a\0\0\x01\0", b"\7\7\x08\x0a\0\0\x01\0", id="a full record route"
+        ),
+        pytest.param(
+            b"\x44\x0c\5\0" + bytes(8), b"\x44\x0c\x09\0" + NOW.to_bytes(4, "big") + bytes(4),
+            id="times only",
+        ),
+        pytest.param(
+            b"\x44\x0c\5\1" + bytes(8), b"\x44\x0c\x0d\1" + OURS + NOW.to_bytes(4, "big"),
+            id="times and addresses",
+        ),
+        pytest.param(
+            b"\x44\x0c\5\3" + OURS + bytes(4), b"\x44\x0c\x0d\3" + OURS + NOW.to_bytes(4, "big"),
+            id="ours among some",
+        ),
+        pytest.param(
+            b"\x44\x0c\5\3" + bytes(8), b"\x44\x0c\5\3" + bytes(8), id="ours not among some"
+        ),
+        pytest.param(
+            b"\x44\x08\x09\x10" + bytes(4), b"\x44\x08\x09\x20" + bytes(4), id="one more left out"
+        ),
+        pytest.param(
+            b"\x44\x0c\x0d\3" + bytes(8), b"\x44\x0c\x0d\3" + bytes(8), id="all of some are in"
+        ),
+        pytest.param(
+            b"\x94\4\0\0\1\7\7\4\0\0\0\0\x44\x08\5\0\0\0\0\0",
+            b"\1\1\1\1\1\7\7\x08" + OURS + b"\x44\x08\x09\0" + NOW.to_bytes(4, "big"),
+            id="several",
+        ),
+    ],
+)  # fmt: skip
+def test_options_of_an_answer(
+    monkeypatch: pytest.MonkeyPatch, options: bytes, answered: bytes
+) -> None:
+    """RFC 1122, section 3.2.2.6: entered and given back; and nothing else is changed."""
+    days = 20_000 * 86_400_000
+    monkeypatch.setattr("aiotun.reply.time.time_ns", lambda: (days + NOW) * 1_000_000)
+    echo = Echo4(start=0x45 + len(options) // 4, options=options, behind=b"behind")
+    expected = replace(
+        echo, ttl=64, kind=0, source=echo.target, target=echo.source, options=answered, behind=b""
+    )
+    packet = echo.pack()
+    assert icmp_echo(packet) == expected.pack()
+    assert icmp_echo(memoryview(packet)) == expected.pack()
+    # Damage stays damage.
+    damaged = packet[:10] + bytes([packet[10] ^ 1]) + packet[11:]
+    answer = icmp_echo(damaged)
+    assert answer is not None
+    assert checksum(answer[: 20 + len(options)]) != 0
+    for length in range(len(packet) - 6):
+        assert icmp_echo(packet[:length]) is None
+
+
 # --- The corners of one's complement -------------------------------------------------------------
 
 
@@ -261,8 +334,24 @@ def test_a_damaged_icmpv6_message_stays_damaged(echo: Echo6, icmp_sum: int) -> N
         pytest.param(Echo4(start=0x65), id="version 6"),
         pytest.param(Echo4(start=0x05), id="version 0"),
         pytest.param(Echo4(start=0x44), id="header of 16 bytes"),
-        pytest.param(Echo4(start=0x46, options=b"\x01" * 4), id="options"),
-        pytest.param(Echo4(start=0x4F, options=b"\x01" * 40), id="all the options there can be"),
+        pytest.param(Echo4(start=0x46), id="options that are not there"),
+        pytest.param(Echo4(start=0x46, options=bytes(4), length=27), id="ends before ICMP"),
+        pytest.param(Echo4(start=0x47, options=b"\x83\7\x08\x0a\0\0\x09\0"), id="a source route"),
+        pytest.param(Echo4(start=0x47, options=b"\1\x89\7\4\x0a\0\0\x09"), id="a strict one"),
+        pytest.param(Echo4(start=0x46, options=b"\7\0\4\0"), id="an option of 0 bytes"),
+        pytest.param(Echo4(start=0x46, options=b"\x94\1\0\0"), id="an option of 1 byte"),
+        pytest.param(Echo4(start=0x46, options=b"\x94\5\0\0"), id="an option too long"),
+        pytest.param(Echo4(start=0x46, options=b"\1\1\1\7"), id="an option without a length"),
+        pytest.param(Echo4(start=0x46, options=b"\7\2\0\0"), id="no pointer"),
+        pytest.param(Echo4(start=0x47, options=b"\7\7\3\0\0\0\0\0"), id="a pointer to the pointer"),
+        pytest.param(Echo4(start=0x47, options=b"\7\7\5\0\0\0\0\0"), id="room for half an address"),
+        pytest.param(Echo4(start=0x46, options=b"\x44\3\5\0"), id="a time stamp of no kind"),
+        pytest.param(Echo4(start=0x47, options=b"\x44\x08\4\0" + bytes(4)), id="into its head"),
+        pytest.param(Echo4(start=0x47, options=b"\x44\x08\5\2" + bytes(4)), id="an unknown kind"),
+        pytest.param(Echo4(start=0x47, options=b"\x44\x08\5\1" + bytes(4)), id="half the room"),
+        pytest.param(
+            Echo4(start=0x47, options=b"\x44\x08\x09\xf0" + bytes(4)), id="the 16th left out"
+        ),
         pytest.param(Echo4(fragment=0x2000), id="first fragment"),
         pytest.param(Echo4(fragment=0x2001), id="middle fragment"),
         pytest.param(Echo4(fragment=0x0001), id="last fragment"),
@@ -353,11 +442,18 @@ def test_answers_are_not_answered() -> None:
 
 # --- Hostile bytes, and the argument -------------------------------------------------------------
 
+OPTIONS4 = st.sampled_from(
+    [
+        Echo4(start=0x4F, options=b"\1\7\x27\4" + bytes(36)),
+        Echo4(start=0x4F, options=b"\x44\x28\5\1" + bytes(36)),
+    ]
+)
+
 MUTATED = st.builds(
     lambda packet, changes, length: bytes(changes.get(i, byte) for i, byte in enumerate(packet))[
         :length
     ],
-    st.one_of(ECHOES4, ECHOES6).map(lambda echo: echo.pack()),
+    st.one_of(ECHOES4, ECHOES6, OPTIONS4).map(lambda echo: echo.pack()),
     st.dictionaries(st.integers(0, 47), U8, max_size=4),
     st.integers(0, 1600),
 )

@@ -307,6 +307,26 @@ def test_a_tagged_frame_is_of_another_network(reply: Reply, asked: Arp | Nd) -> 
 
 
 @each_reply
+@pytest.mark.parametrize("tag", ["81000000", "8100e000", "8100f000", "88a86000"])
+def test_a_priority_tag_is_no_other_network(reply: Reply, asked: Arp | Nd, tag: str) -> None:
+    """VLAN 0: answered with the tag, as the kernel takes it, too."""
+    frame = asked.pack()
+    plain = reply(frame, OURS, ADDRESSES)
+    assert plain is not None
+    tagged = frame[:12] + bytes.fromhex(tag) + frame[12:]
+    for argument in (tagged, memoryview(tagged)):
+        answer = reply(argument, OURS, ADDRESSES)
+        assert answer == plain[:12] + bytes.fromhex(tag) + plain[12:]
+        assert reply(answer, OURS, ADDRESSES) is None
+    # Another tag behind it is of another network, or none.
+    for behind in ("81000005", tag):
+        deeper = frame[:12] + bytes.fromhex(tag + behind) + frame[12:]
+        assert reply(deeper, OURS, ADDRESSES) is None
+    for length in range(len(tagged)):
+        assert reply(tagged[:length], OURS, ADDRESSES) is None
+
+
+@each_reply
 def test_cut_short_anywhere_is_no_answer(reply: Reply, asked: Arp | Nd) -> None:
     frame = asked.pack()
     for length in range(len(frame)):

@@ -62,7 +62,8 @@ _PROTOCOLS = {
 }
 _TCP_FLAGS = "FSRP.UEW"  # from the lowest bit on; tcpdump's letters
 _HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION, _MOBILITY = 0, 43, 44, 60, 135
-_VLANS = (0x8100, 0x88A8)
+_VLANS = (0x8100, 0x88A8, 0x9100, 0x9200)  # 802.1Q, 802.1ad, and two from before that
+_MOST_VLANS = 8  # no frame has more, and the line has to end
 
 
 class _Cut(Exception):  # noqa: N818 - it says how far the bytes went, and is caught here
@@ -116,7 +117,7 @@ def _frame(data: bytes, fields: Fields) -> Iterator[str]:
     fields["dst_mac"], fields["src_mac"] = _mac(data, 0), _mac(data, 6)
     kind, at = _u16(data, 12), 14
     vlans: list[int] = []
-    while kind in _VLANS and len(vlans) < 2:  # IEEE 802.1ad has no third
+    while kind in _VLANS and len(vlans) < _MOST_VLANS:
         _need(data, at + 4, "VLAN")
         vlans.append(_u16(data, at) & 0xFFF)
         yield f"vlan {vlans[-1]},"

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import aiotun
 
 from . import _isolating, _probe
-from ._terminal import BOLD, DIM, GREEN, RED, YELLOW, paint
+from ._terminal import BOLD, DIM, GREEN, RED, YELLOW, paint, printable
 
 __all__ = ["Check", "Report", "as_json", "as_lines", "examine", "trial"]
 
@@ -407,6 +407,6 @@ def _rows(checks: Iterable[Check], words: dict[str, str], colour: bool) -> Itera
     colours = {"ok": GREEN, "no": RED, "note": YELLOW}
     for check in checks:
         word = paint(f"{words[check.status]:<3}", colours[check.status], colour)
-        yield f"  {word}  {check.name:<15}  {check.said}"
+        yield f"  {word}  {check.name:<15}  {printable(check.said)}"
         if check.mend is not None:
             yield f"{'':24}{paint(f'-> {check.mend}', DIM, colour)}"

@@ -102,7 +102,7 @@ class _Dump:
 
     async def _listen(self) -> None:
         with contextlib.closing(Listener(self._name, self._options.note)) as listener:
-            self._drops = lambda: f", {listener.drops} dropped by the kernel"
+            self._drops = lambda: f", {listener.drops} dropped by the kernel{listener.others}"
             kind = "Ethernet frames" if listener.mode == "tap" else "IP packets"
             self._options.note(f"listening on {self._name} ({kind}); Ctrl-C ends it")
             for line in await what_is_missing(self._name):

@@ -13,7 +13,16 @@ import copy
 import struct
 
 from dpkt import Packet
-from dpkt.ethernet import ETH_TYPE_8021AD, ETH_TYPE_8021Q, Ethernet, VLANtag8021Q
+from dpkt.ethernet import (
+    ETH_TYPE_8021AD,
+    ETH_TYPE_8021Q,
+    ETH_TYPE_IPX,
+    ETH_TYPE_MPLS,
+    ETH_TYPE_MPLS_MCAST,
+    Ethernet,
+    MPLSlabel,
+    VLANtag8021Q,
+)
 from dpkt.icmp import ICMP
 from dpkt.icmp6 import ICMP6
 from dpkt.igmp import IGMP
@@ -32,13 +41,14 @@ from dpkt.ip6 import (
 from dpkt.llc import LLC
 from dpkt.ospf import OSPF
 from dpkt.pim import PIM
+from dpkt.pppoe import PPP, PPPoE
 from dpkt.sctp import SCTP
 from dpkt.tcp import TCP
 from dpkt.udp import UDP
 
 from ._native import checksum
 
-__all__ = ["encoded"]
+__all__ = ["check", "encoded", "written_here"]
 
 # IANA's protocol numbers of the layers written here.
 _NUMBERS: dict[type[Packet], int] = {
@@ -55,6 +65,10 @@ _NUMBERS: dict[type[Packet], int] = {
     IP6AHHeader: 51,
     IP6DstOptsHeader: 60,
 }
+
+# Layers that are written here by their fields; and those of which dpkt keeps a part beside `data`.
+_WRITTEN_HERE = (IP, UDP, TCP, IP6, Ethernet)
+_WITH_MORE = (IP6, Ethernet)
 
 # Whose checksum dpkt computes where it is zero, and needs no addresses for it: in IPv4, that is.
 _SUMMED_BY_DPKT = (IGMP, OSPF, PIM, SCTP)
@@ -80,6 +94,60 @@ def encoded(packet: IP | IP6 | Ethernet) -> bytes:
         raise ValueError(text) from error
 
 
+def written_here(packet: IP | IP6 | Ethernet) -> bool:
+    """Whether each layer is written by its fields here, so that nothing can be lost."""
+    layer: object = packet
+    while isinstance(layer, _WRITTEN_HERE):
+        if isinstance(layer, _WITH_MORE) and _beside(layer):
+            return False
+        layer = layer.data
+    return isinstance(layer, bytes)
+
+
+def check(packet: IP | IP6 | Ethernet, again: IP | IP6 | Ethernet, data: bytes) -> None:
+    """See that a packet has the same layers once it was written and decoded: dpkt leaves some out.
+
+    Args:
+        packet: what was written.
+        again: what was decoded.
+        data: the bytes between.
+
+    Raises:
+        ValueError: it has not.
+    """
+    one: object = packet
+    other: object = again
+    while isinstance(one, Packet) and isinstance(other, Packet):
+        if type(one) is not type(other) or _beside(one) != _beside(other):
+            raise ValueError(
+                f"the layers of this {type(packet).__name__} can't be written together: "
+                f"{_named(one)} would be decoded as {_named(other)}"
+            )
+        one, other = one.data, other.data
+    # Data of bytes is written as it is, and may be decoded to a layer whose lengths and checksums
+    # would be written anew. A layer that dpkt doesn't decode, in a fragment say, comes as bytes.
+    if not isinstance(other, Packet) and _layer(again) != data:
+        raise ValueError(f"this {type(packet).__name__} is not the same once it was decoded again")
+
+
+def _beside(layer: Packet) -> list[str]:
+    """What dpkt keeps beside a layer, rather than in its `data`."""
+    if isinstance(layer, IP6):
+        return [type(header).__name__ for header in _extensions(layer)]
+    if not isinstance(layer, Ethernet):
+        return []
+    tags = getattr(layer, "vlan_tags", None) or ()
+    labels = getattr(layer, "mpls_labels", None) or ()
+    return [
+        *(f"VLAN {tag.id} {tag.pri}" for tag in tags),
+        *(f"label {label.val} {label.exp} {label.ttl}" for label in labels),
+    ]
+
+
+def _named(layer: Packet) -> str:
+    return ", ".join([type(layer).__name__, *_beside(layer)])
+
+
 def _layer(layer: object) -> bytes:
     if isinstance(layer, IP):
         return _ip4(layer)
@@ -87,6 +155,8 @@ def _layer(layer: object) -> bytes:
         return _ip6(layer)
     if isinstance(layer, Ethernet):
         return _frame(layer)
+    if isinstance(layer, PPPoE):
+        return _pppoe(layer)
     return _verbatim(layer)
 
 
@@ -109,7 +179,16 @@ def _verbatim(layer: object) -> bytes:
     if plain or kind is ICMP:
         return layer.pack_hdr() + _verbatim(layer.data)
     # bytes() stores checksums in some.
-    return bytes(copy.deepcopy(layer))
+    return _whole(bytes(copy.deepcopy(layer)), layer)
+
+
+def _whole(written: bytes, layer: Packet) -> bytes:
+    """See that dpkt has written all of a layer."""
+    if len(written) != len(layer):
+        raise ValueError(
+            f"dpkt writes {len(written)} of the {len(layer)} bytes of {type(layer).__name__}"
+        )
+    return written
 
 
 # --- Ethernet ------------------------------------------------------------------------------------
@@ -117,18 +196,26 @@ def _verbatim(layer: object) -> bytes:
 
 def _frame(frame: Ethernet) -> bytes:
     tags = list(getattr(frame, "vlan_tags", None) or ())
-    labels = getattr(frame, "mpls_labels", None)
-    if labels or isinstance(frame.data, LLC) or not all(isinstance(t, VLANtag8021Q) for t in tags):
+    labels: list[MPLSlabel] = list(getattr(frame, "mpls_labels", None) or ())
+    if isinstance(frame.data, LLC) or not all(isinstance(tag, VLANtag8021Q) for tag in tags):
         other = copy.deepcopy(frame)
         if not isinstance(frame.data, LLC):
             other.data = _layer(frame.data)
-        return bytes(other)
+        elif labels or any(isinstance(tag, VLANtag8021Q) for tag in tags):
+            raise ValueError("dpkt writes no VLAN tags or labels in front of LLC")
+        return _whole(bytes(other), other)
+    if frame.type == ETH_TYPE_IPX and "ipx" in vars(frame) and frame._next_type is None:
+        # So dpkt decodes Novell's raw 802.3, and leaves its two first bytes out.
+        raise ValueError("a raw 802.3 frame, which would become Ethernet II: send the original")
     # As in dpkt the type follows the data's class, and is for bytes what it says. A frame that was
     # decoded has its tag's type there.
     ethertype, outer = frame.type, ETH_TYPE_8021Q if len(tags) < 2 else ETH_TYPE_8021AD
     if tags and frame.type in _TAGGED:
         ethertype, outer = tags[-1].type, frame.type
-    if isinstance(frame.data, Packet):
+    if labels:
+        if ethertype not in (ETH_TYPE_MPLS, ETH_TYPE_MPLS_MCAST):
+            ethertype = ETH_TYPE_MPLS
+    elif isinstance(frame.data, Packet):
         # Some are found in no frame, as dpkt sees it.
         with contextlib.suppress(KeyError):
             ethertype = Ethernet.get_type_rev(type(frame.data))
@@ -136,7 +223,26 @@ def _frame(frame: Ethernet) -> bytes:
     for tag in tags:
         parts.append(struct.pack("!HH", outer, tag.pri << 13 | tag.cfi << 12 | tag.id))
         outer = tag.type if tag.type in _TAGGED else ETH_TYPE_8021Q
-    return b"".join(parts) + struct.pack("!H", ethertype) + _layer(frame.data)
+    parts.append(struct.pack("!H", ethertype))
+    for place, label in enumerate(labels, 1):
+        bottom = place == len(labels)  # of the stack (RFC 3032, section 2.1)
+        value = label.val << 12 | label.exp << 9 | bottom << 8 | label.ttl
+        parts.append(struct.pack("!I", value))
+    return b"".join(parts) + _layer(frame.data)
+
+
+def _pppoe(layer: PPPoE) -> bytes:
+    """RFC 2516, sections 4 and 5; dpkt writes PPP's protocol in one byte, which it advises against.
+
+    Zeroes behind the length that the layer states are a frame's padding, and are left out of it.
+    """
+    data = layer.data
+    body = struct.pack("!H", data.p) + _layer(data.data) if isinstance(data, PPP) else _layer(data)
+    length = _fitting(len(body), "PPPoE's payload")
+    payload = data.data if isinstance(data, PPP) else data
+    if isinstance(payload, bytes) and 0 < layer.len < length and not any(body[layer.len :]):
+        length = layer.len
+    return struct.pack("!BBHH", layer._v_type, layer.code, layer.session, length) + body
 
 
 # --- IP ------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ RFC 9293 (TCP), RFC 768 (UDP), RFC 1071 (checksum), RFC 6864 (the IPv4 identific
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
@@ -38,9 +39,24 @@ _MOST_DATAGRAMS = 64  # in one UDP super-packet; UDP_MAX_SEGMENTS, 128 since Lin
 _MOST_PACKETS = 1000  # in any: the C module writes each as a piece, and writev takes 1,024
 _MOST_LINK = 22  # bytes before the IP header: Ethernet and two VLAN tags
 
+# What a super-packet may become. Each segment repeats all headers, so without bounds 64 KiB of
+# headers and one-byte payloads would become a gigabyte. Real headers are below 142 bytes, or a few
+# hundred with segment routing. The smallest payload that Linux sends in a row is 8 bytes
+# (tcp_min_snd_mss, 48, without 40 bytes of TCP options): behind 118 bytes of headers (Ethernet, a
+# VLAN tag, IPv6, TCP) that makes 16 times the length. Smaller ones come in short runs only, such as
+# 128 datagrams by UDP_SEGMENT: those stay below the length of the longest packet.
+_MOST_SPLIT_HEADERS = 512  # bytes in front of the payload
+_MOST_GROWTH = 16  # times its own length
+
+_ROUTING = 43  # IPv6's header
+_LOOSE_ROUTE, _STRICT_ROUTE = 0x83, 0x89  # IPv4 options (RFC 791, section 3.1)
+
 
 def checksum(data: Buffer, initial: int = 0) -> int:
     """See `aiotun.offload.checksum`."""
+    initial = operator.index(initial)  # not a subclass, which may compute anything
+    if initial < 0:
+        raise ValueError("initial is negative, which no sum is")
     view = memoryview(data).cast("B")
     number = int.from_bytes(view, "big")
     if view.nbytes & 1:
@@ -132,7 +148,50 @@ def split(super_packet: Buffer, frame: bool = False) -> list[bytes]:
         raise ValueError(f"a gso_type of {gso_type} on another kind of packet")
     if gso_size == 0:
         raise ValueError("a gso_size of 0")
-    return _segments(packet, layers, payload, gso_size)
+    count = -(-(len(packet) - payload) // gso_size)
+    if payload > _MOST_SPLIT_HEADERS or _out_of_proportion(count, payload, len(packet)):
+        raise ValueError(
+            f"{len(packet)} bytes that would become {count} packets with headers of {payload} bytes"
+        )
+    place = 16 if layers.protocol == _TCP else 6
+    if flags & _NEEDS_CSUM and (start, offset) == (layers.transport, place):
+        # A partial sum is the sender's, who knows the final destination; it has the whole's length.
+        (partial,) = struct.unpack_from("!H", packet, start + place)
+        length = len(packet) - start
+        if layers.protocol == _UDP:
+            (length,) = struct.unpack_from("!H", packet, start + 4)
+        return _segments(packet, layers, payload, gso_size, partial + 0xFFFF - length)
+    if _routed(packet, layers):
+        raise ValueError("a source route, and no partial checksum for its destination")
+    pseudo = int.from_bytes(_addresses(packet, layers), "big") + layers.protocol
+    return _segments(packet, layers, payload, gso_size, pseudo)
+
+
+def _out_of_proportion(count: int, headers: int, length: int) -> bool:
+    """Whether packets with these headers are too much to come of one super-packet."""
+    total = count * headers + length - headers
+    return total > max(_LONGEST, _MOST_GROWTH * length)
+
+
+def _routed(packet: bytes, layers: _Layers) -> bool:
+    """Whether the header has another destination than the packet, and so than the pseudo-header.
+
+    That is an IPv6 routing header with segments left (RFC 8200, section 8.1), or an IPv4 source
+    route.
+    """
+    version, ip, _, transport = layers
+    at = ip + (20 if version == 4 else 40)
+    kind = packet[ip + 6]
+    while version == 6 and at < transport:
+        if kind == _ROUTING and packet[at + 3] > 0:
+            return True
+        kind, at = packet[at], at + (packet[at + 1] + 1) * 8
+    while version == 4 and at < transport and packet[at] != 0:
+        if packet[at] in (_LOOSE_ROUTE, _STRICT_ROUTE):
+            return True
+        # No operation (1) is the only one without a length.
+        at += 1 if packet[at] == 1 else max(packet[at + 1] if at + 1 < transport else 0, 2)
+    return False
 
 
 def _finished(packet: bytes, start: int, offset: int) -> bytes:
@@ -145,7 +204,9 @@ def _finished(packet: bytes, start: int, offset: int) -> bytes:
     return b"".join((packet[:place], value.to_bytes(2, "big"), packet[place + 2 :]))
 
 
-def _segments(packet: bytes, layers: _Layers, start: int, gso_size: int) -> list[bytes]:
+def _segments(
+    packet: bytes, layers: _Layers, start: int, gso_size: int, pseudo: int
+) -> list[bytes]:
     version, ip, protocol, transport = layers
     end = len(packet)
     # What is the same in every segment, and its sums: the rest is added once it is known.
@@ -164,8 +225,7 @@ def _segments(packet: bytes, layers: _Layers, start: int, gso_size: int) -> list
         ip_sum = identity = 0
     ports, sequence, flags = packet[transport : transport + 4], 0, 0
     acknowledged, window, options = packet[transport + 8 : transport + 13], b"", b""
-    fixed = protocol + sum(struct.unpack("!HH", ports))
-    fixed += int.from_bytes(_addresses(packet, layers), "big")
+    fixed = pseudo + sum(struct.unpack("!HH", ports))
     if protocol == _TCP:
         sequence, _, data_offset, flags = struct.unpack_from("!IIBB", packet, transport + 4)
         window, options = packet[transport + 14 : transport + 16], packet[transport + 18 : start]
@@ -224,13 +284,15 @@ def _summing(size: int) -> Callable[[bytes], int]:
 # Putting together
 
 
-def merge(packets: Iterable[Buffer], frame: bool = False) -> list[bytes]:
+def merge(packets: Iterable[Buffer], frame: bool = False, udp: bool = True) -> list[bytes]:
     """See `aiotun.offload.merge`."""
     merged: list[bytes] = []
     run: _Run | None = None
     for each in packets:
         packet = each if isinstance(each, bytes) else bytes(memoryview(each).cast("B"))
         part = _part(packet, frame)
+        if part is not None and part.layers.protocol == _UDP and not udp:
+            part = None
         if run is not None:
             if part is not None and run.take(part):
                 continue
@@ -322,6 +384,8 @@ class _Run:
         ):
             return False
         if len(self.parts) >= (_MOST_DATAGRAMS if first.layers.protocol == _UDP else _MOST_PACKETS):
+            return False
+        if _out_of_proportion(len(self.parts) + 1, first.payload, self.length + size):
             return False
         if first.layers.protocol == _TCP:
             gone = (self.length - first.payload) & 0xFFFFFFFF

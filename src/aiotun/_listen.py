@@ -18,6 +18,10 @@ __all__ = ["ListenError", "Listener", "Packet", "what_is_missing"]
 
 _ETH_P_ALL = 3
 _ARPHRD_ETHER, _ARPHRD_LOOPBACK, _ARPHRD_NONE = 1, 772, 0xFFFE
+# Other links that carry IP (if_arp.h): InfiniBand, SLIP in its four forms, PPP, raw IP, the tunnels
+# IPIP, IP6TNL, SIT, GRE and GRE over IPv6, and 6LoWPAN.
+_ARPHRD_IP = frozenset({32, 256, 257, 258, 259, 512, 519, 768, 769, 776, 778, 823, 825})
+_ETHERTYPES_IP = (0x0800, 0x86DD)
 _SOL_PACKET, _PACKET_STATISTICS, _PACKET_AUXDATA = 263, 6, 8
 # struct tpacket_auxdata: status, length, captured length, mac, net, VLAN tag, VLAN protocol.
 _AUXDATA = struct.Struct("@IIIHHHH")
@@ -55,10 +59,18 @@ class Listener:
         self._buffer = bytearray(_LONGEST)
         self._socket = self._open(socket.SOCK_RAW)
         self._type: int = self._socket.getsockname()[3]
-        if self._type not in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK, _ARPHRD_NONE):
+        self._cooked = self._type in _ARPHRD_IP
+        self._others = 0
+        if self._cooked:
             # A link layer of which we know nothing: have the kernel take it off.
             self._socket.close()
             self._socket = self._open(socket.SOCK_DGRAM)
+        elif self._type not in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK, _ARPHRD_NONE):
+            self._socket.close()
+            raise ListenError(
+                f"{name} carries neither Ethernet frames nor IP packets (its link type is "
+                f"{self._type}, see if_arp.h); 'tshark -i {name}' may know it"
+            )
         ether = self._type in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK)
         self.mode: Literal["tun", "tap"] = "tap" if ether else "tun"
 
@@ -142,6 +154,9 @@ class Listener:
         outgoing = address[2] == socket.PACKET_OUTGOING
         if outgoing and self._type == _ARPHRD_LOOPBACK:
             return None  # it comes in again
+        if self._cooked and address[1] not in _ETHERTYPES_IP:
+            self._others += 1  # ARP on InfiniBand, PPP's own protocols
+            return None
         packet, time_ns = bytes(memoryview(self._buffer)[:length]), 0
         for level, kind, data in messages:
             if (level, kind) == (socket.SOL_SOCKET, _TIMESTAMP):
@@ -157,6 +172,11 @@ class Listener:
         found = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
         self._drops += struct.unpack("@II", found)[1]  # asking sets the kernel's own back to 0
         return self._drops
+
+    @property
+    def others(self) -> str:
+        """What to say of packets that were no IP packets, and were left out; empty if all were."""
+        return f", {self._others} left out, which were no IP packets" if self._others else ""
 
     def close(self) -> None:
         self._socket.close()

@@ -154,7 +154,7 @@ read_split: Callable[[int, bool, int], tuple[list[bytes], int]] = _read_split
 write_many: Callable[[int, list[Buffer]], int] = _write_many
 write_merged: Callable[[int, Iterable[Buffer], bool], int] = _write_merged
 split: Callable[[Buffer, bool], list[bytes]]
-merge: Callable[[Iterable[Buffer], bool], list[bytes]]
+merge: Callable[..., list[bytes]]
 checksum: Callable[[Buffer, int], int]
 
 if _choice != "forbid":

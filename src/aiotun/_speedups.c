@@ -30,6 +30,7 @@ static char read_buffer[READ_SIZE];
 enum { GSO_NONE = 0, GSO_TCPV4 = 1, GSO_TCPV6 = 4, GSO_UDP_L4 = 5, GSO_ECN = 0x80 };
 
 enum { TCP = 6, UDP = 17 };
+enum { LOOSE_ROUTE = 0x83, STRICT_ROUTE = 0x89 }; /* IPv4 options (RFC 791) */
 enum { FIN = 0x01, PSH = 0x08, ACK = 0x10, CWR = 0x80 };
 
 #define LONGEST 65535	   /* bytes of an IP packet */
@@ -37,6 +38,10 @@ enum { FIN = 0x01, PSH = 0x08, ACK = 0x10, CWR = 0x80 };
 #define MOST_PACKETS 1000  /* in any: writev takes 1,024 pieces */
 #define MOST_LINK 22	   /* bytes before the IP header: Ethernet and two VLAN tags */
 #define MOST_HEADERS (MOST_LINK + 40 + 60)
+
+/* What a super-packet may become: see _gso.py. */
+#define MOST_SPLIT_HEADERS 512 /* bytes in front of the payload */
+#define MOST_GROWTH 16	       /* times its own length */
 
 /* An int argument between 0 and `most`; else -1 and an exception. */
 static long number(PyObject *argument, const char *what, long most)
@@ -408,11 +413,43 @@ static int append(PyObject *list, PyObject *item)
 	return result;
 }
 
+/* Whether packets with these headers are too much to come of one super-packet of this length. */
+static int out_of_proportion(size_t count, size_t headers, size_t length)
+{
+	size_t total = count * headers + length - headers;
+
+	return total > LONGEST && total > MOST_GROWTH * length;
+}
+
+/* Whether the header has another destination than the packet, and so than the pseudo-header: an IPv6
+ * routing header with segments left, or an IPv4 source route. */
+static int routed(const uint8_t *packet, const struct layers *l)
+{
+	size_t at = l->ip + (l->version == 4 ? 20 : 40), size;
+	int kind = packet[l->ip + 6];
+
+	for (; l->version == 6 && at < l->transport; at += size) {
+		if (kind == 43 && packet[at + 3] > 0)
+			return 1;
+		kind = packet[at];
+		size = ((size_t)packet[at + 1] + 1) * 8;
+	}
+	for (; l->version == 4 && at < l->transport && packet[at] != 0; at += size) {
+		if (packet[at] == LOOSE_ROUTE || packet[at] == STRICT_ROUTE)
+			return 1;
+		size = 1;
+		if (packet[at] != 1) /* no operation has no length */
+			size = at + 1 < l->transport && packet[at + 1] > 2 ? packet[at + 1] : 2;
+	}
+	return 0;
+}
+
 /* What is cut up: a packet, and the sums of what is the same in each of its segments. */
 struct whole {
 	const uint8_t *packet;
 	size_t length;
 	struct layers l;
+	int partial; /* the checksum field holds the pseudo-header's sum */
 	uint64_t ip_sum; /* without length, identification and checksum */
 	uint64_t sum;	 /* pseudo-header and header, without lengths, sequence, flags and checksum */
 };
@@ -431,7 +468,14 @@ static void add_up(struct whole *w)
 	if (w->l.version == 4)
 		w->ip_sum = (uint64_t)sum_of(ip, w->l.transport - w->l.ip) + without(ip + 2) +
 			    without(ip + 4) + without(ip + 10);
-	w->sum = pseudo_sum(w->packet, &w->l, 0) + sum_of(transport, head);
+	/* A partial sum is the sender's, who knows the final destination; it has the whole's length. */
+	if (!w->partial)
+		w->sum = pseudo_sum(w->packet, &w->l, 0);
+	else if (w->l.protocol == TCP)
+		w->sum = (uint64_t)get16(transport + 16) + 0xffff - (w->length - w->l.transport);
+	else
+		w->sum = (uint64_t)get16(transport + 6) + without(transport + 4);
+	w->sum += sum_of(transport, head);
 	if (w->l.protocol == TCP)
 		w->sum += (uint64_t)without(transport + 4) + without(transport + 6) +
 			  without(transport + 12) + without(transport + 16);
@@ -526,7 +570,7 @@ static int split_into(PyObject *list, const uint8_t *data, size_t length, int fr
 	const uint8_t *packet = data + HEADER;
 	struct whole w = {.packet = packet};
 	const char *wrong;
-	size_t at;
+	size_t at, count;
 	unsigned number = 0;
 
 	if (length < HEADER) {
@@ -554,9 +598,23 @@ static int split_into(PyObject *list, const uint8_t *data, size_t length, int fr
 		PyErr_SetString(PyExc_ValueError, "a gso_size of 0");
 		return -1;
 	}
-	w.length = length;
-	add_up(&w);
 	at = w.l.payload;
+	count = (length - at + fields[1] - 1) / fields[1];
+	if (at > MOST_SPLIT_HEADERS || out_of_proportion(count, at, length)) {
+		PyErr_Format(PyExc_ValueError,
+			     "%zu bytes that would become %zu packets with headers of %zu bytes",
+			     length, count, at);
+		return -1;
+	}
+	w.length = length;
+	w.partial = data[0] & NEEDS_CSUM && fields[2] == w.l.transport &&
+		    fields[3] == (w.l.protocol == TCP ? 16 : 6);
+	if (!w.partial && routed(packet, &w.l)) {
+		PyErr_SetString(PyExc_ValueError,
+				"a source route, and no partial checksum for its destination");
+		return -1;
+	}
+	add_up(&w);
 	do {
 		if (append(list, segment(&w, at, fields[1], number++)) < 0)
 			return -1;
@@ -725,7 +783,8 @@ static int take(struct run *r, const struct part *p)
 	if (l->version == 4 && !(get16(ip + 6) & 0x4000) &&
 	    get16(ip + 4) != (uint16_t)(get16(before + 4) + 1))
 		return 0;
-	if (r->count >= (l->protocol == UDP ? MOST_DATAGRAMS : MOST_PACKETS))
+	if (r->count >= (l->protocol == UDP ? MOST_DATAGRAMS : MOST_PACKETS) ||
+	    out_of_proportion((size_t)r->count + 1, l->payload, r->length + size))
 		return 0;
 	if (l->protocol == TCP &&
 	    get32(p->packet + l->transport + 4) !=
@@ -770,6 +829,7 @@ static void put_headers(const struct run *r, uint8_t *header)
 struct sink {
 	PyObject *list;
 	int fd;
+	int no_udp; /* datagrams are not merged */
 	unsigned long written; /* packets */
 };
 
@@ -836,6 +896,8 @@ static int merge_into(struct sink *sink, PyObject *packets, int frame)
 		int usable = make_part(&part, (const uint8_t *)PyBytes_AsString(packet),
 				       (size_t)PyBytes_Size(packet), frame);
 
+		if (sink->no_udp && part.l.protocol == UDP)
+			usable = 0;
 		if (run.count && usable && take(&run, &part))
 			continue;
 		if (run.count && give(&run, sink) < 0)
@@ -855,18 +917,20 @@ static PyObject *list_of_packets(PyObject *iterable)
 	return packets;
 }
 
-/* merge(packets, frame) */
+/* merge(packets, frame, udp) */
 static PyObject *speedups_merge(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
 	struct sink sink = {0};
 	PyObject *packets;
-	int frame = 0;
+	int frame = 0, udp = 1;
 
 	(void)module;
-	if (nargs < 1 || nargs > 2)
-		return PyErr_Format(PyExc_TypeError, "merge takes 1 or 2 arguments, not %zd", nargs);
-	if (nargs == 2 && (frame = PyObject_IsTrue(args[1])) < 0)
+	if (nargs < 1 || nargs > 3)
+		return PyErr_Format(PyExc_TypeError, "merge takes 1 to 3 arguments, not %zd", nargs);
+	if ((nargs >= 2 && (frame = PyObject_IsTrue(args[1])) < 0) ||
+	    (nargs == 3 && (udp = PyObject_IsTrue(args[2])) < 0))
 		return NULL;
+	sink.no_udp = !udp;
 	packets = list_of_packets(args[0]);
 	if (packets && (sink.list = PyList_New(0)) && merge_into(&sink, packets, frame) < 0)
 		Py_CLEAR(sink.list);
@@ -894,22 +958,27 @@ static PyObject *speedups_write_merged(PyObject *module, PyObject *const *args, 
 	return PyLong_FromUnsignedLong(sink.written);
 }
 
-/* A sum of any size, folded. */
+/* A sum of any size, folded. A subclass of int may compute anything: what counts is its value. */
 static int initial_sum(PyObject *argument, unsigned *sum)
 {
-	unsigned long long value = PyLong_AsUnsignedLongLong(argument);
-	PyObject *modulus, *rest;
+	PyObject *initial = PyNumber_Index(argument), *modulus, *rest = NULL;
+	long long value;
+	int overflow;
 
-	if (value != (unsigned long long)-1 || !PyErr_Occurred()) {
-		*sum = fold(value);
-		return 0;
-	}
-	if (!PyErr_ExceptionMatches(PyExc_OverflowError))
+	if (!initial)
 		return -1;
-	PyErr_Clear();
-	modulus = PyLong_FromLong(0xffff);
-	rest = modulus ? PyNumber_Remainder(argument, modulus) : NULL;
-	Py_XDECREF(modulus);
+	value = PyLong_AsLongLongAndOverflow(initial, &overflow);
+	if (overflow < 0 || (overflow == 0 && value < 0)) {
+		PyErr_SetString(PyExc_ValueError, "initial is negative, which no sum is");
+	} else if (overflow == 0) {
+		*sum = fold((uint64_t)value);
+		Py_DECREF(initial);
+		return 0;
+	} else if ((modulus = PyLong_FromLong(0xffff))) {
+		rest = PyNumber_Remainder(initial, modulus);
+		Py_DECREF(modulus);
+	}
+	Py_DECREF(initial);
 	if (!rest)
 		return -1;
 	*sum = (unsigned)PyLong_AsLong(rest);

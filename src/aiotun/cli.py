@@ -60,8 +60,13 @@ examples:
   unshare -rn aiotun dump --new tun0 --address 10.0.0.1/24
 """
 
-# At once, also into a pipe: whoever reads it may be waiting for each line.
-_say = functools.partial(print, flush=True)
+# At once, also into a pipe: whoever reads it may be waiting for each line. For lines that are
+# `printable` already, and may have colours.
+_say_painted = functools.partial(print, flush=True)
+
+
+def _say(text: str, end: str = "\n") -> None:
+    _say_painted(_terminal.printable(text), end=end)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,10 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status = args.run(args)
     except _arguments.UsageError as error:
-        print(f"aiotun: {error}", file=sys.stderr)
+        _note(str(error))
         return 2
     except aiotun.AiotunError as error:
-        print(f"aiotun: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
+        _note(getattr(error, "strerror", None) or str(error))
         return 1
     except KeyboardInterrupt:
         return 130
@@ -95,7 +100,7 @@ class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong, as the rest of the command does."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"aiotun: {message}; see '{self.prog} --help'\n")
+        self.exit(2, f"aiotun: {_terminal.printable(message)}; see '{self.prog} --help'\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -257,7 +262,7 @@ def _run_dump(args: argparse.Namespace) -> None:
             count=args.count,
             as_json=args.json,
             colour=_terminal.wanted(sys.stdout) and not args.json,
-            say=_say,
+            say=_say_painted,
             note=_note,
             stdout=None if sys.stdout.isatty() else sys.stdout.buffer,
         )
@@ -265,7 +270,7 @@ def _run_dump(args: argparse.Namespace) -> None:
 
 
 def _note(line: str) -> None:
-    print(f"aiotun: {line}", file=sys.stderr, flush=True)
+    print(f"aiotun: {_terminal.printable(line)}", file=sys.stderr, flush=True)
 
 
 def _run_doctor(args: argparse.Namespace) -> int:
@@ -276,5 +281,6 @@ def _run_doctor(args: argparse.Namespace) -> int:
     if args.json:
         _say(_doctor.as_json(report))
     else:
-        _say_all(list(_doctor.as_lines(report, colour=_terminal.wanted(sys.stdout))))
+        for line in _doctor.as_lines(report, colour=_terminal.wanted(sys.stdout)):
+            _say_painted(line)
     return 0 if report.usable else 1

@@ -24,6 +24,10 @@ P = TypeVar("P")
 
 __all__ = ["Decoded", "decode_frame", "decode_packet", "encode"]
 
+# What a VLAN tag is announced by: 802.1Q, 802.1ad, and two that were used before that.
+_TAGGED = (b"\x81\0", b"\x88\xa8", b"\x91\0", b"\x92\0")
+_MOST_TAGS = 8  # each becomes an object, of many times its size
+
 _MISSING = "this needs dpkt, which is not installed: pip install 'aiotun[dpkt]'"
 
 
@@ -57,23 +61,74 @@ def decode_frame(data: bytes | bytearray | memoryview) -> Ethernet:
         data: the frame. What is no `bytes` is copied first.
 
     Returns:
-        A `dpkt.ethernet.Ethernet`.
+        A `dpkt.ethernet.Ethernet`. Where dpkt alone leaves something out, it is there: all of up to
+        8 VLAN tags in `vlan_tags`, a pseudowire's control word and what follows it as `data` of
+        bytes, and so the payload of Novell's raw 802.3.
 
     Raises:
-        PacketDecodeError: dpkt cannot read it.
+        PacketDecodeError: dpkt cannot read it, or it has more VLAN tags.
         ImportError: dpkt is not installed.
     """
     try:
         from dpkt import ethernet
     except ImportError as error:
         raise ImportError(_MISSING) from error
-    return _decode(ethernet.Ethernet, data)
+    # dpkt's own parsers of LLC fail on a memoryview, and leave parts of the others' data as views
+    # of what the caller may change.
+    whole = bytes(data)
+    places = _tag_places(whole)
+    # dpkt reads two tags where the second is 0x8100; of any others it keeps the last ones.
+    if len(places) < 2 or (len(places) == 2 and whole[places[1] : places[1] + 2] == b"\x81\0"):
+        frame = _decode(ethernet.Ethernet, whole)
+    else:
+        frame = _decode(ethernet.Ethernet, whole[:12] + whole[places[-1] :])
+        outer = [ethernet.VLANtag8021Q(whole[at + 2 : at + 6]) for at in places[:-1]]
+        frame.vlan_tags[:0] = outer
+        frame.vlanid, frame.priority, frame.cfi = outer[0].as_tuple()
+        frame.type = int.from_bytes(whole[12:14], "big")
+    _restore(frame, whole, 14 + 4 * len(places))
+    return frame
+
+
+def _tag_places(frame: bytes) -> list[int]:
+    """Where a frame's VLAN tags stand, the first two bytes of each its ethertype."""
+    places = []
+    at = 12
+    while frame[at : at + 2] in _TAGGED and len(frame) >= at + 6:
+        places.append(at)
+        at += 4
+    if len(places) > _MOST_TAGS:
+        raise PacketDecodeError(f"a frame with {len(places)} VLAN tags; {_MOST_TAGS} are enough")
+    return places
+
+
+def _restore(frame: Ethernet, whole: bytes, at: int) -> None:
+    """Give back what dpkt skips, as `data` of bytes, so that it is not lost when it is written.
+
+    Args:
+        frame: as dpkt has decoded it.
+        whole: what it has decoded.
+        at: where in it the labels or the payload begin.
+    """
+    from dpkt.ethernet import ETH_TYPE_IPX
+
+    if frame.type == ETH_TYPE_IPX and int.from_bytes(whole[12:14], "big") <= 1500:
+        # Novell's raw 802.3: its first two bytes are left out, and it becomes Ethernet II.
+        frame.type, frame.data = int.from_bytes(whole[12:14], "big"), whole[14:]
+        del frame.ipx
+        return
+    at += 4 * len(getattr(frame, "mpls_labels", ()))
+    if (
+        getattr(frame, "mpls_labels", ())
+        and whole[at : at + 2] == b"\0\0"
+        and at + 14 <= len(whole)
+    ):
+        frame.data = whole[at:]  # a pseudowire's control word (RFC 4385) is left out
+        vars(frame).pop("ethernet", None)
 
 
 def _decode(parser: Callable[[bytes], P], data: bytes | bytearray | memoryview) -> P:
     try:
-        # dpkt's own parsers of LLC fail on a memoryview, and leave parts of the others' data as
-        # views of what the caller may change.
         return parser(data if isinstance(data, bytes) else bytes(data))
     # A stranger's packet makes dpkt raise AttributeError, IndexError, RecursionError and more, as
     # well as its own UnpackError. Nothing but a parser of these bytes runs here.
@@ -102,14 +157,25 @@ def encode(packet: IP | IP6 | Ethernet) -> bytes:
     Raises:
         TypeError: it is none of these.
         ValueError: a field holds what does not fit into the packet, a protocol number contradicts
-            the data, a packet is too long, or dpkt cannot write one of the layers.
+            the data, a packet is too long, or dpkt cannot write one of the layers: what was written
+            is decoded once more, and has to have the same layers.
         ImportError: dpkt is not installed.
     """
     try:
-        from ._encode import encoded
+        from ._encode import check, encoded, written_here
     except ImportError as error:
         raise ImportError(_MISSING) from error
-    return encoded(packet)
+    data = encoded(packet)
+    if written_here(packet):
+        return data
+    from dpkt.ethernet import Ethernet
+
+    try:
+        again = decode_frame(data) if isinstance(packet, Ethernet) else decode_packet(data)
+    except PacketDecodeError:
+        return data  # its `data` is bytes that dpkt can't read, and was written as it is
+    check(packet, again, data)
+    return data
 
 
 def decoder(mode: Mode) -> Callable[[bytes], IP | IP6 | Ethernet]:

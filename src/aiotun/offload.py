@@ -107,6 +107,8 @@ def split(super_packet: Buffer, *, frame: bool = False) -> list[bytes]:
     Each gets the headers of the whole, with lengths, checksums, IPv4 identification and TCP
     sequence number of its own; FIN and PSH stay on the last one, CWR on the first. What is no
     super-packet comes out alone, its checksum finished where that was left to the network card.
+    Checksums begin with the partial one that the super-packet carries (NEEDS_CSUM), as the kernel's
+    do: it has the final destination, where a source route has another one in the header.
 
     Args:
         super_packet: a virtio-net header and a packet, as ``offload="raw"`` gives and takes them;
@@ -118,14 +120,17 @@ def split(super_packet: Buffer, *, frame: bool = False) -> list[bytes]:
 
     Raises:
         ValueError: it is shorter than its headers say, or of a kind that nobody cuts up (a
-            fragment, an unknown `GsoType`, another protocol).
+            fragment, an unknown `GsoType`, another protocol), or one that no sender makes: headers
+            of more than 512 bytes, or packets that would together be longer than 64 KiB and than 16
+            times the super-packet. Or the packet has a source route (an IPv6 routing header, or
+            IPv4's LSRR or SSRR), and there is no partial checksum to begin with.
 
     Source: ``include/uapi/linux/virtio_net.h``; the kernel's tcp_gso_segment and udp_gso_segment.
     """
     return _native.split(super_packet, frame)
 
 
-def merge(packets: Iterable[Buffer], *, frame: bool = False) -> list[bytes]:
+def merge(packets: Iterable[Buffer], *, frame: bool = False, udp: bool = True) -> list[bytes]:
     """Put packets of one flow together to super-packets, as the kernel takes them.
 
     A packet joins the one before it where the two adjoin: the same addresses, ports and options,
@@ -138,6 +143,7 @@ def merge(packets: Iterable[Buffer], *, frame: bool = False) -> list[bytes]:
         packets: IP packets of at most 65,535 bytes, or Ethernet frames; what can't be merged goes
             through as it is.
         frame: whether they are frames, perhaps with VLAN tags.
+        udp: whether UDP is merged. Linux takes such super-packets from version 6.2 on.
 
     Returns:
         As many items or fewer, each with a virtio-net header in front, which is all zero where
@@ -147,4 +153,4 @@ def merge(packets: Iterable[Buffer], *, frame: bool = False) -> list[bytes]:
     Raises:
         TypeError: one of them is not bytes-like.
     """
-    return _native.merge(packets, frame)
+    return _native.merge(packets, frame, udp)

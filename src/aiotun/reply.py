@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import struct
+import time
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,12 @@ _HOPS = 64  # the TTL and hop limit of an answer (RFC 1700's default)
 # unpack and one pack: by indices and slices the same takes twice as long.
 _ECHO4 = struct.Struct("!HHHHBBH4s4sHH")
 
+# IPv4 options (RFC 791, section 3.1), and the kinds of time stamps.
+_END, _NO_OPERATION, _RECORD_ROUTE, _TIME_STAMP = 0, 1, 7, 68
+_SOURCE_ROUTES = (131, 137)
+_TIMES_ONLY, _WITH_ADDRESSES, _PRESPECIFIED = 0, 1, 3
+_DAY = 86_400_000  # milliseconds
+
 # The same of IPv6 and ICMPv6.
 _ECHO6 = struct.Struct("!IHBB16s16sHH")
 
@@ -35,6 +42,7 @@ _UNSPECIFIED = bytes(16)
 _ARP = struct.Struct("!6s6sHHHBBH6s4s6s4s")
 _ARP_FIXED = (0x0806, 1, 0x0800, 6, 4)  # ARP; of Ethernet, of IPv4, and their addresses' lengths
 _BROADCAST = b"\xff" * 6
+_VLAN_TAGS = (b"\x81\0", b"\x88\xa8")  # 802.1Q and 802.1ad
 
 # An Ethernet and an IPv6 header, then a neighbour solicitation or advertisement (RFC 4861, sections
 # 4.3 and 4.4) up to its options: type and code as one number, checksum, flags, target.
@@ -55,14 +63,20 @@ def icmp_echo(packet: bytes | bytearray | memoryview) -> bytes | None:
 
     Returns:
         The echo reply, or None where the packet is no echo request that may be answered: another
-        version, protocol or type, a fragment (they are to be put together first), a header with
-        options (a source route would have to be turned round), cut short, or from or to a multicast
-        or broadcast address. Bytes behind the packet's end are left out.
+        version, protocol or type, a fragment (they are to be put together first), a source route
+        (RFC 7126 advises against following one) or options that are damaged, cut short, or from or
+        to a multicast or broadcast address. Bytes behind the packet's end are left out.
+
+        Record route and time stamp options (``ping -R``, ``ping -T``) are in the answer, with this
+        host entered: the packet's destination, and the time of the system's clock. Where other
+        options stand, it has the one that means nothing.
     """
     if len(packet) < 28:
         return None
     (start, length, identity, fragment, ttl, protocol, header_sum,
      source, target, kind, icmp_sum) = _ECHO4.unpack_from(packet)  # fmt: skip
+    if start >> 12 == 4 and start >> 8 > 0x45:
+        return _echo_with_options(packet)
     # Version 4, a 20-byte header; no fragment; ICMP (1); echo request (8), code 0.
     if start >> 8 != 0x45 or fragment & 0x3FFF or protocol != 1 or kind != 0x0800:
         return None
@@ -84,6 +98,86 @@ def icmp_echo(packet: bytes | bytearray | memoryview) -> bytes | None:
         start, length, identity, fragment, _HOPS, 1, header_sum, target, source, 0, icmp_sum
     )
     return head + packet[24:]
+
+
+def _echo_with_options(packet: bytes | bytearray | memoryview) -> bytes | None:
+    """Answer as if there were no options, and put the answer's options into that."""
+    size, length = (packet[0] & 15) * 4, int.from_bytes(packet[2:4], "big")
+    if not size + 8 <= length <= len(packet):
+        return None
+    options = bytes(packet[20:size])
+    answered = _answered_options(options, bytes(packet[16:20]))
+    if answered is None:
+        return None
+    plain = bytearray(packet[:20]) + packet[size:length]
+    plain[0] = 0x45
+    plain[2:4] = len(plain).to_bytes(2, "big")
+    answer = icmp_echo(plain)
+    if answer is None:
+        return None
+    head = bytearray(answer[:20])
+    head[:4] = packet[:4]
+    # RFC 1624 again. Its first four bytes are what they were, so that the options alone changed.
+    header_sum = int.from_bytes(head[10:12], "big")
+    header_sum += int.from_bytes(options, "big") - int.from_bytes(answered, "big")
+    head[10:12] = (header_sum % 0xFFFF).to_bytes(2, "big")
+    return bytes(head) + answered + answer[20:]
+
+
+def _answered_options(options: bytes, host: bytes) -> bytes | None:
+    """The options of an answer, as many bytes as there were; None where it must not be answered."""
+    made = bytearray(options)
+    at = 0
+    while at < len(made) and made[at] != _END:
+        if made[at] == _NO_OPERATION:
+            at += 1
+            continue
+        end = at + made[at + 1] if at + 1 < len(made) else 0
+        if end < at + 2 or end > len(made) or made[at] in _SOURCE_ROUTES:
+            return None
+        option: bytes | None = bytes([_NO_OPERATION]) * (end - at)
+        if made[at] == _RECORD_ROUTE:
+            option = _recorded(made[at:end], host)
+        elif made[at] == _TIME_STAMP:
+            option = _stamped(made[at:end], host)
+        if option is None:
+            return None
+        made[at:end] = option
+        at = end
+    return bytes(made)
+
+
+def _recorded(option: bytearray, host: bytes) -> bytes | None:
+    """Enter a host into a record route option; as it is where that is full."""
+    place = option[2] - 1 if len(option) > 2 else 0  # the pointer counts from 1
+    if place < 3 or len(option) > place > len(option) - 4:
+        return None
+    if place < len(option):
+        option[place : place + 4] = host
+        option[2] += 4
+    return bytes(option)
+
+
+def _stamped(option: bytearray, host: bytes) -> bytes | None:
+    """Enter a host and the time into a time stamp option, or count that there was no room."""
+    place = option[2] - 1 if len(option) > 3 else 0
+    kind = option[3] & 15 if len(option) > 3 else _TIMES_ONLY
+    size = 4 if kind == _TIMES_ONLY else 8
+    if place < 4 or kind not in (_TIMES_ONLY, _WITH_ADDRESSES, _PRESPECIFIED):
+        return None
+    if place >= len(option):  # those without room are counted, unless it says who is to enter
+        if option[3] >> 4 == 15:
+            return None
+        option[3] += (kind != _PRESPECIFIED) << 4
+        return bytes(option)
+    if place + size > len(option):
+        return None
+    if kind == _PRESPECIFIED and option[place : place + 4] != host:
+        return bytes(option)
+    now = (time.time_ns() // 1_000_000 % _DAY).to_bytes(4, "big")
+    option[place : place + size] = now if kind == _TIMES_ONLY else host + now
+    option[2] += size
+    return bytes(option)
 
 
 def icmpv6_echo(packet: bytes | bytearray | memoryview) -> bytes | None:
@@ -138,12 +232,24 @@ def arp(
         but an ARP request for an IPv4 address on Ethernet, one to somebody else's MAC, or from
         anything but a single host's. A probe, from 0.0.0.0, is answered: its sender wants to know
         whether the address is taken. An announcement, where sender and target are the same, asks
-        nothing. Frames with a VLAN tag come from another network, whose addresses are others.
+        nothing. The answer to a priority-tagged frame (a VLAN tag of VLAN 0, which is no other
+        network; IEEE 802.1Q) has the same tag, and 46 bytes. Frames of other VLANs come from other
+        networks, whose addresses are others.
 
     Raises:
         ValueError: `mac` is none, or stands for many.
     """
     ours = _mac(mac)
+    if tag := _priority_tag(frame):
+        return _tagged(_arp(_untagged(frame), ours, addresses), tag)
+    return _arp(frame, ours, addresses)
+
+
+def _arp(
+    frame: bytes | bytearray | memoryview,
+    ours: bytes,
+    addresses: Container[IPv4Address | IPv6Address],
+) -> bytes | None:
     if len(frame) < 42:
         return None
     (receiver, _, ethertype, hardware, protocol, hardware_length, protocol_length, operation,
@@ -178,12 +284,23 @@ def neighbour_advertisement(
         to somebody else's MAC, or to another address than the target or its solicited-node group.
         One from :: (duplicate address detection, RFC 4862) is answered to all nodes, and that is
         not *solicited*. The answer goes to the MAC of the source link-layer address option, or
-        where there is none to the frame's source. Frames with a VLAN tag come from another network.
+        where there is none to the frame's source. The answer to a priority-tagged frame (VLAN 0)
+        has the same tag, and 90 bytes; frames of other VLANs come from other networks.
 
     Raises:
         ValueError: `mac` is none, or stands for many.
     """
     ours = _mac(mac)
+    if tag := _priority_tag(frame):
+        return _tagged(_advertisement(_untagged(frame), ours, addresses), tag)
+    return _advertisement(frame, ours, addresses)
+
+
+def _advertisement(
+    frame: bytes | bytearray | memoryview,
+    ours: bytes,
+    addresses: Container[IPv4Address | IPv6Address],
+) -> bytes | None:
     if len(frame) < _ND.size:
         return None
     (receiver, sender_mac, ethertype, start, length, following, hops, source, destination, kind, _,
@@ -222,6 +339,21 @@ def neighbour_advertisement(
     head = _ND.pack(receiver, ours, 0x86DD, 6 << 28, 32, 58, 255, target, source,
                     _ADVERTISEMENT, value, flags, target)  # fmt: skip
     return head + option
+
+
+def _priority_tag(frame: bytes | bytearray | memoryview) -> bytes:
+    """The VLAN tag of a frame that belongs to no VLAN, and has only a priority; else nothing."""
+    tag = bytes(frame[12:16])
+    priority_only = len(tag) == 4 and tag[:2] in _VLAN_TAGS and not tag[2] & 0xF and not tag[3]
+    return tag if priority_only else b""
+
+
+def _untagged(frame: bytes | bytearray | memoryview) -> bytes:
+    return bytes(frame[:12]) + bytes(frame[16:])
+
+
+def _tagged(frame: bytes | None, tag: bytes) -> bytes | None:
+    return frame and frame[:12] + tag + frame[12:]
 
 
 def _options(data: bytes | bytearray | memoryview) -> dict[int, bytes] | None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from aiotun import cli
+from aiotun import _terminal, cli
 from aiotun._abi import Iff
 
 from ..helpers import ip, ordinary_python
@@ -46,6 +46,31 @@ class Command:
         said = self(line)
         assert (said.status, said.err) == (0, "")
         return said.lines
+
+
+CONTROLLING = "e\x1b[2J\x9b1m"  # as others may name a device: it clears the screen, writes bold
+
+
+def test_names_control_no_terminal(command: "Command") -> None:
+    shown = "e\\x1b[2J\\x9b1m"
+    assert command.done(f"add {CONTROLLING} mode tun") == []
+    assert command.done("list") == [f"{shown}: tun persist"]
+    assert json.loads("".join(command.done("list --json")))[0]["name"] == CONTROLLING
+    for line, status in (
+        (f"add {CONTROLLING} mode tun", 1),
+        (f"add {CONTROLLING} mode {CONTROLLING}", 2),
+        (f"del {CONTROLLING} mode tap", 1),
+        (f"dump {CONTROLLING}x", 1),
+    ):
+        said = command(line)
+        said.refused(status, shown)
+        assert said.err[:-1].isprintable()
+    command.done(f"del {CONTROLLING}")
+
+
+def test_what_is_shown_instead() -> None:
+    assert _terminal.printable("a\udcff\x00\n\u202eb é") == "a\\xff\\x00\n\\u202eb é"
+    assert _terminal.paint("\x1b[1m", _terminal.RED, True) == "\x1b[31m\\x1b[1m\x1b[0m"
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,43 @@ class TestListening:
                 udp_burst("10.5.0.2", 9, 1)
                 assert command.end() == 0
         assert "Out IP 10.5.0.1." in command.out
+
+    @pytest.mark.parametrize("kind", [280, 803, 824])  # CAN, radiotap, netlink
+    def test_a_link_that_carries_no_ip(self, kind: int) -> None:
+        make("old0")
+        with held("old0") as (fd,):
+            fcntl.ioctl(fd, _abi.number("write", 205, 4), kind)
+            with piped("dump", "old0", "--count", "1") as command:
+                assert command.end() == 1
+        assert command.err == (
+            "aiotun: old0 carries neither Ethernet frames nor IP packets (its link type is "
+            f"{kind}, see if_arp.h); 'tshark -i old0' may know it\n"
+        )
+
+    def test_packets_that_are_no_ip(self, tmp_path: Path) -> None:
+        """Left out and counted: the file says that all of its packets are IP."""
+        make("old0")
+        ip("addr", "add", "10.5.0.1/24", "dev", "old0")
+        with held("old0") as (fd,), socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sock:
+            fcntl.ioctl(fd, _abi.number("write", 205, 4), 512)
+            ip("link", "set", "old0", "up")
+            with piped("dump", "old0", "--count", "1") as command:
+                listening(command)
+                sock.sendto(b"\xc0\x21LCP", ("old0", 0x880B))
+                udp_burst("10.5.0.2", 9, 1)
+                assert command.end() == 0
+        assert [line.split()[2] for line in command.lines] == ["IP"]
+        assert "1 left out, which were no IP packets" in command.err
+
+    def test_a_name_that_would_control_the_terminal(self) -> None:
+        name = "e\x1b[2J\x7f"
+        make(name)
+        with in_terminal("dump", name) as command:
+            command.read_until("is down")
+            assert "listening on e\\x1b[2J\\x7f (IP packets)" in command.out
+            command.process.send_signal(signal.SIGINT)
+            command.end()
+        assert "\x1b[2J" not in command.out
 
     def test_nobody_holds_it(self) -> None:
         make("old0")

@@ -19,7 +19,7 @@ from aiotun import Device, PacketError, PacketStats
 from aiotun.offload import GsoType, VnetHeader, merge, split
 
 from ..helpers import checksum, ip
-from ..test_gso import Packet, run_of, written
+from ..test_gso import A4, A6, B4, B6, Packet, run_of, written
 from .kernel import another_namespace
 from .rig import OURS, PORT, THEIRS, number, rig, udp
 
@@ -328,3 +328,54 @@ async def test_what_the_kernel_hands_over() -> None:
             sock.setsockopt(socket.IPPROTO_UDP, 103, 1000)
             sock.sendto(bytes(5000), (THEIRS, PORT))
         assert [len(packet) for packet in await tun.recv_many()] == [1028] * 5
+
+
+# The next hop of a source route: the header's destination, where the pseudo-header has the last.
+_LOOSE_ROUTE = bytes([1, 131, 7, 4]) + socket.inet_aton("10.0.0.9")
+_SEGMENTS = bytes([0, 4, 4, 1, 1, 0, 0, 0]) + bytes(16)
+_SEGMENTS += socket.inet_pton(socket.AF_INET6, "fd00::9")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+async def test_checksums_behind_a_source_route(version: int) -> None:
+    """A real socket's TCP, to a peer that is written here: each segment has the right checksum."""
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    near, final = (B4, A4) if version == 4 else (B6, A6)
+    pseudo = socket.inet_pton(family, near) + socket.inet_pton(family, final)
+
+    def transport(packet: bytes) -> bytes:
+        start = (packet[0] & 15) * 4 if version == 4 else 48 + packet[41] * 8
+        body = packet[start:]
+        assert checksum(pseudo + struct.pack("!II", len(body), 6) + body) == 0
+        return body
+
+    addresses = [f"{near}/{24 if version == 4 else 64}"]
+    async with aiotun.open_tun("near0", addresses=addresses, offload="split") as tun:
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.setblocking(False)
+            try:
+                if version == 4:
+                    sock.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, _LOOSE_ROUTE)
+                else:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RTHDR, _SEGMENTS)
+            except OSError as error:
+                pytest.skip(f"missing: source routes in this kernel ({error})")
+            with contextlib.suppress(BlockingIOError):
+                sock.connect((final, PORT))
+            syn = await tun.recv()
+            # It does have another destination in its header.
+            hop = socket.inet_pton(family, "10.0.0.9" if version == 4 else "fd00::9")
+            assert syn[16:20] == hop or syn[24:40] == hop
+            port, _, sequence = struct.unpack_from("!HHI", transport(syn))
+            answer = Packet(
+                version=version, ports=(PORT, port), acknowledged=sequence + 1, flags=0x12,
+                window=60_000, tcp_options=b"\2\4\3\xe8",
+            )  # fmt: skip
+            await tun.send(bytes(answer))
+            await asyncio.get_running_loop().sock_sendall(sock, bytes(range(250)) * 32)
+            lengths: list[int] = []
+            while sum(lengths) < 8000:
+                lengths += [len(transport(packet)) - 20 for packet in await tun.recv_many()]
+            assert sum(lengths) == 8000
+            assert 8 <= len([length for length in lengths if length]) <= 10
+        assert tun.stats == PacketStats()

@@ -1,0 +1,45 @@
+"""ping(8) with IPv4 options, answered by `reply.icmp_echo`."""
+
+import asyncio
+import re
+import shutil
+import subprocess
+
+import pytest
+
+import aiotun
+from aiotun import reply
+
+PING = shutil.which("ping")
+pytestmark = pytest.mark.skipif(PING is None, reason="missing: ping(8); install iputils-ping")
+
+
+async def respond(tun: aiotun.TunDevice) -> None:
+    async for packet in tun:
+        answer = reply.icmp_echo(packet)
+        if answer is not None:
+            await tun.send(answer)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["-R"], r"RR:\s+10\.9\.0\.1\s+10\.9\.0\.2\s"),
+        (["-T", "tsonly"], r"TS:\s+\d+ absolute\s+-?\d+\s"),
+        (["-T", "tsandaddr"], r"TS:\s+10\.9\.0\.1\s+\d+ absolute\s+10\.9\.0\.2\s+-?\d+\s"),
+    ],
+)
+async def test_they_are_entered(options: list[str], said: str) -> None:
+    async with aiotun.open_tun("echo0", addresses=["10.9.0.1/24"]) as tun:
+        task = asyncio.create_task(respond(tun))
+        assert PING is not None
+        command = [PING, "-n", "-c", "1", "-W", "5", *options, "10.9.0.2"]
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        output, _ = await process.communicate()
+        text = output.decode()
+        task.cancel()
+        await asyncio.wait([task])
+        assert process.returncode == 0, text
+        assert re.search(said, text), text

@@ -82,5 +82,5 @@ coverage: ## branch coverage of src/aiotun by the tests; build/coverage/html has
 	@python=$$(tools/python.sh) && tools/venv.sh .venvs/coverage "$$python" coverage && tools/coverage.sh $(ARGS)
 
 clean: ## remove what the other targets made
-	@rm -rf .venv .venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/aiotun/_speedups*.so
+	@rm -rf .venv .venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/aiotun/_packets/_speedups*.so
 	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

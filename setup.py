@@ -18,8 +18,8 @@ else:
     setup(
         ext_modules=[
             Extension(
-                "aiotun._speedups",
-                ["src/aiotun/_speedups.c"],
+                "aiotun._packets._speedups",
+                ["src/aiotun/_packets/_speedups.c"],
                 extra_compile_args=["-O3", "-Wall", "-Wextra"],
                 optional=choice != "require",
                 py_limited_api=True,

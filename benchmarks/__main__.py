@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from aiotun._native import SPEEDUPS
+from aiotun._packets.native import SPEEDUPS
 
 from ._harness import LOOPS, BenchError, Table, has_uvloop
 from ._namespace import isolate

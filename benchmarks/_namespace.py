@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from aiotun import _isolating
+from aiotun._kernel import isolation
 
 
 def inside() -> bool:
     """Whether `isolate` has brought us here."""
-    return _isolating.OUTSIDE in os.environ
+    return isolation.OUTSIDE in os.environ
 
 
 def isolate(arguments: Sequence[str], module: str = "benchmarks") -> None:
@@ -23,11 +23,11 @@ def isolate(arguments: Sequence[str], module: str = "benchmarks") -> None:
     try:
         if not inside():
             program = [sys.executable, "-m", module, *arguments]
-            command = _isolating.command(program, mounts=True)
-            os.execve(command[0], command, _isolating.environment())
-        _isolating.check_inside(mounts=True)
-        del os.environ[_isolating.OUTSIDE]  # not for what is started from here
-    except _isolating.NoNamespaceError as error:
+            command = isolation.command(program, mounts=True)
+            os.execve(command[0], command, isolation.environment())
+        isolation.check_inside(mounts=True)
+        del os.environ[isolation.OUTSIDE]  # not for what is started from here
+    except isolation.NoNamespaceError as error:
         sys.exit(f"benchmarks: {error}")
     # Nobody but the benchmarks sends here: no router solicitations, no multicast reports.
     for conf in ("all", "default"):

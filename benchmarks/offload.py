@@ -16,8 +16,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from aiotun import _gso, _native
-from aiotun._abi import VNET_HDR
+from aiotun._kernel.abi import VNET_HDR
+from aiotun._packets import gso, native
 
 from ._harness import HERE, BenchError, Row, Table, child, compiled, expect, output_of, wait_ready
 
@@ -27,7 +27,7 @@ SEGMENTS, SEGMENT = 45, 1448
 
 def segments() -> list[bytes]:
     """TCP packets that make one super-packet: 45 of 1,448 bytes."""
-    header = _native.split(_super_packet(), False)
+    header = native.split(_super_packet(), False)
     expect("segments", [len(each) for each in header], [SEGMENT + 52] * SEGMENTS)
     return header
 
@@ -44,13 +44,13 @@ def _super_packet() -> bytes:
 
 def cut_and_put() -> Table:
     packets = segments()
-    (whole,) = _gso.merge(packets)
-    expect("C module", _native.SPEEDUPS, True)
+    (whole,) = gso.merge(packets)
+    expect("C module", native.SPEEDUPS, True)
     cases: dict[str, tuple[Callable[[], object], int, float | None]] = {
-        "split, C": (lambda: _native.split(whole, False), 300, 8),
-        "split, Python": (lambda: _gso.split(whole), 10, 200),
-        "merge, C": (lambda: _native.merge(packets, False), 300, 6),
-        "merge, Python": (lambda: _gso.merge(packets), 10, None),
+        "split, C": (lambda: native.split(whole, False), 300, 8),
+        "split, Python": (lambda: gso.split(whole), 10, 200),
+        "merge, C": (lambda: native.merge(packets, False), 300, 6),
+        "merge, Python": (lambda: gso.merge(packets), 10, None),
     }
     samples: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(30):

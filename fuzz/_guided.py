@@ -13,14 +13,14 @@ import atheris
 # Whose branches guide it, for each target. Known before the targets are imported, since importing
 # is when code is instrumented; and no more than that, since it takes its time.
 _MODULES = {
-    "decode": ["aiotun.decode", "aiotun._encode", "dpkt"],
-    "header": ["aiotun._ipheader"],
+    "decode": ["aiotun.decode", "aiotun._packets.encode", "dpkt"],
+    "header": ["aiotun._packets.ipheader"],
     "reply": ["aiotun.reply"],
-    "describe": ["aiotun._describe"],
+    "describe": ["aiotun._cli.describe"],
     "vnet-header": ["aiotun.offload"],
-    "split": ["aiotun._gso"],
-    "merge": ["aiotun._gso"],
-    "segmenting": ["aiotun._gso"],
+    "split": ["aiotun._packets.gso"],
+    "merge": ["aiotun._packets.gso"],
+    "segmenting": ["aiotun._packets.gso"],
     "dhcp": ["_dhcp_frames", "_dhcp_message", "_dhcp_rules"],
     "vxlan": ["vxlan"],
     "switch": ["virtual_switch", "_switching"],
@@ -29,15 +29,15 @@ _MODULES = {
     "mss": ["_mss"],
     "wireguard-config": ["wireguard"],
     "vpn-keys": ["udp_vpn"],
-    "options": ["aiotun._linktypes", "virtual_switch"],
+    "options": ["aiotun._link.values", "virtual_switch"],
     "networkd": [
-        "aiotun._units",
-        "aiotun._arguments",
+        "aiotun._cli.networkd",
+        "aiotun._cli.arguments",
         "aiotun.networkd",
-        "aiotun._options",
-        "aiotun._linktypes",
+        "aiotun._device.options",
+        "aiotun._link.values",
     ],
-    "commands": ["aiotun._commands", "aiotun._arguments"],
+    "commands": ["aiotun._cli.tuntap", "aiotun._cli.arguments"],
 }
 
 

@@ -29,7 +29,14 @@ _TXQUEUELEN = 8192
 def _devices() -> tuple[list[int], str]:
     """The fds (two devices, then a packet socket for each), or why there are none."""
     ours, theirs = socket.socketpair()
-    command = [sys.executable, "-m", "aiotun._isolating", sys.executable, "-m", "fuzz._kernel"]
+    command = [
+        sys.executable,
+        "-m",
+        "aiotun._kernel.isolation",
+        sys.executable,
+        "-m",
+        "fuzz._kernel",
+    ]
     env = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
     with ours, theirs:
         done = subprocess.run(

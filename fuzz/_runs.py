@@ -128,7 +128,8 @@ def build_sanitized() -> str | None:
             *(compiler, "-g", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"),
             *("-fno-omit-frame-pointer", "-fsanitize=address,undefined"),
             *("-fno-sanitize-recover=all", "-DFUZZING", f"-I{include}"),
-            *(str(ROOT / "src" / "aiotun" / "_speedups.c"), "-o", str(FINDINGS / "_speedups.so")),
+            str(ROOT / "src" / "aiotun" / "_packets" / "_speedups.c"),
+            *("-o", str(FINDINGS / "_speedups.so")),
         ],
         capture_output=True, text=True,
     )  # fmt: skip

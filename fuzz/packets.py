@@ -3,7 +3,7 @@
 from ipaddress import IPv4Network, IPv6Network
 
 from aiotun import IPHeader, PacketDecodeError, decode_frame, decode_packet, encode, reply
-from aiotun._describe import describe
+from aiotun._cli.describe import describe
 
 from ._target import Target
 

@@ -4,7 +4,7 @@ import random
 import struct
 from typing import Any
 
-from aiotun import _gso
+from aiotun._packets import gso
 from aiotun.offload import GsoType, VnetHeader
 from tests.test_gso import LINKS, Packet
 
@@ -31,7 +31,7 @@ def segmenting(data: bytes) -> None:
     whole = header.pack() + packet
     changed = whole if choices.randrange(2) else damaged(choices, whole)
     kernels = _kernel.segments(changed, frame)
-    for split in (MODULE.split, _gso.split):
+    for split in (MODULE.split, gso.split):
         ours = _attempt(split, exact(changed), frame)
         if changed == whole:
             # What is right is cut up, unless it is out of proportion.
@@ -107,7 +107,7 @@ def _comparable(data: bytes, frame: bool) -> bool:
     head, packet = VnetHeader.unpack(data), data[VnetHeader.SIZE :]
     if not head.flags & VnetHeader.NEEDS_CSUM or head.gso_type & ~GsoType.ECN == GsoType.NONE:
         return True
-    layers = _gso._layers(packet, frame)
+    layers = gso._layers(packet, frame)
     place = 16 if layers.protocol == 6 else 6
     return (head.csum_start, head.csum_offset) == (layers.transport, place)
 

@@ -10,7 +10,7 @@ import os
 import socket
 from typing import Any
 
-from aiotun import _gso, _native
+from aiotun._packets import gso, native
 from aiotun.offload import VnetHeader
 from tests.test_gso import LINKS, Packet, run_of
 
@@ -25,10 +25,10 @@ def _load() -> Any:
     path = os.environ.get("AIOTUN_FUZZ_MODULE")
     if path is None:
         try:
-            return importlib.import_module("aiotun._speedups")
+            return importlib.import_module("aiotun._packets._speedups")
         except ImportError:  # no compiler here: the twin is checked by itself
-            return _gso
-    spec = importlib.util.spec_from_file_location("aiotun._speedups", path)
+            return gso
+    spec = importlib.util.spec_from_file_location("aiotun._packets._speedups", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -67,9 +67,9 @@ def _split(data: bytes, frame: bool) -> list[bytes] | None:
             return str(error)
         return parts
 
-    ours, theirs = attempt(MODULE.split, exact(data)), attempt(_gso.split, data)
+    ours, theirs = attempt(MODULE.split, exact(data)), attempt(gso.split, data)
     assert ours == theirs, (ours, theirs)
-    if data and MODULE is not _gso:
+    if data and MODULE is not gso:
         os.write(FAR, data)
         read = MODULE.read_split(NEAR, frame, 1)
         assert read == (([], 1) if isinstance(ours, str) else (ours, 0))
@@ -103,11 +103,11 @@ def merging(data: bytes) -> None:
     choices = Choices(data)
     frame, batch = bool(choices.getrandbits(1)), _packets(choices)
     merged = MODULE.merge([exact(packet) for packet in batch], frame)
-    assert merged == _gso.merge(batch, frame)
-    if MODULE is not _gso:
+    assert merged == gso.merge(batch, frame)
+    if MODULE is not gso:
         exactly = [exact(packet) for packet in batch]
         assert MODULE.write_merged(FAR, exactly, frame) == len(batch)
-        assert _native._read_many(NEAR, 1 << 17, 99) == merged
+        assert native._read_many(NEAR, 1 << 17, 99) == merged
     assert len(merged) <= len(batch)
     again = [part for whole in merged for part in _split(whole, frame) or []]
     assert [_comparable(part, frame) for part in again] == [
@@ -117,7 +117,7 @@ def merging(data: bytes) -> None:
         _split(damaged(choices, whole), frame)
     initial = choices.choice((0, 0xFFFF, 2**64 - 1, 2**70))
     for packet in batch:
-        assert MODULE.checksum(exact(packet), initial) == _gso.checksum(packet, initial)
+        assert MODULE.checksum(exact(packet), initial) == gso.checksum(packet, initial)
 
 
 def _packets(choices: Choices) -> list[bytes]:

@@ -11,8 +11,10 @@ import udp_vpn
 import virtual_switch
 from wireguard import config
 
-from aiotun import _arguments, _commands, _units
-from aiotun._linktypes import check_new_name, parse_address, parse_mac, parse_route
+from aiotun._cli import arguments, tuntap
+from aiotun._cli import networkd as networkd_command
+from aiotun._kernel.words import parse_mac
+from aiotun._link.values import check_new_name, parse_address, parse_route
 
 from ._target import Target
 
@@ -83,8 +85,8 @@ def networkd(data: bytes) -> None:
     """Words of `aiotun networkd`: its files have nothing but known sections and plain values."""
     words = data.decode("utf-8", "surrogateescape").split("\n")
     try:
-        texts = _units.units(words)
-    except _arguments.UsageError:
+        texts = networkd_command.units(words)
+    except arguments.UsageError:
         return
     for name, text in texts.items():
         assert re.fullmatch(r"50-[^/\0]+\.(netdev|network)", name), name
@@ -96,12 +98,12 @@ def networkd(data: bytes) -> None:
 def commands(data: bytes) -> None:
     """Words of `aiotun add` and `del`, up to where the kernel would be asked."""
     words = data.decode("utf-8", "surrogateescape").split("\n")
-    valued, flags = set(_commands._VALUES), set(_commands._FLAGS)
+    valued, flags = set(tuntap._VALUES), set(tuntap._FLAGS)
     try:
-        said = _arguments.read("add", words, valued, flags)
-        _commands._mode(said.values.get("mode", "tun"))
-        _commands._who(said.values, "user")
-    except _arguments.UsageError:
+        said = arguments.read("add", words, valued, flags)
+        tuntap._mode(said.values.get("mode", "tun"))
+        tuntap._who(said.values, "user")
+    except arguments.UsageError:
         return
     assert set(said.values) <= valued
     assert said.flags <= flags

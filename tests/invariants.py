@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aiotun._packetio import BUDGET
+from aiotun._queue.packetio import BUDGET
 from aiotun.queue import Queue
 
 __all__ = ["check", "install"]

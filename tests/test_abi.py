@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aiotun import _abi
-from aiotun._abi import Iff, Ioctl, OffloadFlag, number
+from aiotun._kernel import abi
+from aiotun._kernel.abi import Iff, Ioctl, OffloadFlag, number
 
 USUAL = ["x86_64", "i686", "armv7l", "aarch64", "riscv64", "s390x", "loongarch64"]
 SWAPPED = ["mips", "mips64", "ppc", "ppc64le", "ppc64", "sparc", "sparc64", "alpha"]
@@ -54,16 +54,16 @@ def test_numbers_of_this_machine() -> None:
 
 
 def test_sizes() -> None:
-    assert _abi.IFREQ.size == _abi.IFREQ_SIZE == 40
-    assert _abi.SOCK_FPROG.size == POINTER_BITS // 4
-    assert _abi.SOCK_FILTER.size == 8
-    assert _abi.TUN_FILTER.size == 4
-    assert _abi.ETHTOOL_DRVINFO.size == 196
-    assert (_abi.IFNAMSIZ, _abi.MAX_QUEUES, _abi.PI_SIZE, _abi.VNET_HDR_SIZE) == (16, 256, 4, 10)
+    assert abi.IFREQ.size == abi.IFREQ_SIZE == 40
+    assert abi.SOCK_FPROG.size == POINTER_BITS // 4
+    assert abi.SOCK_FILTER.size == 8
+    assert abi.TUN_FILTER.size == 4
+    assert abi.ETHTOOL_DRVINFO.size == 196
+    assert (abi.IFNAMSIZ, abi.MAX_QUEUES, abi.PI_SIZE, abi.VNET_HDR_SIZE) == (16, 256, 4, 10)
 
 
 def test_the_read_size_holds_the_longest_packet() -> None:
-    assert _abi.READ_SIZE == 65_535 + 14 + 4 + 4 + 24
+    assert abi.READ_SIZE == 65_535 + 14 + 4 + 4 + 24
 
 
 PROGRAM = r"""
@@ -85,19 +85,19 @@ int main(void)
 """
 
 SIZES = {
-    "sizeof(struct sock_fprog)": _abi.SOCK_FPROG.size,
-    "sizeof(struct sock_filter)": _abi.SOCK_FILTER.size,
-    "offsetof(struct tun_filter, addr)": _abi.TUN_FILTER.size,
-    "sizeof(struct tun_pi)": _abi.PI_SIZE,
-    "sizeof(struct virtio_net_hdr)": _abi.VNET_HDR_SIZE,
-    "sizeof(struct ethtool_drvinfo)": _abi.ETHTOOL_DRVINFO.size,
+    "sizeof(struct sock_fprog)": abi.SOCK_FPROG.size,
+    "sizeof(struct sock_filter)": abi.SOCK_FILTER.size,
+    "offsetof(struct tun_filter, addr)": abi.TUN_FILTER.size,
+    "sizeof(struct tun_pi)": abi.PI_SIZE,
+    "sizeof(struct virtio_net_hdr)": abi.VNET_HDR_SIZE,
+    "sizeof(struct ethtool_drvinfo)": abi.ETHTOOL_DRVINFO.size,
     "offsetof(struct ethtool_drvinfo, bus_info)": 4 + 3 * 32,
     "offsetof(struct ifreq, ifr_flags)": 16,
-    "IFNAMSIZ": _abi.IFNAMSIZ,
-    "ETHTOOL_GDRVINFO": _abi.ETHTOOL_GDRVINFO,
-    "SIOCGIFMTU": _abi.Siocgif.MTU,
-    "SIOCGIFINDEX": _abi.Siocgif.INDEX,
-    "SIOCETHTOOL": _abi.Siocgif.ETHTOOL,
+    "IFNAMSIZ": abi.IFNAMSIZ,
+    "ETHTOOL_GDRVINFO": abi.ETHTOOL_GDRVINFO,
+    "SIOCGIFMTU": abi.Siocgif.MTU,
+    "SIOCGIFINDEX": abi.Siocgif.INDEX,
+    "SIOCETHTOOL": abi.Siocgif.ETHTOOL,
 }
 
 

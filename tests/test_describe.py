@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiotun._describe import describe
+from aiotun._cli.describe import describe
 from aiotun.capture import PcapWriter
 
 from .helpers import make_icmp_echo

@@ -11,275 +11,173 @@ import pytest
 import aiotun
 
 PACKAGE = Path(aiotun.__file__).parent
-MODULES = {path.stem: path for path in PACKAGE.glob("*.py")}
+# "queue", "_queue.waiting", and "__init__", which is aiotun itself. A room's own __init__ holds
+# nothing but a docstring.
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in PACKAGE.rglob("*.py")
+    if path.parent == PACKAGE or path.name != "__init__.py"
+}
+FOLDERS = {path.parent.name: path for path in PACKAGE.glob("*/__init__.py")}
 
-# Which of our own modules a module may import. A new module is added here first: what it may know
-# of the others is part of its design.
-ALLOWED: dict[str, set[str]] = {
-    "__init__": set(MODULES)
-    - {
-        "__main__",
-        "_commands",
-        "_demo",
-        "_describe",
-        "_doctor",
-        "_dump",
-        "_faults",
-        "_isolating",
-        "_listen",
-        "_memory",
-        "_private",
-        "_probe",
-        "_terminal",
-        "_units",
-        "cli",
-        "pytest_plugin",
-        "testing",
-    },
-    "__main__": {"cli"},
-    "_abi": set(),
-    "_adopting": {
-        "_abi",
-        "_interface",
-        "_ioctl",
-        "_judging",
-        "_opening",
-        "_packetio",
-        "_threads",
-        "errors",
-    },
-    "_autoconf": {"_linkinfo", "_rtnetlink"},
-    "_bridges": {
-        "_linkinfo",
-        "_linktypes",
-        "_netlink",
-        "_options",
-        "_rtnetlink",
-        "_threads",
-        "errors",
-    },
-    "_commands": {"_arguments"},
-    "_demo": {"_isolating", "aiotun"},
-    "_describe": set(),
-    "_doctor": {"_isolating", "_probe", "_terminal"},
-    "_dump": {"_arguments", "_describe", "_listen", "_terminal"},
-    "_encode": {"_native"},
-    "_faults": {"_packetio", "_port", "_refusals", "device", "errors", "link"},
-    "_flow": set(),
-    "_gso": {"_abi"},
-    "_interface": {"_ioctl", "_threads", "errors"},
-    "_ioctl": {"_abi", "_limits", "errors"},
-    "_ipheader": set(),
-    "_isolating": {"_threads", "errors"},
-    "_linkdecode": {"_abi", "_autoconf", "_linkinfo", "_linkstate", "_linktypes"},
-    "_linkevents": {"_interface", "_linkinfo", "_linkwatch", "_linkwatcher", "_threads"},
-    "_linkinfo": {"_linktypes"},
-    "_linkstate": {"_linkinfo", "_linktypes"},
-    "_linktypes": {"_abi"},
-    "_linkwatch": {
-        "_limits",
-        "_linkstate",
-        "_linkwatcher",
-        "_netlink",
-        "_rtnetlink",
-        "_rtnlmonitor",
-        "_threads",
-        "errors",
-    },
-    "_linkwatcher": {"_interface", "_linkinfo", "_linkstate"},
-    "_listen": {"aiotun"},
-    "_memory": {
-        "_interface",
-        "_packetio",
-        "_port",
-        "_threads",
-        "_waiting",
+# The rooms, from the ground up, and the rooms that each may import. `_queue/` belongs to the room
+# of `queue`. A room stands below all rooms that import it, so there is no circle of rooms. A new
+# room is added here first: what it may know of the others is part of its design.
+ROOMS: dict[str, set[str]] = {
+    "errors": set(),
+    "_kernel": {"errors"},
+    "_packets": {"_kernel"},
+    "offload": {"_kernel", "_packets"},
+    "reply": {"_kernel", "offload"},
+    "decode": {"_kernel", "_packets", "errors"},
+    "capture": {"_kernel"},
+    "link": {"_kernel", "errors"},
+    # decode and capture: as types, or loaded when they are used
+    "queue": {"_kernel", "_packets", "capture", "decode", "errors"},
+    "device": {"_kernel", "capture", "decode", "errors", "link", "queue"},
+    "networkd": {"_kernel", "device", "link"},
+    "transport": {"_kernel", "device", "errors"},
+    "testing": {"_kernel", "device", "errors", "link", "queue"},
+    "__init__": {
+        "_packets",
+        "capture",
+        "decode",
         "device",
         "errors",
         "link",
+        "networkd",
+        "offload",
         "queue",
+        "reply",
+        "transport",
     },
-    "_native": {"_abi", "_gso", "_speedups"},
-    "_opening": {
-        "_abi",
-        "_autoconf",
-        "_interface",
-        "_ioctl",
-        "_linkinfo",
-        "_linktypes",
-        "_netlink",
-        "_options",
-        "_rtnetlink",
-        "_threads",
-        "errors",
-    },
-    "_options": {"_abi", "_linktypes", "_packetio", "_threads"},
-    "_packetio": {"_abi", "decode", "errors"},
-    "_pcapformat": set(),
-    "_pcapthread": {"_threads"},
-    "_persistent": {
-        "_abi",
-        "_autoconf",
-        "_ioctl",
-        "_linkinfo",
-        "_linktypes",
-        "_netlink",
-        "_options",
-        "_packetio",
-        "_rtnetlink",
-        "_threads",
-        "errors",
-    },
-    "_recording": {"_abi", "_port", "capture"},
-    "_private": {"aiotun"},
-    # What the doctor has to ask the driver, and no public name does.
-    "_probe": {"_abi", "_ioctl", "_native", "errors"},
-    "_rtnetlink": {"_autoconf", "_limits", "_linkdecode", "_linkinfo", "_linktypes", "errors"},
-    "_rtnlmonitor": {"_linkdecode", "_linkstate", "_rtnetlink"},
-    "_queuebase": {
-        "_closing",
-        "_fdwatch",
-        "_interface",
-        "_ioctl",
-        "_lookahead",
-        "_packetio",
-        "_port",
-        "_refusals",
-        "_sending",
-        "_waiting",
-        "errors",
-    },
-    "_sending": {"_interface", "_limits", "_port"},
-    "_closing": {"_threads"},
-    "_fdwatch": {"_interface", "_sendwatch", "_waiting"},
-    "_judging": {
-        "_abi",
-        "_interface",
-        "_ioctl",
-        "_packetio",
-        "_port",
-        "_split",
-        "_threads",
-        "errors",
-    },
-    "_lookahead": set(),
-    "_port": {"_abi", "_native", "_packetio"},
-    "_refusals": {"_port", "errors"},
-    "_sendwatch": {"_interface", "_limits", "errors"},
-    "_limits": {"errors"},
-    "_arguments": set(),
-    "_netlink": {"_rtnetlink"},
-    "_split": {"_abi", "_native", "_port"},
-    "_several": {"_closing", "_flow", "_packetio", "_queuebase", "_waiting", "errors"},
-    "_terminal": set(),
-    "_threads": {"_limits", "errors"},
-    "_units": {"_arguments"},
-    "_waiting": set(),
-    "capture": {"_packetio", "_pcapformat", "_pcapthread", "_threads"},
-    "cli": {"_arguments", "_commands", "_demo", "_doctor", "_dump", "_terminal", "_units"},
-    "decode": {"_encode", "_packetio", "errors"},
-    "device": {
-        "_adopting",
-        "_interface",
-        "_ioctl",
-        "_linktypes",
-        "_opening",
-        "_options",
-        "_packetio",
-        "_port",
-        "_recording",
-        "_several",
-        "_split",
-        "_threads",
-        "_waiting",
-        "capture",
-        "decode",
-        "errors",
-        "link",
-        "queue",
-    },
-    "errors": set(),
-    "link": {
-        "_abi",
-        "_interface",
-        "_ioctl",
-        "_linkevents",
-        "_linkinfo",
-        "_linktypes",
-        "_netlink",
-        "_rtnetlink",
-        "_threads",
-        "errors",
-    },
-    "networkd": {"_linktypes", "_options", "_packetio"},
-    "offload": {"_abi", "_native"},
-    "pytest_plugin": {"_isolating", "_threads", "device", "errors", "testing"},
-    "queue": {
-        "_abi",
-        "_judging",
-        "_lookahead",
-        "_packetio",
-        "_queuebase",
-        "_refusals",
-        "_waiting",
-        "errors",
-    },
-    "reply": {"_linktypes", "offload"},
-    "testing": {"_faults", "_isolating", "_memory", "errors"},
-    "transport": {"_ioctl", "_options", "device", "errors"},
+    "cli": {"__init__", "_kernel", "_packets", "capture", "errors", "reply"},
 }
+# Modules of another room than the one of their name.
+ELSEWHERE = {"__main__": "cli", "pytest_plugin": "testing"}
+
 # Foreign packages, and the only modules that may import each.
-# (_rtnetlink is link's own part, and _encode is decode's, and nobody else's.)
 FOREIGN = {
-    "pyroute2": {"link", "_rtnetlink"},
-    "dpkt": {"decode", "_encode"},
-    "uvloop": {"_demo"},
+    "pyroute2": {"_link.session"},
+    "dpkt": {"decode", "_packets.encode"},
+    "uvloop": {"_cli.demo"},
     "pytest": {"pytest_plugin"},
+    "fcntl": {"_kernel.ioctl", "_kernel.isolation"},
 }
-PRINTING = {"__main__", "cli"}
+PRINTING = {"__main__", "_cli.main"}
+# Rooms of functions of bytes.
+PURE = {"_packets", "decode", "offload", "reply", "networkd"}
 
 
-def imports(tree: ast.AST) -> tuple[set[str], set[str]]:
+def room_of(module: str) -> str:
+    first = ELSEWHERE.get(module, module).partition(".")[0]
+    return first if first in ROOMS or not first.startswith("_") else first[1:]
+
+
+def imports(module: str) -> tuple[set[str], set[str]]:
     """Give (our modules, other top-level packages) that a module imports, wherever in it."""
     ours: set[str] = set()
     others: set[str] = set()
-    for node in ast.walk(tree):
+    package = ["aiotun", *module.split(".")[:-1]]
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            module = node.module or ""
-            # "from aiotun import reply" imports a module, "from aiotun import Link" does not.
-            names = [f"{module}.{alias.name}" for alias in node.names]
+            names = [(alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 1
-            names = [f"aiotun.{node.module or alias.name}" for alias in node.names]
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            origin = ".".join([*base, *(node.module or "").split(".")]).rstrip(".")
+            names = [(origin, alias.name) for alias in node.names]
         else:
             continue
-        for name in names:
-            top, _, rest = name.partition(".")
+        for origin, name in names:
+            top, _, inside = origin.partition(".")
             if top != "aiotun":
                 others.add(top)
-            elif rest.partition(".")[0] in {*MODULES, "_speedups"}:
-                ours.add(rest.partition(".")[0])
-            else:
-                ours.add("aiotun")
+                continue
+            # "from .._kernel import abi" imports a module, "from .._kernel.abi import Iff" a name.
+            whole = f"{inside}.{name}".strip(".")
+            if whole == "_packets._speedups" or inside == "_packets._speedups":
+                continue
+            ours.add(whole if whole in MODULES else inside or "__init__")
     return ours, others
 
 
+IMPORTS = {module: imports(module) for module in MODULES}
+
+
+def test_every_module_has_a_room() -> None:
+    assert {room_of(module) for module in MODULES} == set(ROOMS)
+    assert {room_of(f"{folder}.x") for folder in FOLDERS} <= set(ROOMS)
+
+
+def test_rooms_import_only_rooms_below_them() -> None:
+    order = list(ROOMS)
+    upward = {
+        (room, other)
+        for room, allowed in ROOMS.items()
+        for other in allowed
+        if order.index(other) >= order.index(room)
+    }
+    assert upward == set()
+
+
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_modules_import_only_what_they_may(module: str) -> None:
-    assert module in ALLOWED, f"{module} is new: say in ALLOWED what it may import of ours"
-    tree = ast.parse(MODULES[module].read_text())
-    ours, others = imports(tree)
-    assert ours <= ALLOWED[module]
+def test_modules_import_only_what_their_room_may(module: str) -> None:
+    ours, others = IMPORTS[module]
+    assert ours <= set(MODULES), "it imports a room as a whole"
+    room = room_of(module)
+    assert {room_of(each) for each in ours} - {room} <= ROOMS[room]
     for package in others & FOREIGN.keys():
         assert module in FOREIGN[package]
+    if room in PURE:
+        assert "asyncio" not in others
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_nothing_is_allowed_that_is_not_imported(room: str) -> None:
+    used = {
+        room_of(each)
+        for module in MODULES
+        if room_of(module) == room
+        for each in IMPORTS[module][0]
+    }
+    assert ROOMS[room] - used == set()
+
+
+def test_the_parts_of_a_room_do_not_import_its_face() -> None:
+    upward = {
+        (module, face)
+        for module in MODULES
+        if "." in module
+        for face in IMPORTS[module][0]
+        if "." not in face and room_of(face) == room_of(module)
+    }
+    assert upward == set()
+
+
+def test_modules_do_not_import_each_other_in_circles() -> None:
+    left = {module: set(ours) for module, (ours, _) in IMPORTS.items()}
+    # Whoever imports nothing that is left is in no circle, and neither is what nobody left imports.
+    while True:
+        imported = set[str]().union(*left.values())
+        kept = {
+            module: ours & left.keys()
+            for module, ours in left.items()
+            if ours & left.keys() and module in imported
+        }
+        if kept == left:
+            break
+        left = kept
+    assert left == {}
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - PRINTING))
+def test_one_module_prints(module: str) -> None:
     calls = {
         node.func.id
-        for node in ast.walk(tree)
+        for node in ast.walk(ast.parse(MODULES[module].read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     }
-    assert "print" not in calls or module in PRINTING
+    assert "print" not in calls
 
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - {"__main__"}))
@@ -289,6 +187,13 @@ def test_modules_say_what_is_theirs(module: str) -> None:
     assert len(set(found.__all__)) == len(found.__all__)
     for name in found.__all__:
         assert hasattr(found, name)
+
+
+@pytest.mark.parametrize("folder", sorted(FOLDERS))
+def test_folders_say_what_they_are_for_and_hold_no_code(folder: str) -> None:
+    tree = ast.parse(FOLDERS[folder].read_text())
+    assert ast.get_docstring(tree)
+    assert len(tree.body) == 1
 
 
 def test_all_is_what_is_public() -> None:

@@ -5,7 +5,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotun._flow import flow_hash
+from aiotun._packets.flow import flow_hash
 
 four = st.binary(min_size=4, max_size=4)
 sixteen = st.binary(min_size=16, max_size=16)

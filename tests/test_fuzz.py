@@ -25,16 +25,9 @@ import vxlan
 from wireguard import config
 from wireguard.interface import Interface
 
-from aiotun import (
-    IPHeader,
-    PacketDecodeError,
-    _arguments,
-    _gso,
-    _units,
-    decode_frame,
-    decode_packet,
-    reply,
-)
+from aiotun import IPHeader, PacketDecodeError, decode_frame, decode_packet, reply
+from aiotun._cli import arguments, networkd
+from aiotun._packets import gso
 from aiotun.offload import VnetHeader
 from fuzz import _kernel, _mutating, _runs, packets, words
 from fuzz._target import Choices, Target
@@ -121,9 +114,9 @@ PLANTED: dict[str, Break] = {
     "reply": _changing(reply, "icmp_echo", _longer),
     "describe": _changing(packets, "describe", lambda found: (found[0] + "\x1b[2J", found[1])),
     "vnet-header": _changing(VnetHeader, "pack", lambda data: data[::-1]),
-    "split": _changing(_gso, "split", lambda parts: parts[:-1]),
-    "merge": _changing(_gso, "merge", lambda merged: merged[:-1]),
-    "segmenting": _changing(_gso, "split", lambda parts: [*parts[:-1], parts[-1][::-1]]),
+    "split": _changing(gso, "split", lambda parts: parts[:-1]),
+    "merge": _changing(gso, "merge", lambda merged: merged[:-1]),
+    "segmenting": _changing(gso, "split", lambda parts: [*parts[:-1], parts[-1][::-1]]),
     "dhcp": _raising(_dhcp_message, "_read_options"),
     "vxlan": _changing(vxlan.Vxlan, "receive", lambda found: [each[1:] for each in found]),
     "switch": _replacing(_switching, "HEADER", 0),
@@ -136,11 +129,11 @@ PLANTED: dict[str, Break] = {
     "vpn-keys": _raising(udp_vpn, "ip_address"),
     "options": _raising(words, "parse_route"),
     "networkd": _changing(
-        _units,
+        networkd,
         "units",
         lambda texts: {name: text + "Key=a b\n" for name, text in texts.items()},
     ),
-    "commands": _raising(_arguments, "read"),
+    "commands": _raising(arguments, "read"),
 }
 
 

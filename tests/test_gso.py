@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aiotun import _gso
+from aiotun._packets import gso
 from aiotun.offload import GsoType, VnetHeader, merge, split
 
 from .helpers import checksum
@@ -25,8 +25,8 @@ A6, B6 = "fd00::1", "fd00::2"
 Split = Callable[..., list[bytes]]
 Merge = Callable[..., list[bytes]]
 
-each_split = twins(_gso.split, "split")
-each_merge = twins(_gso.merge, "merge")
+each_split = twins(gso.split, "split")
+each_merge = twins(gso.merge, "merge")
 each_version = pytest.mark.parametrize("version", [4, 6])
 each_protocol = pytest.mark.parametrize("protocol", ["tcp", "udp"])
 
@@ -676,7 +676,7 @@ def damaged(draw: st.DrawFn, data: st.SearchStrategy[bytes]) -> bytes:
 def unidentified(packet: bytes, frame: bool) -> bytes:
     """Without the identification, and the checksum over it, of what may not be fragmented."""
     try:
-        version, ip, *_ = _gso._layers(packet, frame)
+        version, ip, *_ = gso._layers(packet, frame)
     except ValueError:
         return packet
     if version == 6 or not packet[ip + 6] & 0x40:
@@ -703,7 +703,7 @@ class TestAnyInput:
     @settings(max_examples=500)
     @given(packets=st.lists(damaged(PACKETS.map(bytes)), max_size=6), frame=st.booleans())
     def test_merging_is_the_same_in_both(self, packets: list[bytes], frame: bool) -> None:
-        assert _speedups.merge(packets, frame) == _gso.merge(packets, frame)
+        assert _speedups.merge(packets, frame) == gso.merge(packets, frame)
 
     @pytest.mark.skipif(_speedups is None, reason="missing: the C module was not built")
     @settings(max_examples=1000)
@@ -729,6 +729,6 @@ class TestAnyInput:
                 return str(error)
 
         result = attempt(_speedups.split)
-        assert result == attempt(_gso.split)
+        assert result == attempt(gso.split)
         if isinstance(result, list):
             assert sum(map(len, result)) <= max(65_535, 16 * len(data))

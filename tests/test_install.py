@@ -46,7 +46,7 @@ def wheel(tmp_path: Path, **env: str) -> tuple[subprocess.CompletedProcess[str],
 
 
 def has_c_module(found: list[str]) -> bool:
-    return "aiotun/_speedups.abi3.so" in found
+    return "aiotun/_packets/_speedups.abi3.so" in found
 
 
 @pytest.mark.parametrize("choice", ["", "require"])
@@ -56,8 +56,8 @@ def test_with_a_compiler(tmp_path: Path, choice: str) -> None:
     done, found = wheel(tmp_path, AIOTUN_SPEEDUPS=choice)
     assert has_c_module(found), done.stderr
     assert "-cp311-abi3-linux_" in found[0]
-    assert {"aiotun/py.typed", "aiotun/_speedups.pyi"} <= set(found)
-    assert "aiotun/_speedups.c" not in found
+    assert {"aiotun/py.typed", "aiotun/_packets/_speedups.pyi"} <= set(found)
+    assert "aiotun/_packets/_speedups.c" not in found
 
 
 def test_without_a_compiler(tmp_path: Path) -> None:

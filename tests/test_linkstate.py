@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any
 
 from aiotun import LinkEvent
-from aiotun._linkinfo import LinkInfo
-from aiotun._linkstate import BACKLOG, Backlog, Change, LinkState, differences, state_of
-from aiotun._linktypes import LinkAddress, parse_address
+from aiotun._link.info import LinkInfo
+from aiotun._link.state import BACKLOG, Backlog, Change, LinkState, differences, state_of
+from aiotun._link.values import LinkAddress, parse_address
 
 INFO = LinkInfo("a0", 7, 1500, None, False, False, None, None, 500, None)
 ONE, TWO = parse_address("10.0.0.1/24"), parse_address("fd00::1/64")

@@ -10,14 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotun._linktypes import (
-    LinkAddress,
-    Route,
-    check_name,
-    parse_address,
-    parse_mac,
-    parse_route,
-)
+from aiotun._kernel.words import parse_mac
+from aiotun._link.values import LinkAddress, Route, check_name, parse_address, parse_route
 
 
 def interfaces(version: int) -> st.SearchStrategy[IPv4Interface | IPv6Interface]:

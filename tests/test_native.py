@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
-from aiotun import _abi, _gso, _native
+from aiotun._kernel import abi
+from aiotun._packets import gso, native
 
 MISSING = "missing: the C module was not built"
 
 _speedups: Any = None
 with contextlib.suppress(ImportError):
-    _speedups = importlib.import_module("aiotun._speedups")
+    _speedups = importlib.import_module("aiotun._packets._speedups")
 
 Read = Callable[[int, int], bytes]
 ReadMany = Callable[[int, int, int], list[bytes]]
@@ -37,8 +38,8 @@ def twins(python: object, name: str) -> pytest.MarkDecorator:
 
 
 each_read = twins(os.read, "read")
-each_read_many = twins(_native._read_many, "read_many")
-each_write_many = twins(_native._write_many, "write_many")
+each_read_many = twins(native._read_many, "read_many")
+each_write_many = twins(native._write_many, "write_many")
 
 
 @pytest.fixture
@@ -54,11 +55,11 @@ Pair = tuple[socket.socket, socket.socket]
 
 class TestRead:
     @each_read
-    @pytest.mark.parametrize("size", [0, 1, 84, 1500, 65_535, _abi.READ_SIZE])
+    @pytest.mark.parametrize("size", [0, 1, 84, 1500, 65_535, abi.READ_SIZE])
     def test_a_packet(self, pair: Pair, read: Read, size: int) -> None:
         packet = os.urandom(size)
         pair[1].send(packet)
-        assert read(pair[0].fileno(), _abi.READ_SIZE) == packet
+        assert read(pair[0].fileno(), abi.READ_SIZE) == packet
 
     @each_read
     def test_no_more_than_asked_for(self, pair: Pair, read: Read) -> None:
@@ -85,7 +86,7 @@ class TestRead:
             read(*args)
 
 
-SIZES = (0, 1, 84, 8191, 8192, 8193, 65_222, 65_535, _abi.READ_SIZE)
+SIZES = (0, 1, 84, 8191, 8192, 8193, 65_222, 65_535, abi.READ_SIZE)
 
 
 class TestLongPackets:
@@ -101,9 +102,9 @@ class TestLongPackets:
         for size in (first, second, second, first):
             packet = os.urandom(size)
             pair[1].send(packet)
-            assert read(fd, _abi.READ_SIZE) == packet
+            assert read(fd, abi.READ_SIZE) == packet
         with pytest.raises(BlockingIOError):
-            read(fd, _abi.READ_SIZE)
+            read(fd, abi.READ_SIZE)
 
     @each_read
     def test_less_room_than_the_last_one_took(self, pair: Pair, read: Read) -> None:
@@ -123,27 +124,27 @@ class TestLongPackets:
                 batches.append(chance.randbytes(size))
                 pair[1].send(batches[-1])
                 if len(batches) == 3:  # more the socket may not hold
-                    assert read_many(pair[0].fileno(), _abi.READ_SIZE, 9) == batches
+                    assert read_many(pair[0].fileno(), abi.READ_SIZE, 9) == batches
                     batches = []
             if batches:
-                assert read_many(pair[0].fileno(), _abi.READ_SIZE, 9) == batches
+                assert read_many(pair[0].fileno(), abi.READ_SIZE, 9) == batches
 
     @each_read_many
     def test_no_packet_is_kept(self, pair: Pair, read_many: ReadMany) -> None:
         def two() -> list[bytes]:
             for size in (65_000, 60_000):
                 pair[1].send(bytes(size))
-            return read_many(pair[0].fileno(), _abi.READ_SIZE, 9)
+            return read_many(pair[0].fileno(), abi.READ_SIZE, 9)
 
         two()
         with contextlib.suppress(BlockingIOError):
-            read_many(pair[0].fileno(), _abi.READ_SIZE, 9)
+            read_many(pair[0].fileno(), abi.READ_SIZE, 9)
         tracemalloc.start()
         try:
             for _ in range(50):
                 two()
                 with contextlib.suppress(BlockingIOError):
-                    read_many(pair[0].fileno(), _abi.READ_SIZE, 9)
+                    read_many(pair[0].fileno(), abi.READ_SIZE, 9)
             assert tracemalloc.get_traced_memory()[0] < 65_000
         finally:
             tracemalloc.stop()
@@ -187,7 +188,7 @@ class TestWriteMany:
     def test_in_order(self, pair: Pair, write_many: WriteMany) -> None:
         packets = [bytes([number]) * number for number in range(9)]
         assert write_many(pair[1].fileno(), packets) == 9
-        assert _native.read_many(pair[0].fileno(), 100, 100) == packets
+        assert native.read_many(pair[0].fileno(), 100, 100) == packets
         assert write_many(pair[1].fileno(), []) == 0
 
     @each_write_many
@@ -196,13 +197,13 @@ class TestWriteMany:
         pair[1].setblocking(False)
         written = write_many(pair[1].fileno(), packets)
         assert 0 < written < 10_000
-        assert _native.read_many(pair[0].fileno(), 100, 20_000) == packets[:written]
+        assert native.read_many(pair[0].fileno(), 100, 20_000) == packets[:written]
 
     @each_write_many
     @pytest.mark.parametrize("wrong", ["text", None, 7, memoryview(b"abcd")[::2]])
     def test_what_is_no_packet(self, pair: Pair, write_many: WriteMany, wrong: object) -> None:
         assert write_many(pair[1].fileno(), [b"one", b"two", wrong, b"three"]) == 2
-        assert _native.read_many(pair[0].fileno(), 100, 100) == [b"one", b"two"]
+        assert native.read_many(pair[0].fileno(), 100, 100) == [b"one", b"two"]
 
     @each_write_many
     def test_what_it_does_not_take(self, pair: Pair, write_many: WriteMany) -> None:
@@ -226,7 +227,7 @@ class _Odd(int):
     __add__ = __radd__ = __index__ = __int__ = __mod__  # type: ignore[assignment]  # on purpose
 
 
-@twins(_gso.checksum, "checksum")
+@twins(gso.checksum, "checksum")
 class TestChecksum:
     @pytest.mark.parametrize("value", [0, 1, 0xFFFF, 2**63 - 1, 2**63, 2**64, 2**70, 2**64 - 1])
     def test_a_subclass_of_int(self, checksum: Callable[..., int], value: int) -> None:
@@ -267,18 +268,18 @@ def test_numbers_may_be_of_a_subclass(pair: Pair) -> None:
 
 @pytest.mark.skipif(_speedups is None, reason=MISSING)
 def test_the_c_module_knows_the_longest_packet() -> None:
-    assert _speedups.READ_SIZE == _abi.READ_SIZE
+    assert _speedups.READ_SIZE == abi.READ_SIZE
     with pytest.raises(ValueError, match="a size of 65582 is out of range; it may be 0 to 65581"):
-        _speedups.read(0, _abi.READ_SIZE + 1)
+        _speedups.read(0, abi.READ_SIZE + 1)
 
 
 SMALL_STACK = """
 import os, socket, threading
-from aiotun import _native
+from aiotun._packets import native
 from tests.test_gso import Packet, run_of, written
 
 packets = written(run_of(Packet(), [60] * 1000))
-super_packet = _native.merge(packets, False)[0]
+super_packet = native.merge(packets, False)[0]
 
 def everything():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -286,16 +287,16 @@ def everything():
         ours.setblocking(False)
         for again in range(2):
             theirs.send(super_packet)
-            assert _native.read(ours.fileno(), 65_581) == super_packet
+            assert native.read(ours.fileno(), 65_581) == super_packet
             theirs.send(super_packet)
-            assert _native.read_many(ours.fileno(), 65_581, 1) == [super_packet]
+            assert native.read_many(ours.fileno(), 65_581, 1) == [super_packet]
             theirs.send(super_packet)
-            assert _native.read_split(ours.fileno(), False, 1) == (packets, 0)
-            assert _native.write_many(theirs.fileno(), [super_packet]) == 1
+            assert native.read_split(ours.fileno(), False, 1) == (packets, 0)
+            assert native.write_many(theirs.fileno(), [super_packet]) == 1
             assert os.read(ours.fileno(), 65_581) == super_packet
-            assert _native.write_merged(theirs.fileno(), packets, False) == 1000
+            assert native.write_merged(theirs.fileno(), packets, False) == 1000
             assert os.read(ours.fileno(), 65_581) == super_packet
-    print(_native.SPEEDUPS)
+    print(native.SPEEDUPS)
 
 threading.stack_size(65_536)
 thread = threading.Thread(target=everything)
@@ -316,8 +317,11 @@ def _python(code: str, choice: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
 
 
-SHOW = "from aiotun import _native, _port; print(_native.SPEEDUPS, _port.Port.read.__module__)"
-HIDE = "import sys; sys.modules['aiotun._speedups'] = None\n"
+SHOW = (
+    "from aiotun._packets import native; from aiotun._queue import port; "
+    "print(native.SPEEDUPS, port.Port.read.__module__)"
+)
+HIDE = "import sys; sys.modules['aiotun._packets._speedups'] = None\n"
 
 
 class TestChoice:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from aiotun import _abi, _native
+from aiotun._kernel import abi
+from aiotun._packets import native
 from aiotun.offload import GsoType, VnetHeader
 
 from .test_gso import LINKS, Packet, run_of, written
@@ -16,8 +17,8 @@ from .test_native import MISSING, Pair, _speedups, twins
 ReadSplit = Callable[[int, bool, int], tuple[list[bytes], int]]
 WriteMerged = Callable[[int, Iterable[Any], bool], int]
 
-each_read_split = twins(_native._read_split, "read_split")
-each_write_merged = twins(_native._write_merged, "write_merged")
+each_read_split = twins(native._read_split, "read_split")
+each_write_merged = twins(native._write_merged, "write_merged")
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ class TestReadSplit:
     ) -> None:
         packets = written(run_of(Packet(), [100] * 9))
         for start, end in ((0, 3), (3, 4), (4, 9)):
-            pair[1].send(_native.merge(packets[start:end], False)[0])
+            pair[1].send(native.merge(packets[start:end], False)[0])
         assert read_split(pair[0].fileno(), False, limit) == (packets[:count], 0)
         if count < 9:
             assert read_split(pair[0].fileno(), False, 99) == (packets[count:], 0)
@@ -45,7 +46,7 @@ class TestReadSplit:
     @each_read_split
     def test_what_can_not_be_cut_up(self, pair: Pair, read_split: ReadSplit) -> None:
         packets = written(run_of(Packet(), [100] * 3))
-        whole = _native.merge(packets, False)[0]
+        whole = native.merge(packets, False)[0]
         damaged = whole[:1] + b"\4" + whole[2:]  # TCP over IPv6 it is not
         for each in (damaged, whole, b"short", damaged):
             pair[1].send(each)
@@ -58,13 +59,13 @@ class TestReadSplit:
         """Neither read at once, nor kept for later: lost, and counted."""
         whole = bytes(Packet(payload=bytes(60_000)))
         pair[1].send(VnetHeader(1, GsoType.TCPV4, 0, 1).pack() + whole)
-        pair[1].send(_native.merge(written(run_of(Packet(), [1000])), False)[0])
+        pair[1].send(native.merge(written(run_of(Packet(), [1000])), False)[0])
         assert read_split(pair[0].fileno(), False, 2) == (written(run_of(Packet(), [1000])), 1)
 
     @each_read_split
     def test_frames(self, pair: Pair, read_split: ReadSplit) -> None:
         frames = written(run_of(Packet(link=LINKS["vlan"]), [1448] * 45))
-        pair[1].send(_native.merge(frames, True)[0])
+        pair[1].send(native.merge(frames, True)[0])
         assert read_split(pair[0].fileno(), True, 64) == (frames, 0)
 
     @each_read_split
@@ -88,16 +89,16 @@ class TestWriteMerged:
         for protocol in ("tcp", "udp"):
             packets += written(run_of(Packet(protocol=protocol), [100] * 9 + [7]))
             packets += [b"", b"neither TCP nor UDP"]
-        expected = _native.merge(packets, False)
+        expected = native.merge(packets, False)
         assert len(expected) == 6
         assert write_merged(pair[1].fileno(), iter(packets), False) == len(packets)
-        assert _native.read_many(pair[0].fileno(), _abi.READ_SIZE, 100) == expected
+        assert native.read_many(pair[0].fileno(), abi.READ_SIZE, 100) == expected
 
     @each_write_merged
     def test_frames(self, pair: Pair, write_merged: WriteMerged) -> None:
         packets = written(run_of(Packet(link=LINKS["qinq"]), [1448] * 45))
         assert write_merged(pair[1].fileno(), map(bytearray, packets), True) == 45
-        assert os.read(pair[0].fileno(), 70_000) == _native.merge(packets, True)[0]
+        assert os.read(pair[0].fileno(), 70_000) == native.merge(packets, True)[0]
 
     @each_write_merged
     def test_until_it_is_full(self, pair: Pair, write_merged: WriteMerged) -> None:
@@ -108,8 +109,8 @@ class TestWriteMerged:
         done = write_merged(pair[1].fileno(), packets, False)
         assert 0 < done < len(packets)
         arrived: list[bytes] = []
-        for whole in _native.read_many(pair[0].fileno(), _abi.READ_SIZE, 10_000):
-            arrived += _native.split(whole, False)
+        for whole in native.read_many(pair[0].fileno(), abi.READ_SIZE, 10_000):
+            arrived += native.split(whole, False)
         assert arrived == packets[:done]
 
     @each_write_merged

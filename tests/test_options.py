@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 import aiotun
-from aiotun import _ioctl, _options
+from aiotun._device import options as device_options
+from aiotun._kernel import ioctl
 
 Open = Callable[..., Any]
 
@@ -35,7 +36,7 @@ def _forbidden(*args: object, **kwargs: object) -> Any:
 def nothing_done(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever an opening would do first fails the test."""
     with monkeypatch.context() as patch:
-        patch.setattr(_ioctl, "open_node", _forbidden)
+        patch.setattr(ioctl, "open_node", _forbidden)
         patch.setattr(fcntl, "ioctl", _forbidden)
         patch.setattr(os, "open", _forbidden)
         patch.setattr(socket, "socket", _forbidden)
@@ -354,7 +355,7 @@ class TestRight:
         assert [str(each) for each in opener._options.routes] == ["10.1.0.0/16"]
 
     def test_users_and_groups_are_looked_up_at_the_call(self) -> None:
-        checked = _options.check("tun", "tun0", owner="root", group="root")
+        checked = device_options.check("tun", "tun0", owner="root", group="root")
         assert (checked.owner, checked.group) == (0, 0)
 
     @pytest.mark.parametrize(
@@ -368,7 +369,7 @@ class TestRight:
         ],
     )
     def test_multi_queue_follows_queues(self, options: dict[str, Any], multi_queue: bool) -> None:
-        assert _options.check("tun", None, **options).multi_queue is multi_queue
+        assert device_options.check("tun", None, **options).multi_queue is multi_queue
 
 
 class TestOpener:

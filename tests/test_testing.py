@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import aiotun
-from aiotun import DeviceClosedError, DeviceLostError, PacketError, _isolating
+from aiotun import DeviceClosedError, DeviceLostError, PacketError
+from aiotun._kernel import isolation
 from aiotun.testing import FaultCounts, FaultInjector, isolated, isolated_run, memory_pair
 
 from .helpers import ip, make_icmp_echo, ordinary_python, wait_until
@@ -530,10 +531,10 @@ def test_isolated_fails_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr("aiotun._isolating._call", refuse)
+    monkeypatch.setattr("aiotun._kernel.isolation._call", refuse)
     with pytest.raises(aiotun.NotPermittedError, match="--aiotun-isolate"):
         attempt()
-    monkeypatch.setattr("aiotun._isolating._call", lambda *_: None)
+    monkeypatch.setattr("aiotun._kernel.isolation._call", lambda *_: None)
     with pytest.raises(RuntimeError, match="has left this thread where it was"):
         attempt()
     assert (ran, here()) == ([], outside)
@@ -630,7 +631,7 @@ def test_a_process_with_threads_is_not_moved() -> None:
     thread.start()
     try:
         with pytest.raises(RuntimeError, match="only a process of one thread"):
-            _isolating.enter()
+            isolation.enter()
     finally:
         done.set()
         thread.join()

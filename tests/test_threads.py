@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from aiotun import _threads
+from aiotun._kernel import namespaces, threads
 from aiotun.errors import LinkError, NotPermittedError, ResourceLimitError
 
 from . import _isolation
@@ -74,7 +74,7 @@ class Gate:
         self, function: Callable[[], str] | None = None, netns: int | None = None
     ) -> asyncio.Task[str]:
         """Start waiting for the function; returns once it is running."""
-        run = _threads.run(function or self, netns, on_cancel=self.tell, undo=self.undo)
+        run = threads.run(function or self, netns, on_cancel=self.tell, undo=self.undo)
         task = asyncio.create_task(run)
         await wait_until(self.entered.is_set)
         return task
@@ -82,15 +82,15 @@ class Gate:
 
 class TestRun:
     async def test_a_result(self) -> None:
-        assert await _threads.run(lambda: 7) == 7
-        assert await _threads.run(threading.get_ident) != threading.get_ident()
+        assert await threads.run(lambda: 7) == 7
+        assert await threads.run(threading.get_ident) != threading.get_ident()
 
     async def test_an_error(self) -> None:
         def fail() -> None:
             raise KeyError("in the thread")
 
         with pytest.raises(KeyError, match="in the thread") as caught:
-            await _threads.run(fail)
+            await threads.run(fail)
         assert caught.traceback[-1].name == "fail"
 
     @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
@@ -102,7 +102,7 @@ class TestRun:
 
         caught = None
         try:
-            await _threads.run(fail)
+            await threads.run(fail)
         except BaseException as error:  # noqa: BLE001 - pytest would take it for its own
             caught = error
         assert type(caught) is kind
@@ -121,7 +121,7 @@ class TestRun:
 
         held = Held()
         with contextlib.suppress(KeyError):
-            await _threads.run(lambda held=held: fail(held))  # type: ignore[misc]
+            await threads.run(lambda held=held: fail(held))  # type: ignore[misc]
         del held
         join_threads()  # one that is ending still holds its function
         assert gone == [True]
@@ -139,7 +139,7 @@ class TestRun:
     async def test_many_at_once(self) -> None:
         barrier = threading.Barrier(20)
         results = await asyncio.gather(
-            *(_threads.run(lambda n=n: (barrier.wait(5), n)[1]) for n in range(20))  # type: ignore[misc]
+            *(threads.run(lambda n=n: (barrier.wait(5), n)[1]) for n in range(20))  # type: ignore[misc]
         )
         assert results == list(range(20))
 
@@ -188,7 +188,7 @@ class TestCancelling:
             undone.append(value)
 
         gate = Gate()
-        task = asyncio.create_task(_threads.run(gate, undo=undo))
+        task = asyncio.create_task(threads.run(gate, undo=undo))
         await wait_until(gate.entered.is_set)
         task.cancel()
         gate.going_on.set()
@@ -226,7 +226,7 @@ class TestCancelling:
 
     async def test_without_anything_to_undo_with(self) -> None:
         gate = Gate()
-        task = asyncio.create_task(_threads.run(gate))
+        task = asyncio.create_task(threads.run(gate))
         await wait_until(gate.entered.is_set)
         task.cancel()
         gate.going_on.set()
@@ -237,7 +237,7 @@ class TestCancelling:
         gate = Gate()
         where = []
         task = asyncio.create_task(
-            _threads.run(gate, elsewhere, undo=lambda _: where.append(inode()))
+            threads.run(gate, elsewhere, undo=lambda _: where.append(inode()))
         )
         await wait_until(gate.entered.is_set)
         task.cancel()
@@ -251,7 +251,7 @@ class TestCancelling:
         asyncio.get_running_loop().call_later(0.05, gate.going_on.set)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
-                await _threads.run(gate, undo=gate.undo)
+                await threads.run(gate, undo=gate.undo)
         assert gate.undone == ["value"]
 
 
@@ -315,10 +315,10 @@ class TestLoopClosed:
 class TestRunIn:
     async def test_in_a_namespace_as_users_name_one(self, elsewhere: int) -> None:
         here = inode()
-        assert await _threads.run_in(None, inode) == here
+        assert await threads.run_in(None, inode) == here
         path = f"/proc/self/fd/{elsewhere}"
         for netns in (elsewhere, path, Path(path)):
-            assert await _threads.run_in(netns, inode) == os.fstat(elsewhere).st_ino
+            assert await threads.run_in(netns, inode) == os.fstat(elsewhere).st_ino
         assert inode() == here
 
     @pytest.mark.parametrize("told", [False, True])
@@ -330,7 +330,7 @@ class TestRunIn:
         gate, where = Gate(), []
 
         async def begin() -> asyncio.Task[str]:
-            running = _threads.run_in(elsewhere, gate, undo=lambda _: where.append(inode()))
+            running = threads.run_in(elsewhere, gate, undo=lambda _: where.append(inode()))
             task = asyncio.create_task(running)
             await wait_until(gate.entered.is_set)
             return task
@@ -355,9 +355,9 @@ class TestRunIn:
 class TestNamespace:
     async def test_only_the_thread_enters(self, elsewhere: int) -> None:
         here = inode()
-        assert await _threads.run(inode, elsewhere) == os.fstat(elsewhere).st_ino != here
+        assert await threads.run(inode, elsewhere) == os.fstat(elsewhere).st_ino != here
         assert inode() == here
-        assert await _threads.run(inode) == here
+        assert await threads.run(inode) == here
 
     async def test_this_thread_stays_while_it_runs(self, elsewhere: int) -> None:
         here, gate = inode(), Gate()
@@ -368,33 +368,33 @@ class TestNamespace:
 
     def test_blocking(self, elsewhere: int) -> None:
         here = inode()
-        assert _threads.run_blocking(inode, elsewhere) == os.fstat(elsewhere).st_ino
+        assert threads.run_blocking(inode, elsewhere) == os.fstat(elsewhere).st_ino
         assert inode() == here
 
     @pytest.mark.parametrize("name", ["missing", "/missing/path", Path("/missing/path")])
     def test_missing(self, name: str | Path) -> None:
         with pytest.raises(LinkError, match="ip netns add") as caught:
-            _threads.open_netns(name)
+            namespaces.open_netns(name)
         path = "/run/netns/missing" if name == "missing" else "/missing/path"
         assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, path)
 
     async def test_what_is_no_namespace(self) -> None:
         with open("/dev/null") as file:  # noqa: ASYNC230 - never blocks
             with pytest.raises(LinkError, match="not a network namespace"):
-                await _threads.run(inode, file.fileno())
+                await threads.run(inode, file.fileno())
             with pytest.raises(LinkError, match="not a network namespace"):
-                _threads.run_blocking(inode, file.fileno())
+                threads.run_blocking(inode, file.fileno())
 
     async def test_a_namespace_of_another_kind(self) -> None:
         fd = os.open("/proc/thread-self/ns/uts", os.O_RDONLY)
         try:
             with pytest.raises((LinkError, NotPermittedError)):
-                await _threads.run(inode, fd)
+                await threads.run(inode, fd)
         finally:
             os.close(fd)
 
     def test_an_fd_is_duplicated(self, elsewhere: int) -> None:
-        namespace = _threads.Namespace(_threads.open_netns(elsewhere))
+        namespace = namespaces.NamespaceFd(namespaces.open_netns(elsewhere))
         assert namespace.fd != elsewhere
         assert not os.get_inheritable(namespace.fd)
         assert os.fstat(namespace.fd).st_ino == os.fstat(elsewhere).st_ino
@@ -405,33 +405,33 @@ class TestNamespace:
         os.fstat(elsewhere)
 
     def test_ones_own(self) -> None:
-        namespace = _threads.Namespace(_threads.open_netns(None))
+        namespace = namespaces.NamespaceFd(namespaces.open_netns(None))
         assert os.fstat(namespace.fd).st_ino == inode()
 
 
 class TestBlocking:
     def test_a_result(self) -> None:
-        assert _threads.run_blocking(lambda: 7) == 7
-        assert _threads.run_blocking(threading.get_ident) != threading.get_ident()
+        assert threads.run_blocking(lambda: 7) == 7
+        assert threads.run_blocking(threading.get_ident) != threading.get_ident()
 
     def test_an_error(self) -> None:
         def fail() -> None:
             raise KeyError("in the thread")
 
         with pytest.raises(KeyError, match="in the thread"):
-            _threads.run_blocking(fail)
+            threads.run_blocking(fail)
 
     def test_no_loop_is_needed_or_made(self) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             with pytest.raises(RuntimeError):
-                _threads.run_blocking(asyncio.get_running_loop)
+                threads.run_blocking(asyncio.get_running_loop)
 
 
 class TestStart:
     def test_one_after_the_other_in_one_thread(self) -> None:
         seen: list[tuple[str, int]] = []
-        _threads.start(
+        threads.start(
             lambda: seen.append(("first", threading.get_ident())),
             lambda: seen.append(("then", threading.get_ident())),
         )
@@ -446,7 +446,7 @@ class TestStart:
         def first() -> None:
             gate()
 
-        _threads.start(first, done.set)
+        threads.start(first, done.set)
         assert gate.entered.wait(5)
         assert not done.is_set()
         gate.going_on.set()
@@ -459,7 +459,7 @@ class TestStart:
         def fail() -> None:
             raise KeyError
 
-        _threads.start(fail, done.set)
+        threads.start(fail, done.set)
         assert done.wait(5)
         join_threads()
 
@@ -469,7 +469,7 @@ class TestStart:
         def first() -> None:
             gate()
 
-        _threads.start(first, lambda: None)
+        threads.start(first, lambda: None)
         (thread,) = (each for each in threading.enumerate() if each.name == "aiotun")
         assert not thread.daemon
         gate.going_on.set()
@@ -481,7 +481,7 @@ class TestStart:
 
         monkeypatch.setattr(threading.Thread, "start", refuse)
         seen: list[str] = []
-        _threads.start(lambda: seen.append("first"), lambda: seen.append("then"))
+        threads.start(lambda: seen.append("first"), lambda: seen.append("then"))
         assert seen == ["first", "then"]
 
 
@@ -494,4 +494,4 @@ async def test_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         with pytest.raises(ResourceLimitError, match="no new thread can be started"):
-            await asyncio.wait_for(_threads.run(lambda: 7), 5)
+            await asyncio.wait_for(threads.run(lambda: 7), 5)

@@ -29,10 +29,10 @@ look() {
     cd "$work" && env -i PATH=/usr/bin:/bin HOME=/nonexistent "$1/bin/python" -W error -c '
 import sys, sysconfig
 import aiotun
-from aiotun import _native
+from aiotun._packets import native
 place = sysconfig.get_path("platlib")
 assert aiotun.__file__.startswith(place + "/"), (aiotun.__file__, place)
-assert sys.argv[1] in ("any", "yes" if _native.SPEEDUPS else "no"), _native.SPEEDUPS
+assert sys.argv[1] in ("any", "yes" if native.SPEEDUPS else "no"), native.SPEEDUPS
 ' "$2" && env -i PATH=/usr/bin:/bin HOME=/nonexistent "$1/bin/aiotun" demo --count 1 >/dev/null
 }
 

@@ -11,7 +11,7 @@ fail() {
     exit 1
 }
 
-state="$(cat pyproject.toml setup.py src/aiotun/_speedups.c | cksum) $python $("$python" -V) $PWD"
+state="$(cat pyproject.toml setup.py src/aiotun/_packets/_speedups.c | cksum) $python $("$python" -V) $PWD"
 log=$folder/.aiotun-pip.log
 
 if [ "$(cat "$folder/.aiotun-state" 2>/dev/null)" != "$state" ]; then

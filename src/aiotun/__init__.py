@@ -11,8 +11,8 @@ kernel::
 import importlib
 from typing import TYPE_CHECKING
 
-from ._linktypes import LinkAddress, Route
-from ._packetio import PacketIO, PacketStats
+from ._link.values import LinkAddress, Route
+from ._queue.packetio import PacketIO, PacketStats
 from .device import Device, TapDevice, TunDevice, open_tap, open_tun
 from .errors import (
     AiotunError,
@@ -34,10 +34,10 @@ from .queue import Queue
 
 if TYPE_CHECKING:
     from . import capture, offload, reply
-    from ._bridges import create_bridge, delete_bridge
-    from ._ipheader import IPHeader
-    from ._linkinfo import LinkEvent, LinkInfo, LinkStats, TunTapInfo
-    from ._persistent import create_persistent, delete_persistent, list_devices
+    from ._device.bridges import create_bridge, delete_bridge
+    from ._device.persistent import create_persistent, delete_persistent, list_devices
+    from ._link.info import LinkEvent, LinkInfo, LinkStats, TunTapInfo
+    from ._packets.ipheader import IPHeader
     from .decode import decode_frame, decode_packet, encode
     from .networkd import networkd_units
     from .transport import (
@@ -101,22 +101,22 @@ __all__ = [
 # Loaded when they are asked for: a program that only opens a device need not wait for them.
 _LAZY = {
     "DeviceTransport": "transport",
-    "IPHeader": "_ipheader",
-    "LinkEvent": "_linkinfo",
-    "LinkInfo": "_linkinfo",
-    "LinkStats": "_linkinfo",
+    "IPHeader": "_packets.ipheader",
+    "LinkEvent": "_link.info",
+    "LinkInfo": "_link.info",
+    "LinkStats": "_link.info",
     "PacketProtocol": "transport",
-    "TunTapInfo": "_linkinfo",
-    "create_bridge": "_bridges",
-    "create_persistent": "_persistent",
+    "TunTapInfo": "_link.info",
+    "create_bridge": "_device.bridges",
+    "create_persistent": "_device.persistent",
     "create_tap_endpoint": "transport",
     "create_tun_endpoint": "transport",
     "decode_frame": "decode",
     "decode_packet": "decode",
-    "delete_bridge": "_bridges",
-    "delete_persistent": "_persistent",
+    "delete_bridge": "_device.bridges",
+    "delete_persistent": "_device.persistent",
     "encode": "decode",
-    "list_devices": "_persistent",
+    "list_devices": "_device.persistent",
     "networkd_units": "networkd",
 }
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn, Self
 
-from ._pcapformat import (
+from ._capture.format import (
     LINK_TYPES,
     MAX_OPTION,
     MAX_SNAPLEN,
@@ -31,15 +31,15 @@ from ._pcapformat import (
     Format,
     header,
 )
-from ._pcapthread import Sink, open_file
-from ._threads import finish
+from ._capture.thread import Sink, open_file
+from ._kernel.threads import finish
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Buffer
 
-    from ._packetio import Mode
+    from ._kernel.words import Mode
 
 __all__ = ["Capture", "Direction", "Format", "PcapWriter"]
 

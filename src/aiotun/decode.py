@@ -1,14 +1,14 @@
 """Packets as dpkt's objects, and back.
 
-This and `_encode`, which is its own part, are all that imports dpkt, and only once something is
-decoded or encoded.
+This and `_packets.encode`, which is its own part, are all that imports dpkt, and only once
+something is decoded or encoded.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from .errors import DeviceClosedError, PacketDecodeError
+from .errors import PacketDecodeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from dpkt.ip import IP as IP
     from dpkt.ip6 import IP6 as IP6
 
-    from ._packetio import DecodeErrors, Mode, PacketIO
+    from ._kernel.words import Mode
 
 P = TypeVar("P")
 
-__all__ = ["Decoded", "decode_frame", "decode_packet", "encode"]
+__all__ = ["decode_frame", "decode_packet", "encode"]
 
 # What a VLAN tag is announced by: 802.1Q, 802.1ad, and two that were used before that.
 _TAGGED = (b"\x81\0", b"\x88\xa8", b"\x91\0", b"\x92\0")
@@ -162,7 +162,7 @@ def encode(packet: IP | IP6 | Ethernet) -> bytes:
         ImportError: dpkt is not installed.
     """
     try:
-        from ._encode import check, encoded, written_here
+        from ._packets.encode import check, encoded, written_here
     except ImportError as error:
         raise ImportError(_MISSING) from error
     data = encoded(packet)
@@ -189,33 +189,3 @@ def decoder(mode: Mode) -> Callable[[bytes], IP | IP6 | Ethernet]:
     except ImportError as error:
         raise ImportError(_MISSING) from error
     return decode_packet if mode == "tun" else decode_frame
-
-
-class Decoded:
-    """The iterator behind `PacketIO.decoded`."""
-
-    __slots__ = ("_decode", "_raise", "_skip_bytes", "_source")
-
-    def __init__(self, source: PacketIO, errors: DecodeErrors) -> None:
-        if errors not in ("skip", "raise"):
-            raise ValueError(f"errors is 'skip' or 'raise', not {errors!r}")
-        self._source = source
-        self._raise = errors == "raise"
-        self._decode = decoder(source._mode)
-        self._skip_bytes = source._header_bytes
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> IP | IP6 | Ethernet:
-        while True:
-            try:
-                packet = await self._source.recv()
-            except DeviceClosedError:
-                raise StopAsyncIteration from None
-            try:
-                return self._decode(packet[self._skip_bytes :])
-            except PacketDecodeError:
-                self._source._count_undecodable()
-                if self._raise:
-                    raise

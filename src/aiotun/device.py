@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, Self, TypeVar, Unpack
 
-from . import _ioctl, _options, _threads
-from ._adopting import adopt
-from ._interface import Interface
-from ._linktypes import parse_mac
-from ._opening import Opened, Opening
-from ._options import TapOptions, TunOptions
-from ._packetio import Mode, Offload, PacketIO, PacketStats
-from ._port import PacketFormat
-from ._split import make_port
-from ._threads import NetnsArg
-from ._waiting import Line
+from ._device import options as device_options
+from ._device.adopting import adopt
+from ._device.opening import Opened, Opening
+from ._device.options import TapOptions, TunOptions
+from ._kernel import ioctl, threads
+from ._kernel.interface import Interface
+from ._kernel.namespaces import NetnsArg
+from ._kernel.words import Mode, Offload, parse_mac
+from ._queue.packetio import PacketIO, PacketStats
+from ._queue.port import PacketFormat
+from ._queue.splitport import make_port
+from ._queue.waiting import Line
 from .errors import DeviceClosedError
 from .link import Link
 from .queue import Queue
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from ._packetio import DecodeErrors
-    from ._several import QueueGroup
+    from ._kernel.words import DecodeErrors
+    from ._queue.group import QueueGroup
     from .capture import Capture, PcapWriter
     from .decode import IP, IP6, Ethernet
 
@@ -69,7 +70,7 @@ class Device(PacketIO):
         # What packets go through: the only queue, or all of them as one.
         self._io: Queue | QueueGroup = queues[0]
         if len(queues) > 1:
-            from ._several import QueueGroup
+            from ._queue.group import QueueGroup
 
             self._io = QueueGroup(queues, line)
 
@@ -241,7 +242,7 @@ class Device(PacketIO):
         Raises:
             ValueError: the writer is of the other mode, or closed.
         """
-        from ._recording import record
+        from ._queue.recordingport import record
 
         if writer.mode != self._kind:
             raise ValueError(
@@ -263,7 +264,7 @@ class Device(PacketIO):
             DeviceMismatchError: the kernel is older than 5.0.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
-        _ioctl.set_carrier(self._any_fd(), self.name, on)
+        ioctl.set_carrier(self._any_fd(), self.name, on)
 
     def set_steering_ebpf(self, program: int | None) -> None:
         """Have a BPF program choose the queue for each packet (TUNSETSTEERINGEBPF).
@@ -277,7 +278,7 @@ class Device(PacketIO):
             DeviceClosedError, DeviceLostError: as `recv`.
         """
         number = -1 if program is None else program
-        _ioctl.set_steering_ebpf(self._any_fd(), self.name, number)
+        ioctl.set_steering_ebpf(self._any_fd(), self.name, number)
 
     def set_filter_ebpf(self, program: int | None) -> None:
         """Have a BPF program drop or cut packets before they are queued (TUNSETFILTEREBPF).
@@ -291,7 +292,7 @@ class Device(PacketIO):
             DeviceClosedError, DeviceLostError: as `recv`.
         """
         number = -1 if program is None else program
-        _ioctl.set_filter_ebpf(self._any_fd(), self.name, number)
+        ioctl.set_filter_ebpf(self._any_fd(), self.name, number)
 
     def _any_fd(self) -> int:
         for queue in self.queues:
@@ -336,7 +337,7 @@ class TapDevice(Device):
             DeviceMismatchError: the kernel finds the program wrong.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
-        _ioctl.attach_filter(self._any_fd(), self.name, program)
+        ioctl.attach_filter(self._any_fd(), self.name, program)
 
     def set_tx_filter(self, macs: Iterable[str], *, all_multicast: bool = False) -> None:
         """Receive only frames for these addresses (TUNSETTXFILTER).
@@ -351,7 +352,7 @@ class TapDevice(Device):
             DeviceClosedError, DeviceLostError: as `recv`.
         """
         packed = [bytes.fromhex(parse_mac(mac, multicast=True).replace(":", "")) for mac in macs]
-        _ioctl.set_tx_filter(self._any_fd(), self.name, packed, all_multicast)
+        ioctl.set_tx_filter(self._any_fd(), self.name, packed, all_multicast)
 
 
 class Opener(Generic[D]):
@@ -359,7 +360,7 @@ class Opener(Generic[D]):
 
     __slots__ = ("_device", "_kind", "_options", "_used")
 
-    def __init__(self, kind: type[D], options: _options.Options) -> None:
+    def __init__(self, kind: type[D], options: device_options.Options) -> None:
         self._kind = kind
         self._options = options
         self._device: D | None = None
@@ -413,7 +414,7 @@ class Opener(Generic[D]):
             raise RuntimeError("this opener was used before; call open_tun or open_tap again")
         self._used = True
         opening = Opening(self._options)
-        opened = await _threads.run(opening.run, on_cancel=opening.abort, undo=opening.undo)
+        opened = await threads.run(opening.run, on_cancel=opening.abort, undo=opening.undo)
         return self._kind(
             opened, offload=self._options.offload, packet_info=self._options.packet_info
         )
@@ -490,8 +491,8 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
     Source: ``include/uapi/linux/if_tun.h``, ``Documentation/networking/tuntap.rst``.
     """
     # TapOptions: what only a TAP has is refused below, with the reason.
-    _options.check_words("open_tun", options, TapOptions)
-    return Opener(TunDevice, _options.check("tun", name, **options))
+    device_options.check_words("open_tun", options, TapOptions)
+    return Opener(TunDevice, device_options.check("tun", name, **options))
 
 
 def open_tap(name: str | None = None, **options: Unpack[TapOptions]) -> Opener[TapDevice]:
@@ -513,5 +514,5 @@ def open_tap(name: str | None = None, **options: Unpack[TapOptions]) -> Opener[T
 
     Source: as `open_tun`.
     """
-    _options.check_words("open_tap", options, TapOptions)
-    return Opener(TapDevice, _options.check("tap", name, **options))
+    device_options.check_words("open_tap", options, TapOptions)
+    return Opener(TapDevice, device_options.check("tap", name, **options))

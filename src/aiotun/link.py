@@ -12,10 +12,12 @@ from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, TypeVar
 
-from . import _ioctl, _threads
-from ._abi import MAX_QUEUE_LENGTH
-from ._interface import Interface
-from ._linktypes import (
+from ._kernel import ioctl, namespaces, threads
+from ._kernel.abi import MAX_QUEUE_LENGTH
+from ._kernel.interface import Interface
+from ._kernel.words import parse_mac
+from ._link.netlink import in_session
+from ._link.values import (
     AddressArg,
     LinkAddress,
     Route,
@@ -24,16 +26,14 @@ from ._linktypes import (
     check_new_name,
     is_utf8,
     parse_address,
-    parse_mac,
     parse_route,
 )
-from ._netlink import in_session
 from .errors import LinkError, NotPermittedError
 
 if TYPE_CHECKING:
-    from ._linkevents import LinkEvents
-    from ._linkinfo import LinkInfo, LinkStats
-    from ._rtnetlink import Session
+    from ._link.events import LinkEvents
+    from ._link.info import LinkInfo, LinkStats
+    from ._link.session import Session
 
 __all__ = ["Link", "LinkAddress", "Route"]
 
@@ -76,19 +76,19 @@ class Link:
     *Concurrency*: any number of requests may be made at once; they are carried out one by one.
     """
 
-    def __init__(self, name: str, netns: _threads.NetnsArg | None = None) -> None:
+    def __init__(self, name: str, netns: namespaces.NetnsArg | None = None) -> None:
         self._interface = Interface(check_name(name))
         self._netns = netns
         # Held during a request, in its thread: what one finds out (the name) must not be
         # overwritten by another that looked before.
         self._lock = threading.Lock()
-        _threads.check_netns(netns)
+        namespaces.check_netns(netns)
         if isinstance(netns, int):
             # Now and not at first use: the caller may close it, and the number be used again.
-            self._interface.namespace = _threads.Namespace(_threads.open_netns(netns))
+            self._interface.namespace = namespaces.NamespaceFd(namespaces.open_netns(netns))
 
     @classmethod
-    def _held(cls, interface: Interface, namespace: _threads.Namespace) -> Link:
+    def _held(cls, interface: Interface, namespace: namespaces.NamespaceFd) -> Link:
         """Make the link of a device, which has looked everything up already.
 
         Args:
@@ -445,11 +445,11 @@ class Link:
 
         Source: RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR (``linux/rtnetlink.h``).
         """
-        from ._linkevents import LinkEvents
+        from ._link.events import LinkEvents
 
         return LinkEvents(self._interface, self._namespace)
 
-    async def move_to_netns(self, netns: _threads.NetnsArg) -> None:
+    async def move_to_netns(self, netns: namespaces.NetnsArg) -> None:
         """Move the interface to another network namespace (IFLA_NET_NS_FD), and this link with it.
 
         A device goes on receiving and sending. The link is down there, and its addresses, routes
@@ -469,8 +469,8 @@ class Link:
         """
         if netns is None:
             raise TypeError("move_to_netns needs a namespace: a name, a path or an open fd")
-        _threads.check_netns(netns)
-        target = _threads.Namespace(_threads.open_netns(netns))
+        namespaces.check_netns(netns)
+        target = namespaces.NamespaceFd(namespaces.open_netns(netns))
         self._namespace()
         known = self._interface
 
@@ -486,18 +486,18 @@ class Link:
         def function() -> None:
             with self._lock:
                 # There first: where we may not go we could not follow it.
-                _threads.setns(target.fd)
-                _threads.setns(self._namespace().fd)
+                namespaces.setns(target.fd)
+                namespaces.setns(self._namespace().fd)
                 name = in_session(move)
                 self._interface.namespace = target
-                _threads.setns(target.fd)
+                namespaces.setns(target.fd)
                 # By its name, which it keeps: that it had there alone a moment ago.
-                index = _ioctl.get_index(name)
+                index = ioctl.get_index(name)
                 if known.index is not None:
                     known.index = index
                 known.follow(index)
 
-        await _threads.run(function)
+        await threads.run(function)
 
     async def _set(self, what: str, hint: str = "", **attributes: int | str) -> None:
         await self._request(lambda session, info: session.set(info, what, hint, **attributes))
@@ -518,15 +518,15 @@ class Link:
         def function() -> T:
             with self._lock:
                 # Not earlier: the request before this one may have moved the link.
-                _threads.setns(self._namespace().fd)
+                namespaces.setns(self._namespace().fd)
                 return in_session(conversation)
 
-        return await _threads.run(function)
+        return await threads.run(function)
 
-    def _namespace(self) -> _threads.Namespace:
+    def _namespace(self) -> namespaces.NamespaceFd:
         """Give the namespace that the link is in, opened by the first who asks."""
         if self._interface.namespace is None:
-            self._interface.namespace = _threads.Namespace(_threads.open_netns(self._netns))
+            self._interface.namespace = namespaces.NamespaceFd(namespaces.open_netns(self._netns))
         return self._interface.namespace
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any, Unpack
 
-from . import _options
-from ._linktypes import IPV6_MIN_MTU, MAIN_TABLE, LinkAddress, Route, check_new_name
-from ._packetio import Mode
+from ._device import options as device_options
+from ._kernel.words import Mode
+from ._link.values import IPV6_MIN_MTU, MAIN_TABLE, LinkAddress, Route, check_new_name
 
 __all__ = ["NetworkdOptions", "networkd_units"]
 
@@ -40,7 +40,7 @@ _UNSAYABLE: list[tuple[str, object, str]] = [
 _Section = tuple[str, list[str]]
 
 
-class NetworkdOptions(_options.TapOptions, total=False):
+class NetworkdOptions(device_options.TapOptions, total=False):
     """The keyword arguments of `networkd_units`; it says what they mean."""
 
     vnet_header: bool
@@ -80,14 +80,14 @@ def networkd_units(
     """
     if mode not in ("tun", "tap"):
         raise ValueError(f"mode is 'tun' or 'tap', not {mode!r}")
-    _options.check_words("networkd_units", options, NetworkdOptions)
+    device_options.check_words("networkd_units", options, NetworkdOptions)
     # Names of users are for the machine that the files go to; `check` would look them up on this.
     asked: dict[str, Any] = {**options}
     owner, group = _take_name(asked, "owner"), _take_name(asked, "group")
     vnet_header = asked.pop("vnet_header", False)
     if not isinstance(vnet_header, bool):
         raise TypeError(f"vnet_header is True or False, not {vnet_header!r}")
-    wanted = _options.check(mode, _literal(name), **asked)
+    wanted = device_options.check(mode, _literal(name), **asked)
     _check_sayable(wanted)
     netdev: list[_Section] = [
         ("NetDev", [_line("Name", name), _line("Kind", mode)]),
@@ -108,7 +108,7 @@ def networkd_units(
     }
 
 
-def _network(wanted: _options.Options, name: str) -> list[_Section]:
+def _network(wanted: device_options.Options, name: str) -> list[_Section]:
     link = [
         *_if_given("MTUBytes", wanted.mtu),
         *_if_given("MACAddress", wanted.mac),
@@ -184,7 +184,7 @@ def _take_name(asked: dict[str, Any], what: str) -> str | None:
     return name
 
 
-def _check_sayable(wanted: _options.Options) -> None:
+def _check_sayable(wanted: device_options.Options) -> None:
     for option, default, instead in _UNSAYABLE:
         value = getattr(wanted, option)
         if value is not default:

@@ -10,8 +10,8 @@ import enum
 import struct
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
-from . import _native
-from ._abi import VNET_HDR, VNET_HDR_SIZE
+from ._kernel.abi import VNET_HDR, VNET_HDR_SIZE
+from ._packets import native
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -98,7 +98,7 @@ def checksum(data: Buffer, initial: int = 0) -> int:
         The complement of the sum, 16 bits: what goes into the packet, in network byte order. Over
         data that has its right checksum in it, 0.
     """
-    return _native.checksum(data, initial)
+    return native.checksum(data, initial)
 
 
 def split(super_packet: Buffer, *, frame: bool = False) -> list[bytes]:
@@ -127,7 +127,7 @@ def split(super_packet: Buffer, *, frame: bool = False) -> list[bytes]:
 
     Source: ``include/uapi/linux/virtio_net.h``; the kernel's tcp_gso_segment and udp_gso_segment.
     """
-    return _native.split(super_packet, frame)
+    return native.split(super_packet, frame)
 
 
 def merge(packets: Iterable[Buffer], *, frame: bool = False, udp: bool = True) -> list[bytes]:
@@ -153,4 +153,4 @@ def merge(packets: Iterable[Buffer], *, frame: bool = False, udp: bool = True) -
     Raises:
         TypeError: one of them is not bytes-like.
     """
-    return _native.merge(packets, frame, udp)
+    return native.merge(packets, frame, udp)

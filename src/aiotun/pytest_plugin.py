@@ -28,7 +28,7 @@ from typing import TypeVar
 
 import pytest
 
-from . import _isolating, _threads
+from ._kernel import isolation, threads
 from .device import Device, Opener, TapDevice, TunDevice, open_tap, open_tun
 from .errors import AiotunError
 from .testing import isolated, memory_pair
@@ -57,7 +57,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     if not (config.getoption("--aiotun-isolate") or config.getini("aiotun_isolate")):
         return None
     try:
-        if _isolating.inside(os.environ):
+        if isolation.inside(os.environ):
             return None
     except RuntimeError as error:
         raise pytest.UsageError(str(error)) from None
@@ -71,7 +71,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     # The original command line keeps everything that was said: -X, -m, -p no:..., a debugger.
     # A process anew has the single thread that it takes; this one may have others by now.
     command = [sys.executable, *sys.orig_argv[1:]]
-    os.execv(sys.executable, [sys.executable, "-m", _isolating.__name__, *command])
+    os.execv(sys.executable, [sys.executable, "-m", isolation.__name__, *command])
 
 
 @pytest.fixture
@@ -119,4 +119,4 @@ def _opened(opener: Opener[D]) -> int:
     async def main() -> int:
         return (await opener).queues[0].detach()
 
-    return _threads.run_blocking(lambda: asyncio.run(main()))
+    return threads.run_blocking(lambda: asyncio.run(main()))

@@ -38,13 +38,14 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from . import _refusals
-from ._abi import READ_SIZE
-from ._judging import judge
-from ._lookahead import TURNS
-from ._packetio import BUDGET, Offload, PacketIO, check_offload, take_one
-from ._queuebase import Group, QueueBase
-from ._waiting import FRONT, Waiter
+from ._kernel.abi import READ_SIZE
+from ._kernel.words import Offload, check_offload
+from ._queue import refusals
+from ._queue.fdowner import Group, QueueBase
+from ._queue.judging import judge
+from ._queue.lookahead import TURNS
+from ._queue.packetio import BUDGET, PacketIO, take_one
+from ._queue.waiting import FRONT, Waiter
 from .errors import AiotunError, DeviceClosedError
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ class Queue(QueueBase):
         self._spend(1)
         if length > octets.nbytes:
             self.port.counts.truncated += 1
-            raise _refusals.truncated(length, octets.nbytes, self._interface.name)
+            raise refusals.truncated(length, octets.nbytes, self._interface.name)
         return length
 
     def _take_many(self, limit: int) -> list[bytes]:

@@ -13,7 +13,7 @@ import time
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
-from ._linktypes import parse_mac
+from ._kernel.words import parse_mac
 from .offload import checksum
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import ParamSpec, TypeVar, cast
 
-from . import _isolating
-from ._faults import FaultCounts, FaultInjector
-from ._isolating import isolated
-from ._memory import memory_pair
+from ._kernel import isolation
+from ._kernel.isolation import isolated
+from ._testing.faults import FaultCounts, FaultInjector
+from ._testing.memory import memory_pair
 from .errors import AiotunError
 
 __all__ = ["FaultCounts", "FaultInjector", "isolated", "isolated_run", "memory_pair"]
@@ -74,7 +74,7 @@ def isolated_run(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
 def _run_inside(connection: Connection, work: bytes) -> None:
     value, error = None, None
     try:
-        _isolating.enter()
+        isolation.enter()
         function, args, kwargs = pickle.loads(work)
         value = function(*args, **kwargs)
     except Exception as caught:  # noqa: BLE001 - raised again, in the process that asked

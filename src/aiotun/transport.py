@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar, Unpack
 
-from . import _ioctl
-from ._options import TapOptions, TunOptions
+from ._device.options import TapOptions, TunOptions
+from ._kernel import ioctl
 from .device import Device, Opener, open_tap, open_tun
 from .errors import AiotunError, DeviceClosedError, DeviceLostError
 
@@ -227,7 +227,7 @@ class DeviceTransport(asyncio.DatagramTransport):
         try:
             for queue in self._device.queues:
                 if not queue.closed:
-                    _ioctl.get_flags(queue.fileno(), self._device.name)
+                    ioctl.get_flags(queue.fileno(), self._device.name)
         except OSError as error:
             if error.errno != errno.ENOTTY:  # a device in memory, which has no interface to lose
                 self._fail(error)

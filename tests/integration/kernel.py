@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from aiotun import _abi
-from aiotun._abi import Iff, Ioctl
+from aiotun._kernel import abi
+from aiotun._kernel.abi import Iff, Ioctl
 
 from ..helpers import REAL_ROOT, ip, ordinary_python
 
@@ -129,7 +129,7 @@ def may_leave_to_us(name: str) -> tuple[bool, bool]:
         for command in (_ETHTOOL_GTXCSUM, _ETHTOOL_GTSO):
             value = array.array("I", [command, 0])
             request = struct.pack("@16sP16x", name.encode(), value.buffer_info()[0])
-            fcntl.ioctl(asker, _abi.Siocgif.ETHTOOL, request)
+            fcntl.ioctl(asker, abi.Siocgif.ETHTOOL, request)
             found.append(bool(value[1]))
     return found[0], found[1]
 
@@ -148,8 +148,8 @@ def held(name: str, flags: Iff = Iff.TUN | Iff.NO_PI, queues: int = 1) -> Iterat
     fds: list[int] = []
     try:
         for _ in range(queues):
-            fds.append(os.open(_abi.NODE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
-            fcntl.ioctl(fds[-1], Ioctl.TUNSETIFF, _abi.IFREQ.pack(name.encode(), flags))
+            fds.append(os.open(abi.NODE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+            fcntl.ioctl(fds[-1], Ioctl.TUNSETIFF, abi.IFREQ.pack(name.encode(), flags))
         yield fds
     finally:
         for fd in fds:

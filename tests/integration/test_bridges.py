@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import aiotun
-from aiotun._rtnetlink import Session
+from aiotun._link.session import Session
 
 from ..helpers import ip
 from .kernel import another_namespace, child, inside, is_up, link, make, names, ordinary_child

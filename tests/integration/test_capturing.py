@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import aiotun
-from aiotun._port import Port
+from aiotun._queue.port import Port
 from aiotun.capture import Direction, PcapWriter
 from aiotun.queue import Queue
 
@@ -228,7 +228,7 @@ class _Opened:
         self.queues = (queue,)
 
     def capture(self, writer: PcapWriter) -> Any:
-        from aiotun._recording import record
+        from aiotun._queue.recordingport import record
 
         return record(self.queues, writer)
 

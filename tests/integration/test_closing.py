@@ -16,7 +16,7 @@ import pytest
 
 import aiotun
 from aiotun import DeviceClosedError, DeviceLostError, PacketIO, Queue
-from aiotun._packetio import Offload
+from aiotun._kernel.words import Offload
 
 from ..helpers import ip, wait_until
 from .rig import KINDS, RECEIVE, number, rig, waiting

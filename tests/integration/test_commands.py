@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from aiotun import _terminal, cli
-from aiotun._abi import Iff
+from aiotun import cli
+from aiotun._cli import terminal
+from aiotun._kernel.abi import Iff
 
 from ..helpers import ip, ordinary_python
 from .kernel import ORDINARY, another_namespace, held, inside, link, make, names
@@ -69,8 +70,8 @@ def test_names_control_no_terminal(command: "Command") -> None:
 
 
 def test_what_is_shown_instead() -> None:
-    assert _terminal.printable("a\udcff\x00\n\u202eb é") == "a\\xff\\x00\n\\u202eb é"
-    assert _terminal.paint("\x1b[1m", _terminal.RED, True) == "\x1b[31m\\x1b[1m\x1b[0m"
+    assert terminal.printable("a\udcff\x00\n\u202eb é") == "a\\xff\\x00\n\\u202eb é"
+    assert terminal.paint("\x1b[1m", terminal.RED, True) == "\x1b[31m\\x1b[1m\x1b[0m"
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from aiotun import _demo, cli, reply
+from aiotun import cli, reply
+from aiotun._cli import demo as demo_command
 
 from ..helpers import REAL_ROOT, ordinary_python
 
@@ -166,7 +167,7 @@ def test_unanswered_pings_are_a_failure(
     # In this process, in the test's own namespace, with a reply that never comes.
     monkeypatch.setenv("AIOTUN_DEMO_OUTSIDE", "1")
     monkeypatch.setattr(reply, "icmp_echo", lambda packet: None)
-    monkeypatch.setattr(_demo, "_TIMEOUT", 0.01)
+    monkeypatch.setattr(demo_command, "_TIMEOUT", 0.01)
     monkeypatch.setenv("PATH", "")
     assert cli.main(["demo", "--count", "1"]) == 1
     said = capsys.readouterr()

@@ -14,7 +14,10 @@ from typing import Any
 
 import pytest
 
-from aiotun import _doctor, _native, _probe, cli
+from aiotun import cli
+from aiotun._cli import doctor as doctor_command
+from aiotun._cli import probe
+from aiotun._packets import native
 
 from ..commandline import in_terminal, piped
 from ..helpers import REAL_ROOT, ip, ordinary_python
@@ -61,12 +64,12 @@ class TestAsRoot:
         assert found["offload"]["said"] == "checksum, TSO, USO"
         assert found["pyroute2"]["said"] == importlib.metadata.version("pyroute2")
         assert statuses(found, "dpkt", "uvloop") == ["ok", "ok"]
-        assert (found["C module"]["status"] == "ok") == _native.SPEEDUPS
+        assert (found["C module"]["status"] == "ok") == native.SPEEDUPS
 
     def test_it_asks_without_making_anything(self) -> None:
         """The kernel numbers interfaces in order: one in between would leave a gap."""
         make("old0")
-        assert _probe.may_create()
+        assert probe.may_create()
         make("old1")
         indices = {name: index for index, name in socket.if_nameindex()}
         assert indices["old1"] == indices["old0"] + 1
@@ -206,7 +209,7 @@ class TestNamespaces:
         fake.write_text("#!/bin/sh\necho 'unshare: unshare failed: No space left' >&2\nexit 1")
         fake.chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-        monkeypatch.setattr(_doctor, "_SETTINGS", tmp_path / "sys")
+        monkeypatch.setattr(doctor_command, "_SETTINGS", tmp_path / "sys")
         return tmp_path / "sys"
 
     @pytest.mark.parametrize(
@@ -222,11 +225,11 @@ class TestNamespaces:
         file = refusing / setting.replace(".", "/")
         file.parent.mkdir(parents=True)
         file.write_text(f"{bad}\n")
-        checks = {check.name: check for check in _doctor.examine().checks}
+        checks = {check.name: check for check in doctor_command.examine().checks}
         assert checks["namespaces"].said.startswith(f"{setting} = {bad} ")
         assert checks["namespaces"].mend == f"sysctl -w {setting}={good}"
         file.write_text(f"{good}\n")
-        checks = {check.name: check for check in _doctor.examine().checks}
+        checks = {check.name: check for check in doctor_command.examine().checks}
         assert setting not in checks["namespaces"].said
 
     def test_a_python_that_this_user_may_not_run(
@@ -236,12 +239,12 @@ class TestNamespaces:
         locked = tmp_path / "python"
         locked.touch(0o644)
         monkeypatch.setattr(sys, "executable", str(locked))
-        checks = {check.name: check for check in _doctor.examine().checks}
+        checks = {check.name: check for check in doctor_command.examine().checks}
         assert checks["namespaces"].said.startswith(f"{locked} can't be started anew by this user")
         assert "install" in (checks["namespaces"].mend or "")
 
     def test_something_else(self, refusing: Path) -> None:
-        checks = {check.name: check for check in _doctor.examine().checks}
+        checks = {check.name: check for check in doctor_command.examine().checks}
         assert "(unshare failed: No space left)" in checks["namespaces"].said
         assert "seccomp" in (checks["namespaces"].mend or "")
 
@@ -257,13 +260,13 @@ class TestNamespaces:
         )
         fake.chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-        monkeypatch.setattr(_doctor, "_SETTINGS", tmp_path)
+        monkeypatch.setattr(doctor_command, "_SETTINGS", tmp_path)
         (tmp_path / "kernel").mkdir()
-        checks = {check.name: check for check in _doctor.examine().checks}
+        checks = {check.name: check for check in doctor_command.examine().checks}
         assert "no device can be made in a private one" in checks["namespaces"].said
         assert "CAP_NET_ADMIN" in checks["namespaces"].said
         (tmp_path / "kernel/apparmor_restrict_unprivileged_userns").write_text("1\n")
-        report = _doctor.examine()
+        report = doctor_command.examine()
         checks = {check.name: check for check in report.checks}
         assert "takes capabilities away" in checks["namespaces"].said
         assert [each.status for each in report.works] == ["ok", "note", "no", "ok"]
@@ -282,10 +285,10 @@ class TestPackages:
             return versions(asked)
 
         monkeypatch.setattr(importlib.metadata, "version", version)
-        checks = {check.name: check for check in _doctor.examine().checks}
+        checks = {check.name: check for check in doctor_command.examine().checks}
         assert checks[name].said == "(a version that is not known)"
         monkeypatch.setitem(sys.modules, name, None)
-        report = _doctor.examine()
+        report = doctor_command.examine()
         checks = {check.name: check for check in report.checks}
         assert checks[name].status == status
         assert name in (checks[name].mend or "")
@@ -298,11 +301,11 @@ class TestPackages:
     )
     def test_too_old(self, version: str, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
-        checks = {check.name: check for check in _doctor.examine().checks}
+        checks = {check.name: check for check in doctor_command.examine().checks}
         assert checks["pyroute2"].status == status
 
     def test_an_older_kernel(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        check = _doctor._offload(["checksum", "TSO"])
+        check = doctor_command._offload(["checksum", "TSO"])
         assert (check.status, "Linux 6.2" in check.said) == ("note", True)
 
 

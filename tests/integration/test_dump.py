@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import aiotun
-from aiotun import _abi, cli
+from aiotun import cli
+from aiotun._kernel import abi
 
 from ..commandline import Running, in_terminal, piped
 from ..helpers import ip, make_icmp_echo, ordinary_python, udp_burst
@@ -123,7 +124,7 @@ class TestListening:
         make("old0")
         ip("addr", "add", "10.5.0.1/24", "dev", "old0")
         with held("old0") as (fd,):
-            fcntl.ioctl(fd, _abi.number("write", 205, 4), 512)  # TUNSETLINK, ARPHRD_PPP
+            fcntl.ioctl(fd, abi.number("write", 205, 4), 512)  # TUNSETLINK, ARPHRD_PPP
             ip("link", "set", "old0", "up")
             assert link("old0")["link_type"] == "ppp"
             with piped("dump", "old0", "--count", "1") as command:
@@ -136,7 +137,7 @@ class TestListening:
     def test_a_link_that_carries_no_ip(self, kind: int) -> None:
         make("old0")
         with held("old0") as (fd,):
-            fcntl.ioctl(fd, _abi.number("write", 205, 4), kind)
+            fcntl.ioctl(fd, abi.number("write", 205, 4), kind)
             with piped("dump", "old0", "--count", "1") as command:
                 assert command.end() == 1
         assert command.err == (
@@ -149,7 +150,7 @@ class TestListening:
         make("old0")
         ip("addr", "add", "10.5.0.1/24", "dev", "old0")
         with held("old0") as (fd,), socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sock:
-            fcntl.ioctl(fd, _abi.number("write", 205, 4), 512)
+            fcntl.ioctl(fd, abi.number("write", 205, 4), 512)
             ip("link", "set", "old0", "up")
             with piped("dump", "old0", "--count", "1") as command:
                 listening(command)

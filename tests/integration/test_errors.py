@@ -16,8 +16,8 @@ import dpkt
 import pytest
 
 import aiotun
-from aiotun import _ioctl
-from aiotun._abi import Iff, Ioctl
+from aiotun._kernel import ioctl
+from aiotun._kernel.abi import Iff, Ioctl
 
 from ..helpers import REAL_ROOT, ip, make_icmp_echo
 from .kernel import (
@@ -169,7 +169,7 @@ class TestNotPermitted:
         with monkeypatch.context() as patch:
             patch.setattr(os, "open", refuse)
             with pytest.raises(aiotun.NotPermittedError) as caught:
-                _ioctl.open_node()
+                ioctl.open_node()
         words = ["--device /dev/net/tun", "DeviceAllow=/dev/net/tun rw"]
         check(caught.value, aiotun.NotPermittedError, errno.EPERM, None, *words)
 

@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 
 import aiotun
-from aiotun import Link, LinkError, LinkEvent, _linkdecode, _linkwatch, _rtnetlink, _rtnlmonitor
-from aiotun._linkevents import LinkEvents
-from aiotun._linkstate import BACKLOG, state_of
-from aiotun._linkwatcher import Watcher
+from aiotun import Link, LinkError, LinkEvent
+from aiotun._link import hub, messages, session
+from aiotun._link import monitor as link_monitor
+from aiotun._link.events import LinkEvents
+from aiotun._link.state import BACKLOG, state_of
+from aiotun._link.watcher import Watcher
 
 from ..helpers import REAL_ROOT, ip, wait_until
 from .kernel import another_namespace, child, inside, make, ordinary_child
@@ -163,13 +165,13 @@ class TestKinds:
     ) -> None:
         """Nor do they cost anything: most of what it takes is to read a message."""
         make("e9", "tap")
-        read, change = [], _linkdecode.change
+        read, change = [], messages.change
 
         def reading(message: Any, master: str | None) -> Any:
             read.append(message["index"])
             return change(message, master)
 
-        monkeypatch.setattr(_linkdecode, "change", reading)
+        monkeypatch.setattr(messages, "change", reading)
         async with Link(tap).events() as events:
             ip("link", "set", "e9", "up", "mtu", "1300")
             ip("addr", "add", "10.0.0.1/24", "dev", "e9")
@@ -644,9 +646,9 @@ class Gate:
         self.open = threading.Event()
         self.open.set()
         self.overruns = 0
-        receive = _rtnlmonitor.Monitor.receive
+        receive = link_monitor.Monitor.receive
 
-        def held(monitor: _rtnlmonitor.Monitor, wanted: Any) -> Any:
+        def held(monitor: link_monitor.Monitor, wanted: Any) -> Any:
             self.open.wait(20)
             try:
                 return receive(monitor, wanted)
@@ -654,7 +656,7 @@ class Gate:
                 self.overruns += error.errno == errno.ENOBUFS
                 raise
 
-        monkeypatch.setattr(_rtnlmonitor.Monitor, "receive", held)
+        monkeypatch.setattr(link_monitor.Monitor, "receive", held)
 
     @contextlib.contextmanager
     def closed(self) -> Iterator[None]:
@@ -668,7 +670,7 @@ class Gate:
 class TestOverrun:
     @pytest.fixture
     def gate(self, monkeypatch: pytest.MonkeyPatch) -> Gate:
-        monkeypatch.setattr(_rtnlmonitor, "_RECEIVE_BUFFER_BYTES", 16_384)
+        monkeypatch.setattr(link_monitor, "_RECEIVE_BUFFER_BYTES", 16_384)
         return Gate(monkeypatch)
 
     @pytest.mark.parametrize("at_once", [500, 3])
@@ -676,7 +678,7 @@ class TestOverrun:
         self, tap: str, gate: Gate, at_once: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Also where reading what had fitted in takes several turns."""
-        monkeypatch.setattr(_linkwatch, "_DATAGRAMS_AT_ONCE", at_once)
+        monkeypatch.setattr(hub, "_DATAGRAMS_AT_ONCE", at_once)
         make("e1", "tap")
         ip("addr", "add", "10.0.0.1/24", "dev", tap)
         lines = [f"link set {tap} mtu {1000 + number}" for number in range(200)]
@@ -749,7 +751,7 @@ class TestOverrun:
     async def test_what_can_not_be_looked_up_is_tried_again(
         self, tap: str, gate: Gate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        look_up, failures = _linkwatch._look_up, [1, 2]
+        look_up, failures = hub._look_up, [1, 2]
 
         def fail(links: Any) -> Any:
             if failures:
@@ -758,7 +760,7 @@ class TestOverrun:
             return look_up(links)
 
         async with Link(tap).events() as events:
-            monkeypatch.setattr(_linkwatch, "_look_up", fail)
+            monkeypatch.setattr(hub, "_look_up", fail)
             with gate.closed():
                 batch(*(f"link set {tap} mtu {1000 + number}" for number in range(200)))
             while await following(events, 1) != ["mtu 1199"]:
@@ -796,7 +798,7 @@ class TestFailure:
             ip("link", "set", tap, "mtu", "1400")
             assert await following(others, 1) == ["mtu 1400"]
             with monkeypatch.context() as patch:
-                patch.setattr(_rtnlmonitor.Monitor, "receive", fail)
+                patch.setattr(link_monitor.Monitor, "receive", fail)
                 ip("link", "set", tap, "mtu", "1300")
                 with pytest.raises(OSError, match="out of memory"):
                     await all_that_come(others, [])
@@ -814,11 +816,11 @@ class TestFailure:
         self, tap: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(monitor: object) -> None:
-            with _rtnetlink.opening():
+            with session.opening():
                 raise OSError(errno.EMFILE, "Too many open files")
 
         with monkeypatch.context() as patch:
-            patch.setattr(_rtnlmonitor.Monitor, "__init__", fail)
+            patch.setattr(link_monitor.Monitor, "__init__", fail)
             with pytest.raises(aiotun.ResourceLimitError, match="could not open netlink"):
                 async with Link(tap).events():
                     pass

@@ -17,9 +17,9 @@ import pytest
 import uvloop
 
 import aiotun
-from aiotun import _abi, _threads
-from aiotun._abi import Iff, Ioctl
-from aiotun._packetio import Offload
+from aiotun._kernel import abi, namespaces, threads
+from aiotun._kernel.abi import Iff, Ioctl
+from aiotun._kernel.words import Offload
 from aiotun.queue import Queue
 
 from ..helpers import ip, make_icmp_echo
@@ -36,9 +36,9 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 
 def raw_open(name: str, flags: Iff) -> int:
     """Attach a blocking, inheritable fd, as a C program might."""
-    fd = os.open(_abi.NODE, os.O_RDWR)
+    fd = os.open(abi.NODE, os.O_RDWR)
     try:
-        fcntl.ioctl(fd, Ioctl.TUNSETIFF, _abi.IFREQ.pack(name.encode(), flags))
+        fcntl.ioctl(fd, Ioctl.TUNSETIFF, abi.IFREQ.pack(name.encode(), flags))
     except OSError:
         os.close(fd)
         raise
@@ -337,12 +337,12 @@ class TestRefused:
         assert untouched(*fds)
 
     def test_never_attached(self, fds: list[int]) -> None:
-        fds.append(os.open(_abi.NODE, os.O_RDWR))
+        fds.append(os.open(abi.NODE, os.O_RDWR))
         with pytest.raises((ValueError, aiotun.DeviceLostError)):
             aiotun.TunDevice.from_fd(*fds)
         assert os.get_blocking(fds[0])
         # It can still be attached.
-        fcntl.ioctl(fds[0], Ioctl.TUNSETIFF, _abi.IFREQ.pack(b"given0", TUN))
+        fcntl.ioctl(fds[0], Ioctl.TUNSETIFF, abi.IFREQ.pack(b"given0", TUN))
 
     def test_deleted(self, fds: list[int]) -> None:
         fds.append(raw_open("given0", TUN))
@@ -416,9 +416,9 @@ class TestRefused:
         """In two namespaces: a device of both would send to one what belongs to the other."""
         fds.append(raw_open("given0", TUN | Iff.MULTI_QUEUE))
         with another_namespace() as path:
-            namespace = _threads.Namespace(_threads.open_netns(path))
+            namespace = namespaces.NamespaceFd(namespaces.open_netns(path))
             fds.append(
-                _threads.run_blocking(
+                threads.run_blocking(
                     lambda: raw_open("given0", TUN | Iff.MULTI_QUEUE), namespace.fd
                 )
             )
@@ -528,11 +528,11 @@ class TestQueue:
                 Queue.from_fd(fd)
 
     def test_never_attached(self, fds: list[int]) -> None:
-        fds.append(os.open(_abi.NODE, os.O_RDWR))
+        fds.append(os.open(abi.NODE, os.O_RDWR))
         with pytest.raises((ValueError, aiotun.DeviceLostError)):
             Queue.from_fd(fds[0])
         assert os.get_blocking(fds[0])
-        fcntl.ioctl(fds[0], Ioctl.TUNSETIFF, _abi.IFREQ.pack(b"given0", TUN))
+        fcntl.ioctl(fds[0], Ioctl.TUNSETIFF, abi.IFREQ.pack(b"given0", TUN))
 
     def test_deleted(self, fds: list[int]) -> None:
         fds.append(raw_open("given0", TUN))

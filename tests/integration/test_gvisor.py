@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 import aiotun
-from aiotun import _doctor, _ioctl, _linkdecode, _probe
-from aiotun._abi import Iff, Ioctl, Siocgif
+from aiotun._cli import doctor, probe
+from aiotun._kernel import ioctl
+from aiotun._kernel.abi import Iff, Ioctl, Siocgif
+from aiotun._link import messages
 
 from ..helpers import ip
 from .kernel import addresses, held, make, names
@@ -48,8 +50,8 @@ class _Socket(socket.socket):
 
 @pytest.fixture(autouse=True)
 def gvisor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_ioctl, "fcntl", SimpleNamespace(ioctl=_gvisors_ioctl))
-    monkeypatch.setattr(_linkdecode, "_tuntap", lambda message: None)
+    monkeypatch.setattr(ioctl, "fcntl", SimpleNamespace(ioctl=_gvisors_ioctl))
+    monkeypatch.setattr(messages, "_tuntap", lambda message: None)
     monkeypatch.setattr(socket, "socket", _Socket)
 
 
@@ -109,8 +111,8 @@ async def test_a_request_that_it_lacks_is_told(options: dict[str, Any]) -> None:
 
 
 def test_the_doctor() -> None:
-    assert _probe.try_device() == []
-    node = _doctor.Check("node", "ok", "")
-    driver, may_create = _doctor._driver(node)
+    assert probe.try_device() == []
+    node = doctor.Check("node", "ok", "")
+    driver, may_create = doctor._driver(node)
     assert (driver.status, may_create) == ("note", True)
     assert "gVisor" in driver.said

@@ -21,8 +21,8 @@ import pytest
 
 import aiotun
 from aiotun import DeviceClosedError, DeviceLostError, LinkDownError, PacketError, Queue
-from aiotun._packetio import BUDGET
-from aiotun._waiting import Line, Waiter
+from aiotun._queue.packetio import BUDGET
+from aiotun._queue.waiting import Line, Waiter
 from aiotun.capture import PcapWriter
 from aiotun.testing import FaultInjector, memory_pair
 

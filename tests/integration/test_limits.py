@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 import aiotun
-from aiotun import Link, ResourceLimitError, _threads
-from aiotun._listen import Listener, ListenError
+from aiotun import Link, ResourceLimitError
+from aiotun._cli.listen import Listener, ListenError
+from aiotun._kernel import threads
 from aiotun.capture import PcapWriter
 
 from .. import _isolation
@@ -275,7 +276,7 @@ class TestCancelledWithoutAThread:
                 raise PermissionError(errno.EPERM, "Operation not permitted")
 
             with no_threads(), monkeypatch.context() as patch:
-                patch.setattr(_threads, "_setns", refuse)
+                patch.setattr(threads, "_setns", refuse)
                 with pytest.raises(asyncio.CancelledError):
                     await task
             assert inode() == here
@@ -437,7 +438,7 @@ class TestNoDescriptor:
         import multiprocessing.resource_sharer  # noqa: F401 - not where no descriptor is left
         from multiprocessing.reduction import ForkingPickler
 
-        import aiotun._sending
+        import aiotun._queue.handover
 
         async with aiotun.open_tun("new0") as device:
             with few_descriptors(0), pytest.raises(ResourceLimitError, match="another process"):

@@ -20,13 +20,14 @@ from typing import Any
 
 import pytest
 
-from aiotun import _rtnetlink, _threads
-from aiotun._abi import Iff
-from aiotun._interface import Interface
-from aiotun._linkinfo import LinkInfo, TunTapInfo
-from aiotun._linktypes import parse_address, parse_route
-from aiotun._rtnetlink import Session, in_session
-from aiotun._threads import Namespace
+from aiotun._kernel import threads
+from aiotun._kernel.abi import Iff
+from aiotun._kernel.interface import Interface
+from aiotun._kernel.namespaces import NamespaceFd
+from aiotun._link import session as link_session
+from aiotun._link.info import LinkInfo, TunTapInfo
+from aiotun._link.session import Session, in_session
+from aiotun._link.values import parse_address, parse_route
 from aiotun.device import open_tap
 from aiotun.errors import LinkError, NotPermittedError
 from aiotun.link import Link
@@ -66,11 +67,11 @@ def attached(name: str, flags: int = 0) -> Iterator[None]:
     """Have a child attached to a TAP device."""
     code = f"""
         import os, sys
-        from aiotun import _abi
+        from aiotun._kernel import abi
         from fcntl import ioctl
-        fd = os.open(_abi.NODE, os.O_RDWR)
-        flags = _abi.Iff.TAP | _abi.Iff.NO_PI | {flags}
-        ioctl(fd, _abi.Ioctl.TUNSETIFF, _abi.IFREQ.pack({name!r}.encode(), flags))
+        fd = os.open(abi.NODE, os.O_RDWR)
+        flags = abi.Iff.TAP | abi.Iff.NO_PI | {flags}
+        ioctl(fd, abi.Ioctl.TUNSETIFF, abi.IFREQ.pack({name!r}.encode(), flags))
         print("attached", flush=True)
         sys.stdin.read()
     """
@@ -644,7 +645,7 @@ class TestNamespaces:
     async def test_of_a_device(self, tap: str) -> None:
         """Found by its number, so that a rename by others does not matter."""
         index = show(tap)["ifindex"]
-        namespace = Namespace(os.open("/proc/thread-self/ns/net", os.O_RDONLY))
+        namespace = NamespaceFd(os.open("/proc/thread-self/ns/net", os.O_RDONLY))
         link = Link._held(Interface(tap, index), namespace)
         other = f"{tap}r"
         ip(f"link set {tap} name {other}")
@@ -860,7 +861,7 @@ class TestSession:
             assert found is not None
             return found, await session.find("nowhere0"), await session.get(found.index)
 
-        found, missing, again = _threads.run_blocking(lambda: in_session(work))
+        found, missing, again = threads.run_blocking(lambda: in_session(work))
         assert found == again
         assert missing is None
 
@@ -869,7 +870,7 @@ class TestSession:
             await session.set(await session.get("lo"), "set the alias", alias="text")
 
         with pytest.raises(TypeError, match="alias"):
-            _threads.run_blocking(lambda: in_session(work))
+            threads.run_blocking(lambda: in_session(work))
 
     @pytest.mark.parametrize("free", range(5))
     def test_too_few_descriptors(self, free: int) -> None:
@@ -877,15 +878,15 @@ class TestSession:
         printed = child(
             f"""
             import os, resource, warnings
-            from aiotun import _threads
+            from aiotun._kernel import threads
             from aiotun.errors import ResourceLimitError
-            from aiotun._rtnetlink import in_session
+            from aiotun._link.session import in_session
 
             async def work(session):
                 return (await session.get("lo")).name
 
             def attempt():
-                return _threads.run_blocking(lambda: in_session(work))
+                return threads.run_blocking(lambda: in_session(work))
 
             attempt()
             before = os.listdir("/proc/self/fd")
@@ -916,11 +917,11 @@ class TestSession:
         monkeypatch.setattr(pyroute2.AsyncIPRoute, "setup_endpoint", fail)
         before = fds()
         with pytest.raises(LinkError, match="netlink could not be opened"):
-            _threads.run_blocking(lambda: in_session(work))
+            threads.run_blocking(lambda: in_session(work))
         assert fds() == before
 
     def test_an_interrupted_dump_is_repeated(self) -> None:
-        flag = _rtnetlink._NLM_F_DUMP_INTR
+        flag = link_session._NLM_F_DUMP_INTR
 
         def message(name: str, flags: int) -> dict[str, object]:
             return {

@@ -274,8 +274,8 @@ async def test_a_kernel_that_refuses_super_packets(
                 done += len(split(whole, frame=frame))
         return done
 
-    monkeypatch.setattr("aiotun._split._write", write)
-    monkeypatch.setattr("aiotun._split._write_merged", write_merged)
+    monkeypatch.setattr("aiotun._queue.splitport._write", write)
+    monkeypatch.setattr("aiotun._queue.splitport._write_merged", write_merged)
     async with rig("split") as r:
         packets = written(run_of(Packet(version=version), [100] * 10))
         datagrams = written(run_of(Packet(version=version, protocol="udp"), [100] * 10))

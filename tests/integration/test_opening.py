@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 import aiotun
-from aiotun._abi import Iff, Ioctl, OffloadFlag
-from aiotun._linktypes import LinkAddress, Route
-from aiotun._rtnetlink import Session
+from aiotun._kernel.abi import Iff, Ioctl, OffloadFlag
+from aiotun._link.session import Session
+from aiotun._link.values import LinkAddress, Route
 
 from ..helpers import REAL_ROOT, ip, wait_until
 from .kernel import (

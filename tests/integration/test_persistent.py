@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import aiotun
-from aiotun import _ioctl
-from aiotun._abi import Iff, Ioctl
+from aiotun._kernel import ioctl
+from aiotun._kernel.abi import Iff, Ioctl
 
 from ..helpers import REAL_ROOT, ip
 from .kernel import (
@@ -191,7 +191,7 @@ class TestCreating:
             assert names() == ["ours0"]
             raise aiotun.DeviceLostError(errno.EBADFD, "it went")
 
-        monkeypatch.setattr(_ioctl, step, fail)
+        monkeypatch.setattr(ioctl, step, fail)
         with pytest.raises(aiotun.DeviceLostError):
             await aiotun.create_persistent("ours0", owner=0, group=0)
         assert names() == []
@@ -221,7 +221,7 @@ class TestCreating:
         self, before: Any, monkeypatch: pytest.MonkeyPatch, netns: str | None = None
     ) -> None:
         """Be cancelled when the device is there for good; `before` is called before that."""
-        loop, original = asyncio.get_running_loop(), _ioctl.set_persist
+        loop, original = asyncio.get_running_loop(), ioctl.set_persist
 
         def set_persist(fd: int, name: str, on: bool) -> None:
             original(fd, name, on)
@@ -229,7 +229,7 @@ class TestCreating:
                 before()
                 loop.call_soon_threadsafe(task.cancel)
 
-        monkeypatch.setattr(_ioctl, "set_persist", set_persist)
+        monkeypatch.setattr(ioctl, "set_persist", set_persist)
         task = asyncio.ensure_future(
             aiotun.create_persistent("ours0", "tap", multi_queue=True, netns=netns)
         )
@@ -339,7 +339,7 @@ class TestDeleting:
     ) -> None:
         """And may have made another of the same name, which stays; but none is made by us."""
         make("old0")
-        original = _ioctl.open_node
+        original = ioctl.open_node
 
         def open_node() -> int:
             ip("link", "del", "old0")
@@ -347,7 +347,7 @@ class TestDeleting:
                 make("old0")
             return original()
 
-        monkeypatch.setattr(_ioctl, "open_node", open_node)
+        monkeypatch.setattr(ioctl, "open_node", open_node)
         with pytest.raises(aiotun.LinkError, match="meanwhile") as caught:
             await aiotun.delete_persistent("old0")
         assert (caught.value.errno, caught.value.filename) == (errno.ENODEV, "old0")
@@ -403,7 +403,7 @@ class TestListing:
 
     async def test_a_name_that_is_not_utf8(self) -> None:
         """The kernel takes any bytes; what we tell of them is text, and the device works."""
-        fd = _ioctl.open_node()
+        fd = ioctl.open_node()
         try:
             request = struct.pack("16sH22x", b"t\xff\xfe0", Iff.TUN | Iff.NO_PI)
             fcntl.ioctl(fd, Ioctl.TUNSETIFF, request)

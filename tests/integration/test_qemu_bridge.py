@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from aiotun._abi import Iff
+from aiotun._kernel.abi import Iff
 
 from ..helpers import REAL_ROOT, ROOT, ip, ordinary_python
 from . import kernel

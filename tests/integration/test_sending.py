@@ -14,7 +14,7 @@ import pytest
 
 import aiotun
 from aiotun import DeviceLostError, LinkDownError, PacketError, PacketIO, TapDevice
-from aiotun._threads import run_blocking
+from aiotun._kernel.threads import run_blocking
 from aiotun.offload import VnetHeader
 
 from ..helpers import ip, wait_until

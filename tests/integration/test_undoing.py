@@ -25,9 +25,9 @@ import pytest
 import uvloop
 
 import aiotun
-from aiotun import _ioctl
-from aiotun._abi import Iff, Ioctl
-from aiotun._rtnetlink import Session
+from aiotun._kernel import ioctl
+from aiotun._kernel.abi import Iff, Ioctl
+from aiotun._link.session import Session
 
 from .. import _isolation
 from .._leaks import LeakCheck
@@ -334,7 +334,7 @@ class TestQueues:
     async def test_the_nth_fails_on_a_new_device(
         self, number: int, call: str, persist: bool | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        original = getattr(_ioctl, call)
+        original = getattr(ioctl, call)
         calls = 0
 
         def failing(*args: Any) -> Any:
@@ -344,7 +344,7 @@ class TestQueues:
                 raise OSError(errno.ENFILE, "Too many open files in system")
             return original(*args)
 
-        monkeypatch.setattr(_ioctl, call, failing)
+        monkeypatch.setattr(ioctl, call, failing)
         with pytest.raises(aiotun.ResourceLimitError, match="no file descriptor left"):
             await aiotun.open_tun("new0", queues=7, persist=persist)
         assert calls == number
@@ -507,7 +507,7 @@ class Moments:
         self._wanted = 0
         self._act: Callable[[], None] = lambda: None
         for name in _CALLS:
-            patch.setattr(_ioctl, name, self._call(getattr(_ioctl, name)))
+            patch.setattr(ioctl, name, self._call(getattr(ioctl, name)))
         for name in _REQUESTS:
             patch.setattr(Session, name, self._request(getattr(Session, name)))
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from aiotun._threads import run_blocking
+from aiotun._kernel.threads import run_blocking
 from aiotun.testing import isolated
 
 from .ledger import Flow, drops

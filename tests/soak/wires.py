@@ -7,7 +7,7 @@ from typing import Any
 
 import aiotun
 from aiotun import LinkDownError
-from aiotun._packetio import Offload
+from aiotun._kernel.words import Offload
 
 from .ledger import Flow
 from .network import dropped_by, feed, inside, listening, udp_socket

@@ -1,0 +1,1 @@
+"""The parts of `aiotun.capture`: pcap and pcapng files."""

@@ -1,0 +1,286 @@
+"""The `aiotun` command. This module alone prints; the others give it what there is to print."""
+
+import argparse
+import functools
+import importlib.metadata
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import aiotun
+
+from . import arguments, demo, doctor, dump, networkd, terminal, tuntap
+
+__all__ = ["main"]
+
+_LISTED = """\
+Each device is one line, in the words of 'aiotun add', with 'attached' at its
+end where a program holds it open:
+
+  tap0: tap multi_queue persist user 1000 attached
+"""
+_ADDED = f"""\
+words, in any order:
+{textwrap.indent(tuntap.WORDS, "  ")}
+The device stays until it is deleted. It is down and has no address. Without a
+name, or with one such as 'vpn%d', the kernel picks it, and it is printed.
+
+examples:
+
+  aiotun add dev tap0 mode tap user joe
+  name=$(aiotun add mode tun user joe)
+"""
+_DELETED = """\
+Whoever may open a device may delete it: its owner needs no privilege. One that
+a program holds open is left alone. A mode that is given must be the device's.
+"""
+
+_UNITS = f"""\
+words, in any order:
+{textwrap.indent(networkd.WORDS, "  ")}
+Users need not exist on this machine. What systemd-networkd has no setting for
+is refused, and the message says what to do instead.
+
+examples:
+
+  aiotun networkd tun0 user joe mtu 1400 address 10.0.0.1/24 \\
+      route 10.2.0.0/16 via 10.0.0.2
+  sudo aiotun networkd tap0 mode tap bridge br0 --write /etc/systemd/network
+  sudo networkctl reload
+"""
+
+_DUMPED = """\
+examples:
+
+  aiotun dump tun0 --write tun0.pcapng
+  aiotun dump eth0 --write - | tshark -r -
+  unshare -rn aiotun dump --new tun0 --address 10.0.0.1/24
+"""
+
+# At once, also into a pipe: whoever reads it may be waiting for each line. For lines that are
+# `printable` already, and may have colours.
+_say_painted = functools.partial(print, flush=True)
+
+
+def _say(text: str, end: str = "\n") -> None:
+    _say_painted(terminal.printable(text), end=end)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and give its exit status: 0, 1 (failed), 2 (usage) or 130 (interrupted)."""
+    parser = _parser()
+    # The words of `add`, `del` and `list` come as what argparse has no name for: declared as
+    # arguments, those after an option would be refused.
+    args, words = parser.parse_known_args(argv)
+    if words and (not hasattr(args, "words") or any(each.startswith("-") for each in words)):
+        parser.error(f"unrecognized arguments: {' '.join(words)}")
+    args.words = words
+    status: int | None = None
+    try:
+        status = args.run(args)
+    except arguments.UsageError as error:
+        _note(str(error))
+        return 2
+    except aiotun.AiotunError as error:
+        _note(getattr(error, "strerror", None) or str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has gone. Python would complain once more when it flushes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status or 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, as the rest of the command does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"aiotun: {terminal.printable(message)}; see '{self.prog} --help'\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = _Parser(
+        prog="aiotun", description="Linux TUN and TAP devices: to make, to look at, to try out."
+    )
+    parser.add_argument("--version", action="version", version=f"aiotun {_version()}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    said = "ping a device that this program answers on"
+    command = commands.add_parser("demo", help=said, description=demo.__doc__)
+    said = "pings to each address (default: 5)"
+    command.add_argument("--count", type=_positive, default=5, metavar="N", help=said)
+    command.add_argument("--uvloop", action="store_true", help="run on uvloop instead of asyncio's")
+    command.set_defaults(run=_run_demo)
+
+    usage = "aiotun list [-j] [[dev] NAME] [netns NAME]"
+    said = "list TUN and TAP devices, as 'ip tuntap show' does"
+    command = _with_words(commands, "list", usage, said, _LISTED, aliases=["show"])
+    said = "all that the kernel tells, as a JSON list"
+    command.add_argument("-j", "--json", action="store_true", help=said)
+    command.set_defaults(run=_run_list)
+
+    usage = (
+        "aiotun add [[dev] NAME] mode {tun | tap} [user USER] [group GROUP]\n"
+        "                  [multi_queue] [pi] [vnet_hdr] [ipv6_autoconf {on | off}]\n"
+        "                  [netns NAME]"
+    )
+    said = "add a persistent device, as 'ip tuntap add' does"
+    command = _with_words(commands, "add", usage, said, _ADDED)
+    command.set_defaults(run=_run_add)
+
+    usage = "aiotun del [dev] NAME [mode {tun | tap}] [netns NAME]"
+    said = "delete a device, as 'ip tuntap del' does"
+    command = _with_words(commands, "del", usage, said, _DELETED, aliases=["delete"])
+    command.set_defaults(run=_run_del)
+
+    usage = "aiotun networkd [--write DIR] [dev] NAME [mode {tun | tap}] [WORDS...]"
+    said = "print files that make systemd-networkd create a device at boot"
+    command = _with_words(commands, "networkd", usage, said, _UNITS)
+    said = "write them into this folder, over what is there, and print their paths"
+    command.add_argument("--write", type=Path, metavar="DIR", help=said)
+    command.set_defaults(run=_run_networkd)
+
+    _add_dump(commands)
+
+    said = "say what works on this machine, and how to mend what doesn't"
+    command = commands.add_parser("doctor", help=said, description=doctor.__doc__)
+    command.add_argument("--json", action="store_true", help="all of it as a JSON object")
+    command.add_argument("--trial", action="store_true", help=argparse.SUPPRESS)
+    command.set_defaults(run=_run_doctor)
+    return parser
+
+
+def _add_dump(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    said = "show the packets of an interface, one line each"
+    command = commands.add_parser(
+        "dump",
+        usage="aiotun dump {IFACE | --new NAME [--tap] [--address A/LEN]}\n"
+        "                   [--write FILE] [--count N] [--json]",
+        help=said,
+        description=_wrapped(dump.__doc__ or ""),
+        epilog=_DUMPED,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("interface", nargs="?", metavar="IFACE", help="listen on this interface")
+    said = "open a device of this name instead, made where there is none"
+    command.add_argument("--new", metavar="NAME", help=said)
+    command.add_argument(
+        "--tap", action="store_true", help="a TAP device; a TUN device unless given"
+    )
+    said = "an address for it; may be given several times"
+    command.add_argument("--address", action="append", default=[], metavar="A/LEN", help=said)
+    said = "write the packets to a pcap or (FILE.pcapng) pcapng file, too; to stdout for '-'"
+    command.add_argument("--write", metavar="FILE", help=said)
+    said = "end after so many packets"
+    command.add_argument("--count", type=_positive, metavar="N", help=said)
+    command.add_argument("--json", action="store_true", help="each packet as a JSON object")
+    command.set_defaults(run=_run_dump)
+
+
+def _with_words(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    usage: str,
+    said: str,
+    epilog: str,
+    aliases: Sequence[str] = (),
+) -> argparse.ArgumentParser:
+    """Declare a command that takes words without dashes, as ip(8) does."""
+    command = commands.add_parser(
+        name,
+        aliases=aliases,
+        usage=usage,
+        help=said,
+        description=f"{said[0].upper()}{said[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(words=[])
+    return command
+
+
+def _wrapped(text: str) -> str:
+    """Give paragraphs as argparse would, where it is told to leave the rest alone."""
+    return "\n\n".join(textwrap.fill(each, 78) for each in text.strip().split("\n\n"))
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("aiotun")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        return "(not installed)"
+
+
+def _positive(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError("must be a whole number above 0")
+    return int(text)
+
+
+def _run_list(args: argparse.Namespace) -> None:
+    _say_all(tuntap.show(args.words, as_json=args.json))
+
+
+def _run_add(args: argparse.Namespace) -> None:
+    _say_all(tuntap.add(args.words))
+
+
+def _run_del(args: argparse.Namespace) -> None:
+    _say_all(tuntap.delete(args.words))
+
+
+def _say_all(lines: Sequence[str]) -> None:
+    for line in lines:
+        _say(line)
+
+
+def _run_networkd(args: argparse.Namespace) -> None:
+    texts = networkd.units(args.words)
+    if args.write is None:
+        _say("\n".join(texts.values()), end="")
+    else:
+        _say_all(networkd.write(texts, args.write))
+
+
+def _run_demo(args: argparse.Namespace) -> None:
+    demo.demo(args.count, uvloop=args.uvloop, say=_say)
+
+
+def _run_dump(args: argparse.Namespace) -> None:
+    dump.dump(
+        dump.Options(
+            interface=args.interface,
+            new=args.new,
+            tap=args.tap,
+            addresses=args.address,
+            write=args.write,
+            count=args.count,
+            as_json=args.json,
+            colour=terminal.wanted(sys.stdout) and not args.json,
+            say=_say_painted,
+            note=_note,
+            stdout=None if sys.stdout.isatty() else sys.stdout.buffer,
+        )
+    )
+
+
+def _note(line: str) -> None:
+    print(f"aiotun: {terminal.printable(line)}", file=sys.stderr, flush=True)
+
+
+def _run_doctor(args: argparse.Namespace) -> int:
+    if args.trial:  # it has started itself anew, in a namespace of its own
+        _say(doctor.trial())
+        return 0
+    report = doctor.examine()
+    if args.json:
+        _say(doctor.as_json(report))
+    else:
+        for line in doctor.as_lines(report, colour=terminal.wanted(sys.stdout)):
+            _say_painted(line)
+    return 0 if report.usable else 1

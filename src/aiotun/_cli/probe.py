@@ -1,0 +1,96 @@
+"""What `aiotun doctor` has to ask the driver itself, which no public name does."""
+
+import errno
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+from .._kernel import ioctl
+from .._kernel.abi import Iff, OffloadFlag
+from .._packets import native
+from ..errors import DeviceMismatchError, NotPermittedError
+
+__all__ = ["SPEEDUPS", "features", "may_create", "try_device"]
+
+SPEEDUPS: bool = native.SPEEDUPS
+"""Whether the C module is in use."""
+
+T = TypeVar("T")
+
+_FEATURES = ("TUN", "TAP", "MULTI_QUEUE", "VNET_HDR", "NAPI", "NO_CARRIER")
+
+
+def features() -> list[str]:
+    """Open the node, and ask the driver what it knows.
+
+    Raises:
+        TunUnavailableError: no node, or no driver behind it.
+        NotPermittedError: the node's mode keeps this user out.
+    """
+    return _with_node(lambda fd: _names(ioctl.get_features(fd)))
+
+
+def _names(flags: Iff) -> list[str]:
+    return [name.lower() for name in _FEATURES if flags & Iff[name]]
+
+
+def may_create() -> bool:
+    """Whether a device could be created in this network namespace; none is.
+
+    TUNSETIFF asks for CAP_NET_ADMIN first and looks at the kind then: with neither TUN nor TAP it
+    says EPERM, or else EINVAL before anything is made (tun_set_iff in drivers/net/tun.c).
+
+    Raises:
+        TunUnavailableError, NotPermittedError: as `features`.
+    """
+
+    def ask(fd: int) -> bool:
+        try:
+            ioctl.attach(fd, "", Iff(0))
+        except NotPermittedError:
+            return False
+        except DeviceMismatchError as error:
+            return error.errno == errno.EINVAL
+        return False  # it does not come to this
+
+    return _with_node(ask)
+
+
+def try_device() -> list[str]:
+    """Create a device in this network namespace for a moment, and give the offloads it takes.
+
+    Raises:
+        TunUnavailableError, NotPermittedError: as `features`; or no CAP_NET_ADMIN here.
+    """
+
+    def attempt(fd: int) -> list[str]:
+        try:
+            name = ioctl.attach(fd, "", Iff.TUN | Iff.NO_PI | Iff.VNET_HDR)
+        except DeviceMismatchError:  # gVisor, which has no offload
+            ioctl.attach(fd, "", Iff.TUN | Iff.NO_PI)
+            return []
+        found = []
+        tso = OffloadFlag.CSUM | OffloadFlag.TSO4 | OffloadFlag.TSO6
+        uso = OffloadFlag.CSUM | OffloadFlag.USO4 | OffloadFlag.USO6
+        for word, mask in (("checksum", OffloadFlag.CSUM), ("TSO", tso), ("USO", uso)):
+            try:
+                ioctl.set_offload(fd, name, mask)
+            except DeviceMismatchError:  # an older kernel
+                continue
+            found.append(word)
+        return found
+
+    return _with_node(attempt)
+
+
+def nodev_mount() -> str | None:
+    """The mount point that the node is on, where it is mounted 'nodev'; else None."""
+    return ioctl.nodev_mount()
+
+
+def _with_node(function: Callable[[int], T]) -> T:
+    fd = ioctl.open_node()
+    try:
+        return function(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,259 @@
+"""What `open_tun` and `open_tap` can be told, checked before anything happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any, NamedTuple, TypedDict, TypeVar
+
+from .._kernel import abi
+from .._kernel.namespaces import NetnsArg, check_netns
+from .._kernel.words import Mode, Offload, check_offload, parse_mac
+from .._link.values import (
+    IPV6_MIN_MTU,
+    AddressArg,
+    LinkAddress,
+    Route,
+    RouteArg,
+    check_name,
+    check_new_name,
+    parse_address,
+    parse_route,
+)
+
+__all__ = ["Options", "TapOptions", "TunOptions", "check", "check_words", "switch"]
+
+T = TypeVar("T")
+
+# The kernel's limits (ip.h, tun.c): any more would not fit an IP packet, with a TAP's header.
+_MTU_MIN, _MTU_MAX = 68, {"tun": 65_535, "tap": 65_521}
+
+_S32 = 0x7FFF_FFFF
+
+
+# What ip(8) and other libraries call our options, where that is too far from our name.
+_ALSO_CALLED = {
+    "ip": "addresses",
+    "ns": "netns",
+    "namespace": "netns",
+    "user": "owner",
+    "uid": "owner",
+    "gid": "group",
+    "pi": "packet_info",
+    "vnet_hdr": "offload",
+    "txqlen": "txqueuelen",
+    "master": "bridge",
+    "hwaddr": "mac",
+}
+
+
+class Options(NamedTuple):
+    """The options of one opening, read and found good."""
+
+    mode: Mode
+    name: str | None
+    queues: int
+    multi_queue: bool
+    addresses: list[LinkAddress]
+    routes: list[Route]
+    mtu: int | None
+    txqueuelen: int | None
+    up: bool
+    mac: str | None
+    bridge: str | None
+    netns: NetnsArg | None
+    persist: bool | None
+    owner: int | None
+    group: int | None
+    exclusive: bool
+    offload: Offload
+    packet_info: bool
+    napi: bool
+    ipv6_autoconf: bool | None
+    carrier: bool | None
+    sndbuf: int | None
+
+
+class TunOptions(TypedDict, total=False):
+    """The keyword arguments of `open_tun`; it says what they mean."""
+
+    queues: int
+    multi_queue: bool | None
+    addresses: Iterable[AddressArg]
+    routes: Iterable[RouteArg | Route]
+    mtu: int | None
+    txqueuelen: int | None
+    up: bool
+    netns: NetnsArg | None
+    persist: bool | None
+    owner: int | str | None
+    group: int | str | None
+    exclusive: bool
+    offload: Offload
+    packet_info: bool
+    napi: bool
+    ipv6_autoconf: bool | None
+    carrier: bool | None
+    sndbuf: int | None
+
+
+class TapOptions(TunOptions, total=False):
+    """The keyword arguments of `open_tap`; it says what they mean."""
+
+    mac: str | None
+    bridge: str | None
+
+
+def check(
+    mode: Mode,
+    name: str | None,
+    *,
+    queues: int = 1,
+    multi_queue: bool | None = None,
+    addresses: Iterable[AddressArg] = (),
+    routes: Iterable[RouteArg | Route] = (),
+    mtu: int | None = None,
+    txqueuelen: int | None = None,
+    up: bool = True,
+    mac: str | None = None,
+    bridge: str | None = None,
+    netns: NetnsArg | None = None,
+    persist: bool | None = None,
+    owner: int | str | None = None,
+    group: int | str | None = None,
+    exclusive: bool = False,
+    offload: Offload = "off",
+    packet_info: bool = False,
+    napi: bool = False,
+    ipv6_autoconf: bool | None = None,
+    carrier: bool | None = None,
+    sndbuf: int | None = None,
+) -> Options:
+    """Check the options of `open_tun` and `open_tap`, each by itself and together.
+
+    Raises:
+        TypeError, ValueError: one is wrong; no system call was made but for looking up users.
+    """
+    if name is not None:
+        check_new_name(name)
+    if mode == "tun" and (mac is not None or bridge is not None):
+        raise TypeError("a TUN device has no mac and joins no bridge; open_tap makes one that does")
+    _within("queues", queues, 1, abi.MAX_QUEUES)
+    if multi_queue is False and queues > 1:
+        raise ValueError(f"{queues} queues need a multi-queue device; leave multi_queue out")
+    if mtu is not None:
+        _within("mtu", mtu, _MTU_MIN, _MTU_MAX[mode])
+    if txqueuelen is not None:
+        _within("txqueuelen", txqueuelen, 0, abi.MAX_QUEUE_LENGTH)
+    if sndbuf is not None:
+        _within("sndbuf", sndbuf, 1, _S32)
+    check_offload(offload)
+    if packet_info and offload != "off":
+        raise ValueError("packet_info=True goes with offload='off' only: one header is enough")
+    check_netns(netns)
+    links = [parse_address(address) for address in _several("addresses", addresses)]
+    ways = [parse_route(route) for route in _several("routes", routes)]
+    ipv6 = [str(each) for each in links if each.interface.version == 6]
+    ipv6 += [str(each) for each in ways if each.dst.version == 6]
+    ipv6 += ["ipv6_autoconf=True"] if ipv6_autoconf is True else []
+    if ipv6 and mtu is not None and mtu < IPV6_MIN_MTU:
+        raise ValueError(
+            f"mtu={mtu} is too small for {ipv6[0]}: IPv6 needs at least {IPV6_MIN_MTU}; raise it, "
+            "or leave IPv6 out"
+        )
+    return Options(
+        mode=mode,
+        name=name,
+        queues=queues,
+        multi_queue=queues > 1 if multi_queue is None else switch("multi_queue", multi_queue),
+        addresses=links,
+        routes=ways,
+        mtu=mtu,
+        txqueuelen=txqueuelen,
+        up=switch("up", up),
+        mac=None if mac is None else parse_mac(mac),
+        bridge=None if bridge is None else check_name(bridge),
+        netns=netns,
+        persist=None if persist is None else switch("persist", persist),
+        owner=_user(owner),
+        group=_group(group),
+        exclusive=switch("exclusive", exclusive),
+        offload=offload,
+        packet_info=switch("packet_info", packet_info),
+        napi=switch("napi", napi),
+        ipv6_autoconf=None if ipv6_autoconf is None else switch("ipv6_autoconf", ipv6_autoconf),
+        carrier=None if carrier is None else switch("carrier", carrier),
+        sndbuf=sndbuf,
+    )
+
+
+def check_words(function: str, given: Iterable[str], options: Any) -> None:
+    """Check the names of a function's keyword arguments, as Python does for those it knows.
+
+    Args:
+        function: its public name.
+        given: the names that it was called with.
+        options: the TypedDict that has those it takes.
+
+    Raises:
+        TypeError: one is none of its.
+    """
+    words: frozenset[str] = options.__optional_keys__
+    for word in given:
+        if word in words:
+            continue
+        import difflib
+
+        text = f"{function}() got an unexpected keyword argument {word!r}"
+        near = difflib.get_close_matches(word, sorted(words), 1, 0.7)
+        for nearest in [*near, *words.intersection([_ALSO_CALLED.get(word, "")])][:1]:
+            text += f"; did you mean {nearest!r}?"
+        raise TypeError(text)
+
+
+def _within(what: str, value: object, lowest: int, highest: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{what} is an int, not {value!r}")
+    if not lowest <= value <= highest:
+        raise ValueError(f"{what} may be {lowest} to {highest}, not {value}")
+
+
+def switch(what: str, value: object) -> bool:
+    """Check that an option is True or False, and give it back."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} is True or False, not {value!r}")
+    return value
+
+
+def _several(what: str, values: Iterable[T]) -> Iterable[T]:
+    # A network is an iterable too, of all its addresses.
+    one = isinstance(values, str | bytes | IPv4Network | IPv6Network)
+    if one or not isinstance(values, Iterable):
+        raise TypeError(f"{what} is a list, even of one: {what}=[{values!r}]")
+    return values
+
+
+def _user(owner: int | str | None) -> int | None:
+    if isinstance(owner, str):
+        import pwd
+
+        try:
+            return pwd.getpwnam(owner).pw_uid
+        except (KeyError, ValueError):  # ValueError: a NUL, or a surrogate
+            raise ValueError(f"owner={owner!r}: there is no such user on this machine") from None
+    if owner is not None:
+        _within("owner", owner, 0, _S32)
+    return owner
+
+
+def _group(group: int | str | None) -> int | None:
+    if isinstance(group, str):
+        import grp
+
+        try:
+            return grp.getgrnam(group).gr_gid
+        except (KeyError, ValueError):
+            raise ValueError(f"group={group!r}: there is no such group on this machine") from None
+    if group is not None:
+        _within("group", group, 0, _S32)
+    return group

@@ -1,0 +1,56 @@
+"""IPv6 that the kernel gives a link by itself: a link-local address, and asking for routers.
+
+Netlink alone switches both off (IFLA_INET6_ADDR_GEN_MODE): a link without a link-local address has
+no source for a router solicitation. That takes no /proc/sys, which containers have read-only. The
+sysctl router_solicitations comes on top, for a link that is given a link-local address while it is
+up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from .info import Autoconf
+
+if TYPE_CHECKING:
+    from .info import LinkInfo
+    from .session import Session
+
+__all__ = ["apply", "switched"]
+
+# if_link.h: enum in6_addr_gen_mode. On a TUN device, which has no MAC, the kernel makes
+# IN6_ADDR_GEN_MODE_RANDOM of EUI64 when the link comes up.
+_EUI64, _NONE = 0, 1
+
+
+def switched(now: Autoconf, on: bool) -> Autoconf:
+    """Give the settings with autoconfiguration on or off; what is so already stays."""
+    if not on:
+        return Autoconf(_NONE, 0)
+    return Autoconf(_EUI64 if now.mode == _NONE else now.mode, now.solicitations or -1)
+
+
+async def apply(session: Session, info: LinkInfo, now: Autoconf, wanted: Autoconf) -> None:
+    """Change what differs, in a thread that is in the link's network namespace.
+
+    Raises:
+        LinkError, NotPermittedError: the kernel refused.
+    """
+    if wanted.mode != now.mode:
+        word = "off" if wanted.mode == _NONE else "on"
+        what = f"switch the kernel's IPv6 autoconfiguration {word}"
+        mode = ("IFLA_INET6_ADDR_GEN_MODE", wanted.mode)
+        spec = {"attrs": [("AF_INET6", {"attrs": [mode]})]}
+        await session.set(info, what, "it came with Linux 3.17", af_spec=spec)
+    if wanted.solicitations != now.solicitations:
+        # /proc/sys is read-only in containers, and for an ordinary user. The mode does what is
+        # promised all the same.
+        with contextlib.suppress(OSError):
+            _write(info.name, wanted.solicitations)
+
+
+def _write(name: str, solicitations: int) -> None:
+    # Which namespace's settings these are depends on the thread that opens the file.
+    with open(f"/proc/sys/net/ipv6/conf/{name}/router_solicitations", "w") as file:
+        file.write(str(solicitations))

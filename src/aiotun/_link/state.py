@@ -1,0 +1,137 @@
+"""What a watcher remembers of a link, and which events lead from one state to the next; no I/O."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from ipaddress import IPv4Interface, IPv6Interface
+from typing import NamedTuple
+
+from .info import EventKind, LinkEvent, LinkInfo
+from .values import LinkAddress
+
+__all__ = ["BACKLOG", "Backlog", "Change", "LinkState", "differences", "state_of"]
+
+BACKLOG = 256
+"""How many changes are kept one by one for a reader that does not come."""
+
+# The kernel has one address of these three: scope, lifetimes and flags may change.
+_AddressKey = tuple[IPv4Interface | IPv6Interface, IPv4Interface | IPv6Interface | None]
+
+
+class Change(NamedTuple):
+    """What one message of the kernel says: a link as it is now, or one of its addresses.
+
+    Attributes:
+        link: the link's number.
+        info: the link, where the message is about the link itself.
+        address: the address, where it is about that.
+        removed: whether the link or the address went.
+    """
+
+    link: int
+    info: LinkInfo | None
+    address: LinkAddress | None
+    removed: bool
+
+
+class LinkState(NamedTuple):
+    """A link and its addresses at one moment. Never changed; a change makes another one."""
+
+    info: LinkInfo
+    addresses: Mapping[_AddressKey, LinkAddress]
+
+    def after(self, change: Change) -> LinkState | None:
+        """Give the state after a change, None where the link is gone.
+
+        The kernel repeats itself (a rename announces every address anew): then it is the same.
+        """
+        address = change.address
+        if address is None:
+            return None if change.removed else self._replace(info=change.info or self.info)
+        key = (address.interface, address.peer)
+        if change.removed == (key not in self.addresses):
+            return self
+        others = {other: value for other, value in self.addresses.items() if other != key}
+        return self._replace(addresses=others if change.removed else {**others, key: address})
+
+
+def state_of(info: LinkInfo, addresses: list[LinkAddress]) -> LinkState:
+    """Make a state of what was looked up."""
+    return LinkState(info, {(each.interface, each.peer): each for each in addresses})
+
+
+def differences(before: LinkState, after: LinkState) -> list[LinkEvent]:
+    """Give the events that lead from one state to another, in the order of `LinkEvent`'s list."""
+    old, new = before.info, after.info
+    kinds: list[EventKind] = []
+    if old.name != new.name:
+        kinds.append("renamed")
+    if old.mtu != new.mtu:
+        kinds.append("mtu")
+    if old.up != new.up:
+        kinds.append("up" if new.up else "down")
+    if old.carrier != new.carrier:
+        kinds.append("carrier")
+    events = [LinkEvent(kind, new) for kind in kinds]
+    if before.addresses is not after.addresses:
+        events += [
+            LinkEvent("address_removed", new, address)
+            for key, address in before.addresses.items()
+            if key not in after.addresses
+        ]
+        events += [
+            LinkEvent("address_added", new, address)
+            for key, address in after.addresses.items()
+            if key not in before.addresses
+        ]
+    return events
+
+
+class Backlog:
+    """The events that one reader has not taken yet, in bounded memory.
+
+    Changes are kept one by one and in their order, `BACKLOG` of them. A reader further behind than
+    that is given the differences between the last state that it knows and the present one instead:
+    what came and went in between is left out, what is so now is never lost.
+    """
+
+    def __init__(self, state: LinkState) -> None:
+        self._known = state  # what the reader knows, once it has taken `_current`
+        self._current: deque[LinkEvent] = deque()
+        self._changes: deque[tuple[list[LinkEvent], LinkState]] = deque()
+        self._folded = False
+        self._deleted = False
+        self.state: LinkState = state
+
+    def add(self, state: LinkState) -> None:
+        """Note that the link is so now."""
+        events = differences(self.state, state)
+        self.state = state
+        if not events or self._folded:
+            return
+        if len(self._changes) < BACKLOG:
+            self._changes.append((events, state))
+        else:
+            self._changes.clear()
+            self._folded = True
+
+    def add_deleted(self) -> None:
+        """Note that the link is gone: the last event."""
+        self._deleted = True
+
+    def take(self) -> LinkEvent | None:
+        """Give the next event, None where there is none."""
+        if not self._current:
+            if self._changes:
+                events, self._known = self._changes.popleft()
+                self._current.extend(events)
+            elif self._folded:
+                self._current.extend(differences(self._known, self.state))
+                self._known, self._folded = self.state, False
+        if self._current:
+            return self._current.popleft()
+        if self._deleted:
+            self._deleted = False
+            return LinkEvent("deleted", self.state.info)
+        return None

@@ -1,0 +1,1 @@
+"""Functions of packets' bytes, in Python and in C; no asyncio here."""

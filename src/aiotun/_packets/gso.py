@@ -1,0 +1,426 @@
+"""Super-packets cut up and put together, in Python; `_speedups.c` has the same, faster.
+
+Sources: ``include/uapi/linux/virtio_net.h``; the kernel's tcp_gso_segment and udp_gso_segment;
+RFC 9293 (TCP), RFC 768 (UDP), RFC 1071 (checksum), RFC 6864 (the IPv4 identification).
+"""
+
+from __future__ import annotations
+
+import operator
+import struct
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from .._kernel.abi import VNET_HDR, VNET_HDR_SIZE
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["checksum", "merge", "split"]
+
+_UDP_HEAD = struct.Struct("!4sHH")
+_NO_HEADER = bytes(VNET_HDR_SIZE)
+
+# virtio_net.h
+_NEEDS_CSUM = 1
+_GSO_NONE, _GSO_TCPV4, _GSO_TCPV6, _GSO_UDP_L4, _GSO_ECN = 0, 1, 4, 5, 0x80
+
+_TCP, _UDP = 6, 17
+_FIN, _PSH, _ACK, _CWR = 0x01, 0x08, 0x10, 0x80
+_VLAN_TAGS = frozenset({0x8100, 0x88A8})
+_ETHERTYPES = {4: 0x0800, 6: 0x86DD}
+_DF = 0x4000
+
+# IPv6 headers that may stand before TCP or UDP: hop-by-hop, routing and destination options.
+_EXTENSIONS = frozenset({0, 43, 60})
+
+_LONGEST = 65_535  # bytes of an IP packet
+_MOST_DATAGRAMS = 64  # in one UDP super-packet; UDP_MAX_SEGMENTS, 128 since Linux 6.9
+_MOST_PACKETS = 1000  # in any: the C module writes each as a piece, and writev takes 1,024
+_MOST_LINK = 22  # bytes before the IP header: Ethernet and two VLAN tags
+
+# What a super-packet may become. Each segment repeats all headers, so without bounds 64 KiB of
+# headers and one-byte payloads would become a gigabyte. Real headers are below 142 bytes, or a few
+# hundred with segment routing. The smallest payload that Linux sends in a row is 8 bytes
+# (tcp_min_snd_mss, 48, without 40 bytes of TCP options): behind 118 bytes of headers (Ethernet, a
+# VLAN tag, IPv6, TCP) that makes 16 times the length. Smaller ones come in short runs only, such as
+# 128 datagrams by UDP_SEGMENT: those stay below the length of the longest packet.
+_MOST_SPLIT_HEADERS = 512  # bytes in front of the payload
+_MOST_GROWTH = 16  # times its own length
+
+_ROUTING = 43  # IPv6's header
+_LOOSE_ROUTE, _STRICT_ROUTE = 0x83, 0x89  # IPv4 options (RFC 791, section 3.1)
+
+
+def checksum(data: Buffer, initial: int = 0) -> int:
+    """See `aiotun.offload.checksum`."""
+    initial = operator.index(initial)  # not a subclass, which may compute anything
+    if initial < 0:
+        raise ValueError("initial is negative, which no sum is")
+    view = memoryview(data).cast("B")
+    number = int.from_bytes(view, "big")
+    if view.nbytes & 1:
+        number <<= 8
+    total = number + initial
+    # The end-around carry makes this arithmetic modulo 0xffff, where 0 stands for 0xffff too: a sum
+    # is 0 only where nothing but zeroes was added (RFC 1071, section 2).
+    return 0xFFFF - (total % 0xFFFF or (0xFFFF if total else 0))
+
+
+class _Layers(NamedTuple):
+    """Where the headers of a packet or frame stand: offsets in bytes."""
+
+    version: int
+    ip: int
+    protocol: int
+    transport: int
+
+
+def _layers(packet: bytes, frame: bool) -> _Layers:
+    """Find the headers, up to TCP or UDP; ValueError where they are not whole or not such."""
+    ip = 0
+    if frame:
+        ip = 14
+        while int.from_bytes(packet[ip - 2 : ip], "big") in _VLAN_TAGS:
+            ip += 4
+    version = packet[ip] >> 4 if len(packet) > ip else 0
+    if version not in _ETHERTYPES or (
+        frame and int.from_bytes(packet[ip - 2 : ip], "big") != _ETHERTYPES[version]
+    ):
+        raise ValueError("neither IPv4 nor IPv6")
+    length = len(packet) - ip
+    if version == 4:
+        size = (packet[ip] & 0xF) * 4
+        if size < 20 or length < size or int.from_bytes(packet[ip + 2 : ip + 4], "big") != length:
+            raise ValueError("an IPv4 header that does not fit the packet's length")
+        if int.from_bytes(packet[ip + 6 : ip + 8], "big") & 0x3FFF:
+            raise ValueError("a fragment")
+        protocol, transport = packet[ip + 9], ip + size
+    else:
+        if length < 40 or int.from_bytes(packet[ip + 4 : ip + 6], "big") != length - 40:
+            raise ValueError("an IPv6 header that does not fit the packet's length")
+        protocol, transport = packet[ip + 6], ip + 40
+        while protocol in _EXTENSIONS and len(packet) >= transport + 8:
+            protocol = packet[transport]
+            transport += (packet[transport + 1] + 1) * 8
+    if protocol not in (_TCP, _UDP):
+        raise ValueError("neither TCP nor UDP")
+    return _Layers(version, ip, protocol, transport)
+
+
+def _payload_start(packet: bytes, layers: _Layers) -> int:
+    start = layers.transport + 8
+    if layers.protocol == _TCP:
+        start += 12
+        if len(packet) >= start:
+            words = packet[layers.transport + 12] >> 4
+            start = layers.transport + words * 4 if words >= 5 else len(packet) + 1
+    if len(packet) < start:
+        raise ValueError("a TCP or UDP header that does not fit the packet's length")
+    return start
+
+
+def _addresses(packet: bytes, layers: _Layers) -> bytes:
+    start, end = (12, 20) if layers.version == 4 else (8, 40)
+    return packet[layers.ip + start : layers.ip + end]
+
+
+# Cutting up
+
+
+def split(super_packet: Buffer, frame: bool = False) -> list[bytes]:
+    """See `aiotun.offload.split`."""
+    view = memoryview(super_packet).cast("B")
+    if view.nbytes < VNET_HDR_SIZE:
+        raise ValueError(f"a super-packet begins with a header of {VNET_HDR_SIZE} bytes")
+    flags, gso_type, _, gso_size, start, offset = VNET_HDR.unpack_from(view)
+    packet = bytes(view[VNET_HDR_SIZE:])
+    if gso_type & ~_GSO_ECN == _GSO_NONE:
+        return [_finished(packet, start, offset) if flags & _NEEDS_CSUM else packet]
+    layers = _layers(packet, frame)
+    payload = _payload_start(packet, layers)
+    fits = {
+        _GSO_TCPV4: (4, _TCP),
+        _GSO_TCPV6: (6, _TCP),
+        _GSO_UDP_L4: (layers.version, _UDP),
+    }.get(gso_type & ~_GSO_ECN)
+    if fits != (layers.version, layers.protocol):
+        raise ValueError(f"a gso_type of {gso_type} on another kind of packet")
+    if gso_size == 0:
+        raise ValueError("a gso_size of 0")
+    count = -(-(len(packet) - payload) // gso_size)
+    if payload > _MOST_SPLIT_HEADERS or _out_of_proportion(count, payload, len(packet)):
+        raise ValueError(
+            f"{len(packet)} bytes that would become {count} packets with headers of {payload} bytes"
+        )
+    place = 16 if layers.protocol == _TCP else 6
+    if flags & _NEEDS_CSUM and (start, offset) == (layers.transport, place):
+        # A partial sum is the sender's, who knows the final destination; it has the whole's length.
+        (partial,) = struct.unpack_from("!H", packet, start + place)
+        length = len(packet) - start
+        if layers.protocol == _UDP:
+            (length,) = struct.unpack_from("!H", packet, start + 4)
+        return _segments(packet, layers, payload, gso_size, partial + 0xFFFF - length)
+    if _routed(packet, layers):
+        raise ValueError("a source route, and no partial checksum for its destination")
+    pseudo = int.from_bytes(_addresses(packet, layers), "big") + layers.protocol
+    return _segments(packet, layers, payload, gso_size, pseudo)
+
+
+def _out_of_proportion(count: int, headers: int, length: int) -> bool:
+    """Whether packets with these headers are too much to come of one super-packet."""
+    total = count * headers + length - headers
+    return total > max(_LONGEST, _MOST_GROWTH * length)
+
+
+def _routed(packet: bytes, layers: _Layers) -> bool:
+    """Whether the header has another destination than the packet, and so than the pseudo-header.
+
+    That is an IPv6 routing header with segments left (RFC 8200, section 8.1), or an IPv4 source
+    route.
+    """
+    version, ip, _, transport = layers
+    at = ip + (20 if version == 4 else 40)
+    kind = packet[ip + 6]
+    while version == 6 and at < transport:
+        if kind == _ROUTING and packet[at + 3] > 0:
+            return True
+        kind, at = packet[at], at + (packet[at + 1] + 1) * 8
+    while version == 4 and at < transport and packet[at] != 0:
+        if packet[at] in (_LOOSE_ROUTE, _STRICT_ROUTE):
+            return True
+        # No operation (1) is the only one without a length.
+        at += 1 if packet[at] == 1 else max(packet[at + 1] if at + 1 < transport else 0, 2)
+    return False
+
+
+def _finished(packet: bytes, start: int, offset: int) -> bytes:
+    """Finish the checksum that the sender left to the network card (NEEDS_CSUM)."""
+    place = start + offset
+    if place + 2 > len(packet):
+        raise ValueError(f"a checksum at {place} in a packet of {len(packet)} bytes")
+    # What stands there is the sum of the pseudo-header. Never 0, which in UDP means "none".
+    value = checksum(packet[start:]) or 0xFFFF
+    return b"".join((packet[:place], value.to_bytes(2, "big"), packet[place + 2 :]))
+
+
+def _segments(
+    packet: bytes, layers: _Layers, start: int, gso_size: int, pseudo: int
+) -> list[bytes]:
+    version, ip, protocol, transport = layers
+    end = len(packet)
+    # What is the same in every segment, and its sums: the rest is added once it is known.
+    if version == 4:
+        ip_head = struct.Struct(f"!{ip + 2}sHH4sH{transport - ip - 12}s").pack
+        front, middle, back = (
+            packet[: ip + 2],
+            packet[ip + 6 : ip + 10],
+            packet[ip + 12 : transport],
+        )
+        ip_sum = sum(int.from_bytes(part, "big") for part in (packet[ip : ip + 2], middle, back))
+        identity = int.from_bytes(packet[ip + 4 : ip + 6], "big")
+    else:
+        ip_head = struct.Struct(f"!{ip + 4}sH{transport - ip - 6}s").pack
+        front, middle, back = packet[: ip + 4], b"", packet[ip + 6 : transport]
+        ip_sum = identity = 0
+    ports, sequence, flags = packet[transport : transport + 4], 0, 0
+    acknowledged, window, options = packet[transport + 8 : transport + 13], b"", b""
+    fixed = pseudo + sum(struct.unpack("!HH", ports))
+    if protocol == _TCP:
+        sequence, _, data_offset, flags = struct.unpack_from("!IIBB", packet, transport + 4)
+        window, options = packet[transport + 14 : transport + 16], packet[transport + 18 : start]
+        fixed += int.from_bytes(acknowledged[:4], "big") + (data_offset << 8)
+        fixed += int.from_bytes(window + options, "big")
+    tcp_head = struct.Struct(f"!4sI5sB2sH{len(options)}s").pack
+    fixed %= 0xFFFF
+    sum_of = _summing(gso_size)
+
+    segments = []
+    for at in range(start, max(end, start + 1), gso_size):
+        payload = packet[at : at + gso_size]
+        length = start - transport + len(payload)
+        total = fixed + length + sum_of(payload)
+        if version == 4:
+            whole = transport - ip + length
+            value = 0xFFFF - ((ip_sum + whole + identity) % 0xFFFF or 0xFFFF)
+            head = ip_head(front, whole, identity, middle, value, back)
+            identity = (identity + 1) & 0xFFFF
+        else:
+            head = ip_head(front, transport - ip - 40 + length, back)
+        if protocol == _TCP:
+            # FIN and PSH belong to the last byte, CWR to the first.
+            now = flags & ~(_CWR if at > start else 0)
+            now &= ~(_FIN | _PSH if at + gso_size < end else 0)
+            total += (sequence >> 16) + (sequence & 0xFFFF) + now
+            value = 0xFFFF - (total % 0xFFFF or 0xFFFF)
+            head += tcp_head(ports, sequence, acknowledged, now, window, value, options)
+            sequence = (sequence + gso_size) & 0xFFFFFFFF
+        else:
+            head += _UDP_HEAD.pack(ports, length, 0xFFFF - (total + length) % 0xFFFF)
+        segments.append(head + payload)
+    return segments
+
+
+def _summing(size: int) -> Callable[[bytes], int]:
+    """Give what adds up the 16-bit words of bytes; fastest for that many of them.
+
+    2**16 is 1 modulo 0xffff, so a number may be folded at any multiple of 16 bits. Twice in halves
+    is quicker than a division of the whole.
+    """
+    half, quarter = size // 4 * 16, size // 8 * 16
+    half_mask, quarter_mask = (1 << half) - 1, (1 << quarter) - 1
+
+    def sum_of(data: bytes) -> int:
+        number = int.from_bytes(data, "big")
+        if len(data) & 1:
+            number <<= 8
+        number = (number & half_mask) + (number >> half)
+        number = (number & quarter_mask) + (number >> quarter)
+        return number % 0xFFFF
+
+    return sum_of
+
+
+# Putting together
+
+
+def merge(packets: Iterable[Buffer], frame: bool = False, udp: bool = True) -> list[bytes]:
+    """See `aiotun.offload.merge`."""
+    merged: list[bytes] = []
+    run: _Run | None = None
+    for each in packets:
+        packet = each if isinstance(each, bytes) else bytes(memoryview(each).cast("B"))
+        part = _part(packet, frame)
+        if part is not None and part.layers.protocol == _UDP and not udp:
+            part = None
+        if run is not None:
+            if part is not None and run.take(part):
+                continue
+            merged.append(run.whole())
+        run = _Run(part) if part is not None else None
+        if part is None:
+            merged.append(_NO_HEADER + packet)
+    if run is not None:
+        merged.append(run.whole())
+    return merged
+
+
+class _Part(NamedTuple):
+    """A packet that may be merged: what has to be the same in the next, and what has to adjoin."""
+
+    packet: bytes
+    layers: _Layers
+    payload: int  # where it starts
+    same: tuple[bytes, ...]
+    identity: int | None  # None where nobody looks at it
+    sequence: int
+    last: bool  # nothing may follow: PSH
+
+
+def _part(packet: bytes, frame: bool) -> _Part | None:
+    try:
+        layers = _layers(packet, frame)
+        payload = _payload_start(packet, layers)
+    except ValueError:
+        return None
+    version, ip, protocol, transport = layers
+    if transport != ip + (20 if version == 4 else 40) or payload == len(packet) or ip > _MOST_LINK:
+        return None  # IP options, nothing to merge, or headers longer than any
+    identity = None
+    if version == 4:
+        same = [packet[: ip + 2], packet[ip + 6 : ip + 10], packet[ip + 12 : transport + 4]]
+        # What may not be fragmented needs no identification (RFC 6864, section 4).
+        if not int.from_bytes(packet[ip + 6 : ip + 8], "big") & _DF:
+            identity = int.from_bytes(packet[ip + 4 : ip + 6], "big")
+    else:
+        same = [packet[: ip + 4], packet[ip + 6 : transport + 4]]
+    if protocol == _UDP:
+        length, value = struct.unpack_from("!HH", packet, transport + 4)
+        if length != len(packet) - transport or value == 0:
+            return None
+        return _Part(packet, layers, payload, tuple(same), identity, 0, False)
+    if packet[transport + 12] & 0xF or packet[transport + 13] & ~_PSH != _ACK:
+        return None
+    same += [
+        packet[transport + 8 : transport + 13],
+        packet[transport + 14 : transport + 16],
+        packet[transport + 18 : payload],
+    ]
+    (sequence,) = struct.unpack_from("!I", packet, transport + 4)
+    last = bool(packet[transport + 13] & _PSH)
+    return _Part(packet, layers, payload, tuple(same), identity, sequence, last)
+
+
+def _verified(part: _Part) -> bool:
+    packet, (version, ip, protocol, transport) = part.packet, part.layers
+    pseudo = protocol + len(packet) - transport
+    pseudo += int.from_bytes(_addresses(packet, part.layers), "big")
+    if version == 4 and checksum(packet[ip:transport]) != 0:
+        return False
+    return checksum(packet[transport:], pseudo) == 0
+
+
+class _Run:
+    """Packets of one flow, each adjoining the one before."""
+
+    def __init__(self, first: _Part) -> None:
+        self.parts = [first]
+        self.size = len(first.packet) - first.payload  # of every payload but the last
+        self.length = len(first.packet)
+        self.open = not first.last
+
+    def take(self, part: _Part) -> bool:
+        """Add a packet, if it adjoins and both are undamaged."""
+        first, before = self.parts[0], self.parts[-1]
+        size = len(part.packet) - part.payload
+        if (
+            not self.open
+            or part.same != first.same
+            or part.layers != first.layers
+            or part.payload != first.payload
+            or size > self.size
+            or self.length + size - first.layers.ip > _LONGEST
+            or (part.identity is not None and part.identity != (before.identity or 0) + 1 & 0xFFFF)
+        ):
+            return False
+        if len(self.parts) >= (_MOST_DATAGRAMS if first.layers.protocol == _UDP else _MOST_PACKETS):
+            return False
+        if _out_of_proportion(len(self.parts) + 1, first.payload, self.length + size):
+            return False
+        if first.layers.protocol == _TCP:
+            gone = (self.length - first.payload) & 0xFFFFFFFF
+            if part.sequence != (first.sequence + gone) & 0xFFFFFFFF:
+                return False
+        if not _verified(part) or (len(self.parts) == 1 and not _verified(first)):
+            return False
+        self.parts.append(part)
+        self.length += size
+        self.open = size == self.size and not part.last
+        return True
+
+    def whole(self) -> bytes:
+        """The super-packet, or the only packet; with its header."""
+        first = self.parts[0]
+        if len(self.parts) == 1:
+            return _NO_HEADER + first.packet
+        version, ip, protocol, transport = first.layers
+        head = bytearray(first.packet[: first.payload])
+        if version == 4:
+            struct.pack_into("!H", head, ip + 2, self.length - ip)
+            struct.pack_into("!H", head, ip + 10, 0)
+            struct.pack_into("!H", head, ip + 10, checksum(head[ip:transport]))
+        else:
+            struct.pack_into("!H", head, ip + 4, self.length - ip - 40)
+        length = self.length - transport
+        # The uninverted sum of the pseudo-header: the kernel adds the rest (NEEDS_CSUM).
+        pseudo = protocol + length + int.from_bytes(_addresses(first.packet, first.layers), "big")
+        pseudo = pseudo % 0xFFFF or 0xFFFF
+        if protocol == _TCP:
+            kind, offset = (_GSO_TCPV4 if version == 4 else _GSO_TCPV6), 16
+            head[transport + 13] |= self.parts[-1].packet[transport + 13]
+        else:
+            kind, offset = _GSO_UDP_L4, 6
+            struct.pack_into("!H", head, transport + 4, length)
+        struct.pack_into("!H", head, transport + offset, pseudo)
+        header = VNET_HDR.pack(_NEEDS_CSUM, kind, first.payload, self.size, transport, offset)
+        return b"".join((header, head, *(part.packet[part.payload :] for part in self.parts)))

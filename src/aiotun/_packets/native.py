@@ -1,0 +1,182 @@
+"""What the C module does where there is one, and Python where there is none.
+
+The environment variable AIOTUN_SPEEDUPS chooses: ``require`` makes a missing C module an error
+rather than a slower program, ``forbid`` leaves it alone. Each function here has the same signature
+and behaviour either way.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from .._kernel.abi import READ_SIZE, VNET_HDR, VNET_HDR_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from typing_extensions import Buffer
+
+__all__ = [
+    "SPEEDUPS",
+    "checksum",
+    "keep_freed_memory",
+    "merge",
+    "packets_in",
+    "read",
+    "read_many",
+    "read_split",
+    "split",
+    "write_many",
+    "write_merged",
+]
+
+_choice = os.environ.get("AIOTUN_SPEEDUPS", "")
+if _choice not in ("", "require", "forbid"):
+    raise ImportError(f"AIOTUN_SPEEDUPS is {_choice!r}; it may be 'require' or 'forbid', or unset")
+
+
+def _read_many(fd: int, size: int, limit: int) -> list[bytes]:
+    """Read packets from a non-blocking fd until none waits, or there are `limit`.
+
+    Raises:
+        OSError: the first read failed. A later failure ends the batch, and the next call meets it.
+    """
+    read = os.read
+    batch = [read(fd, size)] if limit > 0 else []
+    append = batch.append
+    try:
+        for _ in range(limit - 1):
+            append(read(fd, size))
+    except OSError:
+        pass
+    return batch
+
+
+def _read_split(fd: int, frame: bool, limit: int) -> tuple[list[bytes], int]:
+    """Read super-packets from a non-blocking fd, and split them, until there are `limit` packets.
+
+    A super-packet that can't be split is dropped, and counts as a packet.
+
+    Returns:
+        The packets, which are more than `limit` where the last super-packet held more; and how many
+        super-packets were dropped.
+
+    Raises:
+        OSError: the first read failed, or gave no byte at all (ENODATA), as the end of a socket
+            does. A later failure ends the batch, and the next call meets it.
+    """
+    packets: list[bytes] = []
+    lost = 0
+    while len(packets) + lost < limit:
+        try:
+            super_packet = os.read(fd, READ_SIZE)
+            if not super_packet:
+                raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        except OSError:
+            if not packets and not lost:
+                raise
+            break
+        try:
+            packets += split(super_packet, frame)
+        except ValueError:
+            lost += 1
+    return packets, lost
+
+
+def _write_many(fd: int, packets: list[Buffer]) -> int:
+    """Write packets to a non-blocking fd, until it takes no more.
+
+    Returns:
+        How many were written. Those left meet the reason, whatever it is, when they are written one
+        by one; among them what is no `bytes` object, where the C module stops.
+    """
+    written = 0
+    try:
+        for packet in packets:
+            os.write(fd, packet)
+            written += 1
+    except (OSError, TypeError, BufferError):
+        pass
+    return written
+
+
+def _write_merged(fd: int, packets: Iterable[Buffer], frame: bool) -> int:
+    """Merge packets, and write what comes of it to a non-blocking fd, until it takes no more.
+
+    Returns:
+        How many of the packets were written. Those left meet the reason, whatever it is, when they
+        are written one by one.
+
+    Raises:
+        TypeError, BufferError: one of them is no packet; nothing was written.
+    """
+    written = 0
+    try:
+        for super_packet in merge(packets, frame):
+            os.write(fd, super_packet)
+            written += packets_in(super_packet)
+    except OSError:
+        pass
+    return written
+
+
+def packets_in(super_packet: bytes) -> int:
+    """How many packets a super-packet stands for."""
+    _, kind, head, size, _, _ = VNET_HDR.unpack_from(super_packet)
+    if not kind:
+        return 1
+    payload = len(super_packet) - VNET_HDR_SIZE - int(head)
+    return -(-payload // int(size))
+
+
+SPEEDUPS = False
+"""Whether the C module is in use."""
+
+
+def keep_freed_memory() -> None:
+    """Have the allocator keep what is freed, where packets of 64 KiB come and go.
+
+    glibc gives memory at the heap's end back to the kernel from 128 KiB on. Then every super-packet
+    would have its 16 pages mapped and zeroed anew, which costs more than reading it. Once a larger
+    block was freed, glibc keeps twice as much as that (mallopt(3), M_MMAP_THRESHOLD); this block is
+    never touched, and takes no memory. Other allocators don't care.
+    """
+    bytearray(16 * 1024 * 1024)
+
+
+read: Callable[[int, int], bytes] = os.read
+"""Read one packet from a non-blocking fd: ``read(fd, size)``, as `os.read`."""
+
+read_many: Callable[[int, int, int], list[bytes]] = _read_many
+read_split: Callable[[int, bool, int], tuple[list[bytes], int]] = _read_split
+write_many: Callable[[int, list[Buffer]], int] = _write_many
+write_merged: Callable[[int, Iterable[Buffer], bool], int] = _write_merged
+split: Callable[[Buffer, bool], list[bytes]]
+merge: Callable[..., list[bytes]]
+checksum: Callable[[Buffer, int], int]
+
+if _choice != "forbid":
+    try:
+        from ._speedups import (
+            checksum,
+            merge,
+            read,
+            read_many,
+            read_split,
+            split,
+            write_many,
+            write_merged,
+        )
+
+        SPEEDUPS = True
+    except ImportError as error:
+        if _choice == "require":
+            raise ImportError(
+                "AIOTUN_SPEEDUPS=require, and aiotun was installed without its C module: install "
+                "it again with AIOTUN_SPEEDUPS=require, a C compiler and Python's headers, or "
+                f"unset the variable ({error})"
+            ) from error
+if not SPEEDUPS:
+    from .gso import checksum, merge, split

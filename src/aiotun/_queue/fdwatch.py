@@ -1,0 +1,136 @@
+"""What an event loop watches for a queue: its fd, and the packets that its port keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from typing import TYPE_CHECKING, Protocol
+
+from .sendwatch import SendWatch
+
+if TYPE_CHECKING:
+    from .._kernel.interface import Interface
+    from .waiting import Line
+
+__all__ = ["FdWatch", "Owner"]
+
+
+class Owner(Protocol):
+    """What the loop calls: a queue."""
+
+    def _readable(self) -> None: ...
+    def _rest_ready(self) -> None: ...
+    def _writable(self) -> None: ...
+    def _deleted(self) -> None: ...
+    def _link_down(self) -> None: ...
+
+
+class FdWatch:
+    """What the event loop holds of a queue.
+
+    The owner is held weakly: a queue that its user dropped could not be collected otherwise, nor
+    warn that it was left open. The lines are held strongly: a waiter must not become garbage while
+    only its task knows it. Both references end with the loop; a registry of our own would outlive
+    it.
+
+    Attributes:
+        loop: the event loop, once a coroutine was awaited in one.
+        reading: the loop calls the owner when there is a packet, in the fd or kept by the port.
+        writing: the loop calls the owner when the fd has room.
+    """
+
+    __slots__ = ("_lines", "_nudge", "_owner", "_pid", "_send_watch", "loop", "reading", "writing")
+
+    def __init__(self, owner: Owner, *lines: Line) -> None:
+        self._owner = weakref.ref(owner)
+        self._lines = lines
+        self._nudge: asyncio.Handle | None = None
+        self._send_watch: SendWatch | None = None
+        self._pid = 0
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.reading = self.writing = False
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._pid = os.getpid()
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a loop to tell anything to: open, and of this process.
+
+        A child made by fork has a copy of the loop, which shares the parent's epoll: what the child
+        takes off there, the parent would miss.
+        """
+        return self.loop is not None and not self.loop.is_closed() and self._pid == os.getpid()
+
+    def start_reading(self, fd: int) -> None:
+        if not self.reading and self.loop is not None:
+            self.loop.add_reader(fd, self._readable)
+            self.reading = True
+
+    def stop_reading(self, fd: int) -> None:
+        if self.reading and self.loop is not None:
+            self.loop.remove_reader(fd)
+            self.reading = False
+        if self._nudge is not None:
+            self._nudge.cancel()
+            self._nudge = None
+
+    def nudge(self) -> None:
+        """Have the loop call the owner on its next turn: its port keeps packets."""
+        if self._nudge is None and self.loop is not None:
+            self._nudge = self.loop.call_soon(self._nudged)
+
+    @property
+    def nudging(self) -> bool:
+        return self._nudge is not None
+
+    def start_writing(self, fd: int, interface: Interface) -> None:
+        """Have the loop call the owner when the fd has room, and if the link goes meanwhile.
+
+        Raises:
+            ResourceLimitError: this process can't open the fd that takes.
+        """
+        if not self.writing and self.loop is not None:
+            self._send_watch = SendWatch(self.loop, fd, interface, self._deleted, self._link_down)
+            self.loop.add_writer(fd, self._writable)
+            self.writing = True
+
+    def stop_writing(self, fd: int) -> None:
+        if self.writing and self.loop is not None:
+            self.loop.remove_writer(fd)
+            self.writing = False
+        if self._send_watch is not None:
+            self._send_watch.close()
+            self._send_watch = None
+
+    def stop(self, fd: int) -> None:
+        """Take the fd out of the loop."""
+        if self.alive:
+            self.stop_reading(fd)
+            self.stop_writing(fd)
+
+    # Called by the loop.
+
+    def _readable(self) -> None:
+        # The nudge, which comes in this turn or the next, has the budget of a turn.
+        if self._nudge is None and (owner := self._owner()) is not None:
+            owner._readable()
+
+    def _nudged(self) -> None:
+        self._nudge = None
+        if (owner := self._owner()) is not None:
+            owner._rest_ready()
+
+    def _writable(self) -> None:
+        if (owner := self._owner()) is not None:
+            owner._writable()
+
+    def _deleted(self) -> None:
+        if (owner := self._owner()) is not None:
+            owner._deleted()
+
+    def _link_down(self) -> None:
+        if (owner := self._owner()) is not None:
+            owner._link_down()

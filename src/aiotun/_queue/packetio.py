@@ -1,0 +1,430 @@
+"""What a device and a queue have in common: the packet methods and what they promise."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import dataclasses
+import itertools
+import operator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from .._kernel.words import DecodeErrors, Mode
+from ..errors import DeviceClosedError, PacketDecodeError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Buffer
+
+    from ..decode import IP, IP6, Ethernet
+
+__all__ = ["BUDGET", "Decoded", "PacketIO", "PacketStats", "take_one"]
+
+T = TypeVar("T")
+
+BUDGET = 256
+"""How many packets may be read or written before the loop gets a turn.
+
+At one microsecond a packet, and a few more for what the user does with it, the loop turns once a
+millisecond.
+"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PacketStats:
+    """What only this program can know of its packets, counted since the queue was opened.
+
+    Traffic itself is counted by the kernel: ``await device.link.stats()``.
+    """
+
+    truncated: int = 0
+    """Packets cut because the buffer given to `recv_into` was too small."""
+    refused: int = 0
+    """Packets that `send` could not give to the kernel because of what they are."""
+    undecodable: int = 0
+    """Packets that `decoded` could not read."""
+    split_fallbacks: int = 0
+    """Super-packets that the kernel refused, sent as segments instead."""
+    segments_dropped: int = 0
+    """Segments of a super-packet that were still waiting when their queue was closed."""
+
+    def __add__(self, other: PacketStats) -> PacketStats:
+        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
+        return PacketStats(*(a + b for a, b in zip(mine, theirs, strict=True)))
+
+
+class PacketIO(abc.ABC):
+    """Packets in and out. A TUN device carries IP packets, a TAP device Ethernet frames.
+
+    *Cancellation*: a cancelled call has taken nothing from the device and lost nothing. Receiving
+    waits until there is something to read, and then reads without another await.
+
+    *Concurrency*: calls may overlap, from any number of tasks of one event loop. Each packet goes
+    to exactly one receiver. Receivers are served in the order they began to wait, and one that did
+    not wait does not overtake one that does; senders likewise.
+
+    *Fairness*: where packets never run out, a receiver lets the loop turn once after every
+    256 packets, before it reads and never after.
+
+    *Loops*: the first coroutine that is awaited binds a queue to its event loop. Another loop is a
+    `RuntimeError`. Nothing here may be called from another thread.
+
+    *Closing*: what waits when the device is closed here raises `DeviceClosedError`; when the
+    interface goes away, `DeviceLostError`. So does every later call.
+    """
+
+    __slots__ = ()
+
+    # Receiving
+
+    def recv(self) -> Coroutine[Any, Any, bytes]:
+        """Receive one whole packet, waiting until there is one.
+
+        While the link is down this waits, too: no packet comes until it is up again.
+
+        Returns:
+            One packet (TUN) or frame (TAP), with whatever header the device was opened with.
+
+        Raises:
+            DeviceClosedError: closed here, before or while waiting.
+            DeviceLostError: the interface went away.
+        """
+        return self._receive(take_one)
+
+    async def recv_into(self, buffer: Buffer) -> int:
+        """Receive one packet into the caller's buffer; see `recv`.
+
+        Args:
+            buffer: writable and C-contiguous. It is written to only once a packet has come.
+
+        Returns:
+            The packet's length in bytes.
+
+        Raises:
+            PacketTruncatedError: the packet is longer than the buffer, which holds its beginning.
+                The rest is gone, and counted in `stats`.
+            TypeError, ValueError: not such a buffer; nothing was received.
+            DeviceClosedError, DeviceLostError: as `recv`.
+        """
+        # Released at the end: else a cancelled task that lives on would keep a bytearray from being
+        # resized.
+        with memoryview(buffer) as view:
+            if view.readonly:
+                raise TypeError("recv_into needs a writable buffer, such as a bytearray")
+            if not view.c_contiguous:
+                raise ValueError("recv_into needs a contiguous buffer, in C's order")
+            # A view without a single byte can't be cast, and takes no byte of any packet either.
+            with view.cast("B") if view.nbytes else memoryview(bytearray()) as octets:
+                return await self._receive(lambda io: io._take_into(octets))
+
+    def recv_many(self, limit: int = 64) -> Coroutine[Any, Any, list[bytes]]:
+        """Wait for one packet, then take all that are ready.
+
+        Args:
+            limit: how many at most. What may be read before the loop has a turn bounds the batch,
+                too: 256 packets.
+
+        Returns:
+            Between 1 and `limit` packets, in the order they came.
+
+        Raises:
+            TypeError, ValueError: `limit` is not an int, or below 1.
+            DeviceClosedError, DeviceLostError: as `recv`.
+        """
+        most = _checked_limit("recv_many", limit)
+        return self._receive(lambda io: io._take_many(most))
+
+    @abc.abstractmethod
+    def recv_nowait(self) -> bytes:
+        """Receive one packet that is there already.
+
+        Raises:
+            BlockingIOError: none is, or a task has been waiting for it.
+            DeviceClosedError, DeviceLostError: as `recv`.
+        """
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Iterate over packets.
+
+        Iteration ends when the device is closed here, also where it was closed before; if the
+        device is lost it raises `DeviceLostError`. Any number of tasks may iterate at once, and one
+        that was cancelled may start again: nothing is lost in between.
+        """
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self._receive(take_one)
+        except DeviceClosedError:
+            raise StopAsyncIteration from None
+
+    def batches(self, limit: int = 64) -> AsyncIterator[list[bytes]]:
+        """Iterate over lists of packets, each as `recv_many` gives it; ends as iteration does.
+
+        Raises:
+            TypeError, ValueError: `limit` is not an int, or below 1.
+        """
+        return _Batches(self, _checked_limit("batches", limit))
+
+    def decoded(self, errors: DecodeErrors = "skip") -> AsyncIterator[Any]:
+        """Iterate over packets as dpkt objects; needs the extra ``aiotun[dpkt]``.
+
+        Args:
+            errors: with ``"skip"``, bytes that dpkt cannot read are counted in `stats` and left
+                out; with ``"raise"`` they raise, and iteration may go on after it.
+
+        Returns:
+            An iterator of `dpkt.ip.IP` and `dpkt.ip6.IP6` for a TUN device, of
+            `dpkt.ethernet.Ethernet` for a TAP device. It ends as iteration does.
+
+        Raises:
+            ValueError: neither of those two words.
+            PacketDecodeError: while iterating, with ``"raise"``; what dpkt raised is chained.
+        """
+        return Decoded(self, errors)
+
+    # Sending
+
+    @abc.abstractmethod
+    def send(self, packet: Buffer) -> Coroutine[Any, Any, None]:
+        """Send one whole packet; waits only while the kernel's send buffer is full.
+
+        The kernel handles a packet before the call returns, but what becomes of it there is not
+        reported: a packet that its IP layer dislikes is dropped and counted by the interface.
+
+        Args:
+            packet: any bytes-like object; begins with whatever header the device was opened with.
+
+        Raises:
+            LinkDownError: the link is down, and the packet was not sent.
+            PacketError: the kernel takes no such packet: empty, neither IPv4 nor IPv6 (TUN),
+                shorter than an Ethernet header (TAP), or longer than any packet can be.
+            DeviceClosedError, DeviceLostError: as `recv`.
+
+        *Cancellation*: a cancelled call has sent nothing.
+        """
+
+    async def send_many(self, packets: Iterable[Buffer]) -> int:
+        """Send packets in order; waits only while the kernel's send buffer is full.
+
+        After every 256 packets the loop gets a turn. An iterable is asked for so many at a time.
+
+        Returns:
+            How many were sent, which is all of them.
+
+        Raises:
+            LinkDownError, PacketError, DeviceClosedError, DeviceLostError: as `send`. Whatever is
+                raised, a cancellation too, has an attribute `sent`: how many packets went before.
+        """
+        sent = 0
+        try:
+            self._bind()
+            for chunk in _chunks(packets):
+                if sent:
+                    await asyncio.sleep(0)
+                while chunk:
+                    written = self._send_at_once(chunk)
+                    sent += written
+                    if written == len(chunk):
+                        break
+                    chunk = chunk[written:]  # a copy: the caller may change the list meanwhile
+                    await self.send(chunk.pop(0))  # which meets whatever is in the way
+                    sent += 1
+        except BaseException as error:
+            error.sent = sent  # type: ignore[attr-defined]  # promised on foreign classes, too
+            raise
+        return sent
+
+    @abc.abstractmethod
+    def send_nowait(self, packet: Buffer) -> None:
+        """Send one packet without waiting; see `send`.
+
+        Raises:
+            BlockingIOError: the kernel's send buffer is full, or a task has been waiting for it.
+            LinkDownError, PacketError, DeviceClosedError, DeviceLostError: as `send`.
+        """
+
+    # Closing
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Close at once; may be called again.
+
+        Whoever waits is woken with `DeviceClosedError`. The kernel needs some 15 ms for the last
+        close of a device, so in a running loop the fds are closed in a thread; `aclose` waits for
+        that, also after this.
+        """
+
+    @abc.abstractmethod
+    async def aclose(self) -> None:
+        """Close, and wait until the kernel is done with it; may be called again, also at once.
+
+        Raises nothing: what was lost or closed before is closed all the same.
+
+        *Cancellation*: everything is closed all the same, only the waiting ends.
+        """
+
+    @property
+    @abc.abstractmethod
+    def closed(self) -> bool:
+        """Whether this was closed here. A device that was lost is to be closed, too."""
+
+    @abc.abstractmethod
+    def fileno(self) -> int:
+        """The file descriptor, for `select` and its like; -1 once closed.
+
+        Raises:
+            ValueError: a device with several queues has no single one; ask its `queues`.
+        """
+
+    @property
+    @abc.abstractmethod
+    def stats(self) -> PacketStats:
+        """A snapshot of what only this program can know; see `PacketStats`."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    # What the methods above are made of. The _take functions never wait: BlockingIOError.
+
+    @property
+    @abc.abstractmethod
+    def _mode(self) -> Mode: ...
+
+    @property
+    @abc.abstractmethod
+    def _header_bytes(self) -> int:
+        """How many bytes of ours or the kernel's stand before the packet itself."""
+
+    @abc.abstractmethod
+    def _receive(self, take: Callable[[PacketIO], T]) -> Coroutine[Any, Any, T]:
+        """Call `take` until it has something; wait in between, and before the first call if due.
+
+        It is given whatever has the packets, and asks that for the method only then: while a task
+        waits, capturing may have put another in its place.
+        """
+
+    @abc.abstractmethod
+    def _bind(self) -> object:
+        """Check that this belongs to the running loop, and is usable."""
+
+    def _send_at_once(self, packets: list[Buffer]) -> int:
+        """Send as many packets as possible without waiting, in order; give how many.
+
+        Raises nothing: the caller meets any error when it sends the next packet by itself.
+        """
+        return 0
+
+    @abc.abstractmethod
+    def _take(self) -> bytes: ...
+
+    @abc.abstractmethod
+    def _take_into(self, octets: memoryview) -> int: ...
+
+    @abc.abstractmethod
+    def _take_many(self, limit: int) -> list[bytes]: ...
+
+    @abc.abstractmethod
+    def _count_undecodable(self) -> None: ...
+
+
+def take_one(io: PacketIO) -> bytes:
+    """What `recv` has `_receive` call."""
+    return io._take()
+
+
+class _Batches:
+    """An iterator, not a generator: a generator that was cancelled once would be exhausted."""
+
+    __slots__ = ("_source", "_take")
+
+    def __init__(self, source: PacketIO, limit: int) -> None:
+        self._source = source
+        self._take: Callable[[PacketIO], list[bytes]] = lambda io: io._take_many(limit)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[bytes]:
+        try:
+            return await self._source._receive(self._take)
+        except DeviceClosedError:
+            raise StopAsyncIteration from None
+
+
+def _checked_limit(method: str, limit: object) -> int:
+    """Give how many packets may be taken at once; a limit may be any int from 1."""
+    try:
+        number = operator.index(limit)  # type: ignore[arg-type]  # this is the check
+    except TypeError:
+        text = f"{method}'s limit must be an int, not {type(limit).__name__}"
+        raise TypeError(text) from None
+    if number < 1:
+        raise ValueError(f"{method} needs a limit of at least 1, not {number}")
+    return min(number, BUDGET)
+
+
+def _chunks(packets: Iterable[Buffer]) -> Iterator[list[Buffer]]:
+    """Give a budget's worth of packets at a time.
+
+    What an iterable gives before it raises is sent first.
+    """
+    if type(packets) is list and 0 < len(packets) <= BUDGET:
+        yield packets  # as nearly always: no need to copy it
+        return
+    source = iter(packets)
+    while True:
+        chunk: list[Buffer] = []
+        failure: Exception | None = None
+        try:
+            chunk.extend(itertools.islice(source, BUDGET))
+        except Exception as error:  # noqa: BLE001 - raised again below
+            failure = error
+        if chunk:
+            yield chunk
+        if failure is not None:
+            raise failure
+        if len(chunk) < BUDGET:
+            return
+
+
+class Decoded:
+    """The iterator behind `PacketIO.decoded`."""
+
+    __slots__ = ("_decode", "_raise", "_skip_bytes", "_source")
+
+    def __init__(self, source: PacketIO, errors: DecodeErrors) -> None:
+        if errors not in ("skip", "raise"):
+            raise ValueError(f"errors is 'skip' or 'raise', not {errors!r}")
+        from ..decode import decoder
+
+        self._source = source
+        self._raise = errors == "raise"
+        self._decode = decoder(source._mode)
+        self._skip_bytes = source._header_bytes
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> IP | IP6 | Ethernet:
+        while True:
+            try:
+                packet = await self._source.recv()
+            except DeviceClosedError:
+                raise StopAsyncIteration from None
+            try:
+                return self._decode(packet[self._skip_bytes :])
+            except PacketDecodeError:
+                self._source._count_undecodable()
+                if self._raise:
+                    raise

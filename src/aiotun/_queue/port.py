@@ -1,0 +1,160 @@
+"""What a queue reads from and writes to: a port, which turns system calls into packets.
+
+A queue decides who may read or write, and when; its port does it. No method here waits. Each takes
+the fd as an argument, so that its number is kept in one place, the queue; and each raises what the
+system call raises. Every fd has a `Port` (here), a `SplitPort` (``offload="split"``) or a
+`MemoryPort` (the testing kit). While a queue is captured, a `RecordingPort` stands in front of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from .._kernel.abi import PI_SIZE, READ_SIZE, VNET_HDR_SIZE
+from .._packets import native
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from .._kernel.words import Mode, Offload
+
+__all__ = ["TUN_ENDS", "Counts", "PacketFormat", "Port", "SocketPort", "copy_into", "socket_ends"]
+
+# Where read_into puts what does not fit, so that no packet is cut without our noticing. Nobody
+# reads it, so all queues of all threads may share it.
+_OVERFLOW = bytearray(READ_SIZE)
+
+
+TUN_ENDS = frozenset({errno.EBADFD, errno.EBADF})
+"""What a TUN or TAP queue says once its interface was deleted, or its number is no longer ours."""
+
+
+class PacketFormat(NamedTuple):
+    """What packets look like to the user of a queue."""
+
+    mode: Mode
+    offload: Offload = "off"
+    packet_info: bool = False
+
+    @property
+    def header_bytes(self) -> int:
+        """How many bytes stand before the packet itself."""
+        pi = PI_SIZE if self.packet_info else 0
+        return pi + VNET_HDR_SIZE if self.offload == "raw" else pi
+
+
+@dataclasses.dataclass(slots=True)
+class Counts:
+    """What a queue and its port count, in the order of `PacketStats`' fields."""
+
+    truncated: int = 0
+    refused: int = 0
+    undecodable: int = 0
+    split_fallbacks: int = 0
+    segments_dropped: int = 0
+
+
+class Port:
+    """One system call a packet: a TUN or TAP queue with ``offload="off"`` or ``"raw"``.
+
+    A pickled port is one for a duplicate of the fd: it keeps nothing, and has counted nothing.
+
+    Attributes:
+        ends: the errnos that say that nothing will ever come or go here again.
+    """
+
+    __slots__ = ("counts", "ends", "format")
+
+    pending: int = 0
+    """How many packets the port itself keeps, where no poll sees them."""
+
+    def __init__(
+        self,
+        format: PacketFormat,  # noqa: A002 - it is one
+        counts: Counts | None = None,
+        ends: frozenset[int] = TUN_ENDS,
+    ) -> None:
+        self.format: PacketFormat = format
+        self.counts: Counts = counts or Counts()
+        self.ends: frozenset[int] = ends
+
+    def __reduce__(self) -> tuple[Callable[..., Port], tuple[object, ...]]:
+        return type(self), (self.format, None, self.ends)
+
+    # Both are called for every packet, and bound by the queue: plain functions, no method.
+    read: Callable[[int, int], bytes] = staticmethod(native.read)
+    """Read one packet: ``read(fd, READ_SIZE)``."""
+    write: Callable[[int, Buffer], object] = staticmethod(os.write)
+    """Write one packet: ``write(fd, packet)``."""
+
+    def read_into(self, fd: int, octets: memoryview) -> int:
+        """Read one packet into a view of bytes; give its whole length, also if it did not fit."""
+        return os.readv(fd, (octets, _OVERFLOW))
+
+    def read_many(self, fd: int, limit: int) -> list[bytes]:
+        """Read packets until none waits, or there are `limit`. Never empty: else it raises."""
+        return native.read_many(fd, READ_SIZE, limit)
+
+    def write_many(self, fd: int, packets: list[Buffer]) -> int:
+        """Write as many packets as go without waiting; give how many.
+
+        Raises nothing: the first packet left over meets the error when it is written by itself.
+        """
+        return native.write_many(fd, packets)
+
+    def drop_rest(self) -> None:
+        """Drop and count what the port keeps; the fd is about to be given up."""
+
+
+class SocketPort(Port):
+    """A socket that keeps packets apart, which someone else made (`Queue.from_fd`)."""
+
+    __slots__ = ()
+
+    def read(self, fd: int, size: int) -> bytes:
+        return native.read(fd, size) or self._empty()
+
+    def read_into(self, fd: int, octets: memoryview) -> int:
+        length = super().read_into(fd, octets)
+        if not length:
+            self._empty()
+        return length
+
+    def read_many(self, fd: int, limit: int) -> list[bytes]:
+        batch = super().read_many(fd, limit)
+        if errno.ENODATA in self.ends:
+            # The end reads as any number of empty packets. What came before it goes first.
+            batch = [packet for packet in batch if packet] or [self._empty()]
+        return batch
+
+    def _empty(self) -> bytes:
+        """Give an empty datagram; raise the end of a seqpacket socket, which reads the same."""
+        if errno.ENODATA in self.ends:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        return b""
+
+
+def socket_ends(family: int, kind: int) -> frozenset[int]:
+    """What says that a socket came to its end; ENODATA stands for reading an empty packet.
+
+    The far end of a Unix socket is one other socket. What an Internet socket reports is an ICMP
+    error about one datagram, and the next datagram may arrive.
+    """
+    ends = TUN_ENDS
+    if family == socket.AF_UNIX:
+        ends |= {errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE}
+    if kind == socket.SOCK_SEQPACKET:
+        ends |= {errno.ENODATA}
+    return ends
+
+
+def copy_into(octets: memoryview, packet: bytes) -> int:
+    """Copy what fits of a packet into a view of bytes; give the packet's whole length."""
+    kept = min(len(packet), octets.nbytes)
+    octets[:kept] = packet[:kept]
+    return len(packet)

@@ -1,0 +1,104 @@
+"""Capturing: a port in front of a queue's own, which records what passes.
+
+A queue that is not captured has no such port, so capturing costs nothing while it is off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from .._kernel.abi import READ_SIZE
+from ..capture import Capture, PcapWriter
+from .port import Port, copy_into
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from typing_extensions import Buffer
+
+    from ..capture import Direction
+
+    class Captured(Protocol):
+        """What is needed of a queue."""
+
+        port: Port
+
+        def use(self, port: Port) -> None: ...
+
+
+__all__ = ["RecordingPort", "record"]
+
+
+def record(queues: Sequence[Captured], writer: PcapWriter) -> Capture:
+    """Record every packet of these queues from now on, until the capture is stopped."""
+    recorder = [writer]  # an object of its own: the same writer may be given twice
+
+    def stop() -> None:
+        for queue in queues:
+            port = queue.port
+            if isinstance(port, RecordingPort):
+                port.recorders = [each for each in port.recorders if each is not recorder]
+                if not port.recorders:
+                    queue.use(port.inner)
+
+    for queue in queues:
+        if not isinstance(queue.port, RecordingPort):
+            queue.use(RecordingPort(queue.port))
+        port = queue.port
+        assert isinstance(port, RecordingPort)
+        port.recorders.append(recorder)
+    return Capture(stop)
+
+
+class RecordingPort(Port):
+    """Records a packet when it is handed out, or when the kernel has taken it."""
+
+    __slots__ = ("_header_bytes", "inner", "recorders")
+
+    def __init__(self, inner: Port) -> None:
+        super().__init__(inner.format, inner.counts, inner.ends)
+        self.inner = inner
+        self.recorders: list[list[PcapWriter]] = []
+        self._header_bytes = inner.format.header_bytes
+
+    def __reduce__(self) -> tuple[Callable[..., Port], tuple[object, ...]]:
+        return self.inner.__reduce__()  # the capture stays here
+
+    @property
+    def pending(self) -> int:  # type: ignore[override]  # asked, not set
+        return self.inner.pending
+
+    def read(self, fd: int, size: int) -> bytes:
+        packet = self.inner.read(fd, size)
+        self._record((packet,), "in")
+        return packet
+
+    def read_into(self, fd: int, octets: memoryview) -> int:
+        # In one piece first, so that what a short buffer cuts off is recorded, too.
+        return copy_into(octets, self.read(fd, READ_SIZE))
+
+    def read_many(self, fd: int, limit: int) -> list[bytes]:
+        batch = self.inner.read_many(fd, limit)
+        self._record(batch, "in")
+        return batch
+
+    def write(self, fd: int, packet: Buffer) -> None:
+        self.inner.write(fd, packet)
+        self._record((packet,), "out")
+
+    def write_many(self, fd: int, packets: list[Buffer]) -> int:
+        done = self.inner.write_many(fd, packets)
+        self._record(packets[:done], "out")
+        return done
+
+    def drop_rest(self) -> None:
+        self.inner.drop_rest()
+
+    def _record(self, packets: Iterable[Buffer], direction: Direction) -> None:
+        header = self._header_bytes
+        for packet in packets:
+            bare = memoryview(packet).cast("B")[header:] if header else packet
+            for recorder in self.recorders:
+                for writer in recorder:
+                    writer.record(bare, direction)

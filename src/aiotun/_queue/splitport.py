@@ -1,0 +1,155 @@
+"""The port of ``offload="split"``: super-packets towards the kernel, ordinary packets to the user.
+
+The rest of a super-packet that is being handed out is all that is kept here. It comes before
+anything is read; `pending` tells the queue of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from .._kernel.abi import VNET_HDR_SIZE
+from .._packets import native
+from .port import TUN_ENDS, Port, SocketPort, copy_into, socket_ends
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from .port import Counts, PacketFormat
+
+__all__ = ["SplitPort", "make_port"]
+
+_read_split = native.read_split
+_write_merged = native.write_merged
+_write = os.write
+_NO_HEADER = bytes(VNET_HDR_SIZE)
+
+
+class SplitPort(Port):
+    """Splits what it reads, merges what it writes."""
+
+    __slots__ = ("_frames", "_refused_types", "_rest", "pending")
+
+    def __init__(
+        self,
+        format: PacketFormat,  # noqa: A002 - it is one
+        counts: Counts | None = None,
+        ends: frozenset[int] = TUN_ENDS,
+    ) -> None:
+        super().__init__(format, counts, ends)
+        self._frames = format.mode == "tap"
+        self._rest: list[bytes] = []  # the next packet is the last one here
+        self.pending = 0
+        # Types of super-packets (gso_type) that this kernel was seen to refuse. Some kernels reject
+        # valid ones with EINVAL, so we stop merging those.
+        self._refused_types: set[int] = set()
+
+    # Receiving
+
+    def read(self, fd: int, size: int) -> bytes:
+        if not self._rest:
+            packets = self._read_split(fd, 1)
+            if len(packets) == 1:
+                return packets[0]
+            packets.reverse()
+            self._rest = packets
+        packet = self._rest.pop()
+        self.pending = len(self._rest)
+        return packet
+
+    def read_into(self, fd: int, octets: memoryview) -> int:
+        return copy_into(octets, self.read(fd, octets.nbytes))
+
+    def read_many(self, fd: int, limit: int) -> list[bytes]:
+        batch = self._rest[: -limit - 1 : -1]
+        if batch:
+            del self._rest[-len(batch) :]
+        if len(batch) < limit:
+            try:
+                batch += self._read_split(fd, limit - len(batch))
+            except OSError:
+                # What we have goes first; the next call meets the error again.
+                if not batch:
+                    raise
+            self._rest = batch[: limit - 1 : -1]
+            del batch[limit:]
+        self.pending = len(self._rest)
+        return batch
+
+    def _read_split(self, fd: int, limit: int) -> list[bytes]:
+        """Read super-packets until there are `limit` packets, or more. Never empty: it raises."""
+        try:
+            packets, lost = _read_split(fd, self._frames, limit)
+        except OSError as error:
+            if error.errno != errno.ENODATA or errno.ENODATA in self.ends:
+                raise
+            packets, lost = [], 1  # an empty datagram
+        if lost:
+            self.counts.undecodable += lost
+        if not packets:
+            # Only what can't be split came, and more may wait: the loop gets a turn first.
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return packets
+
+    def drop_rest(self) -> None:
+        self.counts.segments_dropped += len(self._rest)
+        self._rest = []
+        self.pending = 0
+
+    # Sending
+
+    def write(self, fd: int, packet: Buffer) -> None:
+        _write(fd, b"".join((_NO_HEADER, packet)))
+
+    def write_many(self, fd: int, packets: list[Buffer]) -> int:
+        done = 0
+        try:
+            if not self._refused_types:
+                done = _write_merged(fd, packets, self._frames)
+            if done < len(packets):
+                for super_packet in native.merge(packets[done:], self._frames):
+                    written = self._write_super(fd, super_packet)
+                    done += written
+                    if written < native.packets_in(super_packet):
+                        break
+        except (OSError, TypeError, BufferError):
+            pass  # the first packet left over meets it again
+        return done
+
+    def _write_super(self, fd: int, super_packet: bytes) -> int:
+        """Write a super-packet, or its packets where the kernel refuses it; give how many."""
+        gso_type = super_packet[1]
+        if gso_type not in self._refused_types:
+            try:
+                _write(fd, super_packet)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not gso_type:
+                    raise
+                self.counts.split_fallbacks += 1
+                self._refused_types.add(gso_type)
+            else:
+                return native.packets_in(super_packet)
+        written = 0
+        with contextlib.suppress(OSError):
+            for packet in native.split(super_packet, self._frames):
+                self.write(fd, packet)
+                written += 1
+        return written
+
+
+def make_port(format: PacketFormat, socket_of: tuple[int, int] | None = None) -> Port:  # noqa: A002
+    """Make the port of an fd.
+
+    Args:
+        format: what the user gets to see.
+        socket_of: family and type of the socket that the fd is, if it is one.
+    """
+    if format.offload != "off":
+        native.keep_freed_memory()
+    ends = TUN_ENDS if socket_of is None else socket_ends(*socket_of)
+    if format.offload == "split":
+        return SplitPort(format, None, ends)
+    return Port(format) if socket_of is None else SocketPort(format, None, ends)

@@ -1,0 +1,1 @@
+"""The parts of `aiotun.testing`: devices without a kernel, and faults."""

@@ -45,7 +45,7 @@ from ._queue.fdowner import Group, QueueBase
 from ._queue.judging import judge
 from ._queue.lookahead import TURNS
 from ._queue.packetio import BUDGET, PacketIO, take_one
-from ._queue.waiting import FRONT, Waiter
+from ._queue.waiting import Waiter
 from .errors import AiotunError, DeviceClosedError
 
 if TYPE_CHECKING:
@@ -136,17 +136,19 @@ class Queue(QueueBase):
             wait = self._budget <= 0
         else:
             wait = not self._free
-        front = False
+        ticket: int | None = None
         wait = wait or self._drained or self._somebody_waits()
         while True:
             if wait:
                 self.end_free()
                 self.watch()
-                await Waiter(loop, self._receivers, front=front)
+                # If another process reads first, this task keeps its place in the line.
+                waiter = Waiter(loop, self._receivers, ticket)
+                ticket = waiter.ticket
+                await waiter
                 # No await from here on: what is read is returned.
                 if self._fd < 0 or self._lost is not None:
                     self.check_open()
-                front = True  # if another process reads first, this task keeps its place
             try:
                 return self.take(take)
             except BlockingIOError:
@@ -292,9 +294,10 @@ class Queue(QueueBase):
         for _ in range(min(len(senders), BUDGET)):
             if not senders:
                 break
-            senders.popleft().wake()
-            if senders and senders[0].ticket == FRONT:
-                break  # it found the buffer full again
+            waiter = senders.popleft()
+            waiter.wake()
+            if senders and senders[0].ticket == waiter.ticket:
+                break  # its task found the buffer full again
         if not senders:
             # A queue is nearly always writable: watched for nobody it would spin.
             self._watch.stop_writing(self._fd)
@@ -331,16 +334,17 @@ class Queue(QueueBase):
 
     async def _send_waiting(self, packet: Buffer) -> None:
         loop = self._bind()
-        front = False
+        ticket: int | None = None
         while True:
             self._watch.start_writing(self._fd, self._interface)
-            await Waiter(loop, self._senders, front=front)
+            waiter = Waiter(loop, self._senders, ticket)
+            ticket = waiter.ticket
+            await waiter
             self.check_open()
             try:
                 self._write(self._fd, packet)
             except BlockingIOError:
-                front = True
+                continue
             except OSError as error:
                 raise self._write_error(error) from error
-            else:
-                return
+            return

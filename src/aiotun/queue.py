@@ -98,8 +98,9 @@ class Queue(QueueBase):
     async def recv(self) -> bytes:
         free = self._free
         if free:
+            read = self._read
             try:
-                packet = self._read(self._fd, READ_SIZE)
+                packet = read(self._fd, READ_SIZE)
             except OSError as error:
                 self._refuse(error)
             else:
@@ -111,8 +112,9 @@ class Queue(QueueBase):
         # As recv; calling it would cost every packet one coroutine more.
         free = self._free
         if free:
+            read = self._read
             try:
-                packet = self._read(self._fd, READ_SIZE)
+                packet = read(self._fd, READ_SIZE)
             except OSError as error:
                 self._refuse(error)
             else:
@@ -140,8 +142,10 @@ class Queue(QueueBase):
         wait = wait or self._drained or self._somebody_waits()
         while True:
             if wait:
-                self.end_free()
-                self.watch()
+                if self._free:
+                    self.end_free()
+                if self.port.pending or not self._watch.reading:
+                    self.watch()
                 # If another process reads first, this task keeps its place in the line.
                 waiter = Waiter(loop, self._receivers, ticket)
                 ticket = waiter.ticket
@@ -165,7 +169,7 @@ class Queue(QueueBase):
         except OSError as error:
             self._refuse(error)
             raise
-        if self.port.pending and self._watch.reading and not self._resuming:
+        if not self._resuming and self.port.pending and self._watch.reading:
             self._watch.nudge()
         return taken
 
@@ -180,7 +184,11 @@ class Queue(QueueBase):
 
     def _take(self) -> bytes:
         packet = self._read(self._fd, READ_SIZE)
-        self._spend(1)
+        free = self._free
+        if free:
+            self._free = free - 1
+        else:
+            self._spend(1)
         return packet
 
     def _take_into(self, octets: memoryview) -> int:
@@ -237,7 +245,8 @@ class Queue(QueueBase):
                 self._serve_one(group)
         finally:
             self._resuming = False
-            self.end_free()
+            if self._free:
+                self.end_free()
         if self.port.pending and self._watch.reading:
             self._watch.nudge()
 
@@ -258,7 +267,8 @@ class Queue(QueueBase):
             if group is not None:
                 group.resuming = self
             receivers.popleft().wake()
-            self.end_free()
+            if self._free:
+                self.end_free()
             taken = left - self._budget
             ahead.burst = taken > 1
             if not taken or self._budget <= 0 or len(receivers) != 1 or (group and group.line):

@@ -165,13 +165,13 @@ class Queue(QueueBase):
             BlockingIOError: there is none.
         """
         try:
-            taken = take(self)
+            return take(self)
         except OSError as error:
             self._refuse(error)
             raise
-        if not self._resuming and self.port.pending and self._watch.reading:
-            self._watch.nudge()
-        return taken
+        finally:  # also where a packet was cut, which raises and leaves a rest all the same
+            if not self._resuming and self.port.pending and self._watch.reading:
+                self._watch.nudge()
 
     def _refuse(self, error: OSError) -> None:
         """Note that the fd is empty; raise what any other error means."""

@@ -7,6 +7,7 @@ import errno
 import os
 import random
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -86,6 +87,17 @@ async def test_a_rest_that_recv_nowait_left_is_received() -> None:
         r.inject(10)
         assert number(r.tun.recv_nowait()) == 0
         assert [number(await soon(r.tun.recv())) for _ in range(9)] == list(range(1, 10))
+
+
+async def test_a_device_gets_the_rest_of_a_packet_that_was_cut() -> None:
+    async with rig("split", queues=2) as r:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(r.tun.recv(), 0.02)  # from now on the loop watches both
+        r.inject(10)
+        (queue,) = select.select(r.tun.queues, [], [], SOON)[0]
+        with pytest.raises(aiotun.PacketTruncatedError):
+            await queue.recv_into(bytearray(4))
+        assert number(await soon(r.tun.recv())) == 1
 
 
 async def test_a_wrong_loop_does_not_stop_the_right_one() -> None:

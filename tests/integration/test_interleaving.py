@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 import aiotun
 from aiotun import DeviceClosedError, DeviceLostError, LinkDownError, PacketError, Queue
@@ -27,7 +28,7 @@ from aiotun._queue.waiting import Line, Waiter
 from aiotun.capture import PcapWriter
 from aiotun.testing import FaultInjector, memory_pair
 
-from ..helpers import wait_until
+from ..helpers import ip, wait_until
 from .rig import OURS, PORT, THEIRS, number, rig, udp, waiting
 from .test_offload import sealed
 from .test_sending import fill, shaped_tap
@@ -364,6 +365,19 @@ async def test_a_send_that_waits_hears_that_the_link_is_down() -> None:
         assert time.monotonic() - started < 2
 
 
+async def test_each_that_waits_to_send_is_told_its_own_count() -> None:
+    async with shaped_tap(rate="8kbit") as (tap, frame, _):
+        fill(tap, frame)
+
+        tasks = [await waiting(tap.send_many([frame] * 9)) for _ in range(2)]
+        await tap.link.down()
+        one, other = await soon(asyncio.gather(*tasks, return_exceptions=True))
+        assert isinstance(one, LinkDownError)
+        assert isinstance(other, LinkDownError)
+        assert one is not other
+        assert one.sent == other.sent == 0
+
+
 async def test_a_waiting_send_says_that_there_is_no_descriptor_left() -> None:
     async with shaped_tap(rate="8kbit") as (tap, frame, _):
         fill(tap, frame)
@@ -396,6 +410,49 @@ def test_closed_in_one_loop_and_awaited_in_the_next() -> None:
     tun = asyncio.run(opening())
     asyncio.run(asyncio.wait_for(tun.aclose(), SOON))
     asyncio.run(asyncio.wait_for(tun.aclose(), SOON))
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("queues", [1, 2])
+def test_tasks_of_a_closed_loop_keep_nobody_from_anything(
+    new_loop: Callable[[], asyncio.AbstractEventLoop], queues: int
+) -> None:
+    async def opening() -> aiotun.TunDevice:
+        tun = await aiotun.open_tun("tun0", queues=queues)
+        tasks.append(await waiting(tun.recv()))
+        tasks.append(await waiting(tun.queues[0].recv()))
+        return tun
+
+    for lost in (False, True):
+        tasks: list[asyncio.Task[bytes]] = []
+        loop = new_loop()
+        tun = loop.run_until_complete(opening())
+        loop.close()
+        if lost:
+            ip("link", "del", "tun0")
+            with pytest.raises(DeviceLostError):
+                tun.send_nowait(udp(THEIRS, 1, OURS, 2))
+        tun.close()
+        assert tun.closed
+        for task in tasks:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # we know
+
+
+def test_a_rest_is_handed_out_after_the_loop_was_closed() -> None:
+    rigged = rig("split")
+
+    async def opening() -> Any:
+        r = await rigged.__aenter__()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(r.tun.recv(), 0.02)
+        return r
+
+    loop = asyncio.new_event_loop()
+    r = loop.run_until_complete(opening())
+    loop.close()
+    r.inject(10)
+    assert [number(r.tun.recv_nowait()) for _ in range(10)] == list(range(10))
+    asyncio.run(rigged.__aexit__(None, None, None))
 
 
 @pytest.mark.parametrize("end", ["close", "detach", "drop"])

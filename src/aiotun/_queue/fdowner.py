@@ -143,7 +143,7 @@ class QueueBase(PacketIO):
     def _link_down(self) -> None:
         """The link went down while tasks wait to send."""
         self._watch.stop_writing(self._fd)
-        self._senders.dismiss(refusals.link_down(self._interface.name))
+        self._senders.dismiss(lambda: refusals.link_down(self._interface.name))
 
     # For the group of a device's queues
 

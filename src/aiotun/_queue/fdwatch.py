@@ -79,7 +79,7 @@ class FdWatch:
 
     def nudge(self) -> None:
         """Have the loop call the owner on its next turn: its port keeps packets."""
-        if self._nudge is None and self.loop is not None:
+        if self._nudge is None and self.loop is not None and not self.loop.is_closed():
             self._nudge = self.loop.call_soon(self._nudged)
 
     @property

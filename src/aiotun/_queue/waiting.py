@@ -66,12 +66,16 @@ class Waiter:
             self._context.run(self._callback, self)
 
     def wake_soon(self, error: BaseException | None = None) -> None:
-        """Resume the task on the loop's next turn; from anywhere in the loop's thread."""
+        """Resume the task on the loop's next turn; from anywhere in the loop's thread.
+
+        Once the loop is closed the task will never run again, and must not keep anybody from
+        closing the device.
+        """
         self._line = None
         self._error = error
         # Let go of: an error's traceback will refer to this object, and the task to the error.
         callback, self._callback = self._callback, None
-        if callback is not None:
+        if callback is not None and not self._loop.is_closed():
             self._loop.call_soon(callback, self, context=self._context)
 
     # What a task asks of the thing it awaits.
@@ -127,12 +131,13 @@ class Line(deque[Waiter]):
         while self and self[-1].done():
             self.pop()
 
-    def dismiss(self, error: Exception | None = None) -> None:
+    def dismiss(self, error: Callable[[], Exception] | None = None) -> None:
         """Wake everybody on the loop's next turn: there is nothing to wait for any more.
 
-        Each gets the error, or else finds out by trying again.
+        Each gets an error of its own (what `send_many` notes on it must not be another's), or else
+        finds out by trying again.
         """
         while self:
             waiter = self.popleft()
             if not waiter.done():
-                waiter.wake_soon(error)
+                waiter.wake_soon(None if error is None else error())

@@ -323,6 +323,47 @@ async def test_a_long_list_leaves_the_loop_its_turns(offload: Any) -> None:
         assert sent % BUDGET == 0
 
 
+@pytest.mark.parametrize("kind", ["device", "group", "split", "split group", "memory"])
+async def test_closing_between_the_turns_of_a_long_batch(kind: str) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        if kind == "memory":
+            io, other = memory_pair()
+            stack.push_async_callback(other.aclose)
+        else:
+            io = (await stack.enter_async_context(rig(kind))).tun
+        task = asyncio.create_task(io.send_many([udp(THEIRS, 1, OURS, 2)] * BUDGET * 2))
+        await asyncio.sleep(0)
+        await io.aclose()
+        with pytest.raises(DeviceClosedError) as caught:
+            await soon(task)
+        assert 0 < caught.value.sent <= BUDGET  # type: ignore[attr-defined]  # promised on all
+
+
+async def test_a_list_that_changes_while_it_is_sent() -> None:
+    async with rig() as r:
+        packets = [udp(THEIRS, 1, OURS, 2)] * BUDGET * 3
+        task = asyncio.create_task(r.tun.send_many(packets))
+        await asyncio.sleep(0)
+        packets.clear()
+        assert await soon(task) == BUDGET * 3
+
+
+@pytest.mark.parametrize("kind", ["device", "group", "split", "split group", "memory"])
+async def test_what_stands_before_a_released_view_is_sent(kind: str) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        if kind == "memory":
+            io, other = memory_pair()
+            stack.push_async_callback(other.aclose)
+            stack.push_async_callback(io.aclose)
+        else:
+            io = (await stack.enter_async_context(rig(kind))).tun
+        good, view = udp(THEIRS, 1, OURS, 2), memoryview(b"E")
+        view.release()
+        with pytest.raises((ValueError, TypeError)) as caught:  # as split has it
+            await soon(io.send_many([good, bytearray(good), good, view, good]))
+        assert caught.value.sent == 3  # type: ignore[attr-defined]  # promised on foreign classes
+
+
 async def test_cancelling_many_waiters_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
     """Last first, first first and in any order: each looks at a few others at most."""
     looked = 0

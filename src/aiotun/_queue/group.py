@@ -205,7 +205,7 @@ class QueueGroup(PacketIO):
                 sent += written
                 if written < len(run):
                     break
-        except (AiotunError, TypeError, BufferError):
+        except (AiotunError, TypeError, ValueError, BufferError):
             pass  # the first packet left over meets it again
         return sent
 

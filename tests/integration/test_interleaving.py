@@ -287,6 +287,26 @@ async def test_no_batch_is_larger_than_the_budget(kind: str) -> None:
         assert got == list(range(900))
 
 
+@pytest.mark.parametrize("kind", ["device", "group", "split", "split group"])
+async def test_packets_that_are_cut_leave_the_loop_its_turns(kind: str) -> None:
+    async with rig(kind, txqueuelen=5000) as r:
+        r.inject(BUDGET * 8)
+        turns = 0
+
+        async def turning() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        other = asyncio.create_task(turning())
+        for _ in range(BUDGET * 8):
+            with pytest.raises(aiotun.PacketTruncatedError):
+                await r.tun.recv_into(bytearray(4))
+        other.cancel()
+        assert turns >= 4
+
+
 @pytest.mark.parametrize("limit", [1.5, "64", None])
 async def test_a_limit_that_is_no_int_is_refused(limit: Any) -> None:
     async with rig() as r:
@@ -404,6 +424,18 @@ async def test_a_send_that_waits_hears_that_the_link_is_down() -> None:
             await soon(many)
         assert caught.value.sent == 0
         assert time.monotonic() - started < 2
+
+
+async def test_a_send_that_waits_hears_of_a_link_that_others_renamed() -> None:
+    async with shaped_tap(rate="8kbit") as (tap, frame, _):
+        fill(tap, frame)
+        task = await waiting(tap.send(frame))
+        ip("link", "set", tap.name, "name", "another")
+        ip("tuntap", "add", tap.name, "mode", "tun")  # the name is another's now, which is down
+        assert await asyncio.wait([task], timeout=1) == (set(), {task})
+        ip("link", "set", "another", "down")
+        with pytest.raises(LinkDownError):
+            await soon(task)
 
 
 async def test_each_that_waits_to_send_is_told_its_own_count() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import gc
 import os
 import random
 import resource
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 import warnings
+import weakref
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -408,6 +410,21 @@ async def test_cancelling_many_waiters_is_linear(monkeypatch: pytest.MonkeyPatch
             assert looked < 8 * len(tasks)
 
 
+async def test_tasks_that_come_and_go_leave_nothing_in_the_line() -> None:
+    """Two take turns, so that each is cancelled while the other stands behind it."""
+    async with rig() as r:
+        oldest = await waiting(r.tun.recv())
+        previous = await waiting(r.tun.recv())
+        for _ in range(1000):
+            task = await waiting(r.tun.recv())
+            previous.cancel()
+            previous = task
+        assert len(r.tun.queues[0]._receivers) < 10
+        r.inject(2)
+        assert number(await soon(oldest)) == 0
+        assert number(await soon(previous)) == 1
+
+
 # --- Sending to a link that goes down ------------------------------------------------------------
 
 
@@ -472,6 +489,22 @@ async def test_a_waiting_send_says_that_there_is_no_descriptor_left() -> None:
 
 
 # --- Closing -------------------------------------------------------------------------------------
+
+
+async def test_a_lost_device_goes_without_the_collector() -> None:
+    tun = await aiotun.open_tun("tun0")
+    ip("link", "del", "tun0")
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(DeviceLostError):
+            await tun.recv()
+        await tun.aclose()
+        queue = weakref.ref(tun.queues[0])
+        del tun
+        assert queue() is None
+    finally:
+        gc.enable()
 
 
 def test_closed_in_one_loop_and_awaited_in_the_next() -> None:

@@ -110,7 +110,7 @@ class Waiter:
         if line is None:
             return False
         self.wake_soon(asyncio.CancelledError(*(() if msg is None else (msg,))))
-        line.trim()
+        line.left()
         return True
 
 
@@ -118,11 +118,27 @@ class Line(deque[Waiter]):
     """Waiters in the order they came. Whoever takes one out wakes it.
 
     A cancelled waiter is not searched for, which would make cancelling n tasks cost n². It stays
-    where it is, done, until it comes to an end of the line. The waiters at both ends are not done:
-    so the truth value of a line says whether anybody waits, and ``len(line) == 1`` that one does.
+    where it is, done, until it comes to an end of the line, or until half of the line may be such.
+    The waiters at both ends are not done: so the truth value of a line says whether anybody waits,
+    and ``len(line) == 1`` that one does.
     """
 
-    __slots__ = ()
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left = 0  # how many were cancelled since all of those were last dropped
+
+    def left(self) -> None:
+        """Note that a waiter was cancelled."""
+        self._left += 1
+        if 2 * self._left > len(self):
+            waiting = [waiter for waiter in self if not waiter.done()]
+            self.clear()
+            self.extend(waiting)
+            self._left = 0
+        else:
+            self.trim()
 
     def trim(self) -> None:
         """Drop waiters that are done from both ends."""

@@ -346,16 +346,16 @@ class QueueBase(PacketIO):
 
         The kernel reports an error on such an fd for ever: a loop that watched it would spin.
         """
-        lost = refusals.lost(code, self._interface.name)
         if self._lost is None:
-            self._lost = lost
+            self._lost = refusals.lost(code, self._interface.name)
             self._resuming = False
             self._watch.stop(self._fd)
             self._receivers.dismiss()
             self._senders.dismiss()
             if (group := self._peers()) is not None:
                 group.lose(self)
-        return lost
+        # Another one: the traceback of what is raised holds this queue, which must not hold it.
+        return refusals.lost(code, self._interface.name)
 
     def _read_error(self, error: OSError) -> Exception:
         if self._fd < 0:

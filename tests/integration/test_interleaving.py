@@ -646,6 +646,31 @@ async def test_an_icmp_error_is_told_once_and_ends_nothing() -> None:
                 assert again.recv(100) == b"hello"
 
 
+async def test_an_icmp_error_while_a_task_waits_to_send_ends_nothing() -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as theirs,
+    ):
+        theirs.bind(("127.0.0.1", 0))
+        ours.connect(theirs.getsockname())
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 10_000)
+        shape = "tc qdisc add dev lo root tbf rate 80kbit burst 2500 limit 1000000"
+        await asyncio.to_thread(subprocess.run, shape.split(), check=True)
+        async with Queue.from_fd(os.dup(ours.fileno())) as queue:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    queue.send_nowait(bytes(1000))
+            theirs.close()
+            told = 0
+            async with asyncio.timeout(SOON):
+                while told < 3:
+                    try:
+                        await queue.send(bytes(1000))  # waits nearly always
+                    except PacketError as error:
+                        assert error.errno == errno.ECONNREFUSED
+                        told += 1
+
+
 @pytest.mark.parametrize("kind", ["stream", "pipe", "file", "folder", "null"])
 def test_what_keeps_no_packets_apart_is_no_queue(kind: str, tmp_path: Path) -> None:
     one, other = socket.socketpair()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import abc
 import asyncio
 import dataclasses
-import errno
 import os
 import warnings
 import weakref
@@ -135,10 +134,6 @@ class QueueBase(PacketIO):
     @abc.abstractmethod
     def _writable(self) -> None:
         """The loop found the fd writable, or in error."""
-
-    def _deleted(self) -> None:
-        """The loop found the fd in error: the interface is gone."""
-        self._lose(errno.EBADFD)
 
     def _link_down(self) -> None:
         """The link went down while tasks wait to send."""

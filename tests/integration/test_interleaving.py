@@ -116,6 +116,39 @@ async def test_a_wrong_loop_does_not_stop_the_right_one() -> None:
         assert [number(await soon(r.tun.recv())) for _ in range(9)] == list(range(1, 10))
 
 
+@pytest.mark.parametrize("kind", ["memory", "device", "group"])
+async def test_another_loop_is_refused_by_a_fault_injector_too(kind: str) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        if kind == "memory":
+            device, other = memory_pair()
+            stack.push_async_callback(other.aclose)
+        else:
+            device = (await stack.enter_async_context(rig(kind))).tun
+        faulty = await stack.enter_async_context(FaultInjector(device))
+        task = await waiting(faulty.recv())
+        await asyncio.sleep(0)  # for the task that reads
+
+        def elsewhere() -> None:
+            for way in (faulty.recv, lambda: faulty.send_many([udp(THEIRS, 1, OURS, 2)])):
+                with pytest.raises(RuntimeError, match="another event loop"):
+                    asyncio.run(soon(way()))
+
+        await asyncio.to_thread(elsewhere)
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@pytest.mark.parametrize("kind", ["device", "group", "split", "faults"])
+@pytest.mark.parametrize("packet", [20, [0x45] * 20, "text", None])
+async def test_what_is_no_buffer_is_no_packet(kind: str, packet: Any) -> None:
+    async with one_waiting_packet(kind) as io:
+        for way in (io.send, lambda packet: io.send_many([packet])):
+            with pytest.raises(TypeError):
+                await soon(way(packet))
+        with pytest.raises(TypeError):
+            io.send_nowait(packet)
+
+
 # --- A buffer is judged before a packet is taken -------------------------------------------------
 
 

@@ -135,6 +135,12 @@ class _Line:
         self.counts.lost += len(self._cancelled(self._delayed)) + len(self._cancelled(self._held))
 
 
+def _copy(packet: Buffer) -> bytes:
+    # bytes() alone would make a packet of a number, or of a list of them.
+    with memoryview(packet) as view:
+        return view.tobytes()
+
+
 class FaultInjector(PacketIO):
     """Wraps a device, and is one to its user: packets pass as over a bad line, both ways.
 
@@ -265,6 +271,7 @@ class FaultInjector(PacketIO):
     async def _receive(self, take: Callable[[PacketIO], T]) -> T:
         if self._ready and not self._waiters:
             return take(self)
+        self._bind()
         loop = asyncio.get_running_loop()
         waiter = loop.create_future()
         self._waiters.append(waiter)
@@ -334,7 +341,7 @@ class FaultInjector(PacketIO):
 
     async def send(self, packet: Buffer) -> None:
         self._check_open()
-        waiting = deque(self._outgoing.pass_on(bytes(packet)))
+        waiting = deque(self._outgoing.pass_on(_copy(packet)))
         try:
             while waiting:
                 await self._device.send(waiting[0])
@@ -345,7 +352,7 @@ class FaultInjector(PacketIO):
 
     def send_nowait(self, packet: Buffer) -> None:
         self._check_open()
-        waiting = deque(self._outgoing.pass_on(bytes(packet)))
+        waiting = deque(self._outgoing.pass_on(_copy(packet)))
         try:
             if waiting:
                 self._device.send_nowait(waiting.popleft())
@@ -388,7 +395,7 @@ class FaultInjector(PacketIO):
         self._device._count_undecodable()
 
     def _bind(self) -> None:
-        self._check_open()
+        self._device._bind()
 
     def _check_open(self) -> None:
         if self.closed:

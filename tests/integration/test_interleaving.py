@@ -694,14 +694,11 @@ async def test_an_icmp_error_while_a_task_waits_to_send_ends_nothing() -> None:
                 while True:
                     queue.send_nowait(bytes(1000))
             theirs.close()
-            told = 0
-            async with asyncio.timeout(SOON):
-                while told < 3:
-                    try:
-                        await queue.send(bytes(1000))  # waits nearly always
-                    except PacketError as error:
-                        assert error.errno == errno.ECONNREFUSED
-                        told += 1
+            for _ in range(3):
+                with pytest.raises(PacketError, match="nobody listens"):
+                    async with asyncio.timeout(SOON):
+                        while True:
+                            await queue.send(bytes(1000))  # waits nearly always
 
 
 @pytest.mark.parametrize("kind", ["stream", "pipe", "file", "folder", "null"])

@@ -12,8 +12,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from .._kernel import ioctl
 from .._kernel.interface import Interface
 from .._kernel.limits import limit_error, naming_limits
+from .._kernel.namespaces import NamespaceFd
+from ..errors import AiotunError
 from .port import Port
 
 __all__ = ["reduce_queue"]
@@ -73,6 +76,15 @@ def _rebuild(
     fd = duplicate.detach()
     os.set_blocking(fd, False)
     os.set_inheritable(fd, False)
-    queue = kind(fd, Interface(name), port)
+    queue = kind(fd, Interface(name, namespace=_namespace(fd)), port)
     queue._disabled = disabled
     return queue
+
+
+def _namespace(fd: int) -> NamespaceFd | None:
+    """Where the interface is: a send that waits asks there whether the link is up."""
+    try:
+        told = ioctl.get_namespace(fd)
+    except (AiotunError, OSError):  # lost on the way, as the first call will say; or a socket
+        return None
+    return None if told is None else NamespaceFd(told)

@@ -716,7 +716,7 @@ async def test_an_icmp_error_while_a_task_waits_to_send_ends_nothing() -> None:
             theirs.close()
             for _ in range(3):
                 with pytest.raises(PacketError, match="nobody listens"):
-                    await soon(queue.send_many(itertools.repeat(bytes(1000))))  # waits nearly always
+                    await soon(queue.send_many(itertools.repeat(bytes(1000))))
 
 
 @pytest.mark.parametrize("kind", ["stream", "pipe", "file", "folder", "null"])

@@ -104,7 +104,7 @@ class QueueBase(PacketIO):
 
     def use(self, port: Port) -> None:
         """Have packets pass through this port from now on."""
-        self.port = port
+        self.port: Port = port
         # The hot path would look them up for each packet.
         self._read, self._write = port.read, port.write
 

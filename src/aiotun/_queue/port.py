@@ -81,7 +81,7 @@ class Port:
         self.counts: Counts = counts or Counts()
         self.ends: frozenset[int] = ends
         # A slot, as the queue asks at each wake-up: an attribute of the class would take longer.
-        self.pending = 0
+        self.pending: int = 0
 
     def __reduce__(self) -> tuple[Callable[..., Port], tuple[object, ...]]:
         return type(self), (self.format, None, self.ends)

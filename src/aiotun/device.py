@@ -447,8 +447,8 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
         mtu (int): the link's IP MTU in bytes, 68 to 65535; with IPv6 1280 at least.
         txqueuelen (int): how many packets each queue holds in the kernel, 0 to 524288.
         up (bool): whether to bring the link up, which is the default; False leaves it as it is.
-        netns: the network namespace to open it in: a name under /run/netns, a path, or an open fd.
-            The program itself does not move, and a missing one is not created.
+        netns: the network namespace to open it in: a `Namespace`, a name under /run/netns, a path,
+            or an open fd. The program itself does not move, and a missing one is not created.
         persist (bool): whether the interface outlives its last queue; unless given, that stays as
             it is.
         owner, group: who may attach later without privilege, by name or number.

@@ -53,8 +53,9 @@ class Link:
 
     Args:
         name: the interface's name.
-        netns: the network namespace that it is in: a name under /run/netns, a path, or an open fd
-            (duplicated here). None is the namespace of the thread that makes the first request.
+        netns: the network namespace that it is in: a `Namespace`, a name under /run/netns, a path,
+            or an open fd (duplicated here). None is the namespace of the thread that makes the
+            first request.
 
     The namespace is opened at the first request and held from then on, so that the link works on
     after ``ip netns del``.
@@ -83,7 +84,7 @@ class Link:
         # overwritten by another that looked before.
         self._lock = threading.Lock()
         namespaces.check_netns(netns)
-        if isinstance(netns, int):
+        if isinstance(netns, int) or hasattr(netns, "fileno"):
             # Now and not at first use: the caller may close it, and the number be used again.
             self._interface.namespace = namespaces.NamespaceFd(namespaces.open_netns(netns))
 
@@ -457,8 +458,8 @@ class Link:
         hears ``"deleted"``.
 
         Args:
-            netns: the name of a namespace under /run/netns, a path (``"/proc/1/ns/net"``), or an
-                open fd.
+            netns: a `Namespace`, the name of one under /run/netns, a path
+                (``"/proc/1/ns/net"``), or an open fd.
 
         Raises:
             TypeError, ValueError: `netns` can be none.

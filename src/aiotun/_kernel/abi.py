@@ -20,6 +20,7 @@ __all__ = [
     "NODE",
     "PI_SIZE",
     "READ_SIZE",
+    "SIOCSIFFLAGS",
     "SOCK_FILTER",
     "SOCK_FPROG",
     "TUN_FILTER",
@@ -157,6 +158,9 @@ class Ioctl(enum.IntEnum):
 
 IFF_UP = 0x1
 """The link is up (if.h)."""
+
+SIOCSIFFLAGS = 0x8914
+"""Set an interface's flags (sockios.h)."""
 
 
 class Siocgif(enum.IntEnum):

@@ -53,7 +53,7 @@ ROOMS: dict[str, set[str]] = {
         "reply",
         "transport",
     },
-    "cli": {"__init__", "_kernel", "_packets", "capture", "errors", "reply"},
+    "cli": {"__init__", "_kernel", "_packets", "capture", "errors", "namespaces", "reply"},
 }
 # Modules of another room than the one of their name.
 ELSEWHERE = {"__main__": "cli", "pytest_plugin": "testing"}

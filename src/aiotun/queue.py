@@ -340,7 +340,9 @@ class Queue(QueueBase):
             raise self._write_error(error) from error
 
     def _send_at_once(self, packets: list[Buffer]) -> int:
-        return 0 if self._senders else self.port.write_many(self._fd, packets)
+        if self._senders or self._fd < 0:
+            return 0
+        return self.port.write_many(self._fd, packets)
 
     async def _send_waiting(self, packet: Buffer) -> None:
         loop = self._bind()

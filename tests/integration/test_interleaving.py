@@ -410,6 +410,19 @@ async def test_a_forked_child_leaves_the_loop_of_its_parent_alone(end: str) -> N
         assert number(await soon(task)) == 0
 
 
+@pytest.mark.parametrize("offload", ["off", "raw", "split"])
+async def test_a_long_list_meets_the_closing_between_two_turns(offload: Any) -> None:
+    async with rig(offload=offload) as r:
+        header = bytes(10) if offload == "raw" else b""
+        task = asyncio.create_task(r.tun.send_many([header + udp(THEIRS, 1, OURS, 2)] * 5000))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        r.tun.close()
+        with pytest.raises(DeviceClosedError) as caught:
+            await soon(task)
+        assert 0 < caught.value.sent < 5000
+
+
 # --- Sockets -------------------------------------------------------------------------------------
 
 

@@ -80,6 +80,7 @@ class Link:
     def __init__(self, name: str, netns: namespaces.NetnsArg | None = None) -> None:
         self._interface = Interface(check_name(name))
         self._netns = netns
+        self._adopted = False
         # Held during a request, in its thread: what one finds out (the name) must not be
         # overwritten by another that looked before.
         self._lock = threading.Lock()
@@ -89,19 +90,18 @@ class Link:
             self._interface.namespace = namespaces.NamespaceFd(namespaces.open_netns(netns))
 
     @classmethod
-    def _held(cls, interface: Interface, namespace: namespaces.NamespaceFd) -> Link:
+    def _held(cls, interface: Interface) -> Link:
         """Make the link of a device, which has looked everything up already.
 
         Args:
             interface: shared with the device and kept up to date; found by its index, from now
-                on, whatever its name.
-            namespace: where it is.
+                on, whatever its name. Where its namespace is not known, every request raises.
         """
         # Not by __init__: it takes only names in UTF-8, and an interface may have another.
         self = cls.__new__(cls)
         self._interface = interface
-        self._interface.namespace = namespace
         self._netns = None
+        self._adopted = True
         self._lock = threading.Lock()
         return self
 
@@ -527,6 +527,14 @@ class Link:
     def _namespace(self) -> namespaces.NamespaceFd:
         """Give the namespace that the link is in, opened by the first who asks."""
         if self._interface.namespace is None:
+            if self._adopted:  # not this thread's: an interface of that name here is another
+                name = self._interface.name
+                text = (
+                    f"{name} is in a network namespace that this program can't look into, so its "
+                    "link can't be asked or changed from here; do that inside the namespace, or "
+                    "take the fd over where this program has CAP_NET_ADMIN in it"
+                )
+                raise LinkError(errno.ENODEV, text, name)
             self._interface.namespace = namespaces.NamespaceFd(namespaces.open_netns(self._netns))
         return self._interface.namespace
 

@@ -484,7 +484,7 @@ async def test_an_icmp_error_is_told_once_and_ends_nothing() -> None:
                 assert again.recv(100) == b"hello"
 
 
-@pytest.mark.parametrize("kind", ["stream", "pipe", "file", "folder", "null"])
+@pytest.mark.parametrize("kind", ["stream", "pipe", "file", "folder", "null", "zero"])
 def test_what_keeps_no_packets_apart_is_no_queue(kind: str, tmp_path: Path) -> None:
     one, other = socket.socketpair()
     reader, writer = os.pipe()
@@ -494,13 +494,14 @@ def test_what_keeps_no_packets_apart_is_no_queue(kind: str, tmp_path: Path) -> N
         "file": os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT),
         "folder": os.open(tmp_path, os.O_RDONLY),
         "null": os.open("/dev/null", os.O_RDWR),
+        "zero": os.open("/dev/zero", os.O_RDWR),
     }
     try:
         with pytest.raises(ValueError, match=f"fd {fds[kind]} is"):
             Queue.from_fd(fds[kind])
         assert os.get_blocking(fds[kind])  # untouched
     finally:
-        for fd in (reader, writer, fds["file"], fds["folder"], fds["null"]):
+        for fd in (reader, writer, fds["file"], fds["folder"], fds["null"], fds["zero"]):
             os.close(fd)
         one.close()
         other.close()

@@ -25,7 +25,9 @@ __all__ = [
     "SOCK_FPROG",
     "TUN_FILTER",
     "VNET_HDR",
+    "VNET_HDR_LONG",
     "VNET_HDR_SIZE",
+    "VNET_HDR_SIZES",
     "Iff",
     "Ioctl",
     "OffloadFlag",
@@ -47,10 +49,12 @@ MAX_QUEUE_LENGTH = 524_288
 # if_tun.h: struct tun_pi { __u16 flags; __be16 proto; }.
 PI_SIZE = 4
 
-# virtio_net.h: struct virtio_net_hdr, without num_buffers.
+# virtio_net.h: struct virtio_net_hdr, and struct virtio_net_hdr_mrg_rxbuf, which has num_buffers.
 # In the machine's own byte order: nobody calls TUNSETVNETLE or TUNSETVNETBE.
 VNET_HDR = struct.Struct("=BBHHHH")
+VNET_HDR_LONG = struct.Struct("=BBHHHHH")
 VNET_HDR_SIZE = VNET_HDR.size
+VNET_HDR_SIZES = (VNET_HDR_SIZE, VNET_HDR_LONG.size)
 
 # The most that one read can give: a 65,535-byte packet with an Ethernet header and a VLAN tag, the
 # packet-info header and the longest virtio-net header. A shorter buffer would cut it silently.

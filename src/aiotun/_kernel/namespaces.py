@@ -10,7 +10,15 @@ from ..errors import LinkError, NotPermittedError
 from . import places
 from .limits import LIMITS, naming_limits
 
-__all__ = ["NamespaceFd", "NetnsArg", "check_netns", "open_netns", "same_namespace", "setns"]
+__all__ = [
+    "NamespaceFd",
+    "NetnsArg",
+    "check_netns",
+    "is_here",
+    "open_netns",
+    "same_namespace",
+    "setns",
+]
 
 
 class _HasFileno(Protocol):
@@ -146,8 +154,7 @@ def setns(fd: int) -> None:
     places.stand(helper)
     if helper is not None:
         return
-    here, there = os.stat("/proc/thread-self/ns/net"), os.fstat(fd)
-    if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
+    if is_here(fd):
         return
     if getattr(_staying, "here", False):
         text = "this thread could not come back from another network namespace, so it stays here"
@@ -174,6 +181,12 @@ def _setns(fd: int) -> None:
     if libc.setns(fd, _CLONE_NEWNET) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def is_here(fd: int) -> bool:
+    """Whether the calling thread is in the namespace that an open fd stands for."""
+    here, there = os.stat("/proc/thread-self/ns/net"), os.fstat(fd)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
 def same_namespace(one: int, other: int) -> bool:

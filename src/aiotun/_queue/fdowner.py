@@ -316,6 +316,15 @@ class QueueBase(PacketIO):
         return self.port.format.offload
 
     @property
+    def vnet_header_size(self) -> int:
+        """The size in bytes of the virtio-net header, 10 or 12; 0 with ``offload="off"``.
+
+        With ``"raw"`` each packet begins with it, both ways; with ``"split"`` the program does not
+        see it.
+        """
+        return self.port.format.vnet_header_size
+
+    @property
     def stats(self) -> PacketStats:
         return PacketStats(*dataclasses.astuple(self.port.counts))
 

@@ -173,13 +173,13 @@ class Queue(QueueBase):
             BlockingIOError: there is none.
         """
         try:
-            taken = take(self)
+            return take(self)
         except OSError as error:
             self._refuse(error)
             raise
-        if not self._resuming and self.port.pending and self._watch.reading:
-            self._watch.nudge()
-        return taken
+        finally:  # also where a packet was cut, which raises and leaves a rest all the same
+            if not self._resuming and self.port.pending and self._watch.reading:
+                self._watch.nudge()
 
     def _refuse(self, error: OSError) -> None:
         """Note that the fd is empty; raise what any other error means."""
@@ -348,7 +348,7 @@ class Queue(QueueBase):
             raise self._write_error(error) from error
 
     def _send_at_once(self, packets: list[Buffer]) -> int:
-        if self._senders or self._fd < 0:
+        if self._senders or self._fd < 0:  # closed while `send_many` gave the loop a turn
             return 0
         return self.port.write_many(self._fd, packets)
 

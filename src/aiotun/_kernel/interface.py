@@ -52,9 +52,10 @@ class Interface:
         """Ask the kernel whether the link is up; only in a thread of its own, which may move.
 
         Raises:
-            LinkError, NotPermittedError: that can't be found out.
+            LinkError, NotPermittedError, OSError: that can't be found out.
         """
         if self.namespace is None:
             raise LinkError(errno.ENODEV, "its network namespace is not known", self.name)
         namespaces.setns(self.namespace.fd)
-        return ioctl.is_up(self.name)
+        # Others may have renamed it, and given its name to another.
+        return ioctl.is_up(self.name if self.index is None else ioctl.get_name(self.index))

@@ -10,6 +10,7 @@ Sources: ``linux/netlink.h``, ``linux/rtnetlink.h``, ``linux/if_link.h`` (IFLA_L
 import socket
 import struct
 
+from . import places
 from .abi import Iff
 from .limits import LIMITS, limit_error
 
@@ -45,7 +46,7 @@ def get_flags(index: int) -> Iff | None:
     request = _NLMSGHDR.pack(16 + len(body), _RTM_GETLINK, _NLM_F_REQUEST, 0, 0) + body
     kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
     try:
-        with socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE) as sock:
+        with places.make_socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE) as sock:
             sock.send(request)
             # The kernel has answered by the time that send returns.
             answer = sock.recv(1 << 16, socket.MSG_DONTWAIT)

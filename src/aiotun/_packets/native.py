@@ -106,7 +106,7 @@ def _write_many(fd: int, packets: list[Buffer]) -> int:
         for packet in packets:
             os.write(fd, packet)
             written += 1
-    except (OSError, TypeError, BufferError):
+    except (OSError, TypeError, ValueError, BufferError):
         pass
     return written
 

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from .._kernel.words import Mode
 from .._packets.flow import flow_hash
-from ..errors import AiotunError, DeviceClosedError, DeviceLostError, LinkDownError
+from ..errors import (
+    AiotunError,
+    DeviceClosedError,
+    DeviceLostError,
+    LinkDownError,
+    PacketTruncatedError,
+)
 from .closing import close_queues
 from .packetio import BUDGET, PacketIO, PacketStats, take_one
 from .waiting import Line, Waiter
@@ -166,10 +172,16 @@ class QueueGroup(PacketIO):
             except BlockingIOError:
                 ready.popleft()
                 continue
-            ready.rotate(-1)
-            self._budget -= 1
+            except PacketTruncatedError:
+                self._took_one()
+                raise
+            self._took_one()
             return taken
         raise BlockingIOError(errno.EAGAIN, "no queue has a packet")
+
+    def _took_one(self) -> None:
+        self._ready.rotate(-1)
+        self._budget -= 1
 
     def _take_many(self, limit: int) -> list[bytes]:
         batch = [self._take()]
@@ -205,7 +217,7 @@ class QueueGroup(PacketIO):
                 sent += written
                 if written < len(run):
                     break
-        except (AiotunError, TypeError, BufferError):
+        except (AiotunError, TypeError, ValueError, BufferError):
             pass  # the first packet left over meets it again
         return sent
 

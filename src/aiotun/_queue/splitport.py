@@ -114,7 +114,7 @@ class SplitPort(Port):
                     done += written
                     if written < native.packets_in(super_packet):
                         break
-        except (OSError, TypeError, BufferError):
+        except (OSError, TypeError, ValueError, BufferError):
             pass  # the first packet left over meets it again
         return done
 

@@ -220,6 +220,11 @@ class Steps:
         else:
             kernel.flags_up(world.name, True)
         world.down = False
+        if world.config.version == 6:
+            # Until then the kernel drops what comes for its address, without a count of ours.
+            deadline = time.monotonic() + world.patience
+            while not kernel.ipv6_usable(world.name) and time.monotonic() < deadline:
+                await asyncio.sleep(0.001)
 
     async def _ask(self, request: Awaitable[Any]) -> None:
         try:

@@ -27,8 +27,8 @@ class SendWatch:
     *Deleted*: the kernel wakes those who poll for reading then, and not those who poll for writing.
     Polling for reading would wake us for every packet that nobody wants. But the wake-up is for
     urgent data as well (EPOLLPRI), which a TUN device never has. An event loop can't ask for that,
-    so an epoll of our own does, and the loop watches it. It tells of any error, such as an ICMP error
-    that a socket reports; the write that is tried then says which one it is.
+    so an epoll of our own does, and the loop watches it. It tells of any error, such as an ICMP
+    error that a socket reports; the write that is tried then says which one it is.
 
     *Down*: the kernel tells nobody, and a write says EAGAIN for as long as the buffer is full. So
     we ask for the link's flags, in a short-lived thread in the interface's namespace, for as long

@@ -80,12 +80,12 @@ def test_what_another_machine_reached_stands_beside_it(results: Path, tmp_path: 
     docs = tmp_path / "docs"
     report.write(results, docs)
     page = (docs / "benchmarks.md").read_text()
-    assert "|  | reach | a & b | b |" in page
+    assert "|  | target | a & b | b |" in page
     both = "1.45x (1.42-1.50) **missed** | 1.00x (1.00-1.00) reached |"
     assert f"to read <a> packet: aiotun / C | ≤ 1.15 | {both}" in page
     assert "aiotun / scapy | ≤ 1 | 0.02x (0.02-0.02) reached |  |" in page
     told = page.rpartition("## Measured on")[2]
-    assert "- machine: a & b\n\nAnd the other machine:\n\n- machine: b\n" in told
+    assert "- machine: a & b\n\nThe other machine:\n\n- machine: b\n" in told
 
 
 def test_a_part_measured_again_replaces_itself_alone(results: Path) -> None:

@@ -51,6 +51,15 @@ def test_the_reference_has_every_public_name() -> None:
     assert {name for name, _ in public()} - described == set()
 
 
+def test_the_reference_leaves_out_what_queues_have_for_other_modules() -> None:
+    page = (ROOT / "docs" / "reference" / "devices.md").read_text()
+    found = re.search(r"^.. autoclass:: Queue\n   :exclude-members: (.+)", page, re.MULTILINE)
+    assert found
+    own = {name for name in dir(aiotun.Queue) if not name.startswith("_")}
+    shown = own - set(dir(aiotun.PacketIO)) - set(found[1].split(", "))
+    assert shown == {"detach", "disable", "disabled", "enable", "from_fd", "name", "offload"}
+
+
 def test_all_examples_are_described() -> None:
     page = (ROOT / "docs" / "examples.md").read_text()
     folder = ROOT / "examples"

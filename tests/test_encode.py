@@ -453,7 +453,7 @@ def test_all_tags_are_decoded() -> None:
     assert isinstance(decoded.data, IP)
     decoded.vlan_tags[2].id = 5
     assert encode(decoded)[20:24] == b"\x81\0\xe0\5"
-    with pytest.raises(aiotun.PacketDecodeError, match="9 VLAN tags; 8 are enough"):
+    with pytest.raises(aiotun.PacketDecodeError, match="9 VLAN tags; at most 8"):
         aiotun.decode_frame(_on_the_wire("81000064" * 9 + "0800"))
 
 
@@ -486,33 +486,33 @@ def changed(what: Any, **fields: object) -> Any:
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        (ip4(UDP(), p=6), "p is 6, but 17"),
-        (ip4(TCP(), p=17), "p is 17, but 6"),
-        (ip6(UDP(), nxt=58), "nxt is 58, but 17"),
+        (ip4(UDP(), p=6), "p is 6, but UDP has the number 17"),
+        (ip4(TCP(), p=17), "p is 17, but TCP has the number 6"),
+        (ip6(UDP(), nxt=58), "nxt is 58, but UDP has the number 17"),
         (ip6(UDP(), nxt=44, all_extension_headers=[IP6HopOptsHeader(data=bytes(6))]), "nxt is 44"),
-        (IP(src="10.0.0.1", dst=DST4), "src has to be 4 bytes, not '10.0.0.1'"),
-        (IP6(src=SRC6), "dst has to be 16 bytes, not b''"),
-        (IP6(src=SRC4, dst=DST6), "src has to be 16 bytes"),
-        (Ethernet(dst=MAC1), "src has to be 6 bytes"),
-        (ip4(bytes(65516), len=0), "65536 bytes"),
-        (ip4(UDP(data=bytes(65528)), len=0), "65536 bytes"),
-        (ip6(bytes(65536)), "65536 bytes"),
-        (ip4(b"", opts=bytes(41)), "room for 40"),
-        (ip4(TCP(opts=bytes(41))), "room for 40"),
-        (changed(ip4(b""), data="text"), "bytes or dpkt's, not str"),
-        (changed(ip4(b""), data=5), "bytes or dpkt's, not int"),
-        (ip6(UDP(data=5)), "bytes or dpkt's, not int"),
-        (ip4(UDP(sport=65536)), "cannot be written"),
-        (ip4(UDP(), ttl=256), "cannot be written"),
-        (ip4(UDP(), ttl=None), "cannot be written"),
-        (ip6(b"", all_extension_headers=[IP6HopOptsHeader(data=bytes(5))]), "7 bytes"),
+        (IP(src="10.0.0.1", dst=DST4), "src must be 4 bytes, got '10.0.0.1'"),
+        (IP6(src=SRC6), "dst must be 16 bytes, got b''"),
+        (IP6(src=SRC4, dst=DST6), "src must be 16 bytes"),
+        (Ethernet(dst=MAC1), "src must be 6 bytes"),
+        (ip4(bytes(65516), len=0), "at most 65535 bytes, got 65536"),
+        (ip4(UDP(data=bytes(65528)), len=0), "at most 65535 bytes, got 65536"),
+        (ip6(bytes(65536)), "at most 65535 bytes, got 65536"),
+        (ip4(b"", opts=bytes(41)), "at most 40 bytes, got 41"),
+        (ip4(TCP(opts=bytes(41))), "at most 40 bytes, got 41"),
+        (changed(ip4(b""), data="text"), "bytes or a dpkt object, got str"),
+        (changed(ip4(b""), data=5), "bytes or a dpkt object, got int"),
+        (ip6(UDP(data=5)), "bytes or a dpkt object, got int"),
+        (ip4(UDP(sport=65536)), "can't be encoded"),
+        (ip4(UDP(), ttl=256), "can't be encoded"),
+        (ip4(UDP(), ttl=None), "can't be encoded"),
+        (ip6(b"", all_extension_headers=[IP6HopOptsHeader(data=bytes(5))]), "7 bytes, but its len"),
         (
             frame(dpkt.llc.LLC(data=b"data"), vlan_tags=[VLANtag8021Q(id=5)]),
-            "no VLAN tags or labels in front of LLC",
+            "can't write VLAN tags or labels in front of LLC",
         ),
         (
             frame(b"", vlan_tags=[VLANtagISL(id=5)], mpls_labels=[MPLSlabel(val=5)]),
-            "dpkt writes 18 of the 44 bytes of Ethernet",
+            "dpkt writes only 18 of the 44 bytes of Ethernet",
         ),
         (frame(ip4(b"", opts=b"\1" * 4), mpls_labels=[MPLSlabel(val=5)]), "IP would be decoded as"),
         (ip6(b"", all_extension_headers=[IP6RoutingHeader(len=3, data=SRC6)]), "len is 3"),

@@ -470,15 +470,18 @@ class TestSplit:
         [
             (b"", "header of 10 bytes"),
             (bytes(9), "header of 10 bytes"),
-            (VnetHeader(1, 0, 0, 0, 5, 4).pack() + bytes(10), "a checksum at 9"),
-            (VnetHeader(1, 0, 0, 0, 65535, 65535).pack() + bytes(10), "a checksum at 131070"),
+            (VnetHeader(1, 0, 0, 0, 5, 4).pack() + bytes(10), "the checksum at 9 is outside"),
+            (
+                VnetHeader(1, 0, 0, 0, 65535, 65535).pack() + bytes(10),
+                "checksum at 131070 is outside",
+            ),
             (VnetHeader(1, 1, 0, 9).pack(), "neither IPv4 nor IPv6"),
             (VnetHeader(1, 1, 0, 9).pack() + b"\x50" * 60, "neither IPv4 nor IPv6"),
-            (VnetHeader(1, 1, 0, 0).pack() + bytes(Packet()), "gso_size of 0"),
-            (VnetHeader(1, 4, 0, 9).pack() + bytes(Packet()), "gso_type of 4"),
-            (VnetHeader(1, 5, 0, 9).pack() + bytes(Packet()), "gso_type of 5"),
-            (VnetHeader(1, 3, 0, 9).pack() + bytes(Packet(protocol="udp")), "gso_type of 3"),
-            (VnetHeader(1, 0x61, 0, 9).pack() + bytes(Packet()), "gso_type of 97"),
+            (VnetHeader(1, 1, 0, 0).pack() + bytes(Packet()), "gso_size must not be 0"),
+            (VnetHeader(1, 4, 0, 9).pack() + bytes(Packet()), "gso_type 4 does not match"),
+            (VnetHeader(1, 5, 0, 9).pack() + bytes(Packet()), "gso_type 5 does not match"),
+            (VnetHeader(1, 3, 0, 9).pack() + bytes(Packet(protocol="udp")), "gso_type 3 does not"),
+            (VnetHeader(1, 0x61, 0, 9).pack() + bytes(Packet()), "gso_type 97 does not match"),
             (VnetHeader(1, 1, 0, 9).pack() + bytes(Packet(fragment=0x2000)), "fragment"),
             (VnetHeader(1, 1, 0, 9).pack() + bytes(Packet(payload=b"x"))[:-1], "length"),
             (VnetHeader(1, 1, 0, 9).pack() + bytes(Packet()) + b"x", "length"),
@@ -492,7 +495,7 @@ class TestSplit:
             (
                 VnetHeader(1, 4, 0, 9).pack()
                 + bytes(Packet(version=6, options=b"\x2b\xff\0\0\0\0\0\0")),
-                "neither TCP nor UDP|header that does not fit",
+                "neither TCP nor UDP|does not match",
             ),
         ],
     )
@@ -549,7 +552,7 @@ class TestSourceRoutes:
         whole = bytes(ROUTED[kind].but(payload=bytes(100)))
         gso_type = GsoType.TCPV4 if ROUTED[kind].version == 4 else GsoType.TCPV6
         for header in (VnetHeader(0, gso_type, 0, 40), VnetHeader(1, gso_type, 0, 40, 20, 4)):
-            with pytest.raises(ValueError, match="a source route, and no partial checksum"):
+            with pytest.raises(ValueError, match="a source route, but no partial checksum"):
                 split(header.pack() + whole, False)
 
     @each_split

@@ -87,9 +87,9 @@ class TestAddress:
             ("10.0.0.1/24 brd 10.0.0.255", "write '10.0.0.1/24'"),
             ("10.0.0.1 peer", "write '10.0.0.1/24'"),
             ("10.0.0.1 peer fd00::2/64", "mixes IPv4 and IPv6"),
-            ("10.0.0.1/24 peer 10.0.0.2/32", "only the peer has one"),
-            ("fe80::1%eth0/64", "leave '%eth0' out"),
-            ("fd00::1 peer fe80::1%eth0/64", "leave '%eth0' out"),
+            ("10.0.0.1/24 peer 10.0.0.2/32", "only the peer can have one"),
+            ("fe80::1%eth0/64", "leave out '%eth0'"),
+            ("fd00::1 peer fe80::1%eth0/64", "leave out '%eth0'"),
         ],
     )
     def test_wrong_text(self, text: str, reason: str) -> None:
@@ -208,27 +208,27 @@ class TestRoute:
     @pytest.mark.parametrize(
         ("text", "reason"),
         [
-            ("", "is no route"),
-            ("all", "is no route"),
-            ("10.2.0.1/16", "host bits set: the network is 10.2.0.0/16"),
-            ("10.2.0.0/16 via", "is no route"),
-            ("10.2.0.0/16 10.0.0.2", "is no route"),
-            ("10.2.0.0/16 dev eth0", "is no route"),
-            ("10.2.0.0/16 onlink", "'onlink' has no gateway"),
+            ("", "is not a valid route"),
+            ("all", "is not a valid route"),
+            ("10.2.0.1/16", "host bits set; write 10.2.0.0/16 for the network"),
+            ("10.2.0.0/16 via", "is not a valid route"),
+            ("10.2.0.0/16 10.0.0.2", "is not a valid route"),
+            ("10.2.0.0/16 dev eth0", "is not a valid route"),
+            ("10.2.0.0/16 onlink", "'onlink' needs a gateway"),
             ("10.2.0.0/16 via onlink", "gateway 'onlink'"),
-            ("10.2.0.0/16 via 10.0.0.2 onlink onlink", "names 'onlink' twice"),
-            ("10.2.0.0/16 via 10.0.0.2 onlink 5", "is no route"),
-            ("onlink", "is no route"),
+            ("10.2.0.0/16 via 10.0.0.2 onlink onlink", "has 'onlink' twice"),
+            ("10.2.0.0/16 via 10.0.0.2 onlink 5", "is not a valid route"),
+            ("onlink", "is not a valid route"),
             ("10.2.0.0/16 via nobody", "gateway 'nobody'"),
             ("10.2.0.0/16 via fd00::2", "mixes IPv4 and IPv6"),
-            ("10.2.0.0/16 metric 5 metric 6", "names 'metric' twice"),
-            ("10.2.0.0/16 metric -5", "'metric' needs a number"),
-            ("10.2.0.0/16 metric 1_0", "'metric' needs a number"),
-            ("10.2.0.0/16 metric 4294967296", "it may be 0 to 4294967295"),
-            ("10.2.0.0/16 table main", "'table' needs a number"),
-            ("10.2.0.0/16 table 0", "it may be 1 to 4294967295"),
-            ("fe80::%eth0/64", "leave '%eth0' out"),
-            ("default via fe80::1%eth0", "leave '%eth0' out"),
+            ("10.2.0.0/16 metric 5 metric 6", "has 'metric' twice"),
+            ("10.2.0.0/16 metric -5", "'metric' must be a number"),
+            ("10.2.0.0/16 metric 1_0", "'metric' must be a number"),
+            ("10.2.0.0/16 metric 4294967296", "must be 0 to 4294967295"),
+            ("10.2.0.0/16 table main", "'table' must be a number"),
+            ("10.2.0.0/16 table 0", "must be 1 to 4294967295"),
+            ("fe80::%eth0/64", "leave out '%eth0'"),
+            ("default via fe80::1%eth0", "leave out '%eth0'"),
         ],
     )
     def test_wrong_text(self, text: str, reason: str) -> None:
@@ -237,7 +237,7 @@ class TestRoute:
         assert repr(text) in str(caught.value)
 
     def test_named_twice(self) -> None:
-        with pytest.raises(ValueError, match="given beside it"):
+        with pytest.raises(ValueError, match="given twice"):
             parse_route("10.2.0.0/16 metric 5", metric=5)
         with pytest.raises(ValueError, match="already"):
             parse_route(parse_route("10.2.0.0/16"), metric=5)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from aiotun import LinkAddress, Route, cli, networkd_units
 
 PLAIN_NETDEV = """\
-# To be /etc/systemd/network/50-tun0.netdev; see systemd.netdev(5).
+# Install this as /etc/systemd/network/50-tun0.netdev; see systemd.netdev(5).
 
 [NetDev]
 Name=tun0
@@ -20,13 +20,13 @@ Kind=tun
 """
 
 PLAIN_NETWORK = """\
-# To be /etc/systemd/network/50-tun0.network; see systemd.network(5).
+# Install this as /etc/systemd/network/50-tun0.network; see systemd.network(5).
 
 [Match]
 Name=tun0
 
 [Link]
-# There is no carrier until a program attaches; booting does not wait for that.
+# There is no carrier until a program attaches. Don't make the boot wait for it.
 RequiredForOnline=no
 
 [Network]
@@ -174,7 +174,7 @@ def test_the_link(options: dict[str, Any], expected: dict[str, list[list[str]]])
 
 
 def test_the_bridge_is_not_left_to_be_found_out() -> None:
-    assert "# Needs a .netdev file" in networkd_units("x", "tap", bridge="br0")["50-x.network"]
+    assert "# This needs a .netdev file" in networkd_units("x", "tap", bridge="br0")["50-x.network"]
 
 
 @pytest.mark.parametrize(
@@ -205,15 +205,15 @@ def test_what_networkd_has_no_word_for(option: str, value: object, default: obje
         ({"mtu": 1279, "addresses": ["fd00::1/64"]}, "fd00::1/64: IPv6 needs at least 1280"),
         ({"mtu": 68, "routes": ["fd00::/64"]}, "fd00::/64: IPv6 needs at least 1280"),
         ({"mtu": 67}, "68 to 65535"),
-        ({"owner": "a b"}, "no name of a user"),
-        ({"owner": ""}, "no name of a user"),
+        ({"owner": "a b"}, "not a valid user or group name"),
+        ({"owner": ""}, "not a valid user or group name"),
         ({"owner": "1000"}, "a number as an int"),
-        ({"group": "-x"}, "no name of a user"),
-        ({"group": "x\n[Link]"}, "no name of a user"),
-        ({"group": "x\n"}, "no name of a user"),
+        ({"group": "-x"}, "not a valid user or group name"),
+        ({"group": "x\n[Link]"}, "not a valid user or group name"),
+        ({"group": "x\n"}, "not a valid user or group name"),
         ({"owner": -1}, "owner may be 0"),
-        ({"addresses": ["10.0.0.1/24\nGateway=10.0.0.2"]}, "no address"),
-        ({"routes": ["default\nvia"]}, "no route"),
+        ({"addresses": ["10.0.0.1/24\nGateway=10.0.0.2"]}, "not a valid address"),
+        ({"routes": ["default\nvia"]}, "not a valid route"),
     ],
 )
 def test_wrong_values(options: dict[str, Any], said: str) -> None:
@@ -226,7 +226,7 @@ def test_wrong_values(options: dict[str, Any], said: str) -> None:
     [
         ("tun", {"mac": "02:00:00:00:00:01"}, "open_tap"),
         ("tun", {"bridge": "br0"}, "open_tap"),
-        ("tap", {"vnet_header": 1}, "vnet_header is True or False"),
+        ("tap", {"vnet_header": 1}, "vnet_header must be True or False"),
         ("tap", {"owner": 1.0}, "owner is an int"),
         ("tap", {"addresses": "10.0.0.1/24"}, "a list"),
         ("tap", {"colour": "blue"}, "colour"),
@@ -239,7 +239,7 @@ def test_wrong_types(mode: Any, options: dict[str, Any], said: str) -> None:
 
 @pytest.mark.parametrize("mode", ["TUN", "", None, "bridge"])
 def test_wrong_modes(mode: Any) -> None:
-    with pytest.raises(ValueError, match="mode is 'tun' or 'tap'"):
+    with pytest.raises(ValueError, match="mode must be 'tun' or 'tap'"):
         networkd_units("x", mode)
 
 
@@ -277,7 +277,7 @@ def test_names_that_it_takes(name: str) -> None:
 
 def test_a_name_is_needed() -> None:
     name: Any = None
-    with pytest.raises(TypeError, match="an interface name is a str"):
+    with pytest.raises(TypeError, match="an interface name must be a str"):
         networkd_units(name)
 
 
@@ -297,7 +297,7 @@ def test_a_value_forced_past_its_class_carries_nothing_in(field: str) -> None:
     address = LinkAddress(ipaddress.IPv4Interface("10.0.0.1/8"))
     route = Route(ipaddress.IPv4Network("10.0.0.0/8"))
     object.__setattr__(address if field == "scope" else route, field, EVIL)
-    with pytest.raises(ValueError, match="can't stand in a networkd file"):
+    with pytest.raises(ValueError, match="not a valid value for"):
         networkd_units("x", addresses=[address], routes=[route])
 
 
@@ -399,9 +399,9 @@ def test_the_command_takes_the_same_options(
         ("tun0 ipv6_autoconf on mtu 1000", "at least 1280"),
         ("tun0 mtu many", "mtu is an int, not 'many'"),
         ("tun0 route default via", "'via' needs a value"),
-        ("tun0 address here", "'here' is no address"),
+        ("tun0 address here", "'here' is not a valid address"),
         ("tun0 address 10.0.0.1", "write '10.0.0.1/24'"),
-        ("tun0 mode bridge", "mode is 'tun' or 'tap'"),
+        ("tun0 mode bridge", "mode must be 'tun' or 'tap'"),
         ("tun0 bridge br0", "open_tap"),
         ("tun0 netns blue", "no setting for netns='blue'"),
         ("tun%d", "without '%d'"),

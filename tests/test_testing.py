@@ -99,7 +99,7 @@ async def test_what_takes_an_interface() -> None:
     async with one, other, tap, tap2:
         link = one.link
         for request in (link.up, link.info, link.stats, link.addresses, link.routes):
-            with pytest.raises(aiotun.LinkError, match="memory0 is in memory alone") as caught:
+            with pytest.raises(aiotun.LinkError, match="memory0 exists only in memory") as caught:
                 await request()
             assert caught.value.errno == errno.EOPNOTSUPP
         with pytest.raises(aiotun.LinkError):
@@ -466,7 +466,7 @@ async def test_a_real_device_behind_faults() -> None:
 def test_rates_are_checked() -> None:
     one, other = memory_pair()
     for wrong in ({"drop": -0.1}, {"delay": 1.1}, {"corrupt": float("nan")}, {"delay_by": -1}):
-        with pytest.raises(ValueError, match="not"):
+        with pytest.raises(ValueError, match="must be"):
             FaultInjector(one, **wrong)
     one.close()
     other.close()

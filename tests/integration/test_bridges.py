@@ -85,7 +85,7 @@ class TestCreating:
         [
             ({"name": "a" * 16}, ValueError, "1 to 15"),
             ({"name": "br%d"}, ValueError, "spell it out"),
-            ({"name": 7}, TypeError, "is a str"),
+            ({"name": 7}, TypeError, "must be a str"),
             ({"stp": 1}, TypeError, "stp is True or False"),
             ({"up": None}, TypeError, "up is True or False"),
             ({"mac": "01:00:00:00:00:01"}, ValueError, "multicast"),

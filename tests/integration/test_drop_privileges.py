@@ -115,7 +115,7 @@ def test_no_thread_may_keep_what_is_given_up() -> None:
 def test_what_cannot_be_opened(started: Any) -> None:
     """One line, and no child is left."""
     for more in ([], ["--separate"]):
-        with pytest.raises(AssertionError, match="it may have 1 to 15") as caught:
+        with pytest.raises(AssertionError, match="must have 1 to 15 bytes") as caught:
             started(*more, "--name", "much-too-long-a-name").__enter__()
         assert str(caught.value).count("\\n") == 1
 

@@ -637,7 +637,7 @@ class TestLink:
 
     async def test_an_mtu_too_small_for_ipv6(self) -> None:
         async with aiotun.open_tun("new0", mtu=1279) as tun:
-            words = ["at least 1280 bytes", "that of new0 is 1279"]
+            words = ["at least 1280 bytes", "the MTU of new0 is 1279"]
             with pytest.raises(aiotun.LinkError) as caught:
                 await tun.link.add_address("fd00::1/64")
             check(caught.value, aiotun.LinkError, errno.EINVAL, "new0", *words)

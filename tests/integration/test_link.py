@@ -338,7 +338,7 @@ class TestSetting:
         assert caught.value.errno == errno.EBUSY
 
     async def test_rename_to_a_taken_name(self, tap: str) -> None:
-        with pytest.raises(LinkError, match="take another") as caught:
+        with pytest.raises(LinkError, match="choose another name") as caught:
             await Link(tap).rename("lo")
         assert caught.value.errno == errno.EEXIST
 
@@ -356,12 +356,12 @@ class TestSetting:
         assert (caught.value.errno, caught.value.filename) == (errno.ENODEV, "nobridge0")
 
     async def test_a_bridge_takes_no_tun(self, tun: str, make: Callable[..., str]) -> None:
-        with pytest.raises(LinkError, match="a bridge joins frames only: use a TAP") as caught:
+        with pytest.raises(LinkError, match="use a TAP device") as caught:
             await Link(tun).set_master(make("bridge"))
         assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, tun)
 
     async def test_what_is_no_bridge_takes_none(self, tap: str, tun: str) -> None:
-        with pytest.raises(LinkError, match=f"whether {tun} is a bridge"):
+        with pytest.raises(LinkError, match=f"check that {tun} is a bridge"):
             await Link(tap).set_master(tun)
 
 

@@ -145,7 +145,7 @@ class TestCreating:
         [
             ({"name": "a" * 16}, ValueError, "1 to 15"),
             ({"name": "%d%d"}, ValueError, "one '%d'"),
-            ({"name": 7}, TypeError, "is a str"),
+            ({"name": 7}, TypeError, "must be a str"),
             ({"mode": "veth"}, ValueError, "'tun' or 'tap'"),
             ({"mode": None}, ValueError, "'tun' or 'tap'"),
             ({"multi_queue": 1}, TypeError, "multi_queue is True or False"),

@@ -334,7 +334,7 @@ def test_a_step_that_fails_is_one_line_and_undone(words: list[str], said: str) -
     [
         ([], "required"),
         (["--bridge", "qbr0"], "--tap"),
-        ([*NAMES, "--uplink", "a/b"], "no interface name"),
+        ([*NAMES, "--uplink", "a/b"], "not a valid interface name"),
         ([*NAMES, "--launch"], "go together"),
         ([*NAMES, "--launch", "--"], "go together"),
         ([*NAMES, "--", "true"], "go together"),

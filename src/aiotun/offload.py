@@ -53,8 +53,8 @@ class VnetHeader(_VnetFields):
         gso_size: the payload of each segment in bytes.
         csum_start: the offset in the packet at which the checksummed data begins.
         csum_offset: the offset of the checksum itself, from csum_start.
-        num_buffers: None in a header of 10 bytes. A header of 12 bytes has this number, of a guest's
-            receive buffers. The kernel's driver sets it to 0 and does not read it.
+        num_buffers: None in a header of 10 bytes. A header of 12 bytes has this number of a guest's
+            receive buffers; the kernel's driver sets it to 0 and does not read it.
 
     Source: ``struct virtio_net_hdr``, ``struct virtio_net_hdr_mrg_rxbuf`` (``linux/virtio_net.h``).
     """
@@ -164,9 +164,9 @@ def merge(packets: Iterable[Buffer], *, frame: bool = False, udp: bool = True) -
         udp: whether to merge UDP. Linux accepts such super-packets from version 6.2 on.
 
     Returns:
-        As many items or fewer, each with a 10-byte virtio-net header in front. The header is all zero if
-        nothing was merged. `split` returns the original packets, except for the IPv4 identification
-        of packets that must not be fragmented.
+        As many items or fewer, each with a 10-byte virtio-net header in front. The header is all
+        zero if nothing was merged. `split` returns the original packets, except for the IPv4
+        identification of packets that must not be fragmented.
 
     Raises:
         TypeError: a packet is not bytes-like.

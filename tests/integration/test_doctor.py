@@ -49,7 +49,7 @@ def statuses(found: dict[str, Any], *names: str) -> list[str]:
     return [found[name]["status"] for name in names]
 
 
-WORKS = ("create a device", "attach to one", "one of its own", "listen to any")
+WORKS = ("create a device", "attach to a device", "private device", "capture packets")
 
 
 class TestAsRoot:
@@ -82,16 +82,16 @@ class TestAsRoot:
         _, found = doctor(bare)
         assert found["create a device"]["status"] == "no"
         assert found["capabilities"]["status"] == "note"
-        assert found["listen to any"]["status"] == "note"
+        assert found["capture packets"]["status"] == "note"
 
     def test_attaching(self) -> None:
         make("old0")
         make("old1", "tap", "multi_queue")
         with held("old0"):
             _, found = doctor()
-            assert found["attach to one"]["said"] == "old1"
+            assert found["attach to a device"]["said"] == "old1"
         _, found = doctor()
-        assert found["attach to one"]["said"] == "old0, old1"
+        assert found["attach to a device"]["said"] == "old0, old1"
 
     def test_no_node(self, tmp_path: Path) -> None:
         hide = f'mount --bind "{tmp_path}" /dev/net && exec "$@"'
@@ -104,7 +104,7 @@ class TestAsRoot:
         cover = 'mount --bind /dev/null /dev/net/tun && exec "$@"'
         status, found = doctor(["unshare", "-m", "sh", "-c", cover, "sh", sys.executable])
         assert status == 1
-        assert "no character device 10:200" in found["node"]["said"]
+        assert "character device 10:200" in found["node"]["said"]
         assert found["driver"]["status"] == "note"
 
     @pytest.mark.parametrize(
@@ -146,8 +146,10 @@ class TestAsAnOrdinaryUser:
         assert status == 0
         assert statuses(found, *WORKS) == ["no", "note", "ok", "note"]
         assert "CAP_NET_ADMIN" in found["create a device"]["mend"]
-        assert found["attach to one"]["mend"] == f"sudo aiotun add dev tun0 mode tun user {USER}"
-        assert found["namespaces"]["said"] == "private ones can be had ('unshare -rn')"
+        assert (
+            found["attach to a device"]["mend"] == f"sudo aiotun add dev tun0 mode tun user {USER}"
+        )
+        assert found["namespaces"]["said"] == "private ones can be created ('unshare -rn')"
 
     @pytest.mark.parametrize(
         ("words", "ours"),
@@ -164,7 +166,7 @@ class TestAsAnOrdinaryUser:
         python, env = ordinary_python()
         make("old0", "tun", *words)
         _, found = doctor(python, env)
-        assert found["attach to one"]["status"] == ("ok" if ours else "note")
+        assert found["attach to a device"]["status"] == ("ok" if ours else "note")
         # It says what is so.
         code = "import asyncio, aiotun; asyncio.run(aiotun.open_tun('old0', up=False).__aenter__())"
         done = subprocess.run([*python, "-c", code], env={**os.environ, **env}, capture_output=True)
@@ -180,7 +182,7 @@ class TestAsAnOrdinaryUser:
         finally:
             ours.unlink()
         assert status == 1
-        assert found["node"]["said"] == "/dev/net/tun has mode 0600, which keeps this user out"
+        assert found["node"]["said"] == "/dev/net/tun has mode 0600, so this user can't open it"
         assert found["node"]["mend"] == "sudo chmod 0666 /dev/net/tun"
         assert statuses(found, *WORKS) == ["no", "no", "no", "note"]
 
@@ -263,12 +265,12 @@ class TestNamespaces:
         monkeypatch.setattr(doctor_command, "_SETTINGS", tmp_path)
         (tmp_path / "kernel").mkdir()
         checks = {check.name: check for check in doctor_command.examine().checks}
-        assert "no device can be made in a private one" in checks["namespaces"].said
+        assert "no device can be created in a private one" in checks["namespaces"].said
         assert "CAP_NET_ADMIN" in checks["namespaces"].said
         (tmp_path / "kernel/apparmor_restrict_unprivileged_userns").write_text("1\n")
         report = doctor_command.examine()
         checks = {check.name: check for check in report.checks}
-        assert "takes capabilities away" in checks["namespaces"].said
+        assert "removes capabilities" in checks["namespaces"].said
         assert [each.status for each in report.works] == ["ok", "note", "no", "ok"]
 
 
@@ -286,7 +288,7 @@ class TestPackages:
 
         monkeypatch.setattr(importlib.metadata, "version", version)
         checks = {check.name: check for check in doctor_command.examine().checks}
-        assert checks[name].said == "(a version that is not known)"
+        assert checks[name].said == "(unknown version)"
         monkeypatch.setitem(sys.modules, name, None)
         report = doctor_command.examine()
         checks = {check.name: check for check in report.checks}
@@ -313,7 +315,7 @@ class TestHowItIsShown:
     def test_in_a_terminal(self) -> None:
         with in_terminal("doctor") as command:
             assert command.end() == 0
-        assert "\x1b[32mok \x1b[0m  node             /dev/net/tun, mode 0" in command.out
+        assert "\x1b[32mok \x1b[0m  node                /dev/net/tun, mode 0" in command.out
         assert command.lines[-1] == "\x1b[32maiotun can be used here.\x1b[0m"
 
     @pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
@@ -321,7 +323,7 @@ class TestHowItIsShown:
         with in_terminal("doctor", env=env) as command:
             assert command.end() == 0
         assert "\x1b" not in command.out
-        assert "  ok   node             /dev/net/tun, mode 0" in command.out
+        assert "  ok   node                /dev/net/tun, mode 0" in command.out
 
     def test_in_a_pipe(self) -> None:
         with piped("doctor") as command:

@@ -45,7 +45,7 @@ from ._queue.fdowner import Group, QueueBase
 from ._queue.judging import judge
 from ._queue.lookahead import TURNS
 from ._queue.packetio import BUDGET, PacketIO, take_one
-from ._queue.waiting import FRONT, Waiter
+from ._queue.waiting import Waiter
 from .errors import AiotunError, DeviceClosedError
 
 if TYPE_CHECKING:
@@ -98,8 +98,9 @@ class Queue(QueueBase):
     async def recv(self) -> bytes:
         free = self._free
         if free:
+            read = self._read
             try:
-                packet = self._read(self._fd, READ_SIZE)
+                packet = read(self._fd, READ_SIZE)
             except OSError as error:
                 self._refuse(error)
             else:
@@ -111,8 +112,9 @@ class Queue(QueueBase):
         # As recv; calling it would cost every packet one coroutine more.
         free = self._free
         if free:
+            read = self._read
             try:
-                packet = self._read(self._fd, READ_SIZE)
+                packet = read(self._fd, READ_SIZE)
             except OSError as error:
                 self._refuse(error)
             else:
@@ -136,17 +138,21 @@ class Queue(QueueBase):
             wait = self._budget <= 0
         else:
             wait = not self._free
-        front = False
+        ticket: int | None = None
         wait = wait or self._drained or self._somebody_waits()
         while True:
             if wait:
-                self.end_free()
-                self.watch()
-                await Waiter(loop, self._receivers, front=front)
+                if self._free:
+                    self.end_free()
+                if self.port.pending or not self._watch.reading:
+                    self.watch()
+                # If another process reads first, this task keeps its place in the line.
+                waiter = Waiter(loop, self._receivers, ticket)
+                ticket = waiter.ticket
+                await waiter
                 # No await from here on: what is read is returned.
                 if self._fd < 0 or self._lost is not None:
                     self.check_open()
-                front = True  # if another process reads first, this task keeps its place
             try:
                 return self.take(take)
             except BlockingIOError:
@@ -163,7 +169,7 @@ class Queue(QueueBase):
         except OSError as error:
             self._refuse(error)
             raise
-        if self.port.pending and self._watch.reading and not self._resuming:
+        if not self._resuming and self.port.pending and self._watch.reading:
             self._watch.nudge()
         return taken
 
@@ -178,7 +184,11 @@ class Queue(QueueBase):
 
     def _take(self) -> bytes:
         packet = self._read(self._fd, READ_SIZE)
-        self._spend(1)
+        free = self._free
+        if free:
+            self._free = free - 1
+        else:
+            self._spend(1)
         return packet
 
     def _take_into(self, octets: memoryview) -> int:
@@ -235,7 +245,8 @@ class Queue(QueueBase):
                 self._serve_one(group)
         finally:
             self._resuming = False
-            self.end_free()
+            if self._free:
+                self.end_free()
         if self.port.pending and self._watch.reading:
             self._watch.nudge()
 
@@ -256,7 +267,8 @@ class Queue(QueueBase):
             if group is not None:
                 group.resuming = self
             receivers.popleft().wake()
-            self.end_free()
+            if self._free:
+                self.end_free()
             taken = left - self._budget
             ahead.burst = taken > 1
             if not taken or self._budget <= 0 or len(receivers) != 1 or (group and group.line):
@@ -292,9 +304,10 @@ class Queue(QueueBase):
         for _ in range(min(len(senders), BUDGET)):
             if not senders:
                 break
-            senders.popleft().wake()
-            if senders and senders[0].ticket == FRONT:
-                break  # it found the buffer full again
+            waiter = senders.popleft()
+            waiter.wake()
+            if senders and senders[0].ticket == waiter.ticket:
+                break  # its task found the buffer full again
         if not senders:
             # A queue is nearly always writable: watched for nobody it would spin.
             self._watch.stop_writing(self._fd)
@@ -331,16 +344,17 @@ class Queue(QueueBase):
 
     async def _send_waiting(self, packet: Buffer) -> None:
         loop = self._bind()
-        front = False
+        ticket: int | None = None
         while True:
             self._watch.start_writing(self._fd, self._interface)
-            await Waiter(loop, self._senders, front=front)
+            waiter = Waiter(loop, self._senders, ticket)
+            ticket = waiter.ticket
+            await waiter
             self.check_open()
             try:
                 self._write(self._fd, packet)
             except BlockingIOError:
-                front = True
+                continue
             except OSError as error:
                 raise self._write_error(error) from error
-            else:
-                return
+            return

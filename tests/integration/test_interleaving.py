@@ -238,6 +238,30 @@ async def test_one_packet_is_not_looked_for_by_every_task(monkeypatch: pytest.Mo
         assert reads <= 3
 
 
+async def test_a_task_woken_in_vain_does_not_overtake_an_older_one() -> None:
+    """The older one waits for a queue; the other for the device, and another queue woke it."""
+    async with rig(queues=2) as r:
+        first, second = r.tun.queues
+        port = r.sock.getsockname()[1]
+
+        async def feed(queue: Queue) -> None:
+            # The kernel sends a flow's packets to the queue that the flow came from.
+            await queue.send(udp(THEIRS, PORT, OURS, port))
+            r.sock.recv(1)
+            r.inject()
+
+        older = await waiting(second.recv())
+        younger = [await waiting(r.tun.recv()) for _ in range(2)]
+        await feed(first)  # resumes both of the device's tasks, for one packet
+        await soon(younger[0])
+        await asyncio.sleep(0.01)
+        assert not younger[1].done()
+        await feed(second)
+        assert number(await soon(older)) == 1
+        assert not younger[1].done()
+        younger[1].cancel()
+
+
 @pytest.mark.parametrize("kind", ["device", "split", "split group"])
 async def test_no_batch_is_larger_than_the_budget(kind: str) -> None:
     async with rig(kind) as r:

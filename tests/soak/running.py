@@ -14,6 +14,7 @@ import uvloop
 
 from . import gauges, planting
 from .ledger import Ledger
+from .modelling import Beside
 from .network import make_namespace, names, quiet
 from .openings import openings
 from .report import Report
@@ -65,6 +66,7 @@ def soak(
     planting.prepare(plant)
     scenes = {**_SCENES, "hanging": planting.hanging} if plant == "hang" else _SCENES
     ledger, report = Ledger(), Report(seconds, seed)
+    model = Beside(seconds, seed)
     history: list[gauges.Gauge] = []
     end = time.monotonic() + seconds
     for number, (name, loop) in enumerate(itertools.cycle(_LOOPS.items())):
@@ -85,6 +87,8 @@ def soak(
             history.append(gauge)
     for grown in gauges.growth(history):
         ledger.problem(grown)
+    if said := model.finish(early=bool(ledger.problems)):
+        ledger.problem(f"the model: {said}")
     report.final(ledger, history)
     return 1 if ledger.problems else 0
 

@@ -113,7 +113,7 @@ class QueueGroup(PacketIO):
 
     async def _receive(self, take: Callable[[PacketIO], T]) -> T:
         loop = self._bind()
-        front = False
+        ticket: int | None = None
         if self._budget > 0 and not self.line:
             try:
                 return take(self)
@@ -129,13 +129,15 @@ class QueueGroup(PacketIO):
                 # goes on reading there must not overtake it any more.
                 self.resuming.end_free()
                 self.resuming = None
-            await Waiter(loop, self.line, front=front)
+            waiter = Waiter(loop, self.line, ticket)
+            ticket = waiter.ticket
+            await waiter
             # No await from here on: what is read is returned.
             self._check_open()
             try:
                 return take(self)
             except BlockingIOError:
-                front = True
+                continue
 
     def _take(self) -> bytes:
         return self._take_with(take_one)

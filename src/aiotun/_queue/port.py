@@ -66,12 +66,10 @@ class Port:
 
     Attributes:
         ends: the errnos that say that nothing will ever come or go here again.
+        pending: how many packets the port itself keeps, where no poll sees them.
     """
 
-    __slots__ = ("counts", "ends", "format")
-
-    pending: int = 0
-    """How many packets the port itself keeps, where no poll sees them."""
+    __slots__ = ("counts", "ends", "format", "pending")
 
     def __init__(
         self,
@@ -82,6 +80,8 @@ class Port:
         self.format: PacketFormat = format
         self.counts: Counts = counts or Counts()
         self.ends: frozenset[int] = ends
+        # A slot, as the queue asks at each wake-up: an attribute of the class would take longer.
+        self.pending = 0
 
     def __reduce__(self) -> tuple[Callable[..., Port], tuple[object, ...]]:
         return type(self), (self.format, None, self.ends)

@@ -31,7 +31,7 @@ _NO_HEADER = bytes(VNET_HDR_SIZE)
 class SplitPort(Port):
     """Splits what it reads, merges what it writes."""
 
-    __slots__ = ("_frames", "_refused_types", "_rest", "pending")
+    __slots__ = ("_frames", "_refused_types", "_rest")
 
     def __init__(
         self,
@@ -42,7 +42,6 @@ class SplitPort(Port):
         super().__init__(format, counts, ends)
         self._frames = format.mode == "tap"
         self._rest: list[bytes] = []  # the next packet is the last one here
-        self.pending = 0
         # Types of super-packets (gso_type) that this kernel was seen to refuse. Some kernels reject
         # valid ones with EINVAL, so we stop merging those.
         self._refused_types: set[int] = set()

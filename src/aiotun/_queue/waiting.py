@@ -18,12 +18,9 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
 
-__all__ = ["FRONT", "Line", "Waiter"]
+__all__ = ["Line", "Waiter"]
 
 _tickets = itertools.count()
-
-FRONT = -1
-"""The ticket of a waiter that went back to the front of its line: older than every other."""
 
 
 class Waiter:
@@ -42,7 +39,10 @@ class Waiter:
         "ticket",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, line: "Line", *, front: bool) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, line: "Line", ticket: int | None = None
+    ) -> None:
+        """Join a line, at its end; or at its front, with the ticket that the task had before."""
         self._loop = loop
         self._line: Line | None = line  # None once the waiter has left the line: it is done
         self._asyncio_future_blocking = True
@@ -50,12 +50,12 @@ class Waiter:
         self._context: contextvars.Context | None = None
         self._error: BaseException | None = None  # what awaiting this raises
         # The ticket orders the waiters of several lines.
-        if front:
-            self.ticket: int = FRONT
-            line.appendleft(self)
-        else:
-            self.ticket = next(_tickets)
+        if ticket is None:
+            self.ticket: int = next(_tickets)
             line.append(self)
+        else:
+            self.ticket = ticket
+            line.appendleft(self)
 
     def wake(self) -> None:
         """Resume the task now, once it is out of the line. Only from a callback of the loop."""

@@ -22,12 +22,12 @@ def test_beside_needs_another_checkout(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match="no checkout of aiotun"):
+    with pytest.raises(BenchError, match="not a checkout of aiotun"):
         list(beside.run(5, ["asyncio"], other=tmp_path))
 
 
 def test_an_unknown_case_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(BenchError, match="no case 'fast'; it has recv, async-for"):
+    with pytest.raises(BenchError, match="unknown case 'fast' for 'beside'; the cases are recv, async-for"):
         list(beside.run(5, ["asyncio"], other=Path(), names=["fast"]))
 
 

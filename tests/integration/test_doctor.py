@@ -98,7 +98,7 @@ class TestAsRoot:
         status, found = doctor(["unshare", "-m", "sh", "-c", hide, "sh", sys.executable])
         assert status == 1
         assert statuses(found, "node", "driver", *WORKS) == ["no", "note", "no", "no", "no", "ok"]
-        assert found["node"]["mend"].startswith("modprobe tun")
+        assert found["node"]["fix"].startswith("modprobe tun")
 
     def test_something_else_in_its_place(self, tmp_path: Path) -> None:
         cover = 'mount --bind /dev/null /dev/net/tun && exec "$@"'
@@ -108,22 +108,22 @@ class TestAsRoot:
         assert found["driver"]["status"] == "note"
 
     @pytest.mark.parametrize(
-        ("how", "said", "mend"),
+        ("how", "said", "fix"),
         [
             ("directory", "is a directory", "rmdir /dev/net/tun && "),
             ("loop", "symbolic links", "rm /dev/net/tun && "),
             ("nodev", "'nodev'", "mount -o remount,bind,dev /dev/net"),
         ],
     )
-    def test_a_node_that_no_mode_helps(self, how: str, said: str, mend: str) -> None:
+    def test_a_node_that_no_mode_helps(self, how: str, said: str, fix: str) -> None:
         status, found = doctor([*with_node(how), sys.executable])
         assert status == 1
         assert said in found["node"]["said"]
-        assert mend in found["node"]["mend"]
+        assert fix in found["node"]["fix"]
         if how == "nodev":
             return
         # What it says to do does help.
-        script = f'{found["node"]["mend"].partition(" (")[0]} && exec "$@"'
+        script = f'{found["node"]["fix"].partition(" (")[0]} && exec "$@"'
         prefix = [*with_node(how), "sh", "-c", script, "sh", sys.executable]
         prefix[4] = prefix[4].replace(",nodev", "")
         if REAL_ROOT:
@@ -135,8 +135,8 @@ class TestAsRoot:
             status, found = doctor()
         assert status == 0
         assert found["IPv6"]["status"] == "note"
-        assert "sysctl -w net.ipv6.conf.all.disable_ipv6=0" in found["IPv6"]["mend"]
-        assert "--sysctl net.ipv6.conf.all.disable_ipv6=0" in found["IPv6"]["mend"]
+        assert "sysctl -w net.ipv6.conf.all.disable_ipv6=0" in found["IPv6"]["fix"]
+        assert "--sysctl net.ipv6.conf.all.disable_ipv6=0" in found["IPv6"]["fix"]
 
 
 class TestAsAnOrdinaryUser:
@@ -145,9 +145,9 @@ class TestAsAnOrdinaryUser:
         status, found = doctor(python, env)
         assert status == 0
         assert statuses(found, *WORKS) == ["no", "note", "ok", "note"]
-        assert "CAP_NET_ADMIN" in found["create a device"]["mend"]
+        assert "CAP_NET_ADMIN" in found["create a device"]["fix"]
         assert (
-            found["attach to a device"]["mend"] == f"sudo aiotun add dev tun0 mode tun user {USER}"
+            found["attach to a device"]["fix"] == f"sudo aiotun add dev tun0 mode tun user {USER}"
         )
         assert found["namespaces"]["said"] == "private ones can be created ('unshare -rn')"
 
@@ -183,7 +183,7 @@ class TestAsAnOrdinaryUser:
             ours.unlink()
         assert status == 1
         assert found["node"]["said"] == "/dev/net/tun has mode 0600, so this user can't open it"
-        assert found["node"]["mend"] == "sudo chmod 0666 /dev/net/tun"
+        assert found["node"]["fix"] == "sudo chmod 0666 /dev/net/tun"
         assert statuses(found, *WORKS) == ["no", "no", "no", "note"]
 
     def test_no_namespaces(self) -> None:
@@ -194,7 +194,7 @@ class TestAsAnOrdinaryUser:
         status, found = doctor(python, env)
         assert status == 1
         assert found["namespaces"]["said"] == "unshare(1) is missing"
-        assert "install util-linux" in found["namespaces"]["mend"]
+        assert "install util-linux" in found["namespaces"]["fix"]
         make("old0", "tun", "user", str(ORDINARY))
         status, found = doctor(python, env)
         assert status == 0
@@ -229,7 +229,7 @@ class TestNamespaces:
         file.write_text(f"{bad}\n")
         checks = {check.name: check for check in doctor_command.examine().checks}
         assert checks["namespaces"].said.startswith(f"{setting} = {bad} ")
-        assert checks["namespaces"].mend == f"sysctl -w {setting}={good}"
+        assert checks["namespaces"].fix == f"sysctl -w {setting}={good}"
         file.write_text(f"{good}\n")
         checks = {check.name: check for check in doctor_command.examine().checks}
         assert setting not in checks["namespaces"].said
@@ -243,12 +243,12 @@ class TestNamespaces:
         monkeypatch.setattr(sys, "executable", str(locked))
         checks = {check.name: check for check in doctor_command.examine().checks}
         assert checks["namespaces"].said.startswith(f"{locked} can't be started anew by this user")
-        assert "install" in (checks["namespaces"].mend or "")
+        assert "install" in (checks["namespaces"].fix or "")
 
     def test_something_else(self, refusing: Path) -> None:
         checks = {check.name: check for check in doctor_command.examine().checks}
         assert "(unshare failed: No space left)" in checks["namespaces"].said
-        assert "seccomp" in (checks["namespaces"].mend or "")
+        assert "seccomp" in (checks["namespaces"].fix or "")
 
     def test_one_without_capabilities(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -293,7 +293,7 @@ class TestPackages:
         report = doctor_command.examine()
         checks = {check.name: check for check in report.checks}
         assert checks[name].status == status
-        assert name in (checks[name].mend or "")
+        assert name in (checks[name].fix or "")
         assert report.usable == (status != "no")
         opening = {each.status for each in report.works[:3]}
         assert opening == ({"no"} if status == "no" else {"ok", "note"})

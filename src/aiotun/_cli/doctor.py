@@ -44,13 +44,13 @@ class Check:
         name: what was checked.
         status: ``"ok"``, ``"no"``, or ``"note"``: it is missing, and aiotun works without it.
         said: what was found.
-        mend: the one command, or step, that fixes it.
+        fix: the one command, or step, that fixes it.
     """
 
     name: str
     status: Literal["ok", "no", "note"]
     said: str
-    mend: str | None = None
+    fix: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +137,9 @@ def _node() -> Check:
     try:
         found = os.stat(_NODE)
     except FileNotFoundError:
-        mend = _root("modprobe tun")
-        mend += f" (for a container: run it with '--device {_NODE}')"
-        return Check("node", "no", f"{_NODE} does not exist", mend)
+        fix = _root("modprobe tun")
+        fix += f" (for a container: run it with '--device {_NODE}')"
+        return Check("node", "no", f"{_NODE} does not exist", fix)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENOTDIR):
             return Check("node", "no", f"can't check {_NODE}: {error.strerror}")
@@ -147,9 +147,9 @@ def _node() -> Check:
         return Check("node", "no", text, _replace(_NODE if error.errno == errno.ELOOP else _FOLDER))
     mode = stat.S_IMODE(found.st_mode)
     if stat.S_ISDIR(found.st_mode):
-        mend = _replace(_NODE)
-        mend += f" (for a container: pass it in with '--device {_NODE}', not as a volume)"
-        return Check("node", "no", f"{_NODE} is a directory", mend)
+        fix = _replace(_NODE)
+        fix += f" (for a container: pass it in with '--device {_NODE}', not as a volume)"
+        return Check("node", "no", f"{_NODE} is a directory", fix)
     if not stat.S_ISCHR(found.st_mode) or found.st_rdev != os.makedev(10, 200):
         text = f"{_NODE} is not the TUN driver's node, character device 10:200"
         return Check("node", "no", text, _replace(_NODE))
@@ -173,7 +173,7 @@ def _driver(node: Check) -> tuple[Check, bool]:
         if node.status != "ok":
             return Check("driver", "note", "not checked: its node can't be opened"), False
         if isinstance(error, aiotun.NotPermittedError):  # a container's rules for devices
-            return Check("driver", "no", *_text_and_mend(error)), False
+            return Check("driver", "no", *_text_and_fix(error)), False
         return Check("driver", "no", _text(error), _root("modprobe tun")), False
     return Check("driver", "ok", " ".join(features)), may_create
 
@@ -206,10 +206,10 @@ def _ipv6() -> Check:
         return Check("IPv6", "note", "missing in this kernel, or disabled by ipv6.disable=1")
     if not off:
         return Check("IPv6", "ok", "on for new interfaces")
-    mend = _root("sysctl -w net.ipv6.conf.all.disable_ipv6=0")
-    mend += " (for a container: run it with '--sysctl net.ipv6.conf.all.disable_ipv6=0')"
+    fix = _root("sysctl -w net.ipv6.conf.all.disable_ipv6=0")
+    fix += " (for a container: run it with '--sysctl net.ipv6.conf.all.disable_ipv6=0')"
     said = "off for new interfaces (net.ipv6.conf.default.disable_ipv6 = 1)"
-    return Check("IPv6", "note", said, mend)
+    return Check("IPv6", "note", said, fix)
 
 
 def _namespaces(node: Check) -> tuple[Check, list[str] | None]:
@@ -238,11 +238,11 @@ def _namespaces(node: Check) -> tuple[Check, list[str] | None]:
 def _why_no_namespace(said: str) -> tuple[str, str]:
     """Return what forbids private namespaces, and the command that allows them."""
     if "can't be started anew" in said:
-        text, _, mend = said.partition("; ")
-        return text, mend
+        text, _, fix = said.partition("; ")
+        return text, fix
     if shutil.which("unshare") is None:
-        mend = _root("apt-get install util-linux (or what your distribution has instead)")
-        return said.partition(";")[0], mend
+        fix = _root("apt-get install util-linux (or what your distribution has instead)")
+        return said.partition(";")[0], fix
     for name, bad, who in (
         ("user.max_user_namespaces", "0", "forbids namespaces"),
         ("user.max_net_namespaces", "0", "forbids namespaces"),
@@ -254,8 +254,8 @@ def _why_no_namespace(said: str) -> tuple[str, str]:
             if setting.read_text().strip() == bad:
                 good = {"0": "1", "1": "0"}[bad] if name.startswith("kernel") else "10000"
                 return f"{name} = {bad} {who}", _root(f"sysctl -w {name}={good}")
-    mend = "allow user namespaces; in a container, the seccomp profile forbids them"
-    return said.partition(";")[0], mend
+    fix = "allow user namespaces; in a container, the seccomp profile forbids them"
+    return said.partition(";")[0], fix
 
 
 def _ping() -> Check:
@@ -278,15 +278,15 @@ def _package(name: str, *, needed: bool = False) -> Check:
             __import__(name)
         except ImportError:
             if needed:
-                mend = f"python -m pip install '{name}>={'.'.join(map(str, _PYROUTE2))}'"
-                return Check(name, "no", "not installed, but required", mend)
-            mend = f"python -m pip install 'aiotun[{name}]'"
-            return Check(name, "note", "not installed, but optional", mend)
+                fix = f"python -m pip install '{name}>={'.'.join(map(str, _PYROUTE2))}'"
+                return Check(name, "no", "not installed, but required", fix)
+            fix = f"python -m pip install 'aiotun[{name}]'"
+            return Check(name, "note", "not installed, but optional", fix)
         version = "(unknown version)"
     numbers = tuple(int(each) for each in re.findall(r"\d+", version)[:3])
     if needed and numbers and numbers < _PYROUTE2:
-        mend = f"python -m pip install '{name}>={'.'.join(map(str, _PYROUTE2))}'"
-        return Check(name, "no", f"{version} is too old", mend)
+        fix = f"python -m pip install '{name}>={'.'.join(map(str, _PYROUTE2))}'"
+        return Check(name, "no", f"{version} is too old", fix)
     return Check(name, "ok", version)
 
 
@@ -295,8 +295,8 @@ def _speedups() -> Check:
         return Check("C module", "ok", "in use")
     if os.environ.get("AIOTUN_SPEEDUPS") == "forbid":
         return Check("C module", "note", "disabled by AIOTUN_SPEEDUPS=forbid")
-    mend = "AIOTUN_SPEEDUPS=require python -m pip install --force-reinstall aiotun"
-    return Check("C module", "note", "not in use; receiving takes a third longer", mend)
+    fix = "AIOTUN_SPEEDUPS=require python -m pip install --force-reinstall aiotun"
+    return Check("C module", "note", "not in use; receiving takes a third longer", fix)
 
 
 # --- What this user can do -----------------------------------------------------------------------
@@ -308,8 +308,8 @@ def _opening(node: Check, may_create: bool, pyroute2: Check) -> Check:
         return Check(name, "no", "fix the above first")
     if may_create:
         return Check(name, "ok", "in this network namespace")
-    mend = "run the program as root, or with CAP_NET_ADMIN"
-    return Check(name, "no", "needs CAP_NET_ADMIN in this network namespace", mend)
+    fix = "run the program as root, or with CAP_NET_ADMIN"
+    return Check(name, "no", "needs CAP_NET_ADMIN in this network namespace", fix)
 
 
 def _attaching(node: Check, may_create: bool, pyroute2: Check, user: str) -> Check:
@@ -326,11 +326,11 @@ def _attaching(node: Check, may_create: bool, pyroute2: Check, user: str) -> Che
         return Check(name, "ok", ", ".join(sorted(free)))
     if may_create:
         return Check(name, "note", "this network namespace has none")
-    mend = _root(f"aiotun add dev tun0 mode tun user {user}")
+    fix = _root(f"aiotun add dev tun0 mode tun user {user}")
     if open_to_us:
         held = ", ".join(sorted(open_to_us))
-        return Check(name, "note", f"already in use by another program: {held}", mend)
-    return Check(name, "note", f"no device is prepared for {user}", mend)
+        return Check(name, "note", f"already in use by another program: {held}", fix)
+    return Check(name, "note", f"no device is prepared for {user}", fix)
 
 
 def _is_ours(device: "aiotun.TunTapInfo") -> bool:
@@ -367,13 +367,13 @@ def _listening() -> Check:
 
 
 def _text(error: Exception) -> str:
-    return _text_and_mend(error)[0]
+    return _text_and_fix(error)[0]
 
 
-def _text_and_mend(error: Exception) -> tuple[str, str]:
+def _text_and_fix(error: Exception) -> tuple[str, str]:
     """Split an error's text into what happened and what to do."""
-    text, _, mend = str(getattr(error, "strerror", None) or error).partition("; ")
-    return text, mend
+    text, _, fix = str(getattr(error, "strerror", None) or error).partition("; ")
+    return text, fix
 
 
 # --- Output --------------------------------------------------------------------------------------
@@ -412,5 +412,5 @@ def _rows(checks: Iterable[Check], words: dict[str, str], colour: bool) -> Itera
     for check in checks:
         word = paint(f"{words[check.status]:<3}", colours[check.status], colour)
         yield f"  {word}  {check.name:<18}  {printable(check.said)}"
-        if check.mend is not None:
-            yield f"{'':27}{paint(f'-> {check.mend}', DIM, colour)}"
+        if check.fix is not None:
+            yield f"{'':27}{paint(f'-> {check.fix}', DIM, colour)}"

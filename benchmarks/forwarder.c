@@ -2,7 +2,8 @@
  *
  * NEAR is in this namespace and has the address SUBNET.1, FAR is in NETNS and has SUBNET.2. MODE is
  * "off", or "raw" for super-packets with a virtio-net header. It prints "ready NEAR" once both are
- * up. One read and one write a packet, and a poll where there is none: what forward.py does. */
+ * up. It makes one read and one write for each packet, and polls if no packet
+ * waits, as forward.py does. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>

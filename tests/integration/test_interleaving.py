@@ -410,6 +410,19 @@ async def test_a_forked_child_leaves_the_loop_of_its_parent_alone(end: str) -> N
         assert number(await soon(task)) == 0
 
 
+@pytest.mark.parametrize("offload", ["off", "raw", "split"])
+async def test_a_long_list_meets_the_closing_between_two_turns(offload: Any) -> None:
+    async with rig(offload=offload) as r:
+        header = bytes(10) if offload == "raw" else b""
+        task = asyncio.create_task(r.tun.send_many([header + udp(THEIRS, 1, OURS, 2)] * 5000))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        r.tun.close()
+        with pytest.raises(DeviceClosedError) as caught:
+            await soon(task)
+        assert 0 < caught.value.sent < 5000
+
+
 # --- Sockets -------------------------------------------------------------------------------------
 
 
@@ -471,7 +484,7 @@ async def test_an_icmp_error_is_told_once_and_ends_nothing() -> None:
                 assert again.recv(100) == b"hello"
 
 
-@pytest.mark.parametrize("kind", ["stream", "pipe", "file", "folder", "null"])
+@pytest.mark.parametrize("kind", ["stream", "pipe", "file", "folder", "null", "zero"])
 def test_what_keeps_no_packets_apart_is_no_queue(kind: str, tmp_path: Path) -> None:
     one, other = socket.socketpair()
     reader, writer = os.pipe()
@@ -481,13 +494,14 @@ def test_what_keeps_no_packets_apart_is_no_queue(kind: str, tmp_path: Path) -> N
         "file": os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT),
         "folder": os.open(tmp_path, os.O_RDONLY),
         "null": os.open("/dev/null", os.O_RDWR),
+        "zero": os.open("/dev/zero", os.O_RDWR),
     }
     try:
         with pytest.raises(ValueError, match=f"fd {fds[kind]} is"):
             Queue.from_fd(fds[kind])
         assert os.get_blocking(fds[kind])  # untouched
     finally:
-        for fd in (reader, writer, fds["file"], fds["folder"], fds["null"]):
+        for fd in (reader, writer, fds["file"], fds["folder"], fds["null"], fds["zero"]):
             os.close(fd)
         one.close()
         other.close()

@@ -36,6 +36,9 @@ _SCENES: dict[str, Scene] = {
     "wire tun off": wire("tun", "off", 1, flapping=True),
     "wire tun split": wire("tun", "split", 2, flapping=True),
     "wire tun raw": wire("tun", "raw", 1, flapping=False),
+    # Not flapping: the kernel takes IPv6 addresses off a link that goes down.
+    "wire tun off IPv6": wire("tun", "off", 2, flapping=False, version=6),
+    "wire tun split IPv6": wire("tun", "split", 1, flapping=False, version=6),
     "wire tap off": wire("tap", "off", 2, flapping=False),
     "wire tap split": wire("tap", "split", 1, flapping=True),
     "responder tun": responder("tun"),

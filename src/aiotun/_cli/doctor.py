@@ -24,11 +24,10 @@ from typing import Any, Literal
 
 import aiotun
 
-from .._kernel import isolation
 from . import probe
 from .terminal import BOLD, DIM, GREEN, RED, YELLOW, paint, printable
 
-__all__ = ["Check", "Report", "as_json", "as_lines", "examine", "trial"]
+__all__ = ["Check", "Report", "as_json", "as_lines", "examine"]
 
 _FOLDER, _NODE = "/dev/net", "/dev/net/tun"
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21}  # capability.h
@@ -62,17 +61,6 @@ class Report:
     system: dict[str, str]
     checks: list[Check]
     works: list[Check]
-
-
-def trial() -> str:
-    """Create a device, and return the offloads it accepts as JSON. Runs in a child of `examine`.
-
-    Raises:
-        NoNamespaceError: this process is not in a private namespace, so it did nothing.
-        AiotunError: the device could not be created.
-    """
-    isolation.check_inside()
-    return json.dumps(probe.try_device())
 
 
 def examine() -> Report:
@@ -218,44 +206,13 @@ def _namespaces(node: Check) -> tuple[Check, list[str] | None]:
     Creating the namespace alone proves too little: where AppArmor restricts user namespaces, they
     can be created, but a process has no capabilities in them.
     """
+    with_device = node.status == "ok"
     try:
-        command = isolation.aiotun_command(["doctor", "--trial"])
-    except isolation.NoNamespaceError as error:
-        return Check("namespaces", "no", *_why_no_namespace(str(error))), None
-    way = "unshare " + next(word for word in command if word.startswith("-"))
-    if node.status != "ok":
-        return Check("namespaces", "ok", f"private ones can be created ('{way}')"), None
-    done = isolation.run(command, isolation.environment())
-    if done.returncode != 0:
-        said = done.stderr.strip().removeprefix("aiotun: ").splitlines()
-        reason = said[-1] if said else "the child gave no reason"
-        text = f"no device can be created in a private one: {reason}"
-        return Check("namespaces", "no", *_why_no_namespace(text)), None
-    said_by_child: list[str] = json.loads(done.stdout)
-    return Check("namespaces", "ok", f"private ones can be created ('{way}')"), said_by_child
-
-
-def _why_no_namespace(said: str) -> tuple[str, str]:
-    """Return what forbids private namespaces, and the command that allows them."""
-    if "can't be started anew" in said:
-        text, _, fix = said.partition("; ")
-        return text, fix
-    if shutil.which("unshare") is None:
-        fix = _root("apt-get install util-linux (or what your distribution has instead)")
-        return said.partition(";")[0], fix
-    for name, bad, who in (
-        ("user.max_user_namespaces", "0", "forbids namespaces"),
-        ("user.max_net_namespaces", "0", "forbids namespaces"),
-        ("kernel.unprivileged_userns_clone", "0", "forbids them without root"),
-        ("kernel.apparmor_restrict_unprivileged_userns", "1", "removes capabilities in them"),
-    ):
-        setting = _SETTINGS / name.replace(".", "/")
-        with contextlib.suppress(OSError):
-            if setting.read_text().strip() == bad:
-                good = {"0": "1", "1": "0"}[bad] if name.startswith("kernel") else "10000"
-                return f"{name} = {bad} {who}", _root(f"sysctl -w {name}={good}")
-    fix = "allow user namespaces; in a container, the seccomp profile forbids them"
-    return said.partition(";")[0], fix
+        helped, offloads = asyncio.run(probe.try_namespace(device=with_device))
+    except (aiotun.AiotunError, OSError) as error:
+        return Check("namespaces", "no", *_text_and_mend(error)), None
+    said = "private ones can be had" + (" without root, by a helper process" if helped else "")
+    return Check("namespaces", "ok", said), offloads if with_device else None
 
 
 def _ping() -> Check:
@@ -350,9 +307,8 @@ def _inside(node: Check, private: Check, pyroute2: Check) -> Check:
     if node.status != "ok" or pyroute2.status != "ok":
         return Check(name, "no", "fix the above first")
     if private.status == "ok":
-        said = "in a private namespace, as by 'aiotun demo' or 'unshare -rn COMMAND'"
-        return Check(name, "ok", said)
-    return Check(name, "no", "needs a private namespace; fix that first, see above")
+        return Check(name, "ok", "in a private namespace: 'aiotun demo', aiotun.new_namespace()")
+    return Check(name, "no", "in a private namespace; mend that above first")
 
 
 def _listening() -> Check:
@@ -370,10 +326,14 @@ def _text(error: Exception) -> str:
     return _text_and_fix(error)[0]
 
 
-def _text_and_fix(error: Exception) -> tuple[str, str]:
-    """Split an error's text into what happened and what to do."""
-    text, _, fix = str(getattr(error, "strerror", None) or error).partition("; ")
-    return text, fix
+def _text_and_mend(error: Exception) -> tuple[str, str]:
+    """Cut an error's text into what happened and what to do."""
+    text, _, mend = str(getattr(error, "strerror", None) or error).partition("; ")
+    command = re.fullmatch(r"'(.*)' allows it", mend)
+    return (
+        text.removeprefix("a private network namespace can't be made: "),
+        command[1] if command else mend,
+    )
 
 
 # --- Output --------------------------------------------------------------------------------------

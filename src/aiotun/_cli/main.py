@@ -153,8 +153,7 @@ def _parser() -> argparse.ArgumentParser:
 
     said = "check what works on this machine, and say how to fix what doesn't"
     command = commands.add_parser("doctor", help=said, description=doctor.__doc__)
-    command.add_argument("--json", action="store_true", help="print the report as a JSON object")
-    command.add_argument("--trial", action="store_true", help=argparse.SUPPRESS)
+    command.add_argument("--json", action="store_true", help="all of it as a JSON object")
     command.set_defaults(run=_run_doctor)
     return parser
 
@@ -280,9 +279,6 @@ def _note(line: str) -> None:
 
 
 def _run_doctor(args: argparse.Namespace) -> int:
-    if args.trial:  # the child that `doctor` starts in a private namespace
-        _say(doctor.trial())
-        return 0
     report = doctor.examine()
     if args.json:
         _say(doctor.as_json(report))

@@ -155,9 +155,11 @@ class TestAsAnOrdinaryUser:
         status, found = doctor(python, env)
         assert status == 0
         assert statuses(found, *WORKS) == ["no", "note", "ok", "note"]
-        assert "CAP_NET_ADMIN" in found["create a device"]["mend"]
-        assert found["attach to one"]["mend"] == f"sudo aiotun add dev tun0 mode tun user {USER}"
-        said = "private ones can be had without root, by a helper process"
+        assert "CAP_NET_ADMIN" in found["create a device"]["fix"]
+        assert (
+            found["attach to a device"]["fix"] == f"sudo aiotun add dev tun0 mode tun user {USER}"
+        )
+        said = "private ones can be created without root, with a helper process"
         assert found["namespaces"]["said"] == said
 
     @pytest.mark.parametrize(
@@ -202,7 +204,7 @@ class TestAsAnOrdinaryUser:
         status, found = doctor(command, env)
         assert status == 1
         assert found["namespaces"]["said"].startswith("a seccomp filter forbids user namespaces")
-        assert "--security-opt" in found["namespaces"]["mend"]
+        assert "--security-opt" in found["namespaces"]["fix"]
         make("old0", "tun", "user", str(ORDINARY))
         status, found = doctor(command, env)
         assert status == 0
@@ -219,7 +221,7 @@ class TestNamespaces:
         bare = ["setpriv", "--bounding-set=-sys_admin"] if kind == "user" else []
         _, found = doctor([*limited(name, 0), *bare, sys.executable])
         assert found["namespaces"]["said"].startswith(f"user.{name} = 0 allows no")
-        assert found["namespaces"]["mend"] == f"sysctl -w user.{name}=10000"
+        assert found["namespaces"]["fix"] == f"sysctl -w user.{name}=10000"
 
     def test_one_without_capabilities(self) -> None:
         """What AppArmor makes of it."""

@@ -1,7 +1,7 @@
 """Creates a TUN device in a private network namespace, and answers the pings that it sends there.
 
-It needs no root and leaves nothing behind: device, addresses and routes end with the namespace, and
-that with the demo.
+It needs no root and leaves nothing behind: the device, its addresses and its routes disappear with
+the namespace, and the namespace disappears when the demo ends.
 """
 
 import asyncio
@@ -42,11 +42,11 @@ def demo(count: int, *, uvloop: bool, say: Callable[[str], None]) -> None:
         say: called with each line of output.
 
     Raises:
-        DemoError: this machine has not what it takes, or pings were not answered.
-        AiotunError: there is no private namespace to be had, or the device could not be opened.
+        DemoError: something that the demo needs is missing, or a ping was not answered.
+        AiotunError: the private namespace or the device could not be created.
     """
     with asyncio.Runner(loop_factory=_uvloop() if uvloop else None) as runner:
-        # On a machine without IPv6 there is no such file, and the address could not be given.
+        # On a machine without IPv6 this file does not exist, and adding the address would fail.
         ipv6 = Path("/proc/net/if_inet6").exists()
         runner.run(_ping_all(_PINGED if ipv6 else _PINGED[:1], count, say))
 
@@ -105,7 +105,7 @@ async def _ping_all(pinged: Sequence[tuple[str, str]], count: int, say: _Say) ->
 
 
 async def _system_pings(ns: aiotun.Namespace, program: str, address: str, count: int) -> _Replies:
-    """Let ping(8) ask, and give each reply it prints."""
+    """Run ping(8), and yield each reply that it prints."""
     options = ("-n", "-c", str(count), "-i", str(_INTERVAL), "-W", str(int(_TIMEOUT)))
     ping = await ns.create_subprocess_exec(
         program,
@@ -134,7 +134,7 @@ async def _system_pings(ns: aiotun.Namespace, program: str, address: str, count:
 
 
 async def _pings(ns: aiotun.Namespace, address: str, count: int) -> _Replies:
-    """Ask through the kernel's own ICMP socket, as ping(8) does."""
+    """Send pings through the kernel's ICMP socket, as ping(8) does, and yield each reply."""
     with await _icmp_socket(ns, address) as sock:
         for seq in range(1, count + 1):
             milliseconds = await asyncio.to_thread(_ping, sock, address, seq)

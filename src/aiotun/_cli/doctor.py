@@ -210,8 +210,9 @@ def _namespaces(node: Check) -> tuple[Check, list[str] | None]:
     try:
         helped, offloads = asyncio.run(probe.try_namespace(device=with_device))
     except (aiotun.AiotunError, OSError) as error:
-        return Check("namespaces", "no", *_text_and_mend(error)), None
-    said = "private ones can be had" + (" without root, by a helper process" if helped else "")
+        return Check("namespaces", "no", *_text_and_fix(error)), None
+    said = "private ones can be created"
+    said += " without root, with a helper process" if helped else ""
     return Check("namespaces", "ok", said), offloads if with_device else None
 
 
@@ -307,8 +308,9 @@ def _inside(node: Check, private: Check, pyroute2: Check) -> Check:
     if node.status != "ok" or pyroute2.status != "ok":
         return Check(name, "no", "fix the above first")
     if private.status == "ok":
-        return Check(name, "ok", "in a private namespace: 'aiotun demo', aiotun.new_namespace()")
-    return Check(name, "no", "in a private namespace; mend that above first")
+        said = "in a private namespace, as by 'aiotun demo' or aiotun.new_namespace()"
+        return Check(name, "ok", said)
+    return Check(name, "no", "needs a private namespace; fix that first, see above")
 
 
 def _listening() -> Check:
@@ -326,13 +328,13 @@ def _text(error: Exception) -> str:
     return _text_and_fix(error)[0]
 
 
-def _text_and_mend(error: Exception) -> tuple[str, str]:
-    """Cut an error's text into what happened and what to do."""
-    text, _, mend = str(getattr(error, "strerror", None) or error).partition("; ")
-    command = re.fullmatch(r"'(.*)' allows it", mend)
+def _text_and_fix(error: Exception) -> tuple[str, str]:
+    """Split an error's text into what happened and what to do."""
+    text, _, fix = str(getattr(error, "strerror", None) or error).partition("; ")
+    command = re.fullmatch(r"'(.*)' allows it", fix)
     return (
         text.removeprefix("a private network namespace can't be made: "),
-        command[1] if command else mend,
+        command[1] if command else fix,
     )
 
 

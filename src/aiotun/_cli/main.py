@@ -153,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
 
     said = "check what works on this machine, and say how to fix what doesn't"
     command = commands.add_parser("doctor", help=said, description=doctor.__doc__)
-    command.add_argument("--json", action="store_true", help="all of it as a JSON object")
+    command.add_argument("--json", action="store_true", help="print the report as a JSON object")
     command.set_defaults(run=_run_doctor)
     return parser
 

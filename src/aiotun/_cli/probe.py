@@ -59,16 +59,16 @@ def may_create() -> bool:
 
 
 async def try_namespace(*, device: bool) -> tuple[bool, list[str]]:
-    """Make a private network namespace for a moment, and a device in it.
+    """Create a private network namespace for a moment, and perhaps a device in it.
 
     Args:
-        device: whether to make a device at all.
+        device: whether to create a device.
 
     Returns:
-        Whether it takes a helper process, and the offloads that the device takes.
+        Whether the namespace needs a helper process, and the offloads that the device accepts.
 
     Raises:
-        NotPermittedError: the kernel refuses; the text says who forbids it.
+        NotPermittedError: the kernel refuses; the text says what forbids it.
         LinkError: the helper process can't be started.
         TunUnavailableError: as `features`.
     """
@@ -79,7 +79,7 @@ async def try_namespace(*, device: bool) -> tuple[bool, list[str]]:
 
 
 def try_device() -> list[str]:
-    """Create a device where this thread stands, for a moment, and give the offloads it takes."""
+    """Create a device in this thread's namespace for a moment; return the offloads it accepts."""
 
     def attempt(fd: int) -> list[str]:
         try:

@@ -75,7 +75,7 @@ def _split(data: bytes, frame: bool) -> list[bytes] | None:
         os.write(FAR, data)
         read = MODULE.read_split(NEAR, frame, 1)
         assert read == (([], 1) if isinstance(ours, str) else (ours, 0))
-        # The same behind a header of 12 bytes, whatever the last two hold.
+        # The same with a 12-byte header, whatever its last two bytes are.
         os.write(FAR, data[:10] + b"\xff\xff" + data[10:])
         assert MODULE.read_split(NEAR, frame, 1, 12) == read
     return None if isinstance(ours, str) else ours
@@ -168,8 +168,8 @@ TARGETS = [
     Target(
         "vnet-header",
         vnet_header,
-        "VnetHeader.unpack raises ValueError where there are fewer bytes than its size of 10 or "
-        "12, and pack gives the same bytes back",
+        "VnetHeader.unpack raises ValueError only for fewer bytes than its size of 10 or 12, and "
+        "pack gives the same bytes back",
     ),
     Target(
         "split",

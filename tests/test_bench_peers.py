@@ -136,7 +136,7 @@ def test_peers_that_are_not_there_are_left_out() -> None:
 
 def test_a_missing_toolchain_is_a_reason_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(_install.MissingPeerError, match="no nosuchtool"):
+    with pytest.raises(_install.MissingPeerError, match="nosuchtool is not installed"):
         _install._tool("nosuchtool", "~/nowhere")
     with pytest.raises(_install.MissingPeerError, match=r"python.* -c: .*ModuleNotFoundError"):
         _install._run([sys.executable, "-c", "import nosuch"], Path())

@@ -95,7 +95,7 @@ OURS = [
      "fragment 256 at 8+, length 5"),
     (b"", "[cut within the IP header, after 0 bytes]"),
     (b"\x45", "IP [cut within the IP header, after 1 bytes]"),
-    (b"\xff" * 30, "no IP packet: version 15, length 30"),
+    (b"\xff" * 30, "not an IP packet: version 15, length 30"),
     (ip4(17, udp(b"hello"))[:-2], "IP 10.0.0.1.40000 > 10.0.0.2.9: UDP, length 3 "
      "[2 bytes missing]"),
     (ip4(6, b"\0\1\0\2\0"), "IP 10.0.0.1.1 > 10.0.0.2.2: [cut within the TCP header, "

@@ -59,7 +59,7 @@ def statuses(found: dict[str, Any], *names: str) -> list[str]:
     return [found[name]["status"] for name in names]
 
 
-WORKS = ("create a device", "attach to one", "one of its own", "listen to any")
+WORKS = ("create a device", "attach to a device", "private device", "capture packets")
 
 
 class TestAsRoot:
@@ -92,48 +92,48 @@ class TestAsRoot:
         _, found = doctor(bare)
         assert found["create a device"]["status"] == "no"
         assert found["capabilities"]["status"] == "note"
-        assert found["listen to any"]["status"] == "note"
+        assert found["capture packets"]["status"] == "note"
 
     def test_attaching(self) -> None:
         make("old0")
         make("old1", "tap", "multi_queue")
         with held("old0"):
             _, found = doctor()
-            assert found["attach to one"]["said"] == "old1"
+            assert found["attach to a device"]["said"] == "old1"
         _, found = doctor()
-        assert found["attach to one"]["said"] == "old0, old1"
+        assert found["attach to a device"]["said"] == "old0, old1"
 
     def test_no_node(self, tmp_path: Path) -> None:
         hide = f'mount --bind "{tmp_path}" /dev/net && exec "$@"'
         status, found = doctor(["unshare", "-m", "sh", "-c", hide, "sh", sys.executable])
         assert status == 1
         assert statuses(found, "node", "driver", *WORKS) == ["no", "note", "no", "no", "no", "ok"]
-        assert found["node"]["mend"].startswith("modprobe tun")
+        assert found["node"]["fix"].startswith("modprobe tun")
 
     def test_something_else_in_its_place(self, tmp_path: Path) -> None:
         cover = 'mount --bind /dev/null /dev/net/tun && exec "$@"'
         status, found = doctor(["unshare", "-m", "sh", "-c", cover, "sh", sys.executable])
         assert status == 1
-        assert "no character device 10:200" in found["node"]["said"]
+        assert "character device 10:200" in found["node"]["said"]
         assert found["driver"]["status"] == "note"
 
     @pytest.mark.parametrize(
-        ("how", "said", "mend"),
+        ("how", "said", "fix"),
         [
             ("directory", "is a directory", "rmdir /dev/net/tun && "),
             ("loop", "symbolic links", "rm /dev/net/tun && "),
             ("nodev", "'nodev'", "mount -o remount,bind,dev /dev/net"),
         ],
     )
-    def test_a_node_that_no_mode_helps(self, how: str, said: str, mend: str) -> None:
+    def test_a_node_that_no_mode_helps(self, how: str, said: str, fix: str) -> None:
         status, found = doctor([*with_node(how), sys.executable])
         assert status == 1
         assert said in found["node"]["said"]
-        assert mend in found["node"]["mend"]
+        assert fix in found["node"]["fix"]
         if how == "nodev":
             return
         # What it says to do does help.
-        script = f'{found["node"]["mend"].partition(" (")[0]} && exec "$@"'
+        script = f'{found["node"]["fix"].partition(" (")[0]} && exec "$@"'
         prefix = [*with_node(how), "sh", "-c", script, "sh", sys.executable]
         prefix[4] = prefix[4].replace(",nodev", "")
         if REAL_ROOT:
@@ -145,8 +145,8 @@ class TestAsRoot:
             status, found = doctor()
         assert status == 0
         assert found["IPv6"]["status"] == "note"
-        assert "sysctl -w net.ipv6.conf.all.disable_ipv6=0" in found["IPv6"]["mend"]
-        assert "--sysctl net.ipv6.conf.all.disable_ipv6=0" in found["IPv6"]["mend"]
+        assert "sysctl -w net.ipv6.conf.all.disable_ipv6=0" in found["IPv6"]["fix"]
+        assert "--sysctl net.ipv6.conf.all.disable_ipv6=0" in found["IPv6"]["fix"]
 
 
 class TestAsAnOrdinaryUser:
@@ -155,9 +155,11 @@ class TestAsAnOrdinaryUser:
         status, found = doctor(python, env)
         assert status == 0
         assert statuses(found, *WORKS) == ["no", "note", "ok", "note"]
-        assert "CAP_NET_ADMIN" in found["create a device"]["mend"]
-        assert found["attach to one"]["mend"] == f"sudo aiotun add dev tun0 mode tun user {USER}"
-        said = "private ones can be had without root, by a helper process"
+        assert "CAP_NET_ADMIN" in found["create a device"]["fix"]
+        assert (
+            found["attach to a device"]["fix"] == f"sudo aiotun add dev tun0 mode tun user {USER}"
+        )
+        said = "private ones can be created without root, with a helper process"
         assert found["namespaces"]["said"] == said
 
     @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ class TestAsAnOrdinaryUser:
         python, env = ordinary_python()
         make("old0", "tun", *words)
         _, found = doctor(python, env)
-        assert found["attach to one"]["status"] == ("ok" if ours else "note")
+        assert found["attach to a device"]["status"] == ("ok" if ours else "note")
         # It says what is so.
         code = "import asyncio, aiotun; asyncio.run(aiotun.open_tun('old0', up=False).__aenter__())"
         done = subprocess.run([*python, "-c", code], env={**os.environ, **env}, capture_output=True)
@@ -191,8 +193,8 @@ class TestAsAnOrdinaryUser:
         finally:
             ours.unlink()
         assert status == 1
-        assert found["node"]["said"] == "/dev/net/tun has mode 0600, which keeps this user out"
-        assert found["node"]["mend"] == "sudo chmod 0666 /dev/net/tun"
+        assert found["node"]["said"] == "/dev/net/tun has mode 0600, so this user can't open it"
+        assert found["node"]["fix"] == "sudo chmod 0666 /dev/net/tun"
         assert statuses(found, *WORKS) == ["no", "no", "no", "note"]
 
     def test_no_namespaces(self) -> None:
@@ -202,7 +204,7 @@ class TestAsAnOrdinaryUser:
         status, found = doctor(command, env)
         assert status == 1
         assert found["namespaces"]["said"].startswith("a seccomp filter forbids user namespaces")
-        assert "--security-opt" in found["namespaces"]["mend"]
+        assert "--security-opt" in found["namespaces"]["fix"]
         make("old0", "tun", "user", str(ORDINARY))
         status, found = doctor(command, env)
         assert status == 0
@@ -219,7 +221,7 @@ class TestNamespaces:
         bare = ["setpriv", "--bounding-set=-sys_admin"] if kind == "user" else []
         _, found = doctor([*limited(name, 0), *bare, sys.executable])
         assert found["namespaces"]["said"].startswith(f"user.{name} = 0 allows no")
-        assert found["namespaces"]["mend"] == f"sysctl -w user.{name}=10000"
+        assert found["namespaces"]["fix"] == f"sysctl -w user.{name}=10000"
 
     def test_one_without_capabilities(self) -> None:
         """What AppArmor makes of it."""
@@ -243,12 +245,12 @@ class TestPackages:
 
         monkeypatch.setattr(importlib.metadata, "version", version)
         checks = {check.name: check for check in doctor_command.examine().checks}
-        assert checks[name].said == "(a version that is not known)"
+        assert checks[name].said == "(unknown version)"
         monkeypatch.setitem(sys.modules, name, None)
         report = doctor_command.examine()
         checks = {check.name: check for check in report.checks}
         assert checks[name].status == status
-        assert name in (checks[name].mend or "")
+        assert name in (checks[name].fix or "")
         assert report.usable == (status != "no")
         opening = {each.status for each in report.works[:3]}
         assert opening == ({"no"} if status == "no" else {"ok", "note"})
@@ -270,7 +272,7 @@ class TestHowItIsShown:
     def test_in_a_terminal(self) -> None:
         with in_terminal("doctor") as command:
             assert command.end() == 0
-        assert "\x1b[32mok \x1b[0m  node             /dev/net/tun, mode 0" in command.out
+        assert "\x1b[32mok \x1b[0m  node                /dev/net/tun, mode 0" in command.out
         assert command.lines[-1] == "\x1b[32maiotun can be used here.\x1b[0m"
 
     @pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
@@ -278,7 +280,7 @@ class TestHowItIsShown:
         with in_terminal("doctor", env=env) as command:
             assert command.end() == 0
         assert "\x1b" not in command.out
-        assert "  ok   node             /dev/net/tun, mode 0" in command.out
+        assert "  ok   node                /dev/net/tun, mode 0" in command.out
 
     def test_in_a_pipe(self) -> None:
         with piped("doctor") as command:

@@ -142,7 +142,7 @@ class TestListening:
                 assert command.end() == 1
         assert command.err == (
             "aiotun: old0 carries neither Ethernet frames nor IP packets (its link type is "
-            f"{kind}, see if_arp.h); 'tshark -i old0' may know it\n"
+            f"{kind}, see if_arp.h); try 'tshark -i old0'\n"
         )
 
     def test_packets_that_are_no_ip(self, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ class TestListening:
                 udp_burst("10.5.0.2", 9, 1)
                 assert command.end() == 0
         assert [line.split()[2] for line in command.lines] == ["IP"]
-        assert "1 left out, which were no IP packets" in command.err
+        assert "1 not shown (not IP)" in command.err
 
     def test_a_name_that_would_control_the_terminal(self) -> None:
         name = "e\x1b[2J\x7f"
@@ -174,7 +174,7 @@ class TestListening:
         make("old0")
         ip("link", "set", "old0", "up")
         with piped("dump", "old0") as command:
-            command.read_until("no program holds it open", err=True)
+            command.read_until("no program has it open", err=True)
         assert "old0 has no carrier" in command.err
 
     async def test_down_and_up_again(self) -> None:
@@ -322,7 +322,7 @@ class TestTerminal:
     def test_a_file_is_no_text(self) -> None:
         with in_terminal("dump", "lo", "--write", "-") as command:
             assert command.end() == 2
-        assert command.out.startswith("aiotun: packets are no text for a terminal")
+        assert command.out.startswith("aiotun: refusing to write binary packets to a terminal")
         assert len(command.lines) == 1
 
 
@@ -404,11 +404,11 @@ class TestEnds:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("dump", "say one interface"),
-        ("dump lo --new tun0", "say one interface"),
+        ("dump", "give either an interface"),
+        ("dump lo --new tun0", "give either an interface"),
         ("dump lo lo", "unrecognized arguments: lo"),
-        ("dump lo --tap", "opened with --new"),
-        ("dump lo --address 10.0.0.1/24", "opened with --new"),
+        ("dump lo --tap", "need '--new NAME'"),
+        ("dump lo --address 10.0.0.1/24", "need '--new NAME'"),
         ("dump --new tun0 --address nowhere", "nowhere"),
         ("dump --new a/b", "a/b"),
         ("dump lo --count 0", "above 0"),

@@ -444,7 +444,7 @@ class TestNoDescriptor:
 
     def test_listening(self) -> None:
         """For `aiotun dump`, which shows the text alone."""
-        with few_descriptors(0), pytest.raises(ListenError, match="lo can't be listened on: Too"):
+        with few_descriptors(0), pytest.raises(ListenError, match="can't listen on lo: Too"):
             Listener("lo", print)
 
     async def test_a_queue_for_another_process(self) -> None:

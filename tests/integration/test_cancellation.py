@@ -20,7 +20,9 @@ each_method = pytest.mark.parametrize("method", RECEIVE)
 
 @each_kind
 @each_method
-async def test_cancelled_as_the_packet_comes(kind: str, method: str) -> None:
+async def test_a_receive_cancelled_as_the_packet_comes_loses_nothing(
+    kind: str, method: str
+) -> None:
     """Cancelled before the loop has looked, in the same turn as the packet."""
     async with rig(kind) as r:
         task = await waiting(RECEIVE[method](r.io))
@@ -54,7 +56,9 @@ def ready_fd(callback: Callable[[], object]) -> Iterator[None]:
 @each_kind
 @each_method
 @pytest.mark.parametrize("first", ["cancel", "packet"])
-async def test_cancelled_in_the_turn_of_readiness(kind: str, method: str, first: str) -> None:
+async def test_a_receive_cancelled_when_the_fd_is_ready_loses_nothing(
+    kind: str, method: str, first: str
+) -> None:
     """Both fds are ready in one turn; whichever callback runs first, no packet is missing."""
     async with rig(kind) as r:
         task = await waiting(RECEIVE[method](r.io))
@@ -71,7 +75,7 @@ async def test_cancelled_in_the_turn_of_readiness(kind: str, method: str, first:
 
 @each_kind
 @each_method
-async def test_cancelled_one_by_one(kind: str, method: str) -> None:
+async def test_cancelled_waiters_give_their_place_to_the_next(kind: str, method: str) -> None:
     """Whoever stands in line behind a cancelled waiter gets what that one would have got."""
     async with rig(kind) as r:
         tasks = [await waiting(RECEIVE[method](r.io)) for _ in range(7)]
@@ -224,7 +228,7 @@ async def test_several_queues_and_several_flows() -> None:
 @pytest.mark.asyncio(loop_factories=["asyncio"])
 @each_kind
 @each_method
-async def test_eager_tasks(kind: str, method: str) -> None:
+async def test_eager_tasks_receive_in_order_and_cancel_without_loss(kind: str, method: str) -> None:
     """A task that begins to wait while it is being made, and one that need not wait at all."""
     asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
     async with rig(kind) as r:

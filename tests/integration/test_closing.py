@@ -34,7 +34,7 @@ def names() -> list[str]:
 
 @each_kind
 @each_method
-async def test_every_waiter_wakes(kind: str, method: str) -> None:
+async def test_closing_wakes_every_waiter(kind: str, method: str) -> None:
     expected = (
         StopAsyncIteration if method in ("anext", "batches", "decoded") else DeviceClosedError
     )
@@ -56,7 +56,7 @@ async def _caught(coroutine: Coroutine[Any, Any, bytes]) -> BaseException | None
 
 
 @each_kind
-async def test_calls_after_closing(kind: str) -> None:
+async def test_receiving_after_closing_raises_or_ends(kind: str) -> None:
     async with rig(kind) as r:
         await r.io.aclose()
         for method in ("recv", "recv_into", "recv_many"):
@@ -79,7 +79,7 @@ async def test_calls_after_closing(kind: str) -> None:
 
 
 @each_kind
-async def test_iteration_ends(kind: str) -> None:
+async def test_iteration_ends_when_the_queue_is_closed(kind: str) -> None:
     async with rig(kind) as r:
         seen = []
 
@@ -125,7 +125,7 @@ async def test_aclose_cancelled_closes_all_the_same() -> None:
     await tun.aclose()
 
 
-async def test_what_is_known_stays() -> None:
+async def test_name_index_and_mtu_stay_known_after_closing() -> None:
     async with aiotun.open_tun("known0", mtu=1400) as tun:
         index = tun.index
     assert (tun.name, tun.index, tun.mtu, tun.mode, tun.offload) == (
@@ -135,7 +135,7 @@ async def test_what_is_known_stays() -> None:
 
 
 @each_kind
-async def test_closed_between_readiness_and_reading(kind: str) -> None:
+async def test_a_queue_closed_between_readiness_and_reading_wakes_its_reader(kind: str) -> None:
     """Another callback of the same turn closes, before the reader's or after it."""
     for close_first in (True, False):
         async with rig(kind) as r:
@@ -227,7 +227,7 @@ async def test_closing_one_queue_of_several() -> None:
 
 
 @each_kind
-async def test_detach(kind: str) -> None:
+async def test_detach_gives_the_fd_away_and_closes_the_queue(kind: str) -> None:
     """The fd lives on, unregistered, and goes to whoever wants it."""
     async with rig(kind) as r:
         queue = r.tun.queues[1 if kind == "member" else 0]
@@ -270,7 +270,7 @@ async def test_deleted_under_every_waiter(kind: str, method: str) -> None:
 
 
 @each_kind
-async def test_deleted_while_idle(kind: str) -> None:
+async def test_a_deletion_while_idle_does_not_spin_and_is_told_next(kind: str) -> None:
     """Nobody waits, and the loop sleeps; the next call says what happened."""
     async with rig(kind) as r:
         r.inject(1)
@@ -296,7 +296,7 @@ async def test_deleted_while_idle(kind: str) -> None:
         assert time.process_time() - before < 0.1
 
 
-async def test_lost_and_then_closed() -> None:
+async def test_a_lost_device_can_be_closed() -> None:
     async with rig() as r:
         ip("link", "del", "rig0")
         with pytest.raises(DeviceLostError):
@@ -306,7 +306,7 @@ async def test_lost_and_then_closed() -> None:
             await r.io.recv()
 
 
-async def test_deleted_with_its_namespace(netns: int) -> None:
+async def test_a_device_lives_on_after_ip_netns_del(netns: int) -> None:
     """The device holds its namespace, so that its name may go and the device lives on."""
     ip("netns", "add", "away")
     async with aiotun.open_tun("away0", netns="away", addresses=["10.9.0.1/24"]) as tun:
@@ -324,7 +324,7 @@ async def test_deleted_with_its_namespace(netns: int) -> None:
 
 @each_kind
 @pytest.mark.parametrize("before", ["nothing", "received", "waited"])
-async def test_dropped_without_closing(kind: str, before: str) -> None:
+async def test_a_device_that_nobody_holds_warns_and_is_freed(kind: str, before: str) -> None:
     queues = 4 if kind in ("group", "member", "split group") else 1
     offload: Offload = "split" if kind.startswith("split") else "off"
     addresses = ["10.9.0.1/24"]
@@ -369,7 +369,7 @@ async def test_a_warning_made_an_error_still_closes() -> None:
 
 
 @pytest.mark.parametrize("waited", [False, True])
-def test_the_loop_ends_first(waited: bool) -> None:
+def test_a_device_can_be_closed_after_its_loop(waited: bool) -> None:
     """Closing after the loop was closed happens at once, here."""
     loop = asyncio.new_event_loop()
 

@@ -69,7 +69,7 @@ def test_names_control_no_terminal(command: "Command") -> None:
     command.done(f"del {CONTROLLING}")
 
 
-def test_what_is_shown_instead() -> None:
+def test_control_characters_are_shown_escaped() -> None:
     assert terminal.printable("a\udcff\x00\n\u202eb é") == "a\\xff\\x00\n\\u202eb é"
     assert terminal.paint("\x1b[1m", terminal.RED, True) == "\x1b[31m\\x1b[1m\x1b[0m"
 
@@ -113,7 +113,7 @@ class TestAdd:
         assert link("dev7")["linkinfo"] == ours
         assert command.done("list") == line == ip_tuntap()
 
-    def test_one_queue_means_nothing(self, command: Command) -> None:
+    def test_one_queue_is_accepted_and_has_no_effect(self, command: Command) -> None:
         """The kernel keeps it as a flag without effect, and ip(8) shows that; we don't set it."""
         command.done("add tun7 mode tun one_queue")
         assert ip_tuntap() == ["tun7: tun persist"]
@@ -165,18 +165,20 @@ class TestAdd:
     @pytest.mark.parametrize(
         "line", ["add --frob", "add x mode tun -y", "list --frob", "del -x", "demo frob"]
     )
-    def test_unknown_options(self, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_unknown_options_exit_with_2_and_change_nothing(
+        self, line: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         with pytest.raises(SystemExit) as exits:
             cli.main(line.split())
         assert exits.value.code == 2
         assert "unrecognized arguments" in capsys.readouterr().err
         assert names() == []
 
-    def test_it_exists(self, command: Command) -> None:
+    def test_adding_an_existing_device_is_refused(self, command: Command) -> None:
         make("old0", "tun")
         command("add dev old0 mode tun").refused(1, "old0 exists already")
 
-    def test_no_namespace(self, command: Command) -> None:
+    def test_a_missing_namespace_is_refused(self, command: Command) -> None:
         for line in ("add mode tun", "del tun0", "list"):
             command(f"{line} netns nowhere-at-all").refused(1, "no network namespace")
 
@@ -190,30 +192,32 @@ class TestDel:
         assert command.done(f"del {words}") == []
         assert names() == []
 
-    def test_the_wrong_mode(self, command: Command) -> None:
+    def test_deleting_a_device_of_the_other_mode_is_refused(self, command: Command) -> None:
         make("old0", "tap")
         command("del dev old0 mode tun").refused(1, "old0 is a TAP device", "left alone")
         assert names() == ["old0"]
 
-    def test_missing(self, command: Command) -> None:
+    def test_deleting_a_missing_device_is_refused(self, command: Command) -> None:
         command("del dev old0").refused(1, "there is no interface old0")
         command("del dev old0 mode tun").refused(1, "there is no interface old0")
 
-    def test_what_is_neither(self, command: Command) -> None:
+    def test_deleting_an_interface_that_is_neither_tun_nor_tap_is_refused(
+        self, command: Command
+    ) -> None:
         command("del lo").refused(1, "lo is no TUN or TAP device")
 
-    def test_one_that_a_program_holds(self, command: Command) -> None:
+    def test_deleting_a_device_that_a_program_holds_is_refused(self, command: Command) -> None:
         with held("old0", Iff.TAP | Iff.NO_PI):
             command("del old0").refused(1, "a program holds old0")
             assert names() == ["old0"]
 
 
 class TestList:
-    def test_none(self, command: Command) -> None:
+    def test_without_devices_list_prints_nothing(self, command: Command) -> None:
         assert command.done("list") == []
         assert command.done("list --json") == ["[]"]
 
-    def test_attached(self, command: Command) -> None:
+    def test_list_shows_the_devices_that_programs_hold(self, command: Command) -> None:
         make("old0", "tap", "multi_queue")
         with held("old0", Iff.TAP | Iff.NO_PI | Iff.MULTI_QUEUE), held("tun0"):
             assert command.done("list") == [
@@ -226,7 +230,7 @@ class TestList:
         "line",
         ["list --json", "list -j", "list --json old0", "list old0 --json", "list -j dev old0"],
     )
-    def test_json(self, line: str, command: Command) -> None:
+    def test_list_json_gives_every_field(self, line: str, command: Command) -> None:
         make("old0", "tap", "pi", "user", str(ORDINARY))
         assert json.loads("\n".join(command.done(line))) == [
             {
@@ -244,7 +248,7 @@ class TestList:
             }
         ]
 
-    def test_one(self, command: Command) -> None:
+    def test_list_dev_shows_one_device(self, command: Command) -> None:
         make("old0", "tap")
         make("old1", "tun")
         assert command.done("list dev old1") == ["old1: tun persist"]
@@ -265,14 +269,14 @@ class TestProcess:
         )
         return Said(done.returncode, done.stdout, done.stderr)
 
-    def test_from_add_to_del(self) -> None:
+    def test_a_device_is_added_listed_and_deleted(self) -> None:
         python = [sys.executable]
         name = self.run(python, "add mode tap").lines[0]
         assert self.run(python, "list").lines == [f"{name}: tap persist"]
         gone = self.run(python, f"del {name}")
         assert (gone.status, gone.lines, gone.err, names()) == (0, [], "", [])
 
-    def test_an_ordinary_user(self) -> None:
+    def test_an_ordinary_user_may_list_and_delete_but_not_add(self) -> None:
         """May list, and delete what is theirs, but create nothing."""
         python, env = ordinary_python()
         make("old0", "tap", "user", str(ORDINARY))

@@ -188,7 +188,7 @@ async def test_send_waits_while_the_buffer_is_full() -> None:
     pair.close()
 
 
-def test_resolve() -> None:
+def test_resolve_takes_host_and_port_and_refuses_anything_else() -> None:
     assert resolve("127.0.0.1:80") == (socket.AF_INET, ("127.0.0.1", 80))
     assert resolve("[::1]:80") == (socket.AF_INET6, ("::1", 80, 0, 0))
     with pytest.raises(ValueError, match="HOST:PORT"):

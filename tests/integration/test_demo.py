@@ -74,14 +74,14 @@ def check_failure(done: subprocess.CompletedProcess[str], said: str) -> None:
 
 @NO_PING
 @pytest.mark.parametrize("args", [(), ("--uvloop",)])
-def test_with_the_systems_ping(args: tuple[str, ...]) -> None:
+def test_the_demo_uses_the_systems_ping(args: tuple[str, ...]) -> None:
     done = run_demo("--count", "2", *args)
     check_success(done, 2)
     assert str(PING) in done.stdout
 
 
 @pytest.mark.parametrize("args", [(), ("--uvloop",)])
-def test_without_ping(args: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_demo_works_without_ping(args: tuple[str, ...], tmp_path: Path) -> None:
     done = run_demo("--count", "2", *args, env={"PATH": only(tmp_path, "unshare")})
     check_success(done, 2)
     assert "no ping(8) here" in done.stdout
@@ -93,7 +93,7 @@ def test_five_pings_unless_told_otherwise() -> None:
 
 
 @pytest.mark.parametrize("ping", [pytest.param(True, marks=NO_PING), False])
-def test_as_an_ordinary_user(ping: bool, tmp_path: Path) -> None:
+def test_the_demo_works_as_an_ordinary_user(ping: bool, tmp_path: Path) -> None:
     python, env = ordinary_python()
     if not ping:
         # The folders that hold tmp_path are root's alone.
@@ -212,7 +212,7 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
     assert demo.returncode == 1
 
 
-def test_the_ordinary_user_is_one() -> None:
+def test_the_ordinary_user_of_these_tests_has_no_privilege() -> None:
     """The tests above mean something: their user can do none of this by itself."""
     if not REAL_ROOT:
         pytest.skip("an ordinary user's run already")

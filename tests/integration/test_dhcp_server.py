@@ -39,7 +39,7 @@ def addresses(place: str, name: str = "eth0") -> list[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_arp_and_ping(number: signal.Signals) -> None:
+def test_the_server_answers_arp_and_ping(number: signal.Signals) -> None:
     with dhcp.serving() as server, dhcp.host() as place:
         kernel.inside(place, "ip", "addr", "add", "10.85.0.200/24", "dev", "eth0")
         kernel.inside(place, "ping", "-c", "3", "-i", "0.01", "-W", "5", str(dhcp.SERVER))
@@ -204,7 +204,7 @@ def test_a_kill_loses_no_lease_and_gives_none_twice(tmp_path: Path, seed: int) -
 
 
 @pytest.mark.peers
-def test_udhcpc(tmp_path: Path) -> None:
+def test_udhcpc_gets_renews_and_releases_a_lease(tmp_path: Path) -> None:
     program = need("udhcpc", "udhcpc")
     script = str(dhcp.hook(tmp_path))
     command = [program, "-f", "-R", "-i", "eth0", "-s", script, "-t", "5", "-T", "1"]
@@ -226,7 +226,7 @@ def test_udhcpc(tmp_path: Path) -> None:
 
 
 @pytest.mark.peers
-def test_dhclient(tmp_path: Path) -> None:
+def test_dhclient_gets_renews_keeps_and_releases_a_lease(tmp_path: Path) -> None:
     """ISC's client: a lease, renewals by itself, the same lease after a restart, and a release."""
     program = need("dhclient", "isc-dhcp-client")
     (tmp_path / "conf").write_text("timeout 10;\n")

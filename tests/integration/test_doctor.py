@@ -53,7 +53,7 @@ WORKS = ("create a device", "attach to one", "one of its own", "listen to any")
 
 
 class TestAsRoot:
-    def test_all_is_well(self) -> None:
+    def test_as_root_every_check_passes(self) -> None:
         status, found = doctor()
         assert status == 0
         assert statuses(found, *WORKS) == ["ok", "note", "ok", "ok"]
@@ -74,7 +74,7 @@ class TestAsRoot:
         indices = {name: index for index, name in socket.if_nameindex()}
         assert indices["old1"] == indices["old0"] + 1
 
-    def test_without_the_capability(self) -> None:
+    def test_root_without_cap_net_admin_cannot_create_a_device(self) -> None:
         """Root in name only."""
         setpriv = shutil.which("setpriv")
         assert setpriv is not None
@@ -84,7 +84,7 @@ class TestAsRoot:
         assert found["capabilities"]["status"] == "note"
         assert found["listen to any"]["status"] == "note"
 
-    def test_attaching(self) -> None:
+    def test_devices_that_can_be_attached_to_are_listed(self) -> None:
         make("old0")
         make("old1", "tap", "multi_queue")
         with held("old0"):
@@ -93,14 +93,14 @@ class TestAsRoot:
         _, found = doctor()
         assert found["attach to one"]["said"] == "old0, old1"
 
-    def test_no_node(self, tmp_path: Path) -> None:
+    def test_a_missing_node_names_modprobe(self, tmp_path: Path) -> None:
         hide = f'mount --bind "{tmp_path}" /dev/net && exec "$@"'
         status, found = doctor(["unshare", "-m", "sh", "-c", hide, "sh", sys.executable])
         assert status == 1
         assert statuses(found, "node", "driver", *WORKS) == ["no", "note", "no", "no", "no", "ok"]
         assert found["node"]["mend"].startswith("modprobe tun")
 
-    def test_something_else_in_its_place(self, tmp_path: Path) -> None:
+    def test_another_device_at_dev_net_tun_is_recognized(self, tmp_path: Path) -> None:
         cover = 'mount --bind /dev/null /dev/net/tun && exec "$@"'
         status, found = doctor(["unshare", "-m", "sh", "-c", cover, "sh", sys.executable])
         assert status == 1
@@ -115,7 +115,9 @@ class TestAsRoot:
             ("nodev", "'nodev'", "mount -o remount,bind,dev /dev/net"),
         ],
     )
-    def test_a_node_that_no_mode_helps(self, how: str, said: str, mend: str) -> None:
+    def test_a_node_unusable_at_any_mode_gets_a_command_that_fixes_it(
+        self, how: str, said: str, mend: str
+    ) -> None:
         status, found = doctor([*with_node(how), sys.executable])
         assert status == 1
         assert said in found["node"]["said"]
@@ -129,7 +131,7 @@ class TestAsRoot:
         if REAL_ROOT:
             assert doctor(prefix)[1]["node"]["status"] == "ok"
 
-    def test_ipv6(self) -> None:
+    def test_disabled_ipv6_names_the_sysctl(self) -> None:
         assert doctor()[1]["IPv6"]["status"] == "ok"
         with ipv6_switched_off():
             status, found = doctor()
@@ -140,7 +142,7 @@ class TestAsRoot:
 
 
 class TestAsAnOrdinaryUser:
-    def test_only_private_ones(self) -> None:
+    def test_an_ordinary_user_has_only_private_namespaces(self) -> None:
         python, env = ordinary_python()
         status, found = doctor(python, env)
         assert status == 0
@@ -160,7 +162,9 @@ class TestAsAnOrdinaryUser:
             (("user", str(ORDINARY), "group", "1"), False),
         ],
     )
-    def test_what_root_prepared(self, words: tuple[str, ...], ours: bool) -> None:
+    def test_an_ordinary_user_may_attach_to_a_prepared_device(
+        self, words: tuple[str, ...], ours: bool
+    ) -> None:
         python, env = ordinary_python()
         make("old0", "tun", *words)
         _, found = doctor(python, env)
@@ -170,7 +174,7 @@ class TestAsAnOrdinaryUser:
         done = subprocess.run([*python, "-c", code], env={**os.environ, **env}, capture_output=True)
         assert (done.returncode == 0) == ours, done.stderr
 
-    def test_a_node_for_root_only(self) -> None:
+    def test_a_node_for_root_only_is_recognized(self) -> None:
         python, env = ordinary_python()
         ours = Path("/run/aiotun-node-0600")
         os.mknod(ours, 0o020600, os.makedev(10, 200))
@@ -184,7 +188,7 @@ class TestAsAnOrdinaryUser:
         assert found["node"]["mend"] == "sudo chmod 0666 /dev/net/tun"
         assert statuses(found, *WORKS) == ["no", "no", "no", "note"]
 
-    def test_no_namespaces(self) -> None:
+    def test_without_unshare_only_a_prepared_device_is_usable(self) -> None:
         """Then only a device that root prepared is left."""
         python, env = ordinary_python()
         env = {**env, "PATH": "/nowhere"}
@@ -221,7 +225,9 @@ class TestNamespaces:
             ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
         ],
     )
-    def test_a_setting(self, setting: str, bad: str, good: str, refusing: Path) -> None:
+    def test_a_sysctl_that_forbids_namespaces_is_named(
+        self, setting: str, bad: str, good: str, refusing: Path
+    ) -> None:
         file = refusing / setting.replace(".", "/")
         file.parent.mkdir(parents=True)
         file.write_text(f"{bad}\n")
@@ -243,12 +249,12 @@ class TestNamespaces:
         assert checks["namespaces"].said.startswith(f"{locked} can't be started anew by this user")
         assert "install" in (checks["namespaces"].mend or "")
 
-    def test_something_else(self, refusing: Path) -> None:
+    def test_an_unknown_reason_is_passed_on_with_a_hint(self, refusing: Path) -> None:
         checks = {check.name: check for check in doctor_command.examine().checks}
         assert "(unshare failed: No space left)" in checks["namespaces"].said
         assert "seccomp" in (checks["namespaces"].mend or "")
 
-    def test_one_without_capabilities(
+    def test_a_namespace_that_gives_no_capabilities_is_recognized(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """What AppArmor makes of it."""
@@ -276,7 +282,9 @@ class TestPackages:
     @pytest.mark.parametrize(
         ("name", "status"), [("pyroute2", "no"), ("dpkt", "note"), ("uvloop", "note")]
     )
-    def test_missing(self, name: str, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_missing_package_is_named(
+        self, name: str, status: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         versions = importlib.metadata.version
 
         def version(asked: str) -> str:
@@ -299,31 +307,33 @@ class TestPackages:
     @pytest.mark.parametrize(
         ("version", "status"), [("0.9.2", "no"), ("0.9.3rc2", "ok"), ("1.0", "ok")]
     )
-    def test_too_old(self, version: str, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_pyroute2_that_is_too_old_is_refused(
+        self, version: str, status: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
         checks = {check.name: check for check in doctor_command.examine().checks}
         assert checks["pyroute2"].status == status
 
-    def test_an_older_kernel(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_older_kernel_without_uso_is_a_note(self, monkeypatch: pytest.MonkeyPatch) -> None:
         check = doctor_command._offload(["checksum", "TSO"])
         assert (check.status, "Linux 6.2" in check.said) == ("note", True)
 
 
 class TestHowItIsShown:
-    def test_in_a_terminal(self) -> None:
+    def test_a_terminal_gets_colors(self) -> None:
         with in_terminal("doctor") as command:
             assert command.end() == 0
         assert "\x1b[32mok \x1b[0m  node             /dev/net/tun, mode 0" in command.out
         assert command.lines[-1] == "\x1b[32maiotun can be used here.\x1b[0m"
 
     @pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-    def test_without_colours(self, env: dict[str, str]) -> None:
+    def test_no_color_and_a_dumb_terminal_get_no_colors(self, env: dict[str, str]) -> None:
         with in_terminal("doctor", env=env) as command:
             assert command.end() == 0
         assert "\x1b" not in command.out
         assert "  ok   node             /dev/net/tun, mode 0" in command.out
 
-    def test_in_a_pipe(self) -> None:
+    def test_a_pipe_gets_no_colors_and_short_lines(self) -> None:
         with piped("doctor") as command:
             assert command.end() == 0
         assert "\x1b" not in command.out
@@ -331,7 +341,7 @@ class TestHowItIsShown:
         assert command.lines[-1] == "aiotun can be used here."
         assert max(map(len, command.lines)) <= 100
 
-    def test_not_usable(self, tmp_path: Path) -> None:
+    def test_the_last_line_says_that_aiotun_cannot_be_used(self, tmp_path: Path) -> None:
         hide = f'mount --bind "{tmp_path}" /dev/net && exec "$@"'
         inside = ["unshare", "-m", "sh", "-c", hide, "sh", sys.executable, "-m", "aiotun"]
         with piped("doctor", command=inside) as command:
@@ -349,12 +359,14 @@ class TestHowItIsShown:
 
 
 class TestTrial:
-    def test_nowhere_but_inside(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_trial_outside_of_a_private_namespace_is_refused(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         assert cli.main(["doctor", "--trial"]) == 1
         assert names() == []
         assert "no private namespace" in capsys.readouterr().err
 
-    def test_a_forged_marker(
+    def test_a_trial_with_a_forged_marker_is_refused(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setenv("AIOTUN_DEMO_OUTSIDE", str(os.stat("/proc/thread-self/ns/net").st_ino))
@@ -365,7 +377,7 @@ class TestTrial:
         assert "no private namespace" in capsys.readouterr().err
         ip("link", "del", "old0")
 
-    def test_what_the_kernel_adds_by_itself(
+    def test_a_trial_accepts_interfaces_that_the_kernel_adds(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """On a machine with tunnels every new namespace has a sit0 and the like."""
@@ -377,7 +389,7 @@ class TestTrial:
 
 
 @pytest.mark.parametrize("where", ["terminal", "pipe"])
-def test_ctrl_c(where: str, tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_doctor_with_130_and_no_traceback(where: str, tmp_path: Path) -> None:
     """While it waits for its child."""
     fake = tmp_path / "unshare"
     fake.write_text(f"#!/bin/sh\n: > {tmp_path}/started\nexec sleep 60")

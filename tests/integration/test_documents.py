@@ -254,5 +254,7 @@ def test_what_is_not_run_is_the_exception() -> None:
         ([], [], True),
     ],
 )
-def test_comparing(expected: list[str], printed: list[str], same: bool) -> None:
+def test_output_matches_apart_from_ellipses_times_and_decimals(
+    expected: list[str], printed: list[str], same: bool
+) -> None:
     assert matches(expected, printed) == same

@@ -60,7 +60,7 @@ def check_powerless(pid: int, *, bounded: bool) -> None:
 
 @only_root
 @LOOPS
-def test_in_one_process(loop: list[str], started: Any) -> None:
+def test_one_process_serves_after_dropping_its_privileges(loop: list[str], started: Any) -> None:
     with started("--queues", "3", *loop) as service, Pinger(4) as pinger:
         pid = service.process.pid
         check_powerless(pid, bounded=True)
@@ -112,7 +112,7 @@ def test_no_thread_may_keep_what_is_given_up() -> None:
 
 
 @only_root
-def test_what_cannot_be_opened(started: Any) -> None:
+def test_a_failed_opening_is_one_line_and_leaves_no_child(started: Any) -> None:
     """One line, and no child is left."""
     for more in ([], ["--separate"]):
         with pytest.raises(AssertionError, match="it may have 1 to 15") as caught:
@@ -120,13 +120,13 @@ def test_what_cannot_be_opened(started: Any) -> None:
         assert str(caught.value).count("\\n") == 1
 
 
-def test_who_may_be_become() -> None:
+def test_root_and_unknown_users_are_refused() -> None:
     for wrong in ("0", "root", "no-such-user", "4294967000"):
         check_failure(run(DROP, "--user", wrong), 2, "user")
     check_failure(run(DROP, "--queues", "0"), 2, "1 to 253")
 
 
-def test_not_as_an_ordinary_user() -> None:
+def test_an_ordinary_user_is_told_to_start_as_root() -> None:
     python, env = ordinary_python()
     folder = Path("/run/aiotun-user/examples")
     shutil.copytree(EXAMPLES, folder, dirs_exist_ok=True)
@@ -137,7 +137,7 @@ def test_not_as_an_ordinary_user() -> None:
         shutil.rmtree(folder)
 
 
-def test_no_queues_come() -> None:
+def test_a_child_that_gets_no_queues_ends_with_one_line() -> None:
     """The privileged half is gone before it sent them."""
     ours, theirs = socket.socketpair()
     with ours, theirs:

@@ -170,14 +170,14 @@ class TestListening:
             command.end()
         assert "\x1b[2J" not in command.out
 
-    def test_nobody_holds_it(self) -> None:
+    def test_an_interface_without_a_program_is_noted(self) -> None:
         make("old0")
         ip("link", "set", "old0", "up")
         with piped("dump", "old0") as command:
             command.read_until("no program holds it open", err=True)
         assert "old0 has no carrier" in command.err
 
-    async def test_down_and_up_again(self) -> None:
+    async def test_an_interface_that_goes_down_and_up_is_noted(self) -> None:
         async with rig() as r:
             await r.tun.link.down()
             with piped("dump", "rig0", "--count", "1") as command:
@@ -192,7 +192,7 @@ class TestListening:
                 assert await asyncio.to_thread(command.end) == 0
 
     @pytest.mark.parametrize("up", [True, False])
-    def test_deleted(self, up: bool) -> None:
+    def test_a_deleted_interface_ends_the_dump(self, up: bool) -> None:
         make("old0")
         ip("link", "set", "old0", "up" if up else "down")
         with piped("dump", "old0") as command:
@@ -204,7 +204,7 @@ class TestListening:
             "aiotun: old0 was deleted",
         ]
 
-    def test_what_the_kernel_had_no_room_for(self) -> None:
+    def test_packets_that_the_kernel_dropped_are_counted(self) -> None:
         with piped("dump", "lo", "--json") as command:
             listening(command)
             command.process.send_signal(signal.SIGSTOP)
@@ -218,7 +218,7 @@ class TestListening:
         assert dropped is not None
         assert int(dropped[1]) > 1000
 
-    def test_as_an_ordinary_user(self) -> None:
+    def test_listening_as_an_ordinary_user_names_the_capability(self) -> None:
         python, env = ordinary_python()
         with piped("dump", "lo", command=[*python, "-m", "aiotun"], env=env) as command:
             assert command.end() == 1
@@ -250,20 +250,20 @@ class TestNew:
         assert shown == [[what, "0x00000001"]]
         assert names() == []
 
-    def test_deleted(self) -> None:
+    def test_a_deleted_new_device_ends_the_dump(self) -> None:
         with piped("dump", "--new", "new0") as command:
             listening(command)
             ip("link", "del", "new0")
             assert command.end() == 1
         assert "new0 is gone" in command.err
 
-    def test_another_kind(self) -> None:
+    def test_a_tap_device_is_refused(self) -> None:
         make("old0", "tap")
         with piped("dump", "--new", "old0") as command:
             assert command.end() == 1
         assert "old0 is a TAP device" in command.err
 
-    def test_as_an_ordinary_user(self) -> None:
+    def test_an_ordinary_user_may_dump_a_prepared_device(self) -> None:
         """One that root prepared will do."""
         python, env = ordinary_python()
         make("old0", "tun", "user", str(ORDINARY))
@@ -280,7 +280,7 @@ class TestNew:
 
 
 class TestTerminal:
-    def test_colours_and_ctrl_c(self) -> None:
+    def test_colors_and_ctrl_c(self) -> None:
         with in_terminal("dump", "lo") as command:
             listening(command)
             send_local()
@@ -296,7 +296,7 @@ class TestTerminal:
         assert "2 packets (2 in, 0 out), 0 dropped by the kernel" in command.lines[-1]
 
     @pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-    def test_no_colours(self, env: dict[str, str]) -> None:
+    def test_no_color_and_a_dumb_terminal_get_no_colors(self, env: dict[str, str]) -> None:
         with in_terminal("dump", "lo", "--count", "1", env=env) as command:
             listening(command)
             send_local()
@@ -312,14 +312,14 @@ class TestTerminal:
             assert command.end() == 0
         assert "\x1b[36m" in command.out
 
-    def test_json_has_no_colours(self) -> None:
+    def test_json_has_no_colors(self) -> None:
         with in_terminal("dump", "lo", "--json", "--count", "1") as command:
             listening(command)
             send_local()
             assert command.end() == 0
         assert "\x1b" not in command.out
 
-    def test_a_file_is_no_text(self) -> None:
+    def test_binary_packets_are_not_written_to_a_terminal(self) -> None:
         with in_terminal("dump", "lo", "--write", "-") as command:
             assert command.end() == 2
         assert command.out.startswith("aiotun: packets are no text for a terminal")
@@ -360,7 +360,7 @@ class TestEnds:
             assert command.end() == 1
         assert command.err == "aiotun: listening on lo (Ethernet frames); Ctrl-C ends it\n"
 
-    def test_into_a_pipe_as_a_file(self, tmp_path: Path) -> None:
+    def test_a_capture_file_can_be_written_to_a_pipe(self, tmp_path: Path) -> None:
         file = tmp_path / "a.pcap"
         with piped("dump", "lo", "--write", "-", "--count", "4") as command:
             listening(command)
@@ -374,7 +374,7 @@ class TestEnds:
         assert len(tshark(file, "frame.len")) == 4
         assert "UDP" in run("tcpdump", "-n", "-r", str(file))
 
-    def test_a_full_disk(self) -> None:
+    def test_a_full_disk_ends_the_dump_with_its_error(self) -> None:
         with piped("dump", "lo", "--write", "/dev/full") as command:
             listening(command)
             while command.process.poll() is None:

@@ -29,7 +29,9 @@ async def respond(tun: aiotun.TunDevice) -> None:
         (["-T", "tsandaddr"], r"TS:\s+10\.9\.0\.1\s+\d+ absolute\s+10\.9\.0\.2\s+-?\d+\s"),
     ],
 )
-async def test_they_are_entered(options: list[str], said: str) -> None:
+async def test_ping_options_are_answered_with_this_hosts_entries(
+    options: list[str], said: str
+) -> None:
     async with aiotun.open_tun("echo0", addresses=["10.9.0.1/24"]) as tun:
         task = asyncio.create_task(respond(tun))
         assert PING is not None

@@ -99,7 +99,7 @@ each_version = pytest.mark.parametrize("version", [4, 6])
 
 @each_mode
 @each_version
-async def test_udp(mode: str, version: int) -> None:
+async def test_the_kernel_accepts_encoded_udp(mode: str, version: int) -> None:
     async with peer(mode, version) as other:
         with udp_socket(version) as sock:
             port = sock.getsockname()[1]
@@ -119,7 +119,7 @@ async def test_udp(mode: str, version: int) -> None:
 
 @each_mode
 @each_version
-async def test_the_kernel_drops_what_is_wrong(mode: str, version: int) -> None:
+async def test_the_kernel_drops_packets_with_wrong_checksums(mode: str, version: int) -> None:
     """Or the other tests would say nothing."""
     async with peer(mode, version) as other:
         with udp_socket(version) as sock:
@@ -141,7 +141,7 @@ async def test_the_kernel_drops_what_is_wrong(mode: str, version: int) -> None:
 
 @each_mode
 @each_version
-async def test_a_udp_sum_of_zero(mode: str, version: int) -> None:
+async def test_a_udp_checksum_of_zero_is_sent_as_ffff(mode: str, version: int) -> None:
     async with peer(mode, version) as other:
         with udp_socket(version) as sock:
             datagram = UDP(sport=7, dport=sock.getsockname()[1], data=b"\0\0")
@@ -153,7 +153,7 @@ async def test_a_udp_sum_of_zero(mode: str, version: int) -> None:
 
 @each_mode
 @each_version
-async def test_ip_options_and_extension_headers(mode: str, version: int) -> None:
+async def test_the_kernel_accepts_ip_options_and_extension_headers(mode: str, version: int) -> None:
     async with peer(mode, version) as other:
         with udp_socket(version) as sock:
             datagram = UDP(sport=7, dport=sock.getsockname()[1], data=b"payload")
@@ -168,7 +168,7 @@ async def test_ip_options_and_extension_headers(mode: str, version: int) -> None
 
 @each_mode
 @each_version
-async def test_fragments(mode: str, version: int) -> None:
+async def test_the_kernel_reassembles_encoded_fragments(mode: str, version: int) -> None:
     """The first is a dpkt object whose length and checksum are those of the whole datagram."""
     async with peer(mode, version) as other:
         with udp_socket(version) as sock:
@@ -187,7 +187,7 @@ async def test_fragments(mode: str, version: int) -> None:
 
 @each_mode
 @each_version
-async def test_tcp(mode: str, version: int) -> None:
+async def test_the_kernel_accepts_an_encoded_tcp_connection(mode: str, version: int) -> None:
     """A whole handshake, with options, and data behind it."""
     async with peer(mode, version) as other:
         sock = socket.socket(FAMILY[version], socket.SOCK_STREAM)
@@ -213,7 +213,7 @@ async def test_tcp(mode: str, version: int) -> None:
 
 @each_mode
 @each_version
-async def test_echo(mode: str, version: int) -> None:
+async def test_the_kernel_answers_encoded_echo_requests(mode: str, version: int) -> None:
     async with peer(mode, version) as other:
         echo = (ICMP if version == 4 else ICMP6).Echo(id=3, seq=4, data=b"payload")
         message: Any = ICMP(data=echo) if version == 4 else ICMP6(type=128, data=echo)
@@ -230,7 +230,7 @@ async def test_echo(mode: str, version: int) -> None:
 
 
 @each_version
-async def test_a_vlan(version: int) -> None:
+async def test_the_kernel_takes_the_vlan_tag_off_an_encoded_frame(version: int) -> None:
     """As the kernel takes the tag off; not each has devices for VLANs."""
     async with peer("tap", version) as other:
         ethertype = 0x0800 if version == 4 else 0x86DD

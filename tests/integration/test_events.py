@@ -90,7 +90,7 @@ def elsewhere() -> Iterator[str]:
 
 
 class TestKinds:
-    async def test_in_the_kernels_order(self, tap: str) -> None:
+    async def test_events_come_in_the_kernels_order(self, tap: str) -> None:
         async with Link(tap).events() as events, asyncio.timeout(10):
             batch(
                 "link set e0 mtu 1400",
@@ -128,7 +128,7 @@ class TestKinds:
             assert [event async for event in events] == []
             await all_ended()
 
-    async def test_carrier(self) -> None:
+    async def test_carrier_changes_are_told(self) -> None:
         async with aiotun.open_tap("e0") as device, device.link.events() as events:
             device.set_carrier(False)
             assert await following(events, 1) == ["carrier off"]
@@ -227,7 +227,7 @@ class TestBeginning:
             await task
         await all_ended()
 
-    async def test_no_such_link(self) -> None:
+    async def test_events_of_a_missing_interface_raise_link_error(self) -> None:
         events = Link("nowhere0").events()
         with pytest.raises(LinkError, match="no interface nowhere0"):
             await anext(events)
@@ -292,7 +292,9 @@ class TestBeginning:
 
 class TestNamespaces:
     @pytest.mark.parametrize("how", ["path", "fd"])
-    async def test_elsewhere(self, elsewhere: str, how: str) -> None:
+    async def test_events_of_a_link_in_another_namespace_are_told(
+        self, elsewhere: str, how: str
+    ) -> None:
         here = os.stat("/proc/thread-self/ns/net").st_ino
         fd = os.open(elsewhere, os.O_RDONLY)
         link = Link("e0", netns=fd if how == "fd" else elsewhere)
@@ -303,7 +305,7 @@ class TestNamespaces:
             assert os.stat("/proc/thread-self/ns/net").st_ino == here
             assert os.stat("/proc/self/ns/net").st_ino != os.stat(elsewhere).st_ino
 
-    async def test_by_name(self) -> None:
+    async def test_events_go_on_after_the_namespaces_name_is_deleted(self) -> None:
         if not REAL_ROOT:
             pytest.skip("'ip netns add' does not work in a user namespace")
         ip("netns", "add", "blue")
@@ -315,7 +317,7 @@ class TestNamespaces:
                 await tun.link.set_mtu(1400)
                 assert await following(events, 1) == ["mtu 1400"]
 
-    async def test_one_thread_each(self, tap: str, elsewhere: str) -> None:
+    async def test_one_thread_listens_in_each_namespace(self, tap: str, elsewhere: str) -> None:
         make("e1", "tap")
         links = [Link(tap), Link(tap), Link("e1"), Link("e0", elsewhere), Link("e0", elsewhere)]
         async with contextlib.AsyncExitStack() as stack:
@@ -490,7 +492,7 @@ class TestReading:
             await wait_until(lambda: bool(watcher._backlog and watcher._backlog._changes))
         assert [event async for event in events] == []
 
-    async def test_another_loop(self, tap: str) -> None:
+    async def test_reading_in_another_loop_raises_runtime_error(self, tap: str) -> None:
         async with Link(tap).events() as events:
 
             def other() -> str:
@@ -540,7 +542,7 @@ class TestEnding:
         async for _ in Link(name).events():
             break
 
-    async def test_collected(self, tap: str) -> None:
+    async def test_an_iterator_that_nobody_holds_is_freed(self, tap: str) -> None:
         """Without the collector: nothing that lives knows an iterator that nobody holds."""
         gc.disable()
         try:
@@ -598,7 +600,7 @@ class TestEnding:
         )
         assert said == "ended"
 
-    async def test_again_and_again(self, tap: str) -> None:
+    async def test_starting_and_ending_many_times_leaks_no_fd(self, tap: str) -> None:
         before = len(os.listdir("/proc/self/fd"))
         for number in range(50):
             async with Link(tap).events() as events, Link(tap).events():
@@ -674,7 +676,7 @@ class TestOverrun:
         return Gate(monkeypatch)
 
     @pytest.mark.parametrize("at_once", [500, 3])
-    async def test_is_made_good(
+    async def test_after_an_overrun_the_state_is_complete(
         self, tap: str, gate: Gate, at_once: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Also where reading what had fitted in takes several turns."""
@@ -718,7 +720,7 @@ class TestOverrun:
             assert await following(others, 1) == ["mtu 1301"]
             assert len(watching()) == 1
 
-    async def test_again_and_again(self, tap: str, gate: Gate) -> None:
+    async def test_repeated_overruns_are_survived(self, tap: str, gate: Gate) -> None:
         async with Link(tap).events() as events:
             for turn in range(5):
                 first = 1000 + 200 * turn
@@ -739,7 +741,7 @@ class TestOverrun:
             assert found[-1] == "deleted"
         await all_ended()
 
-    async def test_of_what_nobody_watches(self, tap: str, gate: Gate) -> None:
+    async def test_an_overrun_by_another_link_loses_no_event(self, tap: str, gate: Gate) -> None:
         make("e1", "tap")
         async with Link(tap).events() as events:
             with gate.closed():

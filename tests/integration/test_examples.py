@@ -203,7 +203,7 @@ def pingers() -> Iterator[tuple[Pinger, Pinger]]:
 
 @LOOPS
 @BOTH
-def test_pings(example: str, loop: list[str]) -> None:
+def test_the_examples_answer_pings_of_every_size(example: str, loop: list[str]) -> None:
     with start(example, *OPTIONS, *loop) as service, pingers() as (four, six):
         assert service.name == "ex0"
         for pinger, addresses in ((four, REACHED4), (six, REACHED6)):
@@ -262,7 +262,7 @@ def test_a_network_of_two_addresses_has_no_broadcast() -> None:
         assert service.end() == ""
 
 
-def test_without_any_options() -> None:
+def test_without_options_the_service_answers_on_tun0() -> None:
     with start(PING) as service:
         assert service.name == "tun0"
         addresses = [each["addr_info"] for each in ip("addr", "show", "dev", "tun0")]
@@ -512,13 +512,15 @@ def test_no_uvloop_is_one_line(example: str, tmp_path: Path) -> None:
         (UDP, ["--port", "\u00b2"], "1 to 65535"),
     ],
 )
-def test_wrong_arguments(example: str, args: Sequence[str], said: str) -> None:
+def test_the_examples_refuse_invalid_arguments(
+    example: str, args: Sequence[str], said: str
+) -> None:
     check_failure(run(example, *args), 2, said)
     assert [name for _, name in socket.if_nameindex()] == ["lo"]
 
 
 @pytest.mark.parametrize(("example", "said"), [(PING, "Answers pings"), (UDP, "A UDP echo")])
-def test_help(example: str, said: str) -> None:
+def test_help_lists_the_options(example: str, said: str) -> None:
     done = run(example, "--help")
     assert done.returncode == 0
     assert said in done.stdout
@@ -558,7 +560,9 @@ ECHO6: Echo = example_module("udp_echo").echo6
         ("::a00:1/96", ["::a00:1"], ["10.0.0.1"]),
     ],
 )
-def test_networks(network: str, inside: list[str], outside: list[str]) -> None:
+def test_networks_hold_their_hosts_and_nothing_else(
+    network: str, inside: list[str], outside: list[str]
+) -> None:
     networks = example_module("_service").Networks([ipaddress.ip_interface(network)])
     assert [each for each in inside if ipaddress.ip_address(each).packed not in networks] == []
     assert [each for each in outside if ipaddress.ip_address(each).packed in networks] == []

@@ -80,14 +80,14 @@ class TestWhatTheKernelTells:
         await device.aclose()
         assert names() == []
 
-    async def test_the_present_name(self) -> None:
+    async def test_the_interfaces_present_name_is_used(self) -> None:
         fd = raw_open("given0", TUN)
         ip("link", "set", "given0", "name", "other0")
         async with aiotun.TunDevice.from_fd(fd) as tun:
             assert tun.name == "other0"
 
     @pytest.mark.parametrize("offload", [None, "raw"])
-    async def test_a_header(self, offload: Any) -> None:
+    async def test_a_virtio_header_is_recognized(self, offload: Any) -> None:
         fd = raw_open("given0", TUN | Iff.VNET_HDR)
         async with aiotun.TunDevice.from_fd(fd, offload=offload) as tun:
             assert tun.offload == tun.queues[0].offload == "raw"
@@ -98,7 +98,7 @@ class TestWhatTheKernelTells:
             answer = await asyncio.wait_for(tun.recv(), 5)
             assert (len(answer), answer[30]) == (10 + len(ping), 0)
 
-    async def test_packet_info(self) -> None:
+    async def test_packet_info_is_taken_off_before_decoding(self) -> None:
         fd = raw_open("given0", Iff.TUN)
         async with aiotun.TunDevice.from_fd(fd, packet_info=True) as tun:
             await tun.link.up()
@@ -107,7 +107,7 @@ class TestWhatTheKernelTells:
             decoded = await asyncio.wait_for(anext(tun.decoded(errors="raise")), 5)
             assert decoded.src == socket.inet_aton("10.0.0.1")
 
-    async def test_several_queues(self) -> None:
+    async def test_several_fds_become_queues_of_one_device(self) -> None:
         fds = [raw_open("given0", TUN | Iff.MULTI_QUEUE) for _ in range(3)]
         async with aiotun.TunDevice.from_fd(*fds) as tun:
             assert [queue.fileno() for queue in tun.queues] == fds
@@ -119,7 +119,7 @@ class TestWhatTheKernelTells:
             assert (await asyncio.wait_for(tun.recv(), 5))[20] == 0
         assert names() == []
 
-    async def test_in_another_namespace(self) -> None:
+    async def test_the_namespace_of_the_fd_is_found(self) -> None:
         with another_namespace() as path:
             async with aiotun.open_tun("given0", netns=path, mtu=1400) as opened:
                 fd = opened.queues[0].detach()
@@ -220,7 +220,7 @@ class TestHandedOver:
         assert child.returncode == 0
 
     @pytest.mark.parametrize("queues", [1, 2])
-    def test_by_inheritance(self, fds: list[int], queues: int) -> None:
+    def test_a_child_uses_inherited_fds(self, fds: list[int], queues: int) -> None:
         self.prepare(queues, fds)
         child = self.start(fds, "inherited", *(str(fd) for fd in fds))
         self.converse(child, queues)
@@ -228,7 +228,9 @@ class TestHandedOver:
         assert names() == ["given0"]
 
     @pytest.mark.parametrize("queues", [1, 2])
-    def test_by_a_message(self, fds: list[int], queues: int) -> None:
+    def test_another_process_uses_fds_received_in_a_message(
+        self, fds: list[int], queues: int
+    ) -> None:
         self.prepare(queues, fds)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with ours, theirs:
@@ -240,7 +242,7 @@ class TestHandedOver:
         assert names() == []
 
     @pytest.mark.parametrize("queues", [1, 2])
-    def test_to_an_ordinary_user(self, fds: list[int], queues: int) -> None:
+    def test_an_ordinary_user_uses_fds_that_root_opened(self, fds: list[int], queues: int) -> None:
         """Who opened it had the privilege; who goes on with it needs none."""
         self.prepare(queues, fds)
         said = ordinary_child(
@@ -268,7 +270,7 @@ class TestHandedOver:
         )
         assert said == ["given0", 1450, 1450, queues, "given0"]
 
-    async def test_what_detach_gave(self) -> None:
+    async def test_detached_fds_become_a_device_again(self) -> None:
         async with aiotun.open_tun("given0", queues=2) as first:
             fds = [queue.detach() for queue in first.queues]
             assert first.closed
@@ -280,7 +282,7 @@ class TestHandedOver:
 class TestRefused:
     """Where it raises, the fds are the caller's, and as they were."""
 
-    def test_the_other_kind(self, fds: list[int]) -> None:
+    def test_an_fd_of_the_other_mode_is_refused(self, fds: list[int]) -> None:
         fds.append(raw_open("given0", TAP))
         with pytest.raises(aiotun.DeviceMismatchError, match="given0 is a TAP") as caught:
             aiotun.TunDevice.from_fd(*fds)
@@ -291,19 +293,19 @@ class TestRefused:
             aiotun.TapDevice.from_fd(fds[1])
         assert untouched(*fds)
 
-    def test_two_interfaces(self, fds: list[int]) -> None:
+    def test_fds_of_two_interfaces_are_refused(self, fds: list[int]) -> None:
         fds += [raw_open(f"given{number}", TUN | Iff.MULTI_QUEUE) for number in (0, 1)]
         with pytest.raises(aiotun.DeviceMismatchError, match="given0 and of given1"):
             aiotun.TunDevice.from_fd(*fds)
         assert untouched(*fds)
 
-    def test_twice_the_same(self, fds: list[int]) -> None:
+    def test_the_same_fd_twice_is_refused(self, fds: list[int]) -> None:
         fds.append(raw_open("given0", TUN))
         with pytest.raises(ValueError, match="twice"):
             aiotun.TunDevice.from_fd(fds[0], fds[0])
         assert untouched(*fds)
 
-    def test_not_open(self, fds: list[int]) -> None:
+    def test_closed_fds_are_refused(self, fds: list[int]) -> None:
         fds.append(raw_open("given0", TUN | Iff.MULTI_QUEUE))
         closed = os.dup(fds[0])
         os.close(closed)
@@ -313,11 +315,11 @@ class TestRefused:
         assert untouched(*fds)
 
     @pytest.mark.parametrize("given", ["3", None, 1.5])
-    def test_no_number(self, given: Any) -> None:
+    def test_fds_that_are_no_ints_are_refused(self, given: Any) -> None:
         with pytest.raises(TypeError):
             aiotun.TunDevice.from_fd(given)
 
-    def test_no_tun(self, fds: list[int]) -> None:
+    def test_fds_of_other_files_are_refused(self, fds: list[int]) -> None:
         fds.append(raw_open("given0", TUN | Iff.MULTI_QUEUE))
         reader, writer = os.pipe()
         left, right = socket.socketpair()
@@ -336,7 +338,7 @@ class TestRefused:
                 os.close(fd)
         assert untouched(*fds)
 
-    def test_never_attached(self, fds: list[int]) -> None:
+    def test_an_fd_that_was_never_attached_is_refused(self, fds: list[int]) -> None:
         fds.append(os.open(abi.NODE, os.O_RDWR))
         with pytest.raises((ValueError, aiotun.DeviceLostError)):
             aiotun.TunDevice.from_fd(*fds)
@@ -344,7 +346,7 @@ class TestRefused:
         # It can still be attached.
         fcntl.ioctl(fds[0], Ioctl.TUNSETIFF, abi.IFREQ.pack(b"given0", TUN))
 
-    def test_deleted(self, fds: list[int]) -> None:
+    def test_an_fd_of_a_deleted_interface_is_refused(self, fds: list[int]) -> None:
         fds.append(raw_open("given0", TUN))
         ip("link", "del", "given0")
         with pytest.raises(aiotun.DeviceLostError) as caught:
@@ -359,7 +361,7 @@ class TestRefused:
             (TUN | Iff.VNET_HDR, {"offload": "off"}, "a virtio-net header"),
         ],
     )
-    def test_another_header(
+    def test_an_offload_that_does_not_fit_the_header_is_refused(
         self, fds: list[int], flags: Iff, options: dict[str, Any], words: str
     ) -> None:
         fds.append(raw_open("given0", flags))
@@ -374,14 +376,16 @@ class TestRefused:
             aiotun.TunDevice.from_fd(*fds)
         assert untouched(*fds)
 
-    def test_two_headers(self, fds: list[int]) -> None:
+    def test_packet_info_with_a_virtio_header_is_refused(self, fds: list[int]) -> None:
         fds.append(raw_open("given0", Iff.TUN | Iff.VNET_HDR))
         with pytest.raises(ValueError, match="packet_info"):
             aiotun.TunDevice.from_fd(*fds, packet_info=True)
         assert untouched(*fds)
 
     @pytest.mark.parametrize("offload", ["split", "on"])
-    def test_offload(self, fds: list[int], offload: Any) -> None:
+    def test_offload_modes_that_an_fd_cannot_have_are_refused(
+        self, fds: list[int], offload: Any
+    ) -> None:
         fds.append(raw_open("given0", TUN))
         with pytest.raises((ValueError, aiotun.DeviceMismatchError), match="offload"):
             aiotun.TunDevice.from_fd(*fds, offload=offload)
@@ -496,13 +500,15 @@ class TestQueue:
             assert aiter(decoded) is decoded
         assert names() == []
 
-    async def test_raw(self) -> None:
+    async def test_a_queue_of_a_raw_fd_is_raw(self) -> None:
         fd = raw_open("given0", TUN | Iff.VNET_HDR)
         async with Queue.from_fd(fd, offload="raw") as queue:
             assert queue.offload == "raw"
 
     @pytest.mark.parametrize("offload", ["off", "raw"])
-    def test_another_header(self, fds: list[int], offload: Offload) -> None:
+    def test_a_queue_refuses_an_offload_that_does_not_fit(
+        self, fds: list[int], offload: Offload
+    ) -> None:
         fds.append(raw_open("given0", TUN | Iff.VNET_HDR if offload == "off" else TUN))
         with pytest.raises(
             aiotun.DeviceMismatchError, match=f"given0 has .* so offload='{offload}' does not fit"
@@ -520,21 +526,21 @@ class TestQueue:
             Queue.from_fd(fds[0], offload=offload)
         assert untouched(*fds)
 
-    def test_not_open(self, fds: list[int]) -> None:
+    def test_a_queue_refuses_a_closed_fd(self, fds: list[int]) -> None:
         closed = os.dup(0)
         os.close(closed)
         for fd in (closed, -1):
             with pytest.raises(ValueError, match=str(fd)):
                 Queue.from_fd(fd)
 
-    def test_never_attached(self, fds: list[int]) -> None:
+    def test_a_queue_refuses_an_fd_that_was_never_attached(self, fds: list[int]) -> None:
         fds.append(os.open(abi.NODE, os.O_RDWR))
         with pytest.raises((ValueError, aiotun.DeviceLostError)):
             Queue.from_fd(fds[0])
         assert os.get_blocking(fds[0])
         fcntl.ioctl(fds[0], Ioctl.TUNSETIFF, abi.IFREQ.pack(b"given0", TUN))
 
-    def test_deleted(self, fds: list[int]) -> None:
+    def test_a_queue_refuses_an_fd_of_a_deleted_interface(self, fds: list[int]) -> None:
         fds.append(raw_open("given0", TUN))
         ip("link", "del", "given0")
         with pytest.raises(aiotun.DeviceLostError):

@@ -65,7 +65,7 @@ async def open_queues(count: int, address: str | None = None) -> list[int]:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_queues_that_were_passed(tmp_path: Path, host: Exchange, count: int) -> None:
+def test_a_guest_uses_queues_passed_as_fds(tmp_path: Path, host: Exchange, count: int) -> None:
     """QEMU opens nothing itself, and its guest segments nothing itself."""
     fds = asyncio.run(open_queues(count))
     numbers = ":".join(str(fd) for fd in fds)

@@ -110,7 +110,7 @@ async def test_a_request_that_it_lacks_is_told(options: dict[str, Any]) -> None:
     assert names() == []
 
 
-def test_the_doctor() -> None:
+def test_the_doctor_recognizes_gvisor() -> None:
     assert probe.try_device() == []
     node = doctor.Check("node", "ok", "")
     driver, may_create = doctor._driver(node)

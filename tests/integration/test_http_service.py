@@ -49,7 +49,7 @@ def served(*more: str) -> Iterator[tuple[Service, Pinger]]:
 
 
 @LOOPS
-def test_counters(loop: list[str]) -> None:
+def test_stats_and_metrics_count_the_pings(loop: list[str]) -> None:
     with served(*loop) as (service, pinger):
         before = ask_json("/stats.json")
         assert (before["name"], before["running"]) == ("ex0", True)
@@ -69,7 +69,7 @@ def test_counters(loop: list[str]) -> None:
 
 
 @LOOPS
-def test_start_and_stop(loop: list[str]) -> None:
+def test_stop_pauses_answering_and_start_resumes_it(loop: list[str]) -> None:
     with served(*loop) as (service, pinger):
         for _ in range(2):
             assert ask_json("/stop", "POST")["running"] is False
@@ -121,7 +121,7 @@ def test_its_own_addresses_and_names_are_accepted() -> None:
         assert service.end() == ""
 
 
-def test_the_page() -> None:
+def test_the_page_is_served_and_other_paths_are_404() -> None:
     with served() as (service, _):
         status, kind, text = ask("/")
         assert (status, kind) == (200, "text/html; charset=utf-8")
@@ -172,7 +172,7 @@ def test_the_interface_is_lost(loop: list[str]) -> None:
         assert service.end() == ""
 
 
-def test_wrong_arguments() -> None:
+def test_the_http_service_refuses_invalid_arguments() -> None:
     for wrong in ("8080", "127.0.0.1:", ":80", "127.0.0.1:65536"):
         check_failure(run(HTTP, "--http", wrong), 2, "HOST:PORT")
     check_failure(run(HTTP, "--name", "much-too-long-a-name"), 2, "1 to 15")
@@ -184,7 +184,7 @@ def test_a_port_that_is_taken() -> None:
     assert names() == []
 
 
-def test_without_aiohttp() -> None:
+def test_without_aiohttp_the_error_names_the_extra() -> None:
     code = (
         "import sys, runpy; sys.modules['aiohttp'] = None; sys.argv = sys.argv[1:]\n"
         "sys.path.insert(0, sys.argv[0].rpartition('/')[0])\n"

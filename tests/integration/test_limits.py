@@ -185,7 +185,7 @@ class TestNoThread:
         finally:
             gc.enable()
 
-    def test_as_the_kernel_says_it(self) -> None:
+    def test_at_rlimit_nproc_opening_raises_resource_limit_error(self) -> None:
         """An ordinary user at RLIMIT_NPROC, which does not bind root."""
         said = ordinary_child(
             """
@@ -243,7 +243,7 @@ class TestCancelledWithoutAThread:
             pass
 
     @pytest.mark.parametrize("exists", [False, True])
-    async def test_in_another_namespace(self, exists: bool) -> None:
+    async def test_undoing_in_another_namespace_comes_back(self, exists: bool) -> None:
         """The event loop's thread goes there, and comes back."""
         here = inode()
         with another_namespace() as path:
@@ -295,7 +295,7 @@ class TestCancelledWithoutAThread:
             await task
         assert names() == []
 
-    def test_the_loop_was_closed(self) -> None:
+    def test_an_opening_whose_loop_was_closed_is_undone(self) -> None:
         """Nobody can be told, and the collector undoes it where it comes by."""
         loop = asyncio.SelectorEventLoop()
         loop.set_exception_handler(lambda _, __: None)
@@ -314,7 +314,7 @@ class TestCancelledWithoutAThread:
             gc.collect()
         assert names() == []
 
-    def test_as_the_kernel_has_it(self) -> None:
+    def test_at_rlimit_nproc_a_cancelled_opening_is_undone(self) -> None:
         """An ordinary user in a namespace of their own, at RLIMIT_NPROC."""
         python, env = ordinary_python()
         command = [*python[:-1], "unshare", "-rn", "--", python[-1], "-W", "error", "-c"]
@@ -387,7 +387,9 @@ class TestNoDescriptor:
         assert 0 < failures < 20
 
     @pytest.mark.parametrize("code", ["ENFILE", "ENOMEM"])
-    async def test_the_machine_has_none(self, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_enfile_and_enomem_raise_resource_limit_error(
+        self, code: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         number = getattr(errno, code)
 
         def refuse(*args: Any, **options: Any) -> int:
@@ -400,7 +402,7 @@ class TestNoDescriptor:
         assert caught.value.errno == number
         assert ("fs.file-max" if code == "ENFILE" else "memory.max") in str(caught.value)
 
-    def test_while_it_imports(self) -> None:
+    def test_running_out_of_descriptors_while_importing_is_reported(self) -> None:
         """Nothing has been imported yet, and that takes descriptors, too."""
         printed = child(
             """
@@ -429,7 +431,7 @@ class TestNoDescriptor:
         )
         assert printed == [str(int(errno.EMFILE)), "done"]
 
-    def test_listening(self) -> None:
+    def test_a_listener_says_that_no_descriptor_is_left(self) -> None:
         """For `aiotun dump`, which shows the text alone."""
         with few_descriptors(0), pytest.raises(ListenError, match="lo can't be listened on: Too"):
             Listener("lo", print)

@@ -161,7 +161,7 @@ def elsewhere() -> Iterator[Elsewhere]:
 
 
 class TestInfo:
-    async def test_tap(self, tap: str) -> None:
+    async def test_info_of_a_tap_agrees_with_iproute2(self, tap: str) -> None:
         info = await Link(tap).info()
         shown = show(tap)
         assert info == LinkInfo(
@@ -199,12 +199,14 @@ class TestInfo:
         assert (info.tuntap.owner, info.tuntap.group) == (0, 0)
         assert (info.tuntap.queues, info.tuntap.attached) == (0, False)
 
-    async def test_not_a_tun(self, make: Callable[..., str]) -> None:
+    async def test_info_of_other_interfaces_has_no_tuntap(self, make: Callable[..., str]) -> None:
         assert (await Link("lo").info()).tuntap is None
         assert (await Link(make("bridge")).info()).tuntap is None
 
     @pytest.mark.parametrize("options", ["", "multi_queue"])
-    async def test_attached(self, make: Callable[..., str], options: str) -> None:
+    async def test_info_shows_whether_a_program_is_attached(
+        self, make: Callable[..., str], options: str
+    ) -> None:
         name = make("tap", options)
         with attached(name, Iff.MULTI_QUEUE if options else 0):
             during = (await Link(name).info()).tuntap
@@ -214,13 +216,13 @@ class TestInfo:
         assert after is not None
         assert (after.attached, after.queues) == (False, 0)
 
-    async def test_missing(self) -> None:
+    async def test_info_of_a_missing_interface_raises_link_error(self) -> None:
         with pytest.raises(LinkError, match="there is no interface nowhere0") as caught:
             await Link("nowhere0").info()
         assert (caught.value.errno, caught.value.filename) == (errno.ENODEV, "nowhere0")
         assert "ip link" in str(caught.value)
 
-    async def test_stats(self, tap: str) -> None:
+    async def test_stats_count_packets_dropped_by_the_kernel(self, tap: str) -> None:
         """A queue of no length drops what is sent: here a datagram's question for a neighbour."""
         ip(f"addr add 192.0.2.1/24 dev {tap}")
         ip(f"link set {tap} up txqueuelen 0")
@@ -234,7 +236,7 @@ class TestInfo:
 
 
 class TestSetting:
-    async def test_up_and_down(self, tap: str) -> None:
+    async def test_up_and_down_change_the_state(self, tap: str) -> None:
         link = Link(tap)
         await link.up()
         assert "UP" in show(tap)["flags"]
@@ -242,7 +244,7 @@ class TestSetting:
         await link.down()
         assert "UP" not in show(tap)["flags"]
 
-    async def test_mtu(self, tun: str) -> None:
+    async def test_set_mtu_changes_the_mtu_and_info_follows_others(self, tun: str) -> None:
         link = Link(tun)
         known = [link._interface.mtu]
         await link.set_mtu(1400)
@@ -265,7 +267,7 @@ class TestSetting:
         assert caught.value.__cause__ is not None
         assert link._interface.mtu == 1500
 
-    async def test_mac(self, tap: str) -> None:
+    async def test_set_mac_works_up_and_down(self, tap: str) -> None:
         link = Link(tap)
         await link.set_mac("02:00:00:00:0A:01")
         assert show(tap)["address"] == "02:00:00:00:0a:01"
@@ -278,7 +280,7 @@ class TestSetting:
             await Link(tun).set_mac("02:00:00:00:00:01")
         assert caught.value.errno == errno.EOPNOTSUPP
 
-    async def test_txqueuelen(self, tap: str) -> None:
+    async def test_set_txqueuelen_changes_the_queue_length(self, tap: str) -> None:
         link = Link(tap)
         await link.set_txqueuelen(50)
         assert (await link.info()).txqueuelen == show(tap)["txqlen"] == 50
@@ -291,7 +293,7 @@ class TestSetting:
             await device.link.set_txqueuelen(524_288)
             assert (await device.link.info()).txqueuelen == 524_288
 
-    async def test_alias(self, tap: str) -> None:
+    async def test_set_alias_sets_and_removes_the_alias(self, tap: str) -> None:
         link = Link(tap)
         for text in ("site A: ünïcode", "x" * 254):
             await link.set_alias(text)
@@ -300,7 +302,7 @@ class TestSetting:
         assert (await link.info()).alias is None
         assert not show(tap).get("ifalias")
 
-    async def test_rename(self, tap: str) -> None:
+    async def test_rename_follows_the_new_name(self, tap: str) -> None:
         link = Link(tap)
         index = (await link.info()).index
         other = f"{tap}r"
@@ -342,7 +344,9 @@ class TestSetting:
             await Link(tap).rename("lo")
         assert caught.value.errno == errno.EEXIST
 
-    async def test_master(self, tap: str, make: Callable[..., str]) -> None:
+    async def test_set_master_joins_and_leaves_a_bridge(
+        self, tap: str, make: Callable[..., str]
+    ) -> None:
         bridge, link = make("bridge"), Link(tap)
         await link.set_master(bridge)
         assert (await link.info()).master == show(tap)["master"] == bridge
@@ -350,7 +354,7 @@ class TestSetting:
         assert (await link.info()).master is None
         assert "master" not in show(tap)
 
-    async def test_master_missing(self, tap: str) -> None:
+    async def test_set_master_with_a_missing_bridge_raises_link_error(self, tap: str) -> None:
         with pytest.raises(LinkError, match="no interface nobridge0") as caught:
             await Link(tap).set_master("nobridge0")
         assert (caught.value.errno, caught.value.filename) == (errno.ENODEV, "nobridge0")
@@ -379,7 +383,7 @@ class TestAddresses:
             "fd00::1 peer fd00::2/128",
         ],
     )
-    async def test_add_and_remove(self, tap: str, text: str) -> None:
+    async def test_addresses_are_added_and_removed(self, tap: str, text: str) -> None:
         link, address = Link(tap), parse_address(text)
         await link.up()
         await link.add_address(text)
@@ -394,7 +398,7 @@ class TestAddresses:
         await link.remove_address(text)
         assert address not in await link.addresses()
 
-    async def test_what_ip_added(self, tap: str) -> None:
+    async def test_addresses_that_iproute2_added_are_read(self, tap: str) -> None:
         ip(f"addr add 10.0.0.1/24 brd + dev {tap}")
         ip(f"addr add 10.1.0.1 peer 10.1.0.2/24 scope 7 dev {tap}")
         ip(f"addr add fd00::1 peer fd00::2/64 dev {tap}")
@@ -408,7 +412,7 @@ class TestAddresses:
             await Link(tap).remove_address(each)
         assert await Link(tap).addresses() == []
 
-    async def test_objects(self, tap: str) -> None:
+    async def test_add_address_takes_an_ipaddress_object(self, tap: str) -> None:
         await Link(tap).add_address(IPv4Interface("10.0.0.1/24"))
         assert [str(each) for each in await Link(tap).addresses()] == ["10.0.0.1/24"]
 
@@ -419,14 +423,14 @@ class TestAddresses:
         (shown,) = (each for each in show(tap)["addr_info"] if each["local"] == "fd00::1")
         assert not shown.get("tentative")
 
-    async def test_twice(self, tap: str) -> None:
+    async def test_adding_an_address_twice_raises_link_error(self, tap: str) -> None:
         link = Link(tap)
         await link.add_address("10.0.0.1/24")
         with pytest.raises(LinkError, match=r"10\.0\.0\.1/24") as caught:
             await link.add_address("10.0.0.1/24")
         assert (caught.value.errno, caught.value.filename) == (errno.EEXIST, tap)
 
-    async def test_remove_missing(self, tap: str) -> None:
+    async def test_removing_a_missing_address_raises_link_error(self, tap: str) -> None:
         with pytest.raises(LinkError, match="addresses\\(\\) lists") as caught:
             await Link(tap).remove_address("10.0.0.1/24")
         assert caught.value.errno == errno.EADDRNOTAVAIL
@@ -460,7 +464,7 @@ class TestRoutes:
             "default via fd00::2",
         ],
     )
-    async def test_add_and_remove(self, link: Link, text: str) -> None:
+    async def test_routes_are_added_and_removed(self, link: Link, text: str) -> None:
         route = parse_route(text)
         await link.add_route(text)
         (shown,) = (
@@ -482,7 +486,7 @@ class TestRoutes:
         await link.remove_route(text)
         assert route not in await link.routes()
 
-    async def test_objects(self, link: Link) -> None:
+    async def test_add_route_takes_ipaddress_objects(self, link: Link) -> None:
         network, gateway = IPv4Network("10.2.0.0/16"), IPv4Address("10.0.0.2")
         await link.add_route(network, gateway, metric=5, table=99)
         await link.add_route(gateway)
@@ -553,29 +557,29 @@ class TestRoutes:
         await link.add_route(odd)
         assert odd in await link.routes()
 
-    async def test_twice(self, link: Link) -> None:
+    async def test_adding_a_route_twice_raises_link_error(self, link: Link) -> None:
         await link.add_route("10.2.0.0/16")
         with pytest.raises(LinkError, match=r"10\.2\.0\.0/16") as caught:
             await link.add_route("10.2.0.0/16")
         assert (caught.value.errno, caught.value.filename) == (errno.EEXIST, link.name)
 
-    async def test_missing(self, link: Link) -> None:
+    async def test_removing_a_missing_route_raises_link_error(self, link: Link) -> None:
         with pytest.raises(LinkError, match="routes\\(\\) lists") as caught:
             await link.remove_route("10.2.0.0/16")
         assert caught.value.errno == errno.ESRCH
 
-    async def test_unreachable_gateway(self, link: Link) -> None:
+    async def test_a_gateway_that_cannot_be_reached_is_refused(self, link: Link) -> None:
         with pytest.raises(LinkError, match="Nexthop has invalid gateway"):
             await link.add_route("10.2.0.0/16 via 192.0.2.1")
 
-    async def test_link_down(self, tap: str) -> None:
+    async def test_a_route_on_a_link_that_is_down_is_refused(self, tap: str) -> None:
         with pytest.raises(LinkError, match="bring the link up first") as caught:
             await Link(tap).add_route("10.2.0.0/16")
         assert caught.value.errno == errno.ENETDOWN
 
 
 class TestNamespaces:
-    async def test_by_path(self, elsewhere: Elsewhere) -> None:
+    async def test_a_link_in_a_namespace_given_by_path(self, elsewhere: Elsewhere) -> None:
         ip("tuntap add there0 mode tun", elsewhere.path)
         here = os.stat("/proc/thread-self/ns/net").st_ino
         link = Link("there0", netns=elsewhere.path)
@@ -585,14 +589,14 @@ class TestNamespaces:
         with pytest.raises(LinkError):
             await Link("there0").info()
 
-    async def test_by_fd_which_is_duplicated(self, elsewhere: Elsewhere) -> None:
+    async def test_a_link_duplicates_the_namespaces_fd(self, elsewhere: Elsewhere) -> None:
         fd = os.open(elsewhere.path, os.O_RDONLY)
         link = Link("lo", netns=fd)
         os.close(fd)
         await link.up()
         assert "UP" in show("lo", elsewhere.path)["flags"]
 
-    async def test_by_name(self) -> None:
+    async def test_a_link_in_a_namespace_given_by_name(self) -> None:
         if not REAL_ROOT:
             pytest.skip("'ip netns add' does not work in a user namespace")
         run("ip", "netns", "add", "blue")
@@ -604,7 +608,7 @@ class TestNamespaces:
             run("ip", "netns", "del", "blue")
         assert (await link.info()).up  # it holds the namespace
 
-    async def test_held_after_its_end(self) -> None:
+    async def test_a_link_holds_its_namespace_open(self) -> None:
         elsewhere = Elsewhere()
         ip("tuntap add there0 mode tap", elsewhere.path)
         link = Link("there0", netns=Path(elsewhere.path))
@@ -642,7 +646,7 @@ class TestNamespaces:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)
 
-    async def test_of_a_device(self, tap: str) -> None:
+    async def test_a_devices_link_is_found_by_index_after_a_rename(self, tap: str) -> None:
         """Found by its number, so that a rename by others does not matter."""
         index = show(tap)["ifindex"]
         namespace = NamespaceFd(os.open("/proc/thread-self/ns/net", os.O_RDONLY))
@@ -690,7 +694,7 @@ class TestRefusals:
             ("move_to_netns", ("/dev/null",), errno.EINVAL, "not a network namespace"),
         ],
     )
-    async def test_words(
+    async def test_a_refused_request_says_what_it_was(
         self, tun: str, method: str, arguments: tuple[str, ...], code: int, words: str
     ) -> None:
         ip(f"addr add 10.0.0.1/24 dev {tun}")
@@ -740,12 +744,12 @@ class TestRefusals:
 
 class TestWrongArguments:
     @pytest.mark.parametrize("name", ["", "a" * 16, "a/b", ".."])
-    def test_name(self, name: str) -> None:
+    def test_a_link_refuses_an_invalid_name(self, name: str) -> None:
         with pytest.raises(ValueError, match="name"):
             Link(name)
 
     @pytest.mark.parametrize("netns", [1.5, b"name", True])
-    def test_netns(self, netns: Any) -> None:
+    def test_a_link_refuses_a_netns_of_the_wrong_type(self, netns: Any) -> None:
         with pytest.raises(TypeError, match="netns"):
             Link("lo", netns=netns)
 
@@ -769,7 +773,9 @@ class TestWrongArguments:
             ("remove_route", ("nowhere",)),
         ],
     )
-    async def test_value(self, method: str, arguments: tuple[Any, ...]) -> None:
+    async def test_methods_refuse_invalid_values_before_any_request(
+        self, method: str, arguments: tuple[Any, ...]
+    ) -> None:
         """Refused before any request: there is no such namespace, and nobody notices."""
         with pytest.raises(ValueError, match=r"\w"):
             await getattr(Link("lo", netns="nowhere"), method)(*arguments)
@@ -787,13 +793,17 @@ class TestWrongArguments:
             ("add_route", None),
         ],
     )
-    async def test_type(self, method: str, argument: object) -> None:
+    async def test_methods_refuse_arguments_of_the_wrong_type(
+        self, method: str, argument: object
+    ) -> None:
         with pytest.raises(TypeError):
             await getattr(Link("lo", netns="nowhere"), method)(argument)
 
 
 class TestPermission:
-    def test_without_capabilities(self, tap: str, elsewhere: Elsewhere) -> None:
+    def test_without_capabilities_reading_works_and_changing_is_refused(
+        self, tap: str, elsewhere: Elsewhere
+    ) -> None:
         """Reading works, changing and entering another namespace says what is missing."""
         printed = child(
             f"""
@@ -855,7 +865,7 @@ class TestSession:
         )
         assert printed == "{'lo'}\n"
 
-    def test_find(self, tap: str) -> None:
+    def test_find_returns_none_for_a_missing_interface(self, tap: str) -> None:
         async def work(session: Session) -> tuple[LinkInfo | None, LinkInfo | None, LinkInfo]:
             found = await session.find(tap)
             assert found is not None

@@ -126,7 +126,7 @@ def ping(*more: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_pings(host: Program, number: signal.Signals) -> None:
+def test_lwip_answers_pings_and_a_signal_ends_it(host: Program, number: signal.Signals) -> None:
     ping()
     ping("-s", "1472")
     ping("-s", "9000")  # lwIP puts fragments together
@@ -134,7 +134,7 @@ def test_pings(host: Program, number: signal.Signals) -> None:
     assert kernel.names() == []
 
 
-def test_echo(host: Program) -> None:
+def test_lwip_echoes_a_long_stream_and_many_connections(host: Program) -> None:
     """A megabyte and a half there and back, in one connection; then many, at once."""
     data = random.Random(7).randbytes(1_500_000)
     with connect(7) as sock:
@@ -166,7 +166,7 @@ def test_a_reader_that_waits_slows_the_sender(host: Program) -> None:
     host.end()
 
 
-def test_http(host: Program) -> None:
+def test_the_http_server_on_lwip_answers_requests(host: Program) -> None:
     assert get("/") == (200, b"lwIP on aiotun\n")
     assert get("/", "HEAD") == (200, b"")
     assert get("/nothing")[0] == 404

@@ -99,7 +99,7 @@ class TestLink:
         await link.rename("m1")
         assert "m1" in inside(elsewhere, "ip", "link", "show", "up")
 
-    async def test_by_name(self) -> None:
+    async def test_a_link_moves_to_a_named_namespace(self) -> None:
         if not REAL_ROOT:
             pytest.skip("'ip netns add' does not work in a user namespace")
         make("m0", "tap")
@@ -110,7 +110,7 @@ class TestLink:
         finally:
             ip("netns", "del", "blue")
 
-    async def test_between_two_others(self, elsewhere: str) -> None:
+    async def test_a_link_moves_between_two_other_namespaces(self, elsewhere: str) -> None:
         with another_namespace("ip tuntap add m0 mode tun") as start:
             link = Link("m0", netns=start)
             here = os.stat("/proc/thread-self/ns/net").st_ino
@@ -119,7 +119,7 @@ class TestLink:
             await link.set_mtu(1400)
             assert "mtu 1400" in inside(elsewhere, "ip", "link", "show", "m0")
 
-    async def test_to_where_it_is(self) -> None:
+    async def test_moving_to_its_own_namespace_changes_nothing(self) -> None:
         make("m0", "tap")
         ip("link", "set", "m0", "up")
         link = Link("m0")
@@ -180,7 +180,7 @@ class TestRefused:
             assert words in str(caught.value)
         await self.check(link)
 
-    async def test_what_stays_where_it_is(self, elsewhere: str) -> None:
+    async def test_an_interface_that_cannot_be_moved_is_refused(self, elsewhere: str) -> None:
         link = Link("lo")
         with pytest.raises(LinkError, match="can't be moved") as caught:
             await link.move_to_netns(elsewhere)
@@ -197,7 +197,7 @@ class TestRefused:
         assert not os.access("/run/netns/nowhere", os.F_OK)
         await self.check(link)
 
-    async def test_what_is_no_namespace(self) -> None:
+    async def test_an_fd_that_is_no_namespace_is_refused(self) -> None:
         make("m0", "tap")
         link = Link("m0")
         fd = os.open("/dev/null", os.O_RDONLY)
@@ -206,22 +206,22 @@ class TestRefused:
         os.close(fd)
         await self.check(link)
 
-    async def test_no_such_link(self, elsewhere: str) -> None:
+    async def test_moving_a_missing_interface_is_refused(self, elsewhere: str) -> None:
         with pytest.raises(LinkError, match="no interface nowhere0") as caught:
             await Link("nowhere0").move_to_netns(elsewhere)
         assert caught.value.errno == errno.ENODEV
 
     @pytest.mark.parametrize("netns", [None, 1.5, True, b"name"])
-    async def test_type(self, netns: object) -> None:
+    async def test_a_netns_of_the_wrong_type_is_refused(self, netns: object) -> None:
         with pytest.raises(TypeError, match="netns"):
             await Link("lo", netns="nowhere").move_to_netns(netns)  # type: ignore[arg-type]
 
-    async def test_value(self) -> None:
+    async def test_an_invalid_netns_is_refused(self) -> None:
         for netns in ("", "a\0b", -1):
             with pytest.raises(ValueError, match="netns"):
                 await Link("lo", netns="nowhere").move_to_netns(netns)
 
-    def test_without_privilege(self, elsewhere: str) -> None:
+    def test_moving_without_privilege_names_the_capability(self, elsewhere: str) -> None:
         make("m0", "tap")
         fd = os.open(elsewhere, os.O_RDONLY)
         try:

@@ -166,7 +166,9 @@ async def test_100_mb_of_tcp(pair: tuple[str, str], version: int) -> None:
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-async def test_udp_with_gso(pair: tuple[str, str], version: int) -> None:
+async def test_udp_with_segmentation_offload_arrives_whole(
+    pair: tuple[str, str], version: int
+) -> None:
     async with path(pair) as there:
         await transfer(there, UDP_SERVER, UDP_CLIENT, version, 5_000_000)
 
@@ -174,7 +176,7 @@ async def test_udp_with_gso(pair: tuple[str, str], version: int) -> None:
 @pytest.mark.parametrize(
     "pair", [("split", "split"), ("raw", "split"), ("raw", "raw")], ids="-".join
 )
-async def test_frames(pair: tuple[str, str]) -> None:
+async def test_tcp_and_udp_pass_between_tap_devices_with_offload(pair: tuple[str, str]) -> None:
     async with path(pair, "tap") as there:
         for version in (4, 6):
             await transfer(there, TCP_SERVER, TCP_CLIENT, version, 20_000_000)
@@ -182,7 +184,7 @@ async def test_frames(pair: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("pair", [("split", "split"), ("raw", "raw")], ids="-".join)
-async def test_several_queues(pair: tuple[str, str]) -> None:
+async def test_tcp_and_udp_pass_between_multi_queue_devices(pair: tuple[str, str]) -> None:
     async with path(pair, queues=3) as there:
         await transfer(there, TCP_SERVER, TCP_CLIENT, 4, 20_000_000)
         await transfer(there, UDP_SERVER, UDP_CLIENT, 6, 1_000_000)
@@ -191,7 +193,7 @@ async def test_several_queues(pair: tuple[str, str]) -> None:
 # What only "split" does
 
 
-async def test_packets_are_whole() -> None:
+async def test_split_packets_have_full_checksums_and_fit_the_mtu() -> None:
     """Full checksums, and no packet larger than the MTU."""
     async with rig("split") as r:
         await r.tun.link.set_mtu(1000)
@@ -233,7 +235,7 @@ async def test_a_limit_counts_segments() -> None:
         assert [number(packet) for packet in await r.tun.recv_many(8)] == [48, 49]
 
 
-async def test_merged_for_the_kernel() -> None:
+async def test_send_many_writes_one_super_packet() -> None:
     """send_many writes one super-packet: the kernel counts one packet, and the socket gets all."""
     async with rig("split", queues=1) as r:
         port = r.sock.getsockname()[1]
@@ -311,7 +313,7 @@ async def test_send_many_in_the_middle_of_a_failure() -> None:
         assert getattr(caught.value, "sent", None) == 300
 
 
-async def test_what_the_kernel_hands_over() -> None:
+async def test_the_offload_mask_is_set_at_every_attach() -> None:
     """The mask is set at every attach, whatever a persistent device remembers."""
     ip("tuntap", "add", "rig0", "mode", "tun", "vnet_hdr")
     opener = aiotun.open_tun("rig0", offload="raw", addresses=[f"{OURS}/24"])

@@ -68,7 +68,9 @@ class TestCreating:
         [each for n in (0, 1, 2, 5) for each in itertools.combinations(OPTIONS, n)],
         ids="+".join,
     )
-    async def test_equal_to_ip_tuntap(self, mode: Any, chosen: tuple[str, ...]) -> None:
+    async def test_created_devices_equal_those_of_ip_tuntap(
+        self, mode: Any, chosen: tuple[str, ...]
+    ) -> None:
         """In every attribute that iproute2 tells, by netlink and by sysfs."""
         options: Any = {name: OPTIONS[name][1] for name in chosen}
         assert await aiotun.create_persistent("ours0", mode, **options) == "ours0"
@@ -81,7 +83,7 @@ class TestCreating:
         for field in ("mode", "persist", "queues", "attached", *OPTIONS):
             assert getattr(ours, field) == getattr(theirs, field)
 
-    async def test_by_position(self) -> None:
+    async def test_create_persistent_takes_all_options_by_position(self) -> None:
         await aiotun.create_persistent("ours0", "tap", True, ORDINARY, ORDINARY, True, True)
         (found,) = await aiotun.list_devices()
         assert found == aiotun.TunTapInfo(
@@ -119,7 +121,7 @@ class TestCreating:
         assert names() == [name]
 
     @pytest.mark.parametrize("kind", ["tun", "tap", "bridge", "lo"])
-    async def test_it_exists(self, kind: str) -> None:
+    async def test_an_existing_interface_is_refused_and_not_changed(self, kind: str) -> None:
         """Also where it would fit: exclusive means that it is not touched."""
         name = "lo" if kind == "lo" else "old0"
         if kind == "bridge":
@@ -133,7 +135,7 @@ class TestCreating:
         assert "leave out" not in str(caught.value)
         assert changes(name, before) == []
 
-    async def test_only_one_at_a_time(self) -> None:
+    async def test_of_several_creations_at_once_one_succeeds(self) -> None:
         results = await asyncio.gather(
             *(aiotun.create_persistent("ours0") for _ in range(5)), return_exceptions=True
         )
@@ -158,7 +160,7 @@ class TestCreating:
             ({"netns": -1}, ValueError, "is no fd"),
         ],
     )
-    async def test_wrong_arguments(
+    async def test_create_persistent_refuses_invalid_arguments(
         self, options: dict[str, Any], error: type[Exception], said: str
     ) -> None:
         with pytest.raises(error, match=said):
@@ -197,7 +199,7 @@ class TestCreating:
         assert names() == []
 
     @pytest.mark.parametrize("multi_queue", [False, True])
-    async def test_cancelled_there_is_none(self, multi_queue: bool) -> None:
+    async def test_a_cancelled_creation_leaves_no_device(self, multi_queue: bool) -> None:
         """At every turn of the loop until it is done: the device is there, or it is not."""
         outcomes = set()
         for turns in range(30):
@@ -236,7 +238,9 @@ class TestCreating:
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    async def test_cancelled_after_it_was_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_creation_cancelled_after_the_request_is_undone(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         seen = []
         await self.cancelled_with(lambda: seen.extend(names()), monkeypatch)
         assert seen == ["ours0"]
@@ -272,7 +276,9 @@ class TestCreating:
 class TestDeleting:
     @pytest.mark.parametrize("mode", ["tun", "tap"])
     @pytest.mark.parametrize("words", [[], ["multi_queue"], ["pi", "vnet_hdr", "user", "0"]])
-    async def test_what_ip_made(self, mode: str, words: list[str]) -> None:
+    async def test_devices_that_iproute2_made_are_deleted(
+        self, mode: str, words: list[str]
+    ) -> None:
         make("old0", mode, *words)
         make("other0", mode, *words)
         ip("link", "set", "old0", "up")
@@ -280,7 +286,9 @@ class TestDeleting:
         assert names() == ["other0"]
 
     @pytest.mark.parametrize("kind", ["bridge", "lo"])
-    async def test_what_is_neither(self, kind: str) -> None:
+    async def test_deleting_an_interface_that_is_neither_tun_nor_tap_is_refused(
+        self, kind: str
+    ) -> None:
         name = "lo" if kind == "lo" else "old0"
         if kind == "bridge":
             ip("link", "add", "old0", "type", "bridge")
@@ -290,13 +298,13 @@ class TestDeleting:
         assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, name)
         assert changes(name, before) == []
 
-    async def test_missing(self) -> None:
+    async def test_deleting_a_missing_device_raises_link_error(self) -> None:
         with pytest.raises(aiotun.LinkError, match="there is no interface old0") as caught:
             await aiotun.delete_persistent("old0")
         assert (caught.value.errno, caught.value.filename) == (errno.ENODEV, "old0")
         assert names() == []
 
-    async def test_wrong_arguments(self) -> None:
+    async def test_delete_persistent_refuses_invalid_arguments(self) -> None:
         with pytest.raises(ValueError, match="1 to 15"):
             await aiotun.delete_persistent("")
         with pytest.raises(TypeError, match="netns is"):
@@ -304,7 +312,9 @@ class TestDeleting:
 
     @pytest.mark.parametrize("persist", [True, False])
     @pytest.mark.parametrize("queues", [1, 2])
-    async def test_one_that_a_program_holds(self, queues: int, persist: bool) -> None:
+    async def test_deleting_a_device_that_a_program_holds_is_refused(
+        self, queues: int, persist: bool
+    ) -> None:
         """Here it is this program. It is left alone, and can be deleted when it is closed."""
         async with aiotun.open_tun("old0", queues=queues, persist=persist):
             before = state("old0")
@@ -353,7 +363,7 @@ class TestDeleting:
         assert (caught.value.errno, caught.value.filename) == (errno.ENODEV, "old0")
         assert names() == (["old0"] if again else [])
 
-    async def test_only_one_at_a_time(self) -> None:
+    async def test_of_several_deletions_at_once_one_succeeds(self) -> None:
         make("old0")
         results = await asyncio.gather(
             *(aiotun.delete_persistent("old0") for _ in range(5)), return_exceptions=True
@@ -375,7 +385,7 @@ class TestDeleting:
 
 
 class TestListing:
-    async def test_none(self) -> None:
+    async def test_without_devices_the_list_is_empty(self) -> None:
         ip("link", "add", "br0", "type", "bridge")
         assert await aiotun.list_devices() == []
 
@@ -394,7 +404,7 @@ class TestListing:
             ("c0", False, 3),
         ]
 
-    async def test_many(self) -> None:
+    async def test_a_list_longer_than_one_netlink_message_is_complete(self) -> None:
         """More than one netlink message holds."""
         wanted = [f"m{number}" for number in range(60)]
         for name in wanted:
@@ -420,14 +430,16 @@ class TestListing:
             await device.link.rename("tun0")
             assert device.name == "tun0"
 
-    async def test_wrong_argument(self) -> None:
+    async def test_list_devices_refuses_a_netns_of_the_wrong_type(self) -> None:
         with pytest.raises(TypeError, match="netns is"):
             await aiotun.list_devices(netns=1.5)  # type: ignore[arg-type]
 
 
 class TestNamespaces:
     @pytest.mark.parametrize("how", ["path", "fd"])
-    async def test_elsewhere(self, how: str) -> None:
+    async def test_devices_are_created_listed_and_deleted_in_another_namespace(
+        self, how: str
+    ) -> None:
         make("here0")
         with another_namespace() as path:
             fd = os.open(path, os.O_RDONLY)
@@ -450,7 +462,7 @@ class TestNamespaces:
             aiotun.list_devices,
         ],
     )
-    async def test_missing(self, call: Any) -> None:
+    async def test_a_missing_namespace_raises_link_error(self, call: Any) -> None:
         make("old0")
         with pytest.raises(aiotun.LinkError, match="ip netns add") as caught:
             await call("nowhere-at-all")
@@ -485,7 +497,7 @@ class TestOrdinaryUsers:
         assert self.ask("delete_persistent('old0')")[0] is None
         assert names() == []
 
-    def test_nobody_else_does(self) -> None:
+    def test_a_device_of_another_user_cannot_be_deleted(self) -> None:
         if not REAL_ROOT:
             pytest.skip("an ordinary user's run already: there is no other user")
         make("old0", "tap", "user", "1")
@@ -494,7 +506,7 @@ class TestOrdinaryUsers:
         assert "belongs to another user or group; delete it as that one, or as root" in text
         assert tun_data("old0")["persist"]
 
-    def test_listing_takes_nothing(self) -> None:
+    def test_listing_takes_no_privilege(self) -> None:
         make("old0", "tap")
         found = ordinary_child(
             "print(json.dumps([each.name for each in asyncio.run(aiotun.list_devices())]))"
@@ -509,7 +521,9 @@ class TestOrdinaryUsers:
         ],
     )
     @pytest.mark.parametrize("call", ["create_persistent()", "delete_persistent('old0')"])
-    def test_the_node(self, call: str, how: str, kind: str, said: str) -> None:
+    def test_an_unusable_node_names_the_command_that_fixes_it(
+        self, call: str, how: str, kind: str, said: str
+    ) -> None:
         make("old0", "tap", "user", str(ORDINARY))
         found = self.ask(call, with_node(how))
         assert found[0] == kind

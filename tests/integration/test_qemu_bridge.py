@@ -155,7 +155,7 @@ os.write(fd, HEADER + {FROM_GUEST!r})
     assert kernel.names() == []
 
 
-def test_what_the_command_gets() -> None:
+def test_the_command_gets_its_words_and_only_the_taps_fd() -> None:
     """Its own words first; the TAP, non-blocking, and no other file of ours."""
     code = """
 print(sys.argv[1:-4], re.sub(r"\\d", "N", netdev), sys.argv[-2:], os.get_blocking(fd))
@@ -341,7 +341,7 @@ def test_a_step_that_fails_is_one_line_and_undone(words: list[str], said: str) -
         ([*NAMES, "true"], "unrecognized"),
     ],
 )
-def test_wrong_usage_is_2(words: list[str], said: str) -> None:
+def test_invalid_usage_exits_with_2(words: list[str], said: str) -> None:
     done = run(*words)
     assert done.returncode == 2
     assert said in done.stderr

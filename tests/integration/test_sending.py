@@ -25,7 +25,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 
 @each_kind
 @pytest.mark.parametrize("form", [bytes, bytearray, memoryview])
-async def test_to_the_kernels_sockets(kind: str, form: Any) -> None:
+async def test_sent_packets_reach_the_kernels_sockets(kind: str, form: Any) -> None:
     async with rig(kind) as r:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind((OURS, 7777))
@@ -41,7 +41,7 @@ async def test_to_the_kernels_sockets(kind: str, form: Any) -> None:
                 sock.recv(1, socket.MSG_DONTWAIT)
 
 
-async def test_ipv6() -> None:
+async def test_ipv6_packets_are_sent_and_received() -> None:
     async with aiotun.open_tun("six0", addresses=["fd00::1/64"]) as tun:
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
             sock.bind(("fd00::1", 7777))
@@ -65,7 +65,9 @@ async def test_ipv6() -> None:
     [b"", b"\x15" + bytes(19), bytes(20), b"\x75" + bytes(40)],
     ids=["empty", "v1", "v0", "v7"],
 )
-async def test_what_the_kernel_refuses(kind: str, packet: bytes) -> None:
+async def test_a_packet_that_the_kernel_refuses_raises_packet_error(
+    kind: str, packet: bytes
+) -> None:
     async with rig(kind) as r:
         with pytest.raises(PacketError, match="neither IPv4 nor IPv6") as caught:
             await r.io.send(packet)
@@ -109,7 +111,7 @@ async def test_sent_is_told_whatever_is_raised(kind: str) -> None:
 
 
 @each_kind
-async def test_down_and_up(kind: str) -> None:
+async def test_while_the_link_is_down_sending_raises_and_receiving_waits(kind: str) -> None:
     """While the link is down sending says so and receiving waits; after up both go on."""
     async with rig(kind) as r:
         packet = udp(THEIRS, PORT, OURS, r.sock.getsockname()[1])
@@ -131,7 +133,7 @@ async def test_down_and_up(kind: str) -> None:
 # Headers
 
 
-async def test_packet_info() -> None:
+async def test_packet_info_precedes_packets_both_ways() -> None:
     """struct tun_pi: flags in the machine's byte order, the ethertype in the network's."""
     async with rig(packet_info=True) as r:
         r.sock.send(b"out")
@@ -148,7 +150,7 @@ async def test_packet_info() -> None:
             await r.io.send(b"\0\0")
 
 
-async def test_raw() -> None:
+async def test_raw_offload_passes_virtio_headers_both_ways() -> None:
     """A virtio-net header in front, both ways, and several segments in one packet."""
     async with rig(offload="raw") as r:
         r.sock.send(b"out")
@@ -171,7 +173,7 @@ async def test_raw() -> None:
             await r.io.send(bad)
 
 
-async def test_frames() -> None:
+async def test_frames_are_sent_and_received_on_a_tap() -> None:
     async with aiotun.open_tap("tap0", addresses=["10.9.0.1/24"]) as tap:
         mac = bytes.fromhex(ip("link", "show", "tap0")[0]["address"].replace(":", ""))
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:

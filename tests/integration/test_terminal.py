@@ -30,7 +30,7 @@ def device() -> None:
 
 
 @pytest.mark.parametrize("line", ALL)
-def test_no_colours_in_a_pipe(line: str) -> None:
+def test_no_colors_in_a_pipe(line: str) -> None:
     with piped(*line.split()) as command:
         assert end(command) == 0
     assert "\x1b" not in command.out + command.err
@@ -38,14 +38,14 @@ def test_no_colours_in_a_pipe(line: str) -> None:
 
 
 @pytest.mark.parametrize("line", ALL)
-def test_no_colours_for_those_who_want_none(line: str) -> None:
+def test_no_color_switches_colors_off(line: str) -> None:
     with in_terminal(*line.split(), env={"NO_COLOR": "1"}) as command:
         assert end(command) == 0
     assert "\x1b" not in command.out
 
 
 @pytest.mark.parametrize("line", ALL)
-def test_in_a_terminal(line: str) -> None:
+def test_only_doctor_and_dump_print_colors_in_a_terminal(line: str) -> None:
     with in_terminal(*line.split()) as command:
         assert end(command) == 0
     coloured = line in ("doctor", ALL[-1])

@@ -86,7 +86,7 @@ def numbers(packets: list[bytes]) -> list[int]:
 
 
 @pytest.mark.parametrize("queues", [1, 3])
-async def test_packets_both_ways(queues: int) -> None:
+async def test_a_tun_endpoint_delivers_and_sends_packets(queues: int) -> None:
     async with endpoint(queues=queues) as (transport, protocol, sock):
         assert protocol.log == ["made"]
         assert protocol.transport is transport
@@ -102,7 +102,7 @@ async def test_packets_both_ways(queues: int) -> None:
         assert transport.get_write_buffer_size() == 0
 
 
-async def test_what_lies_under_it() -> None:
+async def test_get_extra_info_gives_the_device_name_and_fd() -> None:
     async with endpoint() as (transport, _, _):
         device = transport.get_extra_info("device")
         assert isinstance(device, aiotun.TunDevice)
@@ -144,7 +144,7 @@ async def test_a_datagram_protocol_of_asyncio_unchanged() -> None:
     await transport.get_extra_info("device").aclose()
 
 
-async def test_frames() -> None:
+async def test_a_tap_endpoint_delivers_frames() -> None:
     transport, protocol = await aiotun.create_tap_endpoint(
         Recorder, "tp0", mac="02:00:00:00:00:01", **OPTIONS
     )
@@ -160,7 +160,7 @@ async def test_frames() -> None:
 # --- Bad input -----------------------------------------------------------------------------------
 
 
-async def test_what_cannot_be_sent() -> None:
+async def test_invalid_packets_are_refused_or_reported_later() -> None:
     async with endpoint() as (transport, protocol, _):
         with pytest.raises(TypeError, match="not str"):
             transport.sendto("text")
@@ -365,7 +365,7 @@ def arrived(sock: socket.socket, seen: list[int]) -> list[int]:
     return seen
 
 
-async def test_flow_control() -> None:
+async def test_the_write_buffer_pauses_and_resumes_the_protocol() -> None:
     async with slow_endpoint() as (transport, protocol, sock):
         size = len(FRAME)
         assert transport.get_write_buffer_limits() == (16 * 1024, 64 * 1024)
@@ -413,7 +413,7 @@ async def test_a_view_is_counted_in_bytes(shape: str) -> None:
         await wait_until(lambda: arrived(sock, seen)[-2:] == [count, count])
 
 
-async def test_limits() -> None:
+async def test_write_buffer_limits_are_checked_and_applied() -> None:
     async with slow_endpoint() as (transport, protocol, _):
         for high, low in ((1, 2), (-1, None), (None, -1)):
             with pytest.raises(ValueError, match="must be at least"):
@@ -487,7 +487,7 @@ async def test_the_end_while_writing_is_resumed(end: Callable[[DeviceTransport],
 
 
 @pytest.mark.parametrize("queues", [1, 2])
-async def test_loss(queues: int) -> None:
+async def test_deletion_ends_the_transport_with_device_lost_error(queues: int) -> None:
     async with endpoint(queues=queues) as (transport, protocol, _):
         ip("link", "del", "tp0")
         await wait_until(lambda: protocol.log == ["made", "lost"])
@@ -592,7 +592,7 @@ async def test_the_device_itself_is_closed(paused: bool) -> None:
         assert (protocol.errors, transport.dropped) == ([None], int(paused))
 
 
-def test_the_end_of_asyncio_run() -> None:
+def test_a_transport_left_open_is_aborted_with_asyncio_run() -> None:
     """A transport that is left open is aborted with the program's tasks, and leaves nothing."""
     made = []
 
@@ -607,7 +607,7 @@ def test_the_end_of_asyncio_run() -> None:
     assert transport.is_closing()
 
 
-async def test_another_protocol_takes_over() -> None:
+async def test_set_protocol_switches_to_another_protocol() -> None:
     async with endpoint() as (transport, protocol, sock):
         second = Recorder()
         transport.set_protocol(second)
@@ -620,7 +620,7 @@ async def test_another_protocol_takes_over() -> None:
         gc.collect()
 
 
-async def test_cancelled_while_opening() -> None:
+async def test_a_cancelled_creation_leaves_no_device() -> None:
     task = asyncio.create_task(aiotun.create_tun_endpoint(Recorder, "tp0"))
     await asyncio.sleep(0)
     task.cancel()

@@ -137,7 +137,9 @@ def transfer(place: Place, up: bool, version: int, size: int) -> None:
 
 @pytest.mark.parametrize("version", [4, 6], ids=["over IPv4", "over IPv6"])
 @pytest.mark.parametrize("loop", [[], ["--uvloop"]], ids=["asyncio", "uvloop"])
-def test_pings_and_the_end(place: Place, version: int, loop: list[str]) -> None:
+def test_pings_pass_both_ways_and_both_ends_stop_cleanly(
+    place: Place, version: int, loop: list[str]
+) -> None:
     server = place.server(*loop, bind="0.0.0.0:4500" if version == 4 else "[::]:4500")
     to = f"{OUTER[4][0]}:4500" if version == 4 else f"[{OUTER[6][0]}]:4500"
     client = place.client(0, *loop, to=to)
@@ -169,7 +171,7 @@ def test_another_cipher_is_no_session(place: Place) -> None:
         time.sleep(0.01)
 
 
-def test_several_clients(place: Place) -> None:
+def test_two_clients_use_one_server(place: Place) -> None:
     place.server()
     place.client(0)
     place.client(1)
@@ -217,7 +219,7 @@ def test_the_client_moves(place: Place) -> None:
     place.ping_both_ways()
 
 
-def test_the_mtu(place: Place) -> None:
+def test_a_given_mtu_is_used_and_not_exceeded(place: Place) -> None:
     place.server("--mtu", "1300")
     place.client(0, "--mtu", "1300")
     place.ping_both_ways()
@@ -314,7 +316,7 @@ def test_each_message_is_taken_once_and_whole() -> None:
     assert one.open([message], dropped) == ([], False)
 
 
-def test_the_window() -> None:
+def test_messages_older_than_the_replay_window_are_dropped() -> None:
     dropped: Counter[str] = Counter()
     one, other = sessions()
     messages = one.seal([b"packet"] * (udp_vpn.WINDOW + 2), dropped)
@@ -324,7 +326,7 @@ def test_the_window() -> None:
     assert dropped == {"replayed": 2}
 
 
-def test_counters_end() -> None:
+def test_no_message_is_sent_after_the_last_counter() -> None:
     dropped: Counter[str] = Counter()
     one, _ = sessions()
     one._sent = udp_vpn.LAST_COUNTER - 1
@@ -416,7 +418,7 @@ def syn(version: int, mss: int, before: bytes = b"", flags: int = 2) -> bytes:
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("before", [b"", b"\1", b"\4\2", b"\1\4\2", b"\3\3\7"])
 @pytest.mark.parametrize("mss", [1460, 65535, 1341])
-def test_the_mss_is_lowered(version: int, before: bytes, mss: int) -> None:
+def test_clamp_mss_lowers_an_mss_that_is_too_large(version: int, before: bytes, mss: int) -> None:
     most = 1400 - (40 if version == 4 else 60)
     assert clamp_mss(syn(version, mss, before), 1400) == syn(version, min(mss, most), before)
 
@@ -435,7 +437,7 @@ def test_what_has_no_mss_to_lower_stays_as_it_is(version: int) -> None:
         assert clamp_mss(same, 1400) == same
 
 
-def test_read_keys(tmp_path: Path) -> None:
+def test_read_keys_reads_names_keys_and_addresses(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(f"# nobody\n\nalice 10.8.0.2 fd08::2 {'A' * 43}=  # a comment\n")
     (client,) = read_keys(path)

@@ -451,7 +451,9 @@ class TestElsewhere:
     """What exists is put back where it is, and a namesake out here is left alone."""
 
     @pytest.mark.parametrize("name", ["old0", "new0"])
-    async def test_a_step_fails(self, elsewhere: str, name: str) -> None:
+    async def test_a_failed_opening_in_another_namespace_is_undone_there(
+        self, elsewhere: str, name: str
+    ) -> None:
         bridges()
         here, there = old_device(), state_there(elsewhere)
         failing = {**THERE, "routes": [*THERE["routes"], "10.91.0.0/16 via 192.0.2.1"]}
@@ -647,7 +649,9 @@ class TestCancelling:
 
             await sweep(moments, lambda: tap("old0", queues=2, **EVERYTHING), check, 40)
 
-    async def test_in_another_namespace(self, moments: Moments, netns: int) -> None:
+    async def test_a_cancelled_opening_in_another_namespace_is_undone_there(
+        self, moments: Moments, netns: int
+    ) -> None:
         prepare = (
             "(echo 1 > /proc/sys/net/ipv6/conf/default/addr_gen_mode || true) 2>/dev/null && "
             "ip tuntap add old0 mode tap && ip link set old0 up"
@@ -735,7 +739,7 @@ class TestCancelling:
         assert hits > 5
         assert changes("old0", before) == []
 
-    async def test_before_it_has_begun(self) -> None:
+    async def test_an_opening_cancelled_before_it_begins_leaves_no_device(self) -> None:
         task = asyncio.create_task(tap("new0", persist=True))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -788,7 +792,7 @@ class TestCancelling:
         assert asyncio.get_running_loop().time() - started >= 0.1
         assert names() == []
 
-    async def test_wait_for(self) -> None:
+    async def test_a_wait_for_that_times_out_leaves_no_device(self) -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(aiotun.open_tun("new0"), 0.0)
         assert names() == []
@@ -839,7 +843,9 @@ def loop_for(kind: str) -> Iterator[asyncio.AbstractEventLoop]:
 @pytest.mark.parametrize("kind", _LOOPS)
 class TestLoopClosed:
     @pytest.mark.parametrize("number", [1, 5, 20, 40])
-    def test_during_an_opening(self, kind: str, moments: Moments, number: int) -> None:
+    def test_an_opening_is_undone_when_the_loop_is_closed_during_it(
+        self, kind: str, moments: Moments, number: int
+    ) -> None:
         bridges()
         before = old_device()
         reached, going_on = threading.Event(), threading.Event()
@@ -863,7 +869,7 @@ class TestLoopClosed:
             assert changes("old0", before) == []
             assert names() == ["br0", "br1", "old0"]
 
-    def test_with_the_value_on_its_way(self, kind: str) -> None:
+    def test_an_opening_is_undone_when_its_result_cannot_be_delivered(self, kind: str) -> None:
         """The thread is done and has told the loop, which never comes round to it."""
         bridges()
         before = old_device()
@@ -879,7 +885,7 @@ class TestLoopClosed:
             assert names() == ["br0", "br1", "old0"]
             assert changes("old0", before) == []
 
-    def test_at_the_programs_end(self, kind: str) -> None:
+    def test_an_opening_is_undone_when_asyncio_run_ends(self, kind: str) -> None:
         """asyncio.run cancels what is left, and waits for it."""
 
         async def program() -> None:

@@ -81,7 +81,7 @@ def wait_for_state(address: str, wanted: str) -> None:
         time.sleep(0.01)
 
 
-def test_only_its_own_addresses() -> None:
+def test_the_host_answers_for_its_own_addresses_only() -> None:
     with host(*options(), *bridge()) as (_, four, six):
         four.check(HOST4)
         six.check(HOST6)
@@ -98,7 +98,7 @@ def test_only_its_own_addresses() -> None:
         assert [known.get(each) for each in ("10.84.0.2", "fd84::2", "fd84::1:0:1")] == [None] * 3
 
 
-def test_only_its_own_mac() -> None:
+def test_the_host_answers_frames_to_its_own_mac_only() -> None:
     """A bridge floods what it knows no port for."""
     with host(*options(), *bridge()) as (_, four, six):
         for pinger, address in ((four, HOST4), (six, HOST6)):
@@ -175,7 +175,7 @@ def test_it_pings_the_kernel(own: str, target: str, loop: list[str]) -> None:
     assert last.startswith("3 sent, 3 answered, in ")
 
 
-def test_nobody_answers() -> None:
+def test_pings_that_nobody_answers_exit_with_1() -> None:
     words = [*bridge(), "--address", f"{HOST4}/24", "--ping", "10.84.0.2"]
     done = run(HOST, *words, "--count", "2", "--interval", "0.01")
     assert (done.returncode, done.stderr) == (1, "")
@@ -244,18 +244,20 @@ def test_an_interface_that_is_deleted_is_one_line() -> None:
         (["--name", "lo"], 1, "not a TAP device"),
     ],
 )
-def test_failures(args: Sequence[str], status: int, said: str) -> None:
+def test_failures_are_one_line_with_an_exit_status(
+    args: Sequence[str], status: int, said: str
+) -> None:
     check_failure(run(HOST, *args), status, said)
 
 
-def test_help() -> None:
+def test_help_lists_the_options() -> None:
     done = run(HOST, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     for option in ("--name", "--address", "--mac", "--bridge", "--uvloop", "--ping", "--count"):
         assert option in done.stdout
 
 
-def test_any_frame() -> None:
+def test_truncated_frames_are_not_answered() -> None:
     """None is too short, and none is answered that is no question to this host."""
     module: Any = example_module("virtual_host")
     args = module.parser("").parse_args(["--address", "10.84.0.1/24"])

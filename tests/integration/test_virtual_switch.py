@@ -221,7 +221,7 @@ def test_a_port_that_is_not_ready_loses_its_own_frames_only() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_two_namespaces_talk(number: signal.Signals) -> None:
+def test_two_namespaces_communicate_through_the_switch(number: signal.Signals) -> None:
     """ARP, ping and TCP between the kernels of two namespaces, each with a TAP of the switch."""
     with (
         kernel.another_namespace() as one,

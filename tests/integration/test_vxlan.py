@@ -108,7 +108,7 @@ LOOPS = pytest.mark.parametrize("loop", [[], ["--uvloop"]], ids=["asyncio", "uvl
 
 @KINDS
 @VERSIONS
-def test_ping_arp_and_mtu(kind: str, version: int) -> None:
+def test_pings_and_arp_cross_the_tunnel_and_the_mtu_fits(kind: str, version: int) -> None:
     with far(kind, version) as there, near(version) as service:
         assert ping("10.7.0.2") == 0
         assert ping("fd07::2") == 0
@@ -186,7 +186,7 @@ def test_another_network_is_another_network() -> None:
         (["--local", "here"], "here"),
     ],
 )
-def test_wrong_arguments(args: list[str], said: str) -> None:
+def test_vxlan_refuses_invalid_arguments(args: list[str], said: str) -> None:
     ends = ["--vni", "1", "--local", "192.0.2.1", "--remote", "192.0.2.2"]
     check_failure(run("vxlan.py", *ends, *args), 2, said)
 
@@ -206,12 +206,12 @@ def frame(target: bytes, source: bytes) -> bytes:
     return target + source + b"\x08\0" + bytes(50)
 
 
-def test_the_header() -> None:
+def test_a_datagram_begins_with_the_vxlan_header() -> None:
     ((_, (datagram,)),) = Vxlan(0x123456, [A]).send([frame(ALL, MAC1)], 0.0)
     assert datagram == bytes.fromhex("08000000 12345600") + frame(ALL, MAC1)
 
 
-def test_learning() -> None:
+def test_stations_are_learned_moved_and_forgotten() -> None:
     vxlan = Vxlan(7, [A, B])
     (head,) = {datagrams[0][:8] for _, datagrams in vxlan.send([frame(MAC2, MAC1)], 0.0)}
     assert len(vxlan.send([frame(MAC1, MAC2)], 0.0)) == 2  # to both: not known yet

@@ -36,7 +36,7 @@ async def test_waiters_are_served_in_order(kind: str, method: str) -> None:
 
 
 @each_kind
-async def test_no_overtaking(kind: str) -> None:
+async def test_a_new_task_does_not_overtake_waiting_tasks(kind: str) -> None:
     """A task that comes when the packet is there already goes behind one that waited for it."""
     async with rig(kind) as r:
         first = await waiting(r.io.recv())
@@ -159,7 +159,7 @@ async def test_batches_share_a_turn_of_the_loop(kind: str) -> None:
 
 @each_kind
 @pytest.mark.parametrize("ahead", [1, 3])
-async def test_a_dialogue(kind: str, ahead: int) -> None:
+async def test_a_dialogue_stays_in_order_and_the_loop_runs(kind: str, ahead: int) -> None:
     """Each answer brings the next packet, or three at a time: all in order, and the loop lives."""
     async with rig(kind) as r:
         numbers: list[int] = []
@@ -218,7 +218,7 @@ async def test_a_reader_that_waits_elsewhere_costs_nothing(kind: str) -> None:
 
 
 @each_kind
-async def test_recv_many(kind: str) -> None:
+async def test_recv_many_returns_up_to_the_limit(kind: str) -> None:
     async with rig(kind) as r:
         r.inject(100)
         batches = [await r.io.recv_many(30) for _ in range(4)]
@@ -270,7 +270,7 @@ async def fill_queues(r: Rig, packets: int) -> None:
 
 
 @each_kind
-async def test_recv_into(kind: str) -> None:
+async def test_recv_into_writes_at_the_beginning_of_the_buffer(kind: str) -> None:
     async with rig(kind) as r:
         r.inject(3)
         exact = bytearray(32)
@@ -330,7 +330,7 @@ async def test_recv_into_what_is_no_buffer(kind: str) -> None:
 
 
 @each_kind
-async def test_recv_nowait(kind: str) -> None:
+async def test_recv_nowait_raises_when_no_packet_waits(kind: str) -> None:
     async with rig(kind) as r:
         with pytest.raises(BlockingIOError):
             r.io.recv_nowait()
@@ -342,7 +342,7 @@ async def test_recv_nowait(kind: str) -> None:
 
 
 @each_kind
-async def test_decoded(kind: str) -> None:
+async def test_decoded_skips_or_raises_undecodable_packets(kind: str) -> None:
     """dpkt's objects; what it can't read is counted and left out, or raised."""
     async with rig(kind) as r:
         r.inject(1)
@@ -365,7 +365,9 @@ def indigestible() -> bytes:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("errors", ["skip", "raise"])
-async def test_decoding_errors(kind: str, errors: Literal["skip", "raise"]) -> None:
+async def test_errors_inside_the_parser_are_decode_errors(
+    kind: str, errors: Literal["skip", "raise"]
+) -> None:
     async with rig(kind) as r:
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
             raw.sendto(indigestible(), (THEIRS, 0))
@@ -388,7 +390,7 @@ async def test_decoding_errors(kind: str, errors: Literal["skip", "raise"]) -> N
         assert r.tun.stats == aiotun.PacketStats(undecodable=1)
 
 
-async def test_woken_in_vain() -> None:
+async def test_a_task_woken_for_nothing_keeps_its_place_in_line() -> None:
     """Another process was quicker; who waited keeps the place in line."""
     async with rig() as r:
         tasks = [await waiting(r.io.recv()) for _ in range(3)]
@@ -402,7 +404,7 @@ async def test_woken_in_vain() -> None:
 
 
 @pytest.mark.parametrize("queues", [1, 4])
-async def test_what_waits_is_no_garbage(queues: int) -> None:
+async def test_a_waiting_task_is_not_garbage_collected(queues: int) -> None:
     """Nobody but the task knows the device, and nobody knows the task."""
     done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
     waits = asyncio.Event()

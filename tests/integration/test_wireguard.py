@@ -227,7 +227,9 @@ def transfer(source: Side, target: Side, version: int, size: int) -> None:
 @KINDS
 @pytest.mark.parametrize("version", [4, 6], ids=["over IPv4", "over IPv6"])
 @pytest.mark.parametrize("first", ["initiator", "responder"])
-def test_pings(kind: str, version: int, first: str, tmp_path: Path) -> None:
+def test_pings_pass_both_ways_with_another_wireguard(
+    kind: str, version: int, first: str, tmp_path: Path
+) -> None:
     with joined(tmp_path) as (a, b):
         start("ours", a, b, endpoint(b, version) if first == "initiator" else None)
         start(kind, b, a, endpoint(a, version) if first == "responder" else None)
@@ -390,7 +392,7 @@ def test_ours_sends_the_cookie_back(kind: str, tmp_path: Path) -> None:
 
 
 @KINDS
-def test_several_peers(kind: str, tmp_path: Path) -> None:
+def test_peers_may_use_only_their_own_addresses(kind: str, tmp_path: Path) -> None:
     """One peer's network lies in the other's, and neither may speak for the other."""
     with joined(tmp_path) as (a, b), another_namespace("ip link set lo up") as third:
         c = Side(2, third, tmp_path)

@@ -75,7 +75,9 @@ def greeted() -> Iterator[socket.socket]:
 
 @pytest.mark.parametrize("way", ["spawn", "forkserver", "connection"])
 @pytest.mark.parametrize("packet_info", [False, True])
-async def test_by_multiprocessing(way: str, packet_info: bool, greeted: socket.socket) -> None:
+async def test_a_queue_sent_by_multiprocessing_works_in_the_child(
+    way: str, packet_info: bool, greeted: socket.socket
+) -> None:
     context: Any = multiprocessing.get_context("spawn" if way == "connection" else way)
     async with aiotun.open_tun(
         "sent0", queues=2, addresses=[f"{OURS}/24"], packet_info=packet_info
@@ -135,7 +137,7 @@ def tell(queue: Queue, connection: Connection) -> None:
     queue.close()
 
 
-async def test_only_by_multiprocessing() -> None:
+async def test_queues_are_pickled_by_multiprocessing_only() -> None:
     """Other picklers' bytes may be kept, or go to another machine."""
     slow_dumps: Any = getattr(pickle, "_dumps")  # noqa: B009 - the one in Python; it has no type
     one, other = memory_pair()
@@ -163,7 +165,7 @@ def child_of_a_socket(number: int) -> None:
         asyncio.run(main())
 
 
-async def test_by_send_fds(greeted: socket.socket) -> None:
+async def test_a_queue_sent_by_send_fds_works_in_the_child(greeted: socket.socket) -> None:
     ours, theirs = socket.socketpair()
     async with aiotun.open_tun("sent0", addresses=[f"{OURS}/24"]) as tun:
         code = "from tests.integration.test_workers import child_of_a_socket as f; f(%d)"
@@ -265,7 +267,7 @@ def test_a_worker_that_is_killed(workers: int, loop: list[str]) -> None:
 
 
 @LOOPS
-def test_draining(loop: list[str]) -> None:
+def test_packets_already_queued_are_answered_before_the_end(loop: list[str]) -> None:
     """What the kernel had handed over is answered before the end."""
     with served(2, *loop) as (service, found, pinger):
         for pid in found.values():
@@ -309,5 +311,5 @@ def test_a_worker_that_cannot_begin() -> None:
 
 
 @pytest.mark.parametrize("number", ["0", "257", "-1", "two"])
-def test_how_many_workers(number: str) -> None:
+def test_the_number_of_workers_is_1_to_256(number: str) -> None:
     check_failure(run(WORKERS, "--workers", number), 2, "1 to 256")

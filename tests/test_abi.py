@@ -36,7 +36,7 @@ def test_numbers_with_thirteen_size_bits(machine: str) -> None:
 
 
 @pytest.mark.parametrize("machine", ["parisc", "parisc64"])
-def test_numbers_on_parisc(machine: str) -> None:
+def test_ioctl_numbers_on_parisc(machine: str) -> None:
     assert numbers(machine) == (0x800454CA, 0x400454D2, 0x54E3)
 
 
@@ -53,7 +53,7 @@ def test_numbers_of_this_machine() -> None:
     assert number("none", 227, 0) == Ioctl.TUNGETDEVNETNS
 
 
-def test_sizes() -> None:
+def test_structures_have_the_kernels_sizes() -> None:
     assert abi.IFREQ.size == abi.IFREQ_SIZE == 40
     assert abi.SOCK_FPROG.size == POINTER_BITS // 4
     assert abi.SOCK_FILTER.size == 8
@@ -109,7 +109,7 @@ def expected() -> dict[str, int]:
     return found | {name: int(value) for name, value in SIZES.items()}
 
 
-def test_what_the_kernel_headers_say(tmp_path: Path) -> None:
+def test_constants_agree_with_the_kernels_headers(tmp_path: Path) -> None:
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("missing: cc(1); install a C compiler")

@@ -124,7 +124,7 @@ class TestFormats:
         assert packets(file) == [PACKET6, large]
         assert [line[0] for line in tshark(file, "ipv6.dst")] == ["fd00::2"] * 2
 
-    def test_now_unless_told(self, tmp_path: Path) -> None:
+    def test_a_packet_gets_the_present_time_by_default(self, tmp_path: Path) -> None:
         with PcapWriter(tmp_path / "file.pcapng") as writer:
             before = time.time_ns()
             writer.write(PACKET)
@@ -161,7 +161,7 @@ class TestFiles:
                 time.sleep(0.001)
             assert packets(file) == [PACKET]
 
-    def test_rotation(self, tmp_path: Path) -> None:
+    def test_rotation_keeps_the_newest_files(self, tmp_path: Path) -> None:
         file = tmp_path / "file.pcap"
         numbered = [make_icmp_echo("10.0.0.1", "10.0.0.2", seq=n) for n in range(25)]
         record = 16 + len(PACKET)
@@ -311,7 +311,7 @@ class TestFullDisk:
         writer.close()
 
     @pytest.mark.parametrize("file", ["/dev/full"])
-    async def test_closing_asynchronously(self, file: str) -> None:
+    async def test_aclose_raises_the_write_error(self, file: str) -> None:
         writer = PcapWriter(file)
         await wait_until(lambda: writer.error is not None)
         assert not writer.write(PACKET)
@@ -448,7 +448,7 @@ threading.Thread(target=lambda: (writer.record(bytes(9), "in"), writer.close()))
         assert done.returncode == 0
         assert len(packets(file)) == 1
 
-    def test_no_thread_stays(self, tmp_path: Path) -> None:
+    def test_closing_ends_the_writers_thread(self, tmp_path: Path) -> None:
         before = threading.active_count()
         with PcapWriter(tmp_path / "a"):
             assert threading.active_count() == before + 1
@@ -477,7 +477,9 @@ threading.Thread(target=lambda: (writer.record(bytes(9), "in"), writer.close()))
         ({"file": io.BytesIO(), "max_bytes": 1000}, "needs a path"),
     ],
 )
-def test_wrong_arguments(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_a_writer_refuses_invalid_values(
+    options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
     options = {"file": tmp_path / "a", **options}
     with pytest.raises(ValueError, match=said):
         PcapWriter(**options)
@@ -498,7 +500,9 @@ def test_wrong_arguments(options: dict[str, Any], said: str, tmp_path: Path) -> 
         {"interface": 7},
     ],
 )
-def test_wrong_types(options: dict[str, Any], tmp_path: Path) -> None:
+def test_a_writer_refuses_arguments_of_the_wrong_type(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
     """At once, and before there is a file."""
     with pytest.raises(TypeError, match=rf"{next(iter(options))} must be .*, got "):
         PcapWriter(tmp_path / "a", **options)
@@ -528,12 +532,12 @@ def test_a_file_that_can_not_be_written_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", [io.StringIO(), object()])
-def test_no_binary_file(file: Any) -> None:
+def test_a_text_file_is_refused(file: Any) -> None:
     with pytest.raises(TypeError, match="binary"):
         PcapWriter(file)
 
 
-def test_no_such_folder(tmp_path: Path) -> None:
+def test_a_missing_folder_raises_file_not_found_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         PcapWriter(tmp_path / "none" / "a")
 
@@ -546,7 +550,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
         ({"time_ns": 2**32 * 10**9}, "2106"),
     ],
 )
-def test_wrong_packets(options: dict[str, Any], said: str) -> None:
+def test_write_refuses_an_invalid_direction_or_time(options: dict[str, Any], said: str) -> None:
     formats: list[Format] = ["pcap", "pcapng"]
     for each in formats:
         with PcapWriter(io.BytesIO(), format=each) as writer, pytest.raises(ValueError, match=said):

@@ -18,7 +18,7 @@ FOUR, SIX = make_icmp_echo("10.0.0.1", "10.0.0.2"), make_icmp_echo("fd00::1", "f
 MACS = bytes(12)
 
 
-def test_the_version_decides() -> None:
+def test_decode_returns_dpkts_objects_by_version() -> None:
     four, six = decode_packet(FOUR), decode_packet(SIX)
     assert isinstance(four, dpkt.ip.IP)
     assert isinstance(six, dpkt.ip6.IP6)
@@ -37,7 +37,9 @@ def test_the_version_decides() -> None:
         (decode_frame, MACS + b"\0\x0b\xaa\xaa\3\0\0\0\x12\x34xyz"),  # LLC
     ],
 )
-def test_any_bytes_like(decode: Callable[[Any], Any], data: bytes) -> None:
+def test_decoded_objects_copy_any_bytes_like_argument(
+    decode: Callable[[Any], Any], data: bytes
+) -> None:
     """None of it is a view of what the caller may change."""
     expected = decode(data)
     buffer = bytearray(data)
@@ -54,7 +56,7 @@ def test_any_bytes_like(decode: Callable[[Any], Any], data: bytes) -> None:
 @pytest.mark.parametrize(
     "call", ["decode_packet(b'E')", "decode_frame(b'E')", "encode(None)"], ids=lambda call: call[:6]
 )
-def test_without_dpkt(call: str, tmp_path: Path) -> None:
+def test_without_dpkt_the_error_names_the_extra(call: str, tmp_path: Path) -> None:
     (tmp_path / "dpkt.py").write_text("raise ImportError('nothing here')")
     source = str(Path(aiotun.__file__).parent.parent)
     code = f"import sys; sys.path[:0] = {[str(tmp_path), source]!r}; import aiotun; aiotun.{call}"

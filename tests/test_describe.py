@@ -135,16 +135,16 @@ def test_tcpdumps_own_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("packet", "line"), OURS)
-def test_packets(packet: bytes, line: str) -> None:
+def test_each_packet_has_its_line(packet: bytes, line: str) -> None:
     assert describe(packet, frame=False)[0] == line
 
 
 @pytest.mark.parametrize(("frame", "line"), FRAMES)
-def test_frames(frame: bytes, line: str) -> None:
+def test_each_frame_has_its_line(frame: bytes, line: str) -> None:
     assert describe(frame, frame=True)[0] == line
 
 
-def test_fields() -> None:
+def test_fields_of_a_tagged_frame_are_complete() -> None:
     assert describe(ether(0x8100, b"\x20\x05\x08\x00" + ip4(6, tcp(0x12))), frame=True)[1] == {
         "length": 58,
         "src_mac": "02:00:00:00:00:02",
@@ -201,7 +201,7 @@ def test_nearly_packets_have_a_line(
     check(bytes(data[: max(end, len(data) - end)]), seed[1])
 
 
-def test_many_more_have_one() -> None:
+def test_60000_mutated_packets_have_a_line() -> None:
     """As fast as it goes: 60,000 mutations of each run's own."""
     chance = random.Random()
     seeds = [(packet, False) for packet in SEEDS] + [(each, True) for each in FRAME_SEEDS]
@@ -219,7 +219,7 @@ def test_many_more_have_one() -> None:
             raise
 
 
-def test_long_chains_end() -> None:
+def test_long_header_chains_end_in_a_short_line() -> None:
     """64 KiB of VLAN tags, and of extension headers: neither recursion nor a page of text."""
     tags = ether(0x8100, b"\0\5\x81\0" * 16_000)
     line, _ = describe(tags, frame=True)

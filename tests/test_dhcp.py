@@ -240,7 +240,9 @@ def test_renewing_and_rebinding(
         (2, IPv4Address("192.0.2.1"), "NAK"),  # the wrong network
     ],
 )
-def test_rebooting(bench: Bench, client: int, wanted: IPv4Address, expected: str | None) -> None:
+def test_a_rebooting_client_is_confirmed_refused_or_ignored(
+    bench: Bench, client: int, wanted: IPv4Address, expected: str | None
+) -> None:
     bench.lease(1)
     assert kind(bench.reboot(client, wanted)) == expected
 
@@ -278,7 +280,7 @@ def test_declined_is_nobodys_for_an_hour(bench: Bench) -> None:
     assert [bench.offer(number) for number in (3, 4, 5)] == [SECOND, LAST, FIRST]
 
 
-def test_inform(bench: Bench) -> None:
+def test_inform_is_answered_without_a_lease(bench: Bench) -> None:
     address = IPv4Address("10.85.0.200")
     answer = bench.say(Type.INFORM, 1, ciaddr=address)
     assert (answer.type, answer.yiaddr, answer.ciaddr) == (Type.ACK, NOBODY, address)
@@ -289,13 +291,13 @@ def test_inform(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("strange", [Type.OFFER, Type.ACK, Type.NAK, None])
-def test_what_no_client_says(bench: Bench, strange: Any) -> None:
+def test_messages_that_no_client_sends_are_counted(bench: Bench, strange: Any) -> None:
     assert bench.say(strange, 1) is None
     counted = "bootp" if strange is None else "not_from_a_client"
     assert bench.rules.counters[counted] == 1
 
 
-def test_relays(bench: Bench) -> None:
+def test_relayed_messages_of_the_own_network_are_answered(bench: Bench) -> None:
     relay = IPv4Address("10.85.0.254")
     probe = bench.say(Type.DISCOVER, 1, giaddr=relay, hops=1)
     answer = bench.rules.probed(probe, None, bench.now)
@@ -324,7 +326,7 @@ RELAY = IPv4Address("10.85.0.254")
         ({"type": Type.NAK, "giaddr": RELAY}, RELAY, 67, mac(9)),
     ],
 )
-def test_where_an_answer_goes(
+def test_answers_go_to_the_address_that_rfc_2131_names(
     fields: dict[str, Any], target: IPv4Address, port: int, to: bytes
 ) -> None:
     answer = Message(**{"type": Type.ACK, "xid": 7, "chaddr": mac(1), **fields})
@@ -457,7 +459,7 @@ def test_two_servers_on_one_file_are_refused(tmp_path: Path) -> None:
     Leases(FIRST, LAST, tmp_path / "leases.db").close()
 
 
-def test_another_range(tmp_path: Path) -> None:
+def test_leases_outside_a_new_range_are_kept_but_not_given(tmp_path: Path) -> None:
     """What is out of it is given to nobody; a client may still have its second in it."""
     first = Bench(tmp_path / "leases.db")
     assert first.lease(1) == FIRST
@@ -535,7 +537,7 @@ def changed(at: int, value: bytes) -> bytes:
         changed(242, b"\x09"),  # type 9
     ],
 )
-def test_malformed_messages(bad: bytes) -> None:
+def test_malformed_messages_are_refused(bad: bytes) -> None:
     with pytest.raises(wire.MalformedError):
         Message.parse(bad)
 
@@ -597,7 +599,7 @@ def test_unknown_options_are_counted_and_harmless(bench: Bench) -> None:
     assert bench.rules.counters["unknown_options"] == 1
 
 
-def test_the_end_may_be_missing() -> None:
+def test_a_missing_end_option_is_tolerated() -> None:
     assert Message.parse(GOOD[:243]).type is Type.DISCOVER
 
 
@@ -732,7 +734,7 @@ def make_frame(payload: bytes = GOOD) -> bytes:
     return bytes(frames.udp((mac(1), b"\xff" * 6), (NOBODY, everybody), (68, 67), payload))
 
 
-def test_a_datagram_and_its_frame() -> None:
+def test_a_datagram_is_read_from_its_frame() -> None:
     frame = make_frame()
     found = frames.read_udp(frame + b"behind")
     assert found == frames.Datagram(mac(1), IPv4Address("255.255.255.255"), GOOD)
@@ -765,7 +767,7 @@ def test_a_priority_tagged_frame_is_answered_with_its_tag(bench: Bench) -> None:
         lambda frame: frame[:60] + b"\xaa" + frame[61:],
     ],
 )
-def test_damaged_datagrams(damage: Callable[[bytes], bytes]) -> None:
+def test_damaged_datagrams_are_refused(damage: Callable[[bytes], bytes]) -> None:
     with pytest.raises(wire.MalformedError):
         frames.read_udp(damage(make_frame()))
 

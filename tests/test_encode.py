@@ -104,7 +104,7 @@ each_kind = pytest.mark.parametrize("kind", list(LAYERS))
 @each_version
 @each_kind
 @given(body=st.binary(max_size=100))
-def test_what_is_made_anew(version: int, kind: str, body: bytes) -> None:
+def test_lengths_checksums_and_protocols_are_computed(version: int, kind: str, body: bytes) -> None:
     made = encode(packet(version, layer(kind, version, body)))
     proto, payload = verify(made)
     assert proto == LAYERS[kind](b"")[0 if version == 4 else 1]
@@ -114,7 +114,7 @@ def test_what_is_made_anew(version: int, kind: str, body: bytes) -> None:
 
 @each_version
 @each_kind
-def test_what_is_stale(version: int, kind: str) -> None:
+def test_stale_lengths_and_checksums_are_computed_again(version: int, kind: str) -> None:
     """bytes() has stored sums and lengths; then everything was changed."""
     made = packet(version, layer(kind, version, b"before"))
     made.p = made.nxt = LAYERS[kind](b"")[0 if version == 4 else 1]
@@ -135,7 +135,7 @@ def test_what_is_stale(version: int, kind: str) -> None:
 
 @each_version
 @pytest.mark.parametrize("size", range(41))
-def test_tcp_options(version: int, size: int) -> None:
+def test_tcp_options_are_padded_to_4_bytes(version: int, size: int) -> None:
     segment = TCP(sport=5, dport=7, flags=0x12, opts=b"\1" * size, data=b"data")
     _, payload = verify(encode(packet(version, segment)))
     offset = 20 + -(-size // 4) * 4
@@ -145,7 +145,7 @@ def test_tcp_options(version: int, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", range(41))
-def test_ip_options(size: int) -> None:
+def test_ip_options_are_padded_to_4_bytes(size: int) -> None:
     made = encode(ip4(UDP(dport=7, data=b"data"), opts=b"\1" * size))
     _, payload = verify(made)
     assert made[20 : 20 + size] == b"\1" * size
@@ -346,7 +346,7 @@ def test_checksums_are_for_the_last_address(kind: int) -> None:
     verify(encode(ip6(UDP(data=b"data"), all_extension_headers=[header])))
 
 
-def test_ipsec() -> None:
+def test_ipsec_headers_are_written_once_and_whole() -> None:
     """What dpkt would write twice, and what it cannot write at all."""
     segment = encode(ip6(UDP(data=b"data")))[40:]
     head = struct.pack("!BBHII", 17, 4, 0, 1, 2) + b"authenticity"
@@ -386,7 +386,7 @@ def test_ipsec() -> None:
         ),
     ],
 )
-def test_ethernet_types(made: Ethernet, head: str) -> None:
+def test_ethernet_types_and_vlan_tags_are_written(made: Ethernet, head: str) -> None:
     data = encode(made)
     assert data[:12] == MAC2 + MAC1
     assert data[12 : 12 + len(head) // 2].hex() == head
@@ -433,7 +433,7 @@ UNUSUAL = {
 
 
 @pytest.mark.parametrize("kind", UNUSUAL)
-def test_no_layer_is_lost(kind: str) -> None:
+def test_decoded_frames_encode_to_the_same_bytes(kind: str) -> None:
     original = UNUSUAL[kind]
     decoded = aiotun.decode_frame(original)
     assert encode(decoded) == original
@@ -472,7 +472,7 @@ def test_pppoe_has_its_length_and_protocol() -> None:
 
 
 @pytest.mark.parametrize("what", [UDP(), b"\x45" + bytes(19), None, dpkt.arp.ARP(), "text"])
-def test_what_no_device_sends(what: Any) -> None:
+def test_encode_refuses_objects_that_no_device_sends(what: Any) -> None:
     with pytest.raises(TypeError, match="IP, IP6 and Ethernet"):
         encode(what)
 
@@ -518,7 +518,7 @@ def changed(what: Any, **fields: object) -> Any:
         (ip6(b"", all_extension_headers=[IP6RoutingHeader(len=3, data=SRC6)]), "len is 3"),
     ],
 )
-def test_what_cannot_be_encoded(what: Any, said: str) -> None:
+def test_encode_says_what_cannot_be_encoded(what: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said) as raised:
         encode(what)
     assert type(raised.value) is ValueError
@@ -531,6 +531,6 @@ def test_nested_without_end() -> None:
         encode(inside)
 
 
-def test_the_largest() -> None:
+def test_the_largest_packets_can_be_encoded() -> None:
     assert len(encode(ip4(UDP(data=bytes(65507))))) == 65535
     assert len(encode(ip6(UDP(data=bytes(65527))))) == 65575

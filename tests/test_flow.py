@@ -54,7 +54,9 @@ def test_flows_are_told_apart() -> None:
 
 
 @given(four, four, ports, ports, st.sampled_from([b"", b"\x81\0\0\7", b"\x88\xa8\0\7\x81\0\0\7"]))
-def test_frames(a: bytes, b: bytes, one: int, other: int, tags: bytes) -> None:
+def test_a_frame_has_the_flow_of_its_packet(
+    a: bytes, b: bytes, one: int, other: int, tags: bytes
+) -> None:
     """The same as the packet in it, whatever tags and addresses it has, and header in front."""
     packet = ipv4(a, b, one, other, 6, 0)
     frame = bytes(10) + b"\2\0\0\0\0\1" + b"\2\0\0\0\0\2" + tags + b"\x08\0" + packet
@@ -65,5 +67,5 @@ def test_frames(a: bytes, b: bytes, one: int, other: int, tags: bytes) -> None:
 
 
 @given(st.binary(max_size=80), st.sampled_from([0, 4, 10]), st.booleans())
-def test_any_bytes_will_do(data: bytes, start: int, frame: bool) -> None:
+def test_any_bytes_have_a_flow(data: bytes, start: int, frame: bool) -> None:
     assert flow_hash(data, start, frame=frame) >= 0

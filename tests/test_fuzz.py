@@ -138,7 +138,7 @@ PLANTED: dict[str, Break] = {
 
 
 @each_target
-def test_what_is_wrong_is_found(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_target_finds_a_planted_fault(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     _skip_missing(target)
     PLANTED[target.name](monkeypatch)
     outcome = _mutating.run(target, seed=1, most=3000)

@@ -50,7 +50,7 @@ def has_c_module(found: list[str]) -> bool:
 
 
 @pytest.mark.parametrize("choice", ["", "require"])
-def test_with_a_compiler(tmp_path: Path, choice: str) -> None:
+def test_with_a_compiler_the_wheel_has_the_c_module(tmp_path: Path, choice: str) -> None:
     if shutil.which("cc") is None:
         pytest.skip("missing: cc(1); install gcc")
     done, found = wheel(tmp_path, AIOTUN_SPEEDUPS=choice)
@@ -60,7 +60,7 @@ def test_with_a_compiler(tmp_path: Path, choice: str) -> None:
     assert "aiotun/_packets/_speedups.c" not in found
 
 
-def test_without_a_compiler(tmp_path: Path) -> None:
+def test_without_a_compiler_the_wheel_is_pure_python(tmp_path: Path) -> None:
     """It is left out, and the rest is there."""
     done, found = wheel(tmp_path, CC="/nonexistent/cc")
     assert done.returncode == 0, done.stderr
@@ -74,14 +74,14 @@ def test_without_a_compiler_where_it_is_required(tmp_path: Path) -> None:
     assert found == []
 
 
-def test_where_it_is_forbidden(tmp_path: Path) -> None:
+def test_forbid_builds_a_pure_python_wheel(tmp_path: Path) -> None:
     done, found = wheel(tmp_path, AIOTUN_SPEEDUPS="forbid")
     assert found, done.stderr
     assert not has_c_module(found)
     assert found[0].endswith("-py3-none-any.whl")
 
 
-def test_another_word(tmp_path: Path) -> None:
+def test_an_unknown_aiotun_speedups_fails_the_build(tmp_path: Path) -> None:
     done, found = wheel(tmp_path, AIOTUN_SPEEDUPS="perhaps")
     assert found == []
     assert (
@@ -126,7 +126,7 @@ def test_the_sdist_is_the_repository(tmp_path: Path) -> None:
     assert {name for name in names if not name.startswith(WRITTEN)} == tracked
 
 
-def test_one_version_everywhere() -> None:
+def test_package_pyproject_and_changelog_name_the_same_version() -> None:
     """pyproject.toml says it; what is installed says the same, and the changelog tells of it."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         version = tomllib.load(file)["project"]["version"]
@@ -138,6 +138,6 @@ def test_one_version_everywhere() -> None:
     assert re.fullmatch(rf"\[{re.escape(release)}\] - {date}", ours)
 
 
-def test_a_name_that_is_not_there() -> None:
+def test_a_misspelled_public_name_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'open_tub'"):
         aiotun.open_tub  # noqa: B018

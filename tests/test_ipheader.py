@@ -122,7 +122,7 @@ def fragment_header(following: int, place: int) -> bytes:
 # --- By hand -------------------------------------------------------------------------------------
 
 
-def test_ipv4() -> None:
+def test_every_field_of_an_ipv4_header() -> None:
     header = IPHeader(ip4(UDP))
     assert (header.version, header.proto, header.ttl) == (4, 17, 9)
     assert header.src == ipaddress.IPv4Address("10.0.0.1")
@@ -133,7 +133,7 @@ def test_ipv4() -> None:
     assert repr(header) == "<IPHeader 10.0.0.1 > 10.0.0.2 proto=17 ttl=9 sport=4660 dport=53>"
 
 
-def test_ipv6() -> None:
+def test_every_field_of_an_ipv6_header() -> None:
     header = IPHeader(ip6(UDP))
     assert (header.version, header.proto, header.ttl) == (6, 17, 9)
     assert header.src == ipaddress.IPv6Address(bytes(range(16)))
@@ -161,7 +161,7 @@ def test_extension_headers_are_passed(kinds: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("proto", [50, 59, 135])
-def test_what_ends_the_chain(proto: int) -> None:
+def test_the_first_other_header_ends_the_chain(proto: int) -> None:
     header = IPHeader(ip6(extension(0, proto) + UDP, proto=0))
     assert (header.proto, header.payload_offset, header.sport) == (proto, 48, None)
     header = IPHeader(ip6(extension(0, proto), proto=0))  # and nothing behind it
@@ -180,7 +180,9 @@ def test_what_ends_the_chain(proto: int) -> None:
         (0x1FFF, 0xFFF8, True, False),
     ],
 )
-def test_fragments(place4: int, place6: int, fragment: bool, ports: bool) -> None:
+def test_only_first_fragments_have_ports(
+    place4: int, place6: int, fragment: bool, ports: bool
+) -> None:
     four = IPHeader(ip4(UDP, place=place4))
     six = IPHeader(ip6(fragment_header(17, place6) + UDP, proto=44))
     for header in (four, six):
@@ -194,7 +196,7 @@ def test_what_follows_a_later_fragments_header_is_no_header() -> None:
     assert (header.proto, header.payload_offset) == (60, 48)
 
 
-def test_ports() -> None:
+def test_only_protocols_with_ports_have_ports() -> None:
     for proto in range(256):
         header = IPHeader(ip4(PORTS, proto=proto))
         found = (0x1234, 53) if proto in (6, 17, 33, 132, 136) else (None, None)
@@ -237,14 +239,14 @@ def test_ports_that_are_cut_off() -> None:
         (ip6(bytes(65535), proto=0), "65575 bytes"),  # as many extension headers as there can be
     ],
 )
-def test_no_header(packet: bytes, said: str) -> None:
+def test_malformed_packets_say_what_is_wrong(packet: bytes, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         IPHeader(packet)
     assert reference(packet) is None
 
 
 @pytest.mark.parametrize("packet", [ip4(UDP), ip6(UDP), ip6(extension(60, 17) + UDP, proto=60)])
-def test_any_bytes_like(packet: bytes) -> None:
+def test_headers_of_any_bytes_like_object_copy_addresses(packet: bytes) -> None:
     expected = fields(packet)
     assert expected is not None
     views = (bytearray(packet), memoryview(packet), memoryview(b"?" + packet)[1:])
@@ -254,7 +256,7 @@ def test_any_bytes_like(packet: bytes) -> None:
         assert (type(header.src_bytes), type(header.dst_bytes)) == (bytes, bytes)
 
 
-def test_only_what_it_has() -> None:
+def test_a_header_takes_no_other_attributes() -> None:
     assert aiotun.IPHeader is IPHeader
     with pytest.raises(AttributeError):
         IPHeader(ip4()).anything = 1  # type: ignore[attr-defined]  # that is the test
@@ -298,12 +300,12 @@ CHANGED = st.builds(
 
 @given(st.one_of(st.binary(max_size=100), CHANGED))
 @example(ip6(fragment_header(60, 0) + extension(60, 17) + UDP, proto=44))
-def test_as_the_reference(packet: bytes) -> None:
+def test_headers_agree_with_the_reference(packet: bytes) -> None:
     assert fields(packet) == reference(packet)
 
 
 @given(CHANGED)
-def test_as_dpkt(packet: bytes) -> None:
+def test_headers_agree_with_dpkt(packet: bytes) -> None:
     """Where dpkt reads it at all, and without what dpkt does differently."""
     found = fields(packet)
     if found is None:
@@ -326,7 +328,7 @@ def test_as_dpkt(packet: bytes) -> None:
         assert (decoded.data.sport, decoded.data.dport) == (found["sport"], found["dport"])
 
 
-def test_what_the_other_tests_make() -> None:
+def test_headers_read_the_packets_of_the_test_helpers() -> None:
     for source, target in (("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")):
         packet = make_icmp_echo(source, target)
         header = IPHeader(packet)

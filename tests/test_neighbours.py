@@ -41,7 +41,7 @@ def ponged(host: Any, number: int = 7) -> bytes:
 
 
 @BOTH
-def test_it_is_found(host: Any) -> None:
+def test_the_asked_neighbor_is_found(host: Any) -> None:
     assert host.found(told(host)) == THEIRS
     assert host.found(told(host) + bytes(18)) == THEIRS  # padding
     assert host.found(OTHER + told(host)[6:]) is None
@@ -58,7 +58,7 @@ def test_another_is_not_taken_for_it(host: Any) -> None:
     assert stranger.reply(ponged(host)) is None
 
 
-def test_what_is_asked_with() -> None:
+def test_arp_and_neighbor_requests_are_valid() -> None:
     """As dpkt reads it."""
     frame = decode_frame(FOUR.find())
     assert (frame.src, frame.dst) == (OURS, b"\xff" * 6)
@@ -74,7 +74,7 @@ def test_what_is_asked_with() -> None:
 
 @BOTH
 @pytest.mark.parametrize("number", [0, 1, 255, 65535])
-def test_pings(host: Any, number: int) -> None:
+def test_echo_requests_are_valid_and_replies_are_read(host: Any, number: int) -> None:
     """dpkt reads them; and the answer is read by us, padded or not."""
     frame = decode_frame(host.ping(THEIRS, number))
     assert (frame.src, frame.dst) == (OURS, THEIRS)
@@ -110,7 +110,7 @@ def test_advertisements_that_are_none(damage: Callable[[bytes], bytes]) -> None:
 
 
 @given(st.integers(0, 200), st.dictionaries(st.integers(0, 110), st.integers(0, 255), max_size=4))
-def test_any_frame(length: int, changes: dict[int, int]) -> None:
+def test_damaged_frames_are_not_mistaken_for_answers(length: int, changes: dict[int, int]) -> None:
     """None is too short, and no damage is taken for something else."""
     for host in (FOUR, SIX):
         for frame in (told(host), ponged(host)):

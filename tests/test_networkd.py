@@ -34,7 +34,7 @@ ConfigureWithoutCarrier=yes
 """
 
 
-def test_a_name_is_enough() -> None:
+def test_a_name_alone_gives_both_files() -> None:
     assert networkd_units("tun0") == {
         "50-tun0.netdev": PLAIN_NETDEV,
         "50-tun0.network": PLAIN_NETWORK,
@@ -84,7 +84,9 @@ def parts(name: str, mode: Any = "tun", **options: Any) -> dict[str, list[list[s
     ],
 )
 @pytest.mark.parametrize("mode", ["tun", "tap"])
-def test_the_device(mode: str, options: dict[str, Any], lines: list[str] | None) -> None:
+def test_device_options_become_lines_of_the_netdev_file(
+    mode: str, options: dict[str, Any], lines: list[str] | None
+) -> None:
     expected = {} if lines is None else {f"[{mode.capitalize()}]": [lines]}
     assert parts("x", mode, **options) == expected
 
@@ -169,7 +171,9 @@ def test_the_device(mode: str, options: dict[str, Any], lines: list[str] | None)
         ),
     ],
 )
-def test_the_link(options: dict[str, Any], expected: dict[str, list[list[str]]]) -> None:
+def test_link_options_become_lines_of_the_network_file(
+    options: dict[str, Any], expected: dict[str, list[list[str]]]
+) -> None:
     assert parts("x", "tap", **options) == expected
 
 
@@ -216,7 +220,7 @@ def test_what_networkd_has_no_word_for(option: str, value: object, default: obje
         ({"routes": ["default\nvia"]}, "no route"),
     ],
 )
-def test_wrong_values(options: dict[str, Any], said: str) -> None:
+def test_networkd_units_refuses_invalid_values(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         networkd_units("x", **options)
 
@@ -232,13 +236,15 @@ def test_wrong_values(options: dict[str, Any], said: str) -> None:
         ("tap", {"colour": "blue"}, "colour"),
     ],
 )
-def test_wrong_types(mode: Any, options: dict[str, Any], said: str) -> None:
+def test_networkd_units_refuses_arguments_of_the_wrong_type(
+    mode: Any, options: dict[str, Any], said: str
+) -> None:
     with pytest.raises(TypeError, match=said):
         networkd_units("x", mode, **options)
 
 
 @pytest.mark.parametrize("mode", ["TUN", "", None, "bridge"])
-def test_wrong_modes(mode: Any) -> None:
+def test_networkd_units_refuses_other_modes(mode: Any) -> None:
     with pytest.raises(ValueError, match="mode is 'tun' or 'tap'"):
         networkd_units("x", mode)
 
@@ -269,7 +275,7 @@ def test_names_that_networkd_would_take_for_something_else(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["t", "1a", "a1", "-x", "tun0.5", "a_b", "a@b", "+a", "a" * 15])
-def test_names_that_it_takes(name: str) -> None:
+def test_unusual_names_are_written_as_they_are(name: str) -> None:
     units = networkd_units(name)
     assert f"\nName={name}\n" in units[f"50-{name}.netdev"]
     assert f"\nName={name}\n" in units[f"50-{name}.network"]
@@ -407,7 +413,7 @@ def test_the_command_takes_the_same_options(
         ("tun%d", "without '%d'"),
     ],
 )
-def test_words_that_make_no_sense(
+def test_invalid_arguments_of_the_command_are_one_line(
     words: str, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, out, err = said(capsys, *words.split())

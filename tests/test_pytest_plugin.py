@@ -81,13 +81,13 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_as_root(project: Path) -> None:
+def test_each_isolated_test_has_a_namespace_of_its_own(project: Path) -> None:
     """Each test that asks has a namespace of its own, and the run stays where it is."""
     done = run(project)
     assert "5 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_isolated_as_root(project: Path) -> None:
+def test_aiotun_isolate_moves_the_run_as_root(project: Path) -> None:
     done = run(project, "--aiotun-isolate", MOVED="1")
     assert "5 passed" in done.stdout, done.stdout + done.stderr
 
@@ -99,7 +99,7 @@ def test_isolated_by_configuration(project: Path) -> None:
     assert done.stdout.count("test session starts") == 1
 
 
-def test_as_an_ordinary_user(project: Path) -> None:
+def test_an_ordinary_user_is_told_to_use_aiotun_isolate(project: Path) -> None:
     """Nothing is done unasked: what needs a namespace is an error, and says what to do."""
     done = run(project, ordinary=True)
     assert "2 passed, 3 errors" in done.stdout, done.stdout + done.stderr

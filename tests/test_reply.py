@@ -133,13 +133,13 @@ ECHOES6 = st.builds(
 # --- What the answer is --------------------------------------------------------------------------
 
 
-def test_icmp_field_by_field() -> None:
+def test_an_icmp_answer_is_right_field_by_field() -> None:
     echo = Echo4(tos=0x10, ident=0xABCD, seq=0x0102)
     expected = replace(echo, ttl=64, kind=0, source=echo.target, target=echo.source)
     assert icmp_echo(echo.pack()) == expected.pack()
 
 
-def test_icmpv6_field_by_field() -> None:
+def test_an_icmpv6_answer_is_right_field_by_field() -> None:
     echo = Echo6(start=0x6AB12345, ident=0xABCD, seq=0x0102)
     expected = replace(echo, hops=64, kind=129, source=echo.target, target=echo.source)
     assert icmpv6_echo(echo.pack()) == expected.pack()
@@ -377,7 +377,7 @@ def test_a_damaged_icmpv6_message_stays_damaged(echo: Echo6, icmp_sum: int) -> N
         pytest.param(Echo4(length=0), id="no length"),
     ],
 )
-def test_no_icmp_answer(echo: Echo4) -> None:
+def test_other_icmp_packets_are_not_answered(echo: Echo4) -> None:
     assert icmp_echo(echo.pack()) is None
 
 
@@ -406,7 +406,7 @@ def test_no_icmp_answer(echo: Echo4) -> None:
         pytest.param(Echo6(length=0), id="no length, or a jumbogram"),
     ],
 )
-def test_no_icmpv6_answer(echo: Echo6) -> None:
+def test_other_icmpv6_packets_are_not_answered(echo: Echo6) -> None:
     assert icmpv6_echo(echo.pack()) is None
 
 
@@ -470,7 +470,9 @@ def test_hostile_bytes_never_raise(data: bytes) -> None:
 
 @pytest.mark.parametrize(("reply", "echo"), [(icmp_echo, Echo4()), (icmpv6_echo, Echo6())])
 @pytest.mark.parametrize("behind", [b"", b"behind"])
-def test_any_bytes_like(reply: Reply, echo: Echo4 | Echo6, behind: bytes) -> None:
+def test_any_bytes_like_packet_is_answered_with_bytes(
+    reply: Reply, echo: Echo4 | Echo6, behind: bytes
+) -> None:
     packet = echo.pack() + behind
     expected = reply(packet)
     assert type(expected) is bytes

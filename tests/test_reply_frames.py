@@ -130,7 +130,7 @@ each_reply = pytest.mark.parametrize(("reply", "asked"), REPLIES, ids=["arp", "n
         (Arp(sender="02:00:00:00:00:03"), {}),  # passed on by somebody
     ],
 )
-def test_arp(asked: Arp, changes: dict[str, Any]) -> None:
+def test_arp_requests_are_answered_field_by_field(asked: Arp, changes: dict[str, Any]) -> None:
     assert arp(asked.pack(), OURS, ADDRESSES) == replace(ARP_REPLY, **changes).pack()
 
 
@@ -158,7 +158,7 @@ def test_arp(asked: Arp, changes: dict[str, Any]) -> None:
         ARP_REPLY,
     ],
 )
-def test_no_arp_reply(asked: Arp) -> None:
+def test_other_arp_frames_are_not_answered(asked: Arp) -> None:
     assert arp(asked.pack(), OURS, ADDRESSES) is None
 
 
@@ -192,7 +192,9 @@ def test_no_arp_reply(asked: Arp) -> None:
         (Nd(source="fe80::2"), {"destination": "fe80::2"}),
     ],
 )
-def test_advertisement(asked: Nd, changes: dict[str, Any]) -> None:
+def test_neighbor_solicitations_are_answered_field_by_field(
+    asked: Nd, changes: dict[str, Any]
+) -> None:
     answer = neighbour_advertisement(asked.pack(), OURS, ADDRESSES)
     assert answer == replace(ADVERTISEMENT, **changes).pack()
 
@@ -239,7 +241,7 @@ def test_advertisement(asked: Nd, changes: dict[str, Any]) -> None:
         ADVERTISEMENT,
     ],
 )
-def test_no_advertisement(asked: Nd) -> None:
+def test_other_frames_get_no_neighbor_advertisement(asked: Nd) -> None:
     assert neighbour_advertisement(asked.pack(), OURS, ADDRESSES) is None
 
 
@@ -287,7 +289,7 @@ def test_addresses_are_anything_that_contains(reply: Reply, asked: Arp | Nd) -> 
 
 
 @each_reply
-def test_macs(reply: Reply, asked: Arp | Nd) -> None:
+def test_a_mac_may_be_text_or_bytes_and_must_be_unicast(reply: Reply, asked: Arp | Nd) -> None:
     frame = asked.pack()
     assert reply(frame, mac(OURS), ADDRESSES) == reply(frame, OURS, ADDRESSES)
     assert reply(frame, "0A:0B:0C:0D:0E:0F", ADDRESSES) == reply(
@@ -335,7 +337,7 @@ def test_cut_short_anywhere_is_no_answer(reply: Reply, asked: Arp | Nd) -> None:
 
 
 @each_reply
-def test_any_bytes_like(reply: Reply, asked: Arp | Nd) -> None:
+def test_any_bytes_like_frame_is_answered_with_bytes(reply: Reply, asked: Arp | Nd) -> None:
     frame = asked.pack()
     expected = reply(frame, OURS, ADDRESSES)
     assert type(expected) is bytes

@@ -12,7 +12,7 @@ from .helpers import ROOT
 UNITS = re.compile(r"`/etc/systemd/system/([^`]+)`.*?```ini\n(.*?)```", re.DOTALL)
 
 
-def test_systemd_takes_them(tmp_path: Path) -> None:
+def test_systemd_accepts_the_service_units_of_the_page(tmp_path: Path) -> None:
     program = shutil.which("systemd-analyze")
     if program is None:
         pytest.skip("missing: systemd-analyze(1); install systemd")

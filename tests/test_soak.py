@@ -34,7 +34,7 @@ def soak(*options: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_short_soak() -> None:
+def test_a_short_soak_loses_nothing() -> None:
     done = soak()
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("nothing lost, nothing grew, nothing hung\n")
@@ -49,7 +49,7 @@ def test_a_short_soak() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("plant", PLANTS)
-def test_what_is_planted_is_found(plant: str) -> None:
+def test_each_planted_fault_is_found(plant: str) -> None:
     done = soak("--plant", plant)
     assert done.returncode == 1, done.stdout + done.stderr
     problems = [line for line in done.stdout.splitlines() if line.startswith("PROBLEM: ")]
@@ -96,7 +96,7 @@ def test_every_packet_is_accounted_for(flow: Flow) -> None:
     ]
 
 
-def test_more_than_was_sent(flow: Flow) -> None:
+def test_more_deliveries_than_sent_packets_are_a_problem(flow: Flow) -> None:
     flow.arrive(flow.make())
     flow.ledger.settle("way", flow, dropped=5)
     assert flow.ledger.problems == ["way: 0 packets sent, and 1 delivered"]

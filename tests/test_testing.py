@@ -32,7 +32,7 @@ def number(data: bytes) -> int:
 # --- memory_pair ---------------------------------------------------------------------------------
 
 
-async def test_a_pair_both_ways() -> None:
+async def test_a_memory_pair_passes_packets_both_ways() -> None:
     one, other = memory_pair()
     async with one, other:
         assert isinstance(one, aiotun.TunDevice)
@@ -93,7 +93,7 @@ async def test_what_the_kernel_would_refuse() -> None:
         assert await other.recv_many() == [packet(1)]
 
 
-async def test_what_takes_an_interface() -> None:
+async def test_a_memory_device_refuses_what_takes_an_interface() -> None:
     one, other = memory_pair()
     tap, tap2 = memory_pair("tap")
     async with one, other, tap, tap2:
@@ -121,7 +121,7 @@ async def test_what_takes_an_interface() -> None:
                 call()
 
 
-async def test_closing_one_end() -> None:
+async def test_closing_one_end_is_a_loss_at_the_other() -> None:
     """What was sent before arrives, then the loss, again and again; here iteration ends."""
     one, other = memory_pair()
     await one.send(packet(1))
@@ -233,13 +233,13 @@ def near(count: int, rate: float, of: int = 1000) -> bool:
     return abs(count - rate * of) < 0.3 * rate * of
 
 
-async def test_no_faults() -> None:
+async def test_without_faults_every_packet_passes_in_order() -> None:
     got, counts = await through()
     assert [number(each) for each in got] == list(range(1000))
     assert counts == FaultCounts(packets=1000)
 
 
-async def test_drop() -> None:
+async def test_drop_loses_the_given_share_and_repeats_with_the_seed() -> None:
     got, counts = await through(drop=0.2)
     assert near(counts.dropped, 0.2)
     assert len(got) == 1000 - counts.dropped
@@ -253,7 +253,7 @@ async def test_drop() -> None:
     assert (got, counts.dropped) == ([], 1000)
 
 
-async def test_duplicate() -> None:
+async def test_duplicate_repeats_the_given_share() -> None:
     got, counts = await through(duplicate=0.2)
     assert near(counts.duplicated, 0.2)
     times = Counter(number(each) for each in got)
@@ -262,7 +262,7 @@ async def test_duplicate() -> None:
     assert max(times.values()) == 2
 
 
-async def test_corrupt() -> None:
+async def test_corrupt_flips_one_bit_in_the_given_share() -> None:
     got, counts = await through(corrupt=0.2)
     assert near(counts.corrupted, 0.2)
     changed = 0
@@ -274,7 +274,7 @@ async def test_corrupt() -> None:
     assert changed == counts.corrupted
 
 
-async def test_reorder() -> None:
+async def test_reorder_changes_the_order_and_loses_nothing() -> None:
     got, counts = await through(reorder=0.2)
     assert near(counts.reordered, 0.2)
     numbers = [number(each) for each in got]
@@ -324,7 +324,7 @@ async def test_delayed_packets_wait_for_room() -> None:
         assert faulty.sent.lost == 0
 
 
-async def test_delay() -> None:
+async def test_delay_holds_packets_back_and_loses_nothing() -> None:
     got, counts = await through(delay=0.2)
     assert near(counts.delayed, 0.2)
     numbers = [number(each) for each in got]
@@ -479,7 +479,7 @@ def here() -> int:
     return os.stat("/proc/thread-self/ns/net").st_ino
 
 
-def test_isolated() -> None:
+def test_isolated_enters_a_new_namespace_and_comes_back() -> None:
     ip("tuntap", "add", "dev", "outer0", "mode", "tun")
     outside = here()
     with isolated() as fd:
@@ -571,7 +571,7 @@ def _give_a_lambda() -> object:
     return lambda: None
 
 
-def test_isolated_run() -> None:
+def test_isolated_run_calls_a_function_in_new_namespaces() -> None:
     ip("tuntap", "add", "dev", "outer0", "mode", "tun")
     seen = isolated_run(_look, 1, 2, key="three")
     assert seen.pop("inode") != here()

@@ -81,11 +81,11 @@ class Gate:
 
 
 class TestRun:
-    async def test_a_result(self) -> None:
+    async def test_run_returns_the_result_of_another_thread(self) -> None:
         assert await threads.run(lambda: 7) == 7
         assert await threads.run(threading.get_ident) != threading.get_ident()
 
-    async def test_an_error(self) -> None:
+    async def test_run_raises_the_threads_error_with_its_traceback(self) -> None:
         def fail() -> None:
             raise KeyError("in the thread")
 
@@ -136,7 +136,7 @@ class TestRun:
         assert await task == "value"
         assert (gate.told, gate.undone) == (0, [])
 
-    async def test_many_at_once(self) -> None:
+    async def test_many_threads_run_at_once(self) -> None:
         barrier = threading.Barrier(20)
         results = await asyncio.gather(
             *(threads.run(lambda n=n: (barrier.wait(5), n)[1]) for n in range(20))  # type: ignore[misc]
@@ -145,7 +145,7 @@ class TestRun:
 
 
 class TestCancelling:
-    async def test_waits_and_undoes(self) -> None:
+    async def test_cancelling_waits_for_the_thread_and_undoes(self) -> None:
         gate = Gate()
         task = await gate.task()
         task.cancel()
@@ -165,7 +165,7 @@ class TestCancelling:
         with pytest.raises(asyncio.CancelledError, match="because"):
             await task
 
-    async def test_again_and_again(self) -> None:
+    async def test_cancelling_again_still_waits_for_the_thread(self) -> None:
         gate = Gate()
         task = await gate.task()
         for number in range(1, 4):
@@ -177,7 +177,7 @@ class TestCancelling:
             await task
         assert gate.undone == ["value"]
 
-    async def test_while_it_undoes(self) -> None:
+    async def test_cancelling_while_it_undoes_finishes_the_undoing(self) -> None:
         """The undoing goes on to its end, once."""
         undoing, going_on = threading.Event(), threading.Event()
         undone = []
@@ -246,7 +246,7 @@ class TestCancelling:
             await task
         assert where == [os.fstat(elsewhere).st_ino]
 
-    async def test_a_timeout(self) -> None:
+    async def test_a_timeout_waits_for_the_thread_and_undoes(self) -> None:
         gate = Gate()
         asyncio.get_running_loop().call_later(0.05, gate.going_on.set)
         with pytest.raises(TimeoutError):
@@ -299,7 +299,7 @@ class TestLoopClosed:
         join_threads()
         assert gate.undone == ["value"]
 
-    def test_with_an_error(self, kind: str) -> None:
+    def test_an_error_after_the_loop_closed_is_dropped(self, kind: str) -> None:
         gate = Gate()
         loop = LOOPS[kind]()
         loop.set_exception_handler(lambda _, __: None)
@@ -366,19 +366,19 @@ class TestNamespace:
         gate.going_on.set()
         await task
 
-    def test_blocking(self, elsewhere: int) -> None:
+    def test_run_blocking_enters_the_namespace_and_this_thread_stays(self, elsewhere: int) -> None:
         here = inode()
         assert threads.run_blocking(inode, elsewhere) == os.fstat(elsewhere).st_ino
         assert inode() == here
 
     @pytest.mark.parametrize("name", ["missing", "/missing/path", Path("/missing/path")])
-    def test_missing(self, name: str | Path) -> None:
+    def test_a_missing_namespace_names_ip_netns_add(self, name: str | Path) -> None:
         with pytest.raises(LinkError, match="ip netns add") as caught:
             namespaces.open_netns(name)
         path = "/run/netns/missing" if name == "missing" else "/missing/path"
         assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, path)
 
-    async def test_what_is_no_namespace(self) -> None:
+    async def test_an_fd_that_is_no_namespace_is_refused(self) -> None:
         with open("/dev/null") as file:  # noqa: ASYNC230 - never blocks
             with pytest.raises(LinkError, match="not a network namespace"):
                 await threads.run(inode, file.fileno())
@@ -404,17 +404,17 @@ class TestNamespace:
             os.fstat(fd)
         os.fstat(elsewhere)
 
-    def test_ones_own(self) -> None:
+    def test_open_netns_without_a_name_opens_the_own_namespace(self) -> None:
         namespace = namespaces.NamespaceFd(namespaces.open_netns(None))
         assert os.fstat(namespace.fd).st_ino == inode()
 
 
 class TestBlocking:
-    def test_a_result(self) -> None:
+    def test_run_blocking_returns_the_result_of_another_thread(self) -> None:
         assert threads.run_blocking(lambda: 7) == 7
         assert threads.run_blocking(threading.get_ident) != threading.get_ident()
 
-    def test_an_error(self) -> None:
+    def test_run_blocking_raises_the_threads_error(self) -> None:
         def fail() -> None:
             raise KeyError("in the thread")
 
@@ -440,7 +440,7 @@ class TestStart:
         assert len({ident for _, ident in seen}) == 1
         assert seen[0][1] != threading.get_ident()
 
-    def test_does_not_wait(self) -> None:
+    def test_start_does_not_wait(self) -> None:
         gate, done = Gate(), threading.Event()
 
         def first() -> None:

@@ -113,13 +113,13 @@ def state(world: World) -> list[Any]:
 # --- Cryptography --------------------------------------------------------------------------------
 
 
-def test_hchacha20() -> None:
+def test_hchacha20_agrees_with_the_drafts_vector() -> None:
     """draft-irtf-cfrg-xchacha-03, section 2.2.1."""
     found = crypto._hchacha20(bytes(range(32)), bytes.fromhex("000000090000004a0000000031415927"))
     assert found.hex() == "82413b4227b27bfed30e42508a877d73a0f9e4d58a74a853c12ec41326d3ecdc"
 
 
-def test_xchacha20poly1305() -> None:
+def test_xchacha20poly1305_agrees_with_the_drafts_vector() -> None:
     """draft-irtf-cfrg-xchacha-03, appendix A.3.1."""
     plain = (
         b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the "
@@ -189,7 +189,7 @@ def test_a_responder_waits_until_the_session_is_confirmed() -> None:
     assert world.pb.last_handshake is None
 
 
-def test_both_begin_at_once() -> None:
+def test_two_handshakes_at_once_lead_to_one_session() -> None:
     world = World()
     world.a.send([PING], world.now)
     world.b.send([PONG], world.now)
@@ -335,7 +335,7 @@ def test_silence_after_sending_begins_a_handshake() -> None:
     assert world.count(INITIATION) == 2
 
 
-def test_persistent_keepalives() -> None:
+def test_a_keepalive_is_sent_every_25_seconds() -> None:
     world = World(keepalive=25)
     world.a.start(world.now)
     world.settle()
@@ -345,7 +345,7 @@ def test_persistent_keepalives() -> None:
     assert [len(m) for s, _, m in world.log if s == A and m[:4] == DATA] == [32] * 4
 
 
-def test_keys_are_forgotten() -> None:
+def test_keys_are_forgotten_after_nine_minutes() -> None:
     world = World()
     world.ping()
     world.run(539)
@@ -451,7 +451,7 @@ def test_data_that_came_already_is_not_taken_again() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\x04", DATA, bytes(200), b"\x05\0\0\0" + bytes(100)])
-def test_nonsense_is_counted(data: bytes) -> None:
+def test_invalid_messages_are_counted_and_change_nothing(data: bytes) -> None:
     world = World()
     before = state(world)
     world.take(B, data, A)
@@ -459,7 +459,7 @@ def test_nonsense_is_counted(data: bytes) -> None:
     assert sum(world.drops().values()) == 1
 
 
-def test_roaming() -> None:
+def test_the_endpoint_follows_authentic_messages_only() -> None:
     world = World()
     world.ping()
     moved = ("198.51.100.7", 7)
@@ -569,7 +569,7 @@ def test_no_address_gets_more_than_its_share_under_load() -> None:
 # --- Whose an address is -------------------------------------------------------------------------
 
 
-def test_only_its_own_addresses() -> None:
+def test_packets_from_addresses_of_others_are_dropped() -> None:
     world = World()
     world.ping()
     world.got[B].clear()
@@ -585,7 +585,7 @@ def test_only_its_own_addresses() -> None:
     assert world.a.dropped == {"to nobody's address": 1}
 
 
-def test_several_peers() -> None:
+def test_packets_go_to_the_peer_with_the_longest_prefix() -> None:
     keys = [os.urandom(32) for _ in range(3)]
     nets = [["10.0.0.0/24", "fd00::/64"], ["10.0.0.128/25"], ["10.0.0.129/32"]]
     hub = Interface(
@@ -620,7 +620,7 @@ def test_the_longest_prefix_wins(entries: list[tuple[int, int]], asked: list[int
         assert table.owner(address.packed) == (max(matches)[1] if matches else None)
 
 
-def test_padding() -> None:
+def test_messages_are_padded_to_16_bytes_up_to_the_mtu() -> None:
     world = World()
     world.ping()
     assert world.pa.current is not None
@@ -632,7 +632,7 @@ def test_padding() -> None:
 # --- Status --------------------------------------------------------------------------------------
 
 
-def test_status() -> None:
+def test_the_status_shows_the_interface_and_its_peers() -> None:
     world = World(keepalive=25)
     world.ping()
     world.take(A, b"nonsense", B)

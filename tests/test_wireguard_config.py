@@ -169,7 +169,7 @@ def test_a_name_that_cannot_be_resolved_yet_is_tried_again(
 
 
 @pytest.mark.parametrize(("setting", "retries"), [(None, 15), ("0", 0), ("3", 3)])
-def test_retries_end(
+def test_resolving_gives_up_after_the_set_retries(
     names: Names, setting: str | None, retries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if setting is not None:

@@ -5,13 +5,12 @@ import errno
 import os
 import pty
 import select
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 
-import pytest
+from .helpers import need
 
 COMMAND = [sys.executable, "-W", "error", "-m", "aiotun"]
 
@@ -88,9 +87,7 @@ def piped(
 @contextlib.contextmanager
 def in_terminal(*args: str, env: Mapping[str, str] | None = None) -> Iterator[Running]:
     """Run `aiotun` in a terminal of its own; `type_in` writes there."""
-    setsid = shutil.which("setsid")
-    if setsid is None:
-        pytest.skip("missing: setsid(1); install util-linux")
+    setsid = need("setsid")
     ours, theirs = pty.openpty()
     try:
         own = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}

@@ -25,9 +25,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .helpers import ROOT
+from .helpers import PACKAGES, ROOT
 
-__all__ = ["Block", "Command", "blocks_of", "matches", "pages"]
+__all__ = ["Block", "Command", "blocks_of", "matches", "pages", "programs"]
 
 # What is not a program, or is for Sphinx.
 SILENT = ("text", "ini")
@@ -72,6 +72,13 @@ class Block:
         """The name of the file that this block is, where it is one."""
         found = _FILE.match(self.text.partition("\n")[0])
         return found[1] if found else None
+
+    @property
+    def code(self) -> str:
+        """What is run of this block: Python code, or the commands without their output."""
+        if self.language == "console":
+            return self.before + "\n".join(command.text for command in self.commands)
+        return self.before + self.text
 
     @property
     def commands(self) -> list[Command]:
@@ -122,6 +129,19 @@ def blocks_of(page: Path) -> list[Block]:
         elif line.strip() and (reason or before):
             raise ValueError(f"{page}:{number}: a comment about running, and no block follows")
     return found
+
+
+# A program's name where a command begins, or where a string of Python code does; not a variable.
+_PROGRAM = re.compile(
+    r"""(?:^|[|;&("']|\b(?:sudo|exec)\s)\s*"""
+    rf"({'|'.join(map(re.escape, PACKAGES))})(?![\w.-]|\s*[=(])",
+    re.MULTILINE,
+)
+
+
+def programs(code: str) -> list[str]:
+    """Return which programs of `helpers.PACKAGES` this code runs: of Python, or of a shell."""
+    return sorted(set(_PROGRAM.findall(code)))
 
 
 # 0.222 and 0.1/0.2/0.3, but not 10.0.0.1 or 1.2.3; times of the day, and in whole milliseconds; the

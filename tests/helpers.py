@@ -24,6 +24,31 @@ from . import _isolation
 
 ROOT = Path(__file__).parent.parent
 
+# Programs that the tests run, and the Debian package of each.
+PACKAGES = {
+    "bash": "bash",
+    "busybox": "busybox-static",
+    "cc": "gcc",
+    "chromium": "chromium",
+    "curl": "curl",
+    "dhclient": "isc-dhcp-client",
+    "ip": "iproute2",
+    "make": "make",
+    "nsenter": "util-linux",
+    "ping": "iputils-ping",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "setpriv": "util-linux",
+    "setsid": "util-linux",
+    "sysctl": "procps",
+    "systemd-analyze": "systemd",
+    "tcpdump": "tcpdump",
+    "tshark": "tshark",
+    "udhcpc": "udhcpc",
+    "unshare": "util-linux",
+    "wg": "wireguard-tools",
+    "wireguard-go": "wireguard-go",
+}
+
 # Not the root of a user namespace, who is an ordinary user outside.
 REAL_ROOT = Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
 
@@ -87,12 +112,23 @@ def udp_burst(address: str, port: int, count: int, size_bytes: int = 32) -> list
     return payloads
 
 
+def need(program: str) -> str:
+    """Return the path of a program that the test runs; skip the test if this machine lacks it.
+
+    In CI that skip is a failure, because its reason begins with "missing:" (see conftest.py). Every
+    helper that runs a command asks this first, so that a missing program can't look like a fault.
+    An ordinary user's PATH may lack the sbin folders, so the search continues there.
+    """
+    found = shutil.which(program) or shutil.which(program, path="/usr/local/sbin:/usr/sbin:/sbin")
+    if found is None:
+        pytest.skip(f"missing: {program}; install {PACKAGES.get(program, program)}")
+    return found
+
+
 def ip(*args: str) -> Any:
-    """Run iproute2 in this thread's namespace and give what it says, parsed; [] for nothing."""
-    program = shutil.which("ip")
-    if program is None:
-        pytest.skip("missing: ip(8); install iproute2")
-    done = subprocess.run([program, "-j", *args], check=False, capture_output=True, text=True)
+    """Run iproute2 in this thread's namespace and return its output, parsed; [] for none."""
+    command = [need("ip"), "-j", *args]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode != 0:
         raise AssertionError(f"ip {' '.join(args)}: {done.stderr.strip()}")
     return json.loads(done.stdout) if done.stdout.strip() else []
@@ -108,10 +144,7 @@ def ordinary_python() -> tuple[list[str], dict[str, str]]:
     """
     if not REAL_ROOT:
         pytest.skip("an ordinary user's run already: there is no other user to become")
-    setpriv = shutil.which("setpriv")
-    if setpriv is None:
-        pytest.skip("missing: setpriv(1); install util-linux")
-    user = [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
+    user = [need("setpriv"), "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
     trial = subprocess.run([*user, "unshare", "-rn", "true"], capture_output=True, text=True)
     if trial.returncode != 0:
         pytest.skip(f"missing: user namespaces for ordinary users ({trial.stderr.strip()})")

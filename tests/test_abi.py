@@ -1,6 +1,5 @@
 """Numbers and layouts, for every architecture; and compared with the kernel's own headers."""
 
-import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -9,6 +8,8 @@ import pytest
 
 from aiotun._kernel import abi
 from aiotun._kernel.abi import Iff, Ioctl, OffloadFlag, number
+
+from .helpers import need
 
 USUAL = ["x86_64", "i686", "armv7l", "aarch64", "riscv64", "s390x", "loongarch64"]
 SWAPPED = ["mips", "mips64", "ppc", "ppc64le", "ppc64", "sparc", "sparc64", "alpha"]
@@ -110,9 +111,7 @@ def expected() -> dict[str, int]:
 
 
 def test_constants_agree_with_the_kernels_headers(tmp_path: Path) -> None:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("missing: cc(1); install a C compiler")
+    compiler = need("cc")
     lines = []
     for name in expected():
         # Older headers do not have all of them; none of them may be missing but these.

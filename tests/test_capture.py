@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import io
 import os
-import shutil
 import struct
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import pytest
 
 from aiotun.capture import Direction, Format, PcapWriter
 
-from .helpers import make_icmp_echo, wait_until
+from .helpers import make_icmp_echo, need, wait_until
 
 PACKET = make_icmp_echo("10.0.0.1", "10.0.0.2")
 PACKET6 = make_icmp_echo("fd00::1", "fd00::2")
@@ -30,10 +29,7 @@ TIMES = [1_700_000_000_123_456_789, 1_699_999_999_999_999_999, 1_700_000_000_000
 
 
 def run(program: str, *args: str) -> str:
-    found = shutil.which(program)
-    if found is None:
-        pytest.skip(f"missing: {program}; install the package {program}")
-    done = subprocess.run([found, *args], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([need(program), *args], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -14,7 +14,7 @@ import pytest
 
 import aiotun
 
-from .helpers import ROOT
+from .helpers import ROOT, need
 
 FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 # Of the repository, what only git and CI read.
@@ -51,8 +51,7 @@ def has_c_module(found: list[str]) -> bool:
 
 @pytest.mark.parametrize("choice", ["", "require"])
 def test_with_a_compiler_the_wheel_has_the_c_module(tmp_path: Path, choice: str) -> None:
-    if shutil.which("cc") is None:
-        pytest.skip("missing: cc(1); install gcc")
+    need("cc")
     done, found = wheel(tmp_path, AIOTUN_SPEEDUPS=choice)
     assert has_c_module(found), done.stderr
     assert "-cp311-abi3-linux_" in found[0]

@@ -1,21 +1,16 @@
 """The units in docs/how-to/service.md: systemd finds nothing wrong with them."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
-
-from .helpers import ROOT
+from .helpers import ROOT, need
 
 UNITS = re.compile(r"`/etc/systemd/system/([^`]+)`.*?```ini\n(.*?)```", re.DOTALL)
 
 
 def test_systemd_accepts_the_service_units_of_the_page(tmp_path: Path) -> None:
-    program = shutil.which("systemd-analyze")
-    if program is None:
-        pytest.skip("missing: systemd-analyze(1); install systemd")
+    program = need("systemd-analyze")
     units = dict(UNITS.findall((ROOT / "docs" / "how-to" / "service.md").read_text()))
     assert sorted(units) == ["aiotun-tun0.service", "responder.service"]
     for name, text in units.items():

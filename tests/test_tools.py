@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from .helpers import ROOT
+from .helpers import ROOT, need
 
 
 def make(target: str, python: str) -> subprocess.CompletedProcess[str]:
-    program = shutil.which("make")
-    if program is None:
-        pytest.skip("missing: make(1)")
+    program = need("make")
     # What an outer make, of which the tests may be a target, hands down.
     env = {
         key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))

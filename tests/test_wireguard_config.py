@@ -10,7 +10,7 @@ import pytest
 from wireguard import config
 from wireguard.config import ConfigError, parse
 
-from .integration.programs import need
+from .helpers import need
 
 KEY = "aGFsbG8gaGFsbG8gaGFsbG8gaGFsbG8gaGFsbG8gaGE="
 GOOD = f"""
@@ -128,7 +128,7 @@ def test_wg_itself_accepts_it(data: bytes, tmp_path: Path) -> None:
     """wg(8) reads the whole file first, and then says that there is no such interface."""
     path = tmp_path / "wg0.conf"
     path.write_bytes(data)
-    wg = need("wg", "wireguard-tools")
+    wg = need("wg")
     done = subprocess.run([wg, "setconf", "none0", str(path)], capture_output=True, text=True)
     assert "Unable to modify interface" in done.stderr
 

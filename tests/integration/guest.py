@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from ..helpers import need
 from . import dhcp
-from .programs import Program, need, running
+from .programs import Program, running
 
 HOST = "10.85.0.2"  # on the bridge
 SIZE = 20_000_000  # bytes each way
@@ -61,7 +62,7 @@ echo "guest: done"
 
 def _paths() -> tuple[str, Path, Path]:
     """QEMU, a kernel and its modules; skips where one of them is not there."""
-    qemu = need("qemu-system-x86_64", "qemu-system-x86")
+    qemu = need("qemu-system-x86_64")
     for kernel in sorted(Path("/boot").glob("vmlinuz-*"), reverse=True):
         modules = Path("/lib/modules", kernel.name.removeprefix("vmlinuz-"), "kernel")
         if any(modules.glob(f"{_MODULES[-1]}*")):
@@ -86,7 +87,7 @@ def _entry(name: str, data: bytes, mode: int) -> bytes:
 
 def initramfs(script: str) -> bytes:
     """An archive of busybox, the modules, and a script that runs as the only process."""
-    busybox = Path(need("busybox", "busybox-static"))
+    busybox = Path(need("busybox"))
     if b"/lib64/ld-linux" in busybox.read_bytes()[:4096]:
         pytest.skip("missing: a busybox without libraries; install busybox-static")
     _, _, modules = _paths()

@@ -19,7 +19,7 @@ import pytest
 from aiotun._kernel import abi
 from aiotun._kernel.abi import Iff, Ioctl
 
-from ..helpers import REAL_ROOT, ip, ordinary_python
+from ..helpers import REAL_ROOT, ip, need, ordinary_python
 
 # Who an ordinary user's child is, as the namespace sees it.
 ORDINARY = 65534 if REAL_ROOT else 0
@@ -171,9 +171,8 @@ def another_namespace(first: str = "true") -> Iterator[str]:
 
 def inside(path: str, *command: str) -> str:
     """Run a command in another namespace, and give what it prints."""
-    done = subprocess.run(
-        ["nsenter", f"--net={path}", *command], check=False, capture_output=True, text=True
-    )
+    words = [need("nsenter"), f"--net={path}", need(command[0]), *command[1:]]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

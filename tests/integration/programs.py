@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import os
 import queue
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,15 +15,7 @@ from typing import IO, Any
 
 import pytest
 
-from ..helpers import ROOT
-
-
-def need(program: str, package: str) -> str:
-    """Find a program, or skip the test for the lack of it."""
-    found = shutil.which(program, path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin")
-    if found is None:
-        pytest.skip(f"missing: {program}; install {package}")
-    return found
+from ..helpers import ROOT, need
 
 
 def example(name: str, *args: str) -> list[str]:
@@ -115,7 +106,7 @@ def running(command: Sequence[str], ready: str | None = None, **options: Any) ->
 
     Its stderr is read together with its stdout. It dies with us, whatever we die of.
     """
-    setpriv = need("setpriv", "util-linux")
+    setpriv = need("setpriv")
     with subprocess.Popen(
         [setpriv, "--pdeathsig", "KILL", "--", *command],
         stdin=options.pop("stdin", subprocess.DEVNULL),
@@ -136,7 +127,7 @@ def running(command: Sequence[str], ready: str | None = None, **options: Any) ->
 @contextlib.contextmanager
 def booting(netdev: str, mac: str, *more: str, model: str = "virtio-net-pci") -> Iterator[Program]:
     """Have a machine boot from the network with QEMU's built-in iPXE; its screen is the output."""
-    qemu = need("qemu-system-x86_64", "qemu-system-x86")
+    qemu = need("qemu-system-x86_64")
     if not Path("/usr/lib/ipxe/qemu").exists():
         pytest.skip("missing: iPXE for QEMU; install ipxe-qemu")
     command = [qemu, "-accel", "tcg", "-m", "64", "-boot", "n", "-nodefaults"]

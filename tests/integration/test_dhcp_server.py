@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from ..helpers import ip
+from ..helpers import ip, need
 from . import dhcp, kernel
 from .dhcp import Message, Opt, Type, Wire
-from .programs import booting, cpu_seconds, example, need, running, wait_for
+from .programs import booting, cpu_seconds, example, running, wait_for
 
 A, B = dhcp.mac_of(1001), dhcp.mac_of(1002)
 FIRST, SECOND = IPv4Address("10.85.0.10"), IPv4Address("10.85.0.11")
@@ -205,7 +205,7 @@ def test_a_kill_loses_no_lease_and_gives_none_twice(tmp_path: Path, seed: int) -
 
 @pytest.mark.peers
 def test_udhcpc_gets_renews_and_releases_a_lease(tmp_path: Path) -> None:
-    program = need("udhcpc", "udhcpc")
+    program = need("udhcpc")
     script = str(dhcp.hook(tmp_path))
     command = [program, "-f", "-R", "-i", "eth0", "-s", script, "-t", "5", "-T", "1"]
     with dhcp.serving("--router", "10.85.0.2") as server, dhcp.host() as place:
@@ -228,7 +228,7 @@ def test_udhcpc_gets_renews_and_releases_a_lease(tmp_path: Path) -> None:
 @pytest.mark.peers
 def test_dhclient_gets_renews_keeps_and_releases_a_lease(tmp_path: Path) -> None:
     """ISC's client: a lease, renewals by itself, the same lease after a restart, and a release."""
-    program = need("dhclient", "isc-dhcp-client")
+    program = need("dhclient")
     (tmp_path / "conf").write_text("timeout 10;\n")
     files = {"-sf": dhcp.hook(tmp_path), "-cf": tmp_path / "conf"}
     files |= {"-lf": tmp_path / "leases", "-pf": tmp_path / "pid"}

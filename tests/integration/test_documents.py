@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from ..documents import SILENT, Block, Command, blocks_of, matches, pages
-from ..helpers import ROOT
+from ..documents import SILENT, Block, Command, blocks_of, matches, pages, programs
+from ..helpers import ROOT, need
 
 PAGES = [page for page in pages() if blocks_of(page)]
 
@@ -126,8 +126,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def shell(folder: Path) -> Iterator[Shell]:
-    if shutil.which("bash") is None:
-        pytest.skip("missing: bash(1); install bash")
+    need("bash")
     shell = Shell(folder)
     try:
         yield shell
@@ -139,6 +138,10 @@ def shell(folder: Path) -> Iterator[Shell]:
 def test_a_page_does_what_it_says(page: Path, folder: Path, shell: Shell) -> None:
     threads: list[threading.Thread] = []
     names: dict[str, Any] = {"__name__": "__page__", "knock": functools.partial(knock, threads)}
+    for block in blocks_of(page):
+        if block.not_run is None:
+            for program in programs(block.code):
+                need(program)
     with asyncio.Runner() as runner:
         for block in blocks_of(page):
             if block.not_run is not None or block.language.startswith("{"):

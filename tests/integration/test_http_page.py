@@ -4,7 +4,6 @@ import asyncio
 import base64
 import contextlib
 import itertools
-import shutil
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ..helpers import wait_until
+from ..helpers import need, wait_until
 from .test_http_service import served
 
 pytestmark = [pytest.mark.peers, pytest.mark.asyncio(loop_factories=["asyncio"])]
@@ -75,9 +74,7 @@ class Tab:
 @contextlib.asynccontextmanager
 async def tab(folder: Path) -> AsyncIterator[Tab]:
     """The service's page, in a browser of its own."""
-    browser = shutil.which("chromium")
-    if browser is None:
-        pytest.skip("missing: chromium(1); install chromium")
+    browser = need("chromium")
     import aiohttp
 
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]

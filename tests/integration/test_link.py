@@ -32,7 +32,7 @@ from aiotun.device import open_tap
 from aiotun.errors import LinkError, NotPermittedError
 from aiotun.link import Link
 
-from ..helpers import REAL_ROOT
+from ..helpers import REAL_ROOT, need
 
 _numbers = itertools.count()
 
@@ -40,7 +40,8 @@ _numbers = itertools.count()
 def run(*command: str, netns: str | None = None) -> str:
     """Run a command, in a namespace if asked, and give what it prints."""
     prefix = ["nsenter", f"--net={netns}"] if netns else []
-    done = subprocess.run([*prefix, *command], check=False, capture_output=True, text=True)
+    words = [*prefix, need(command[0]), *command[1:]]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from ..helpers import ip
+from ..helpers import ip, need
 from . import dhcp, kernel
-from .programs import Program, example, need, running
+from .programs import Program, example, running
 
 pytestmark = pytest.mark.peers
 
@@ -30,7 +30,7 @@ HEADERS = Path("/usr/include/lwip")  # Debian's
 @pytest.fixture(scope="module")
 def lwip_host(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The C program, compiled."""
-    compiler = need("cc", "gcc")
+    compiler = need("cc")
     if not (HEADERS / "netif/tapif.h").exists():
         pytest.skip("missing: lwIP; install liblwip-dev")
     made = tmp_path_factory.mktemp("lwip") / "lwip_host"
@@ -84,7 +84,7 @@ WORDS = ["--address", f"{HOST}/24", "--gateway", KERNEL]
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment in which examples/lwip_host finds its module."""
-    need("cc", "gcc")
+    need("cc")
     if not (HEADERS / "netif/tapif.h").exists():
         pytest.skip("missing: lwIP; install liblwip-dev")
     if importlib.util.find_spec("cffi") is None:
@@ -120,7 +120,7 @@ def get(path: str, method: str = "GET") -> tuple[int, bytes]:
 
 
 def ping(*more: str) -> None:
-    words = ["ping", "-c", "5", "-i", "0.01", "-W", "5", *more, HOST]
+    words = [need("ping"), "-c", "5", "-i", "0.01", "-W", "5", *more, HOST]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +15,7 @@ import pytest
 
 from aiotun._kernel.abi import Iff
 
-from ..helpers import REAL_ROOT, ROOT, ip, ordinary_python
+from ..helpers import REAL_ROOT, ROOT, ip, need, ordinary_python
 from . import kernel
 
 EXAMPLE = ROOT / "examples" / "qemu_bridge.py"
@@ -355,9 +354,7 @@ def test_invalid_usage_exits_with_2(words: list[str], said: str) -> None:
 @pytest.mark.parametrize("model", ["virtio-net-pci", "e1000"])
 def test_the_dhcp_request_of_a_booting_machine_reaches_the_bridge(model: str) -> None:
     """QEMU's built-in iPXE asks for an address, with no privilege at all behind it."""
-    qemu = shutil.which("qemu-system-x86_64")
-    if qemu is None:
-        pytest.skip("missing: qemu-system-x86_64; install qemu-system-x86")
+    qemu = need("qemu-system-x86_64")
     if not Path("/usr/lib/ipxe/qemu").exists():
         pytest.skip("missing: iPXE for QEMU; install ipxe-qemu")
     drop: list[str] = []

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ..helpers import ROOT
-from .programs import need, running, wait_for
+from ..documents import programs
+from ..helpers import ROOT, need
+from .programs import running, wait_for
 
 pytestmark = pytest.mark.peers
 
@@ -47,8 +48,8 @@ def wait_for_text(output: Path, start: int, wanted: str, command: str) -> None:
 
 
 def test_the_commands_print_what_the_pages_say(tmp_path: Path) -> None:
-    for name, package in (("udhcpc", "udhcpc"), ("cc", "gcc"), ("bash", "bash")):
-        need(name, package)
+    for name in ("udhcpc", "cc", "bash", *programs("\n".join(command for command, _ in typed()))):
+        need(name)
     if not Path("/usr/include/lwip/netif/tapif.h").exists():
         pytest.skip("missing: lwIP; install liblwip-dev")
     if importlib.util.find_spec("cffi") is None:

@@ -18,7 +18,7 @@ import udp_vpn
 from _mss import clamp_mss
 from udp_vpn import Client, Session, read_keys
 
-from ..helpers import checksum, ip
+from ..helpers import checksum, ip, need
 from .kernel import another_namespace
 from .test_examples import EXAMPLES, run
 from .test_offload import TCP_CLIENT, TCP_SERVER
@@ -41,7 +41,8 @@ class Place:
         return ["nsenter", f"--net={self.there}"] if there else []
 
     def run(self, there: bool, *command: str) -> str:
-        done = subprocess.run([*self.prefix(there), *command], capture_output=True, text=True)
+        words = [*self.prefix(there), need(command[0]), *command[1:]]
+        done = subprocess.run(words, capture_output=True, text=True)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         return done.stdout
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 from vxlan import MOST_LEARNED, Vxlan
 
-from ..helpers import ip
+from ..helpers import ip, need
 from .kernel import another_namespace, inside
 from .test_examples import EXAMPLES, Service, check_failure, run, start
 from .test_offload import TCP_CLIENT, TCP_SERVER
@@ -97,7 +97,7 @@ def near(version: int, *args: str, vni: int = 42) -> Iterator[Service]:
 
 
 def ping(address: str, *options: str) -> int:
-    command = ["ping", "-c", "3", "-i", "0.05", "-w", "10", *options, address]
+    command = [need("ping"), "-c", "3", "-i", "0.05", "-w", "10", *options, address]
     return subprocess.run(command, capture_output=True).returncode
 
 

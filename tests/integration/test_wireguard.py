@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import hashlib
 import os
-import shutil
 import signal
 import socket
 import struct
@@ -27,7 +26,7 @@ from _running import QUEUE
 from wireguard.crypto import LABEL_MAC1, hash_, mac
 from wireguard.messages import INITIATION
 
-from ..helpers import ip
+from ..helpers import ip, need
 from .kernel import another_namespace
 from .test_examples import EXAMPLES, run
 from .test_offload import TCP_CLIENT, TCP_SERVER
@@ -43,13 +42,6 @@ OUTER = {
 INNER = {4: ("10.66.0.1", "10.66.0.2", "10.66.0.3"), 6: ("fd66::1", "fd66::2", "fd66::3")}
 _ETH_P_ALL = 3  # if_ether.h; what we send ourselves comes under no other number
 QUICK = ["--rekey-after", "2", "--rekey-timeout", "1", "--keepalive-timeout", "1"]
-
-
-def program(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"missing: {name}; install wireguard-go, wireguard-tools")
-    return found
 
 
 @dataclass
@@ -72,7 +64,8 @@ class Side:
         return [] if self.netns is None else ["nsenter", f"--net={self.netns}"]
 
     def run(self, *command: str) -> str:
-        done = subprocess.run([*self.prefix(), *command], capture_output=True, text=True)
+        words = [*self.prefix(), need(command[0]), *command[1:]]
+        done = subprocess.run(words, capture_output=True, text=True)
         assert done.returncode == 0, (command, done.stderr)
         return done.stdout
 
@@ -107,7 +100,7 @@ PSK = "cHJlc2hhcmVkIHByZXNoYXJlZCBwcmVzaGFyZWQgcHI="
 @contextlib.contextmanager
 def joined(folder: Path) -> Iterator[tuple[Side, Side]]:
     """Two sides whose namespaces are joined; nothing runs yet."""
-    program("wg")
+    need("wg")
     with another_namespace("ip link set lo up") as there:
         ip("link", "add", "va", "type", "veth", "peer", "name", "vb", "netns", there)
         sides = Side(0, None, folder), Side(1, there, folder)
@@ -171,7 +164,7 @@ def start_with(side: Side, config: Path, *args: str) -> None:
 
 
 def start_go(side: Side, other: Side, to: str | None) -> None:
-    go = program("wireguard-go")
+    go = need("wireguard-go")
     side.process = subprocess.Popen(
         [*side.prefix(), go, "-f", side.name],
         stdout=subprocess.DEVNULL,
@@ -377,7 +370,7 @@ def test_ours_sends_the_cookie_back(kind: str, tmp_path: Path) -> None:
         start("ours", a, b, endpoint(b), "--rekey-timeout", "1")
         with Flood(b) if kind == "wireguard-go" else contextlib.nullcontext():
             ping = subprocess.Popen(
-                ["ping", "-w", "15", "-c", "1", "-q", INNER[4][1]], stdout=subprocess.DEVNULL
+                [need("ping"), "-w", "15", "-c", "1", "-q", INNER[4][1]], stdout=subprocess.DEVNULL
             )
             (cookie,) = (m for m in wire.messages(lambda kinds: 3 in kinds) if m[0] == 3)
         assert ping.wait() == 0

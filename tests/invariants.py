@@ -1,7 +1,7 @@
-"""The invariants of a queue, asserted around everything that the event loop calls, in every test.
+"""The invariants of a queue. Every test asserts them after each call of the event loop to a queue.
 
-They are the sentences of `aiotun.queue`'s docstring. The library has no check of its own, so it
-costs nothing there.
+They are the sentences of `aiotun.queue`'s docstring. The library itself doesn't check them, so they
+cost its users nothing.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ _CHECKED = ("_readable", "_rest_ready", "_writable", "_deleted", "_link_down", "
 
 
 def check(queue: Queue) -> None:
-    """Assert what holds of a queue whenever none of its tasks is being resumed."""
+    """Assert the invariants that hold while none of the queue's tasks is being resumed."""
     watch, group = queue._watch, queue._peers()
     assert queue._free == 0, "tasks may read unasked, and none is being resumed"
     assert not queue._resuming
@@ -43,7 +43,8 @@ def check(queue: Queue) -> None:
 
 def _checking(method: Callable[..., Any]) -> Callable[..., Any]:
     def checked(queue: Queue, *args: Any) -> Any:
-        # Within a resumed task (which closes the queue, say) it holds only once that is over.
+        # A call from within a resumed task (which closes the queue, for example) is checked later:
+        # the invariants hold again when that task has returned to the loop.
         inside = queue._resuming
         result = method(queue, *args)
         if not inside:

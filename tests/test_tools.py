@@ -125,7 +125,7 @@ esac
 
 
 def test_an_environment_is_made_once_and_again_after_a_change(tmp_path: Path) -> None:
-    (tmp_path / "src/aiotun").mkdir(parents=True)
+    (tmp_path / "src/aiotun/_packets").mkdir(parents=True)
     for name in ("pyproject.toml", "setup.py", "src/aiotun/_packets/_speedups.c", "log"):
         (tmp_path / name).touch()
     python = tmp_path / "python"

@@ -1,4 +1,4 @@
-"""The WireGuard example's protocol: two interfaces that exchange bytes, and a clock of our own."""
+"""The WireGuard example's protocol: two interfaces that exchange bytes, with a simulated clock."""
 
 import itertools
 import os
@@ -27,7 +27,7 @@ PONG = make_icmp_echo("10.0.0.2", "10.0.0.1")
 
 
 class World:
-    """Interfaces `a` and `b`, each a peer of the other; nothing is lost unless `lose` says so."""
+    """Interfaces `a` and `b`, which are peers; messages are lost only if `lose` says so."""
 
     def __init__(self, keepalive: int = 0, handshakes: int = 100, psk: bool = True) -> None:
         keys = {A: os.urandom(32), B: os.urandom(32)}
@@ -50,7 +50,7 @@ class World:
         (self.pa,), (self.pb,) = self.a.peers.values(), self.b.peers.values()
 
     def settle(self) -> None:
-        """Carry messages to and fro until there are none."""
+        """Deliver messages in both directions until there are none."""
         assert all(side.due <= side.deadline() for side in self.sides.values())
         while any(side.outgoing for side in self.sides.values()):
             for source, side in self.sides.items():
@@ -64,10 +64,10 @@ class World:
     def take(self, target: Endpoint, message: bytes, source: Endpoint) -> None:
         side = self.sides[target]
         self.got[target] += side.receive([message], source, self.now)
-        assert side.due <= side.deadline()  # or nobody would call tick in time
+        assert side.due <= side.deadline()  # otherwise tick would not be called in time
 
     def run(self, seconds: float) -> None:
-        """Let time pass; whatever is due is done when it is."""
+        """Let time pass, and call tick when timers are due."""
         end = self.now + seconds
         while (due := min(side.due for side in self.sides.values())) <= end:
             self.now = max(self.now, due)
@@ -96,7 +96,7 @@ class World:
 
 
 def state(world: World) -> list[Any]:
-    """All that a message may change, but for what was counted."""
+    """Everything that a message may change, except counters."""
     found: list[Any] = []
     for side in world.sides.values():
         found += [sorted(side.indices), list(side.outgoing)]
@@ -144,7 +144,7 @@ def test_timestamps_sort_as_time_does() -> None:
     times = [EPOCH, EPOCH + 0.02, EPOCH + 1, EPOCH + 1.9, EPOCH + 70_000]
     stamps = [crypto.tai64n(each) for each in times]
     assert stamps == sorted(set(stamps))
-    assert stamps[0][:8].hex() == "400000006553f10a"  # as `date +%s` and libtai have it
+    assert stamps[0][:8].hex() == "400000006553f10a"  # as computed with `date +%s` and libtai
 
 
 # --- Handshakes ----------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_what_was_sent_before_the_session_waits_for_it() -> None:
 
 
 def test_a_responder_waits_until_the_session_is_confirmed() -> None:
-    """Section 5.4.5: a response may be lost, and then nobody could read what it sends."""
+    """Section 5.4.5: a response may be lost, and then the initiator could not read its data."""
     world = World()
     world.lose = lambda source, message: (
         message[:4] == DATA or ((source, message[:4]) == (B, INITIATION))
@@ -208,7 +208,7 @@ def test_another_preshared_key_is_no_session() -> None:
 
 def test_strangers_are_not_answered() -> None:
     world, other = World(), World()
-    other.pa.config.public_key = world.b.identity.public  # they know b, b does not know them
+    other.pa.config.public_key = world.b.identity.public  # it knows b, but b does not know it
     stranger = Interface(os.urandom(32), [other.pa.config], epoch=EPOCH)
     stranger.send([PING], world.now)
     ((_, (message,)),) = stranger.outgoing
@@ -272,7 +272,7 @@ def test_a_session_that_is_too_old_is_neither_used_nor_believed() -> None:
     world.got[A].clear()
     world.take(A, message, B)
     assert world.got[A] == []
-    assert world.pa.dropped == {"too old a session": 1}
+    assert world.pa.dropped == {"session too old": 1}
     world.b.send([PONG], world.now)
     world.settle()
     assert [m[:4] for _, _, m in world.log[-1:]] == [INITIATION]
@@ -359,10 +359,10 @@ def test_keys_are_forgotten_after_nine_minutes() -> None:
 
 
 def every_kind() -> tuple[World, list[tuple[Endpoint, Endpoint, bytes]]]:
-    """A world with a session, and a message of every kind that can still be given to it.
+    """A world with a session, and a message of every kind that can still be delivered.
 
-    The initiation, the cookie and the data are such as it would take; the response, too, if
-    the handshake that it is for were not over.
+    The initiation, the cookie and the data would be accepted. The response would be, too, if
+    its handshake were not complete.
     """
     world = World(handshakes=2)
     world.ping()
@@ -393,7 +393,7 @@ def test_a_forged_message_changes_nothing(place: int) -> None:
     before = state(world)
     for octet in range(len(message)):
         if message[:4] == INITIATION and octet >= 132:
-            continue  # mac2, at which nobody looks without load
+            continue  # mac2, which is checked only under load
         if message[:4] == RESPONSE and octet >= 76:
             continue
         forged = bytearray(message)
@@ -424,7 +424,7 @@ def test_a_truncated_message_changes_nothing(place: int) -> None:
 def test_a_replayed_message_changes_nothing(place: int) -> None:
     world, messages = every_kind()
     source, target, message = messages[place]
-    if message[:4] != RESPONSE:  # that one was taken before
+    if message[:4] != RESPONSE:  # this response was accepted before
         before = state(world)
         world.take(target, message, source)
         assert state(world) != before
@@ -512,7 +512,7 @@ def test_messages_may_overtake_each_other() -> None:
     for message in reversed(messages):
         world.take(B, message, A)
     assert len(world.got[B]) == WINDOW
-    assert world.pb.dropped == {"replayed": 1}  # the oldest, which is out of the window
+    assert world.pb.dropped == {"replayed": 1}  # the oldest message, which is outside of the window
 
 
 # --- Load (section 5.3) --------------------------------------------------------------------------
@@ -580,7 +580,7 @@ def test_packets_from_addresses_of_others_are_dropped() -> None:
     for message in session.seal([*strange, *broken], 1420):
         world.take(B, message, A)
     assert world.got[B] == []
-    assert world.pb.dropped == {"from an address that is not its own": 3, "no IP packet": 3}
+    assert world.pb.dropped == {"from an address that is not its own": 3, "not an IP packet": 3}
     world.a.send([make_icmp_echo("10.0.0.1", "10.0.0.3")], now)
     assert world.a.dropped == {"to nobody's address": 1}
 

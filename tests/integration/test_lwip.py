@@ -1,4 +1,4 @@
-"""lwIP, another TCP/IP stack, and its own driver for TAP devices, on a bridge with ours."""
+"""lwIP, another TCP/IP stack: with its own TAP driver on a bridge, and with aiotun's devices."""
 
 import contextlib
 import http.client
@@ -21,8 +21,8 @@ from .programs import Program, example, running
 
 pytestmark = pytest.mark.peers
 
-VIRTUAL = "10.85.0.3"  # examples/virtual_host.py's
-LEASED = "10.85.0.10"  # the first of the DHCP server's
+VIRTUAL = "10.85.0.3"  # of examples/virtual_host.py
+LEASED = "10.85.0.10"  # the first address of the DHCP server's range
 HERE = Path(__file__).parent
 HEADERS = Path("/usr/include/lwip")  # Debian's
 
@@ -43,7 +43,7 @@ def lwip_host(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def lwip(lwip_host: str) -> Iterator[Program]:
-    """An lwIP host on a TAP of the bridge br0, as its documentation wants it prepared."""
+    """An lwIP host on a TAP of the bridge br0, prepared as its documentation says."""
     dhcp.add_bridge()
     kernel.make("lwip0", "tap")
     ip("link", "set", "lwip0", "master", "br0", "up")
@@ -53,9 +53,9 @@ def lwip(lwip_host: str) -> Iterator[Program]:
 
 
 def test_a_lease_and_pings_both_ways(lwip: Program) -> None:
-    """It asks before the server is there, and again; then it and virtual_host.py ping each other.
+    """lwIP asks again and again until the server runs; then it and virtual_host.py ping each other.
 
-    Until it has its lease, nobody answers virtual_host.py.
+    Until lwIP has its lease, virtual_host.py gets no answer.
     """
     words = ["--bridge", "br0", "--name", "virtual0", "--address", f"{VIRTUAL}/24"]
     words += ["--ping", LEASED, "--interval", "0.05"]
@@ -129,13 +129,13 @@ def ping(*more: str) -> None:
 def test_lwip_answers_pings_and_a_signal_ends_it(host: Program, number: signal.Signals) -> None:
     ping()
     ping("-s", "1472")
-    ping("-s", "9000")  # lwIP puts fragments together
+    ping("-s", "9000")  # lwIP reassembles fragments
     assert host.end(number) == ["ready tap0"]
     assert kernel.names() == []
 
 
 def test_lwip_echoes_a_long_stream_and_many_connections(host: Program) -> None:
-    """A megabyte and a half there and back, in one connection; then many, at once."""
+    """1.5 MB in each direction over one connection; then many connections at once."""
     data = random.Random(7).randbytes(1_500_000)
     with connect(7) as sock:
         writer = threading.Thread(target=send_all, args=[sock, data])
@@ -153,7 +153,7 @@ def test_lwip_echoes_a_long_stream_and_many_connections(host: Program) -> None:
 
 
 def test_a_reader_that_waits_slows_the_sender(host: Program) -> None:
-    """Nobody reads what the echo sends, so it stops reading: TCP's windows fill up and no more."""
+    """No client reads the echo, so the echo stops reading: only TCP's windows fill up."""
     with connect(7) as sock:
         sock.settimeout(1)
         with pytest.raises(TimeoutError):
@@ -161,7 +161,7 @@ def test_a_reader_that_waits_slows_the_sender(host: Program) -> None:
         memory = Path(f"/proc/{host.process.pid}/status").read_text()
         (peak,) = [line.split()[1] for line in memory.splitlines() if line.startswith("VmHWM")]
         assert int(peak) < 150_000  # kB; a thousand times 64 KiB would be on top
-        # Others go on.
+        # Other connections still work.
         assert get("/") == (200, b"lwIP on aiotun\n")
     host.end()
 
@@ -185,7 +185,7 @@ def test_the_http_server_on_lwip_answers_requests(host: Program) -> None:
 
 
 def test_clients_that_go_away(host: Program) -> None:
-    """Resets in the middle, of what is read and of what is written."""
+    """Connections are reset while the server reads and while it writes."""
     for path in (b"GET /bytes/100000000 HTTP/1.1\r\n\r\n", b"GET / HT"):
         with connect(80) as sock:
             sock.sendall(path)
@@ -199,7 +199,7 @@ def test_clients_that_go_away(host: Program) -> None:
 
 
 def test_a_tap_that_root_prepared(built: dict[str, str]) -> None:
-    """PRECONFIGURED_TAPIF, as tapif.c has it: that TAP, and nothing about it is changed."""
+    """PRECONFIGURED_TAPIF names a TAP that is used unchanged, as in tapif.c."""
     kernel.make("ready0", "tap")
     ip("addr", "add", f"{KERNEL}/24", "dev", "ready0")
     ip("link", "set", "ready0", "up")
@@ -230,6 +230,6 @@ def test_what_cannot_be_is_said(built: dict[str, str]) -> None:
     status, said = fail({**os.environ}, *WORDS)
     assert (status, "build.py" in said) == (1, True)
     status, said = fail(built, "--address", f"{HOST}/24", "--gateway", "10.87.0.1")
-    assert (status, "another host" in said) == (2, True)
+    assert (status, "must be another host" in said) == (2, True)
     status, said = fail({**built, "PRECONFIGURED_TAPIF": "lo"}, *WORDS)
     assert (status, "lo" in said) == (1, True)

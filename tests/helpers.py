@@ -143,7 +143,7 @@ def ordinary_python() -> tuple[list[str], dict[str, str]]:
     can enter (a home folder), so they are mounted under the private /run as well.
     """
     if not REAL_ROOT:
-        pytest.skip("an ordinary user's run already: there is no other user to become")
+        pytest.skip("already run by an ordinary user, who can't become another user")
     user = [need("setpriv"), "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
     trial = subprocess.run([*user, "unshare", "-rn", "true"], capture_output=True, text=True)
     if trial.returncode != 0:

@@ -20,23 +20,25 @@ _CHECKED = ("_readable", "_rest_ready", "_writable", "_deleted", "_link_down", "
 def check(queue: Queue) -> None:
     """Assert the invariants that hold while none of the queue's tasks is being resumed."""
     watch, group = queue._watch, queue._peers()
-    assert queue._free == 0, "tasks may read unasked, and none is being resumed"
+    assert queue._free == 0, "tasks may read first, but no task is being resumed"
     assert not queue._resuming
     assert 0 <= queue._budget <= BUDGET
     for line in (queue._receivers, queue._senders):
-        assert not line or not (line[0].done() or line[-1].done()), "a line ends in who has left it"
+        assert not line or not (line[0].done() or line[-1].done()), (
+            "a line has a done task at an end"
+        )
     if queue.closed or queue._lost is not None:
         assert not watch.alive or not (watch.reading or watch.writing or watch.nudging)
         assert not watch.alive or not (queue._receivers or queue._senders)
         return
     if queue._receivers:
-        assert watch.reading, "a task waits for a packet that nobody will tell of"
+        assert watch.reading, "a task waits for a packet, and the queue is not watched"
     if queue._senders:
-        assert watch.writing, "a task waits for room that nobody will tell of"
+        assert watch.writing, "a task waits for room, and the queue is not watched"
     if group is not None and group.line:
-        assert watch.reading, "a task of the device waits, and this queue is not watched"
+        assert watch.reading, "a task waits on the device, and this queue is not watched"
     if watch.reading and queue.port.pending:
-        assert watch.nudging, "the port keeps packets that nobody will tell of"
+        assert watch.nudging, "the port keeps packets, and the loop will not call the queue"
     if watch.nudging:
         assert watch.reading
 

@@ -1,4 +1,4 @@
-"""Numbers and layouts, for every architecture; and compared with the kernel's own headers."""
+"""Numbers and layouts for every architecture, compared with the kernel's own headers."""
 
 import struct
 import subprocess
@@ -103,7 +103,7 @@ SIZES = {
 
 
 def expected() -> dict[str, int]:
-    """What the headers should say, by the C expression that says it."""
+    """The expected values, by their C expressions."""
     found = {each.name: int(each) for each in Ioctl}
     found |= {f"IFF_{each.name}": int(each) for each in Iff}
     found |= {f"TUN_F_{each.name}": int(each) for each in OffloadFlag}
@@ -114,7 +114,7 @@ def test_constants_agree_with_the_kernels_headers(tmp_path: Path) -> None:
     compiler = need("cc")
     lines = []
     for name in expected():
-        # Older headers do not have all of them; none of them may be missing but these.
+        # Older headers lack these; no other constant may be missing.
         optional = name in ("TUN_F_USO4", "TUN_F_USO6", "IFF_NO_CARRIER", "TUNSETCARRIER")
         lines += [f"#ifdef {name}", f"    SHOW({name});", "#endif"] if optional else []
         lines += [] if optional else [f"    SHOW({name});"]

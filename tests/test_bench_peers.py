@@ -1,4 +1,4 @@
-"""The benchmark of other libraries: its report, its harness, and each program once."""
+"""The benchmark of other libraries: its report, its harness, and one run of each program."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ from .helpers import need
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """Two parts, kept one after the other."""
+    """Results in two parts that were stored one after the other."""
     path = tmp_path / "results" / "peers.json"
     about = {"machine": "a & b", "load": "1"}
     c, ours, theirs = [100.0, 110.0, 120.0], [150.0, 160.0, 170.0], [9000.0, 9100.0, 9200.0]
@@ -149,7 +149,7 @@ def test_a_missing_toolchain_is_a_reason_not_an_error(monkeypatch: pytest.Monkey
 
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The C program; the others are only there where `make bench-peers` has built them."""
+    """Build the C program. The others exist only if `make bench-peers` has built them."""
     folder = tmp_path_factory.mktemp("peers")
     source = _install.SOURCES / "peer.c"
     words = ["-O1", "-Wall", "-Wextra", "-Werror", "-o", str(folder / "peer"), str(source)]
@@ -158,7 +158,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def program(name: str, programs: Path) -> Contender:
-    """A contender that can run here. Fetching libraries is not a test's business."""
+    """A contender that can run here. Tests don't fetch libraries."""
     contender = CONTENDERS[name]
     if contender.peer == "C":
         return Contender(name, "C", (str(programs / "peer"), *contender.command[1:]))

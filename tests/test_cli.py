@@ -34,7 +34,7 @@ def test_invalid_usage_exits_with_2(
 
 
 def test_ctrl_c_while_it_is_loaded() -> None:
-    """No traceback; what is loaded before, by Python itself, is out of reach."""
+    """There is no traceback. Python's own startup, before that, can't be caught."""
     code = (
         "import sys\n"
         "from aiotun.__main__ import main\n"

@@ -1,4 +1,4 @@
-"""What decoding gives, for each kind of bytes, and what it says without dpkt."""
+"""Decoding of each kind of bytes, and the error without dpkt."""
 
 import subprocess
 import sys
@@ -40,7 +40,7 @@ def test_decode_returns_dpkts_objects_by_version() -> None:
 def test_decoded_objects_copy_any_bytes_like_argument(
     decode: Callable[[Any], Any], data: bytes
 ) -> None:
-    """None of it is a view of what the caller may change."""
+    """No part of the result is a view of the caller's buffer."""
     expected = decode(data)
     buffer = bytearray(data)
     for argument in (buffer, memoryview(buffer), memoryview(b"?" + data)[1:]):
@@ -49,7 +49,7 @@ def test_decoded_objects_copy_any_bytes_like_argument(
             decoded = decoded.data
         assert type(decoded) is bytes
     del argument, decoded
-    buffer[:] = b""  # which a view that is left would not allow
+    buffer[:] = b""  # fails if a view still exists
     assert bytes(expected)[: len(data)] == data
 
 

@@ -1,4 +1,4 @@
-"""Super-packets: cut up and put together, by the C module and by its Python twin."""
+"""Super-packets: split and merged, by the C module and by its Python twin."""
 
 import dataclasses
 import itertools
@@ -33,12 +33,12 @@ each_protocol = pytest.mark.parametrize("protocol", ["tcp", "udp"])
 
 @dataclasses.dataclass(frozen=True)
 class Packet:
-    """A packet as a list of choices; `bytes` writes it, with right lengths and checksums."""
+    """A packet as a set of fields; `bytes` writes it with valid lengths and checksums."""
 
     payload: bytes = b""
     version: int = 4
     protocol: str = "tcp"
-    link: bytes = b""  # what stands in front in a frame, without the ethertype
+    link: bytes = b""  # the frame's header without the ethertype
     tos: int = 0
     ttl: int = 64
     identity: int = 1
@@ -116,7 +116,7 @@ each_link = pytest.mark.parametrize("link", LINKS)
 
 
 def run_of(first: Packet, sizes: Iterable[int], seed: int = 0) -> list[Packet]:
-    """Packets that adjoin, with random payloads of these sizes."""
+    """Consecutive packets with random payloads of these sizes."""
     random_bytes = random.Random(seed).randbytes
     packets = []
     sequence, identity = first.sequence, first.identity
@@ -132,7 +132,7 @@ def written(packets: Iterable[Packet]) -> list[bytes]:
 
 
 def alone(packets: Iterable[bytes]) -> list[bytes]:
-    """What comes of packets that nothing is merged of."""
+    """The result of `merge` if it merges none of the packets."""
     return [NONE + packet for packet in packets]
 
 
@@ -184,7 +184,7 @@ class TestThereAndBack:
 
     @each_merge
     def test_no_super_packet_is_longer_than_an_ip_packet(self, merge: Merge) -> None:
-        """As much as an IP packet can hold, and not a byte more."""
+        """Up to 65,535 bytes exactly."""
         packets = written(run_of(Packet(), [1448] * 45 + [323]))
         (whole,) = merge(packets, False)
         assert len(whole) == 10 + 65_535
@@ -232,7 +232,7 @@ class TestThereAndBack:
             merge(None, False)
 
 
-# Everything that keeps the second packet of a run from joining the first.
+# Every difference with which the second packet must not be merged with the first.
 DIFFERENT: dict[str, dict[str, Any]] = {
     "another source": {"source": "10.0.0.9"},
     "another port": {"ports": (1000, 2001)},
@@ -269,7 +269,7 @@ class TestWhatIsNotMerged:
         first, second = run_of(Packet(), [100, 100])
         packets = written([first, second.but(**DIFFERENT[why])])
         assert merge(packets, False) == alone(packets)
-        # Nor where the first one is such.
+        # Nor if the first packet has it as well.
         if "flags" in DIFFERENT[why] or "options" in DIFFERENT[why]:
             packets = written([first.but(**DIFFERENT[why]), second.but(**DIFFERENT[why])])
             assert merge(packets, False) == alone(packets)
@@ -312,7 +312,7 @@ class TestWhatIsNotMerged:
     @each_merge
     @pytest.mark.parametrize("tags", [3, 30_000])
     def test_more_vlan_tags_than_any_frame_has(self, merge: Merge, tags: int) -> None:
-        """The headers' length has 16 bits in a super-packet's own header."""
+        """A super-packet's header has 16 bits for the length of the headers."""
         link = ETHERNET + bytes.fromhex("81000005") * tags
         packets = written(run_of(Packet(link=link), [100, 100]))
         assert merge(packets, True) == alone(packets)
@@ -326,7 +326,7 @@ class TestWhatIsNotMerged:
 
     @each_merge
     def test_identification_counts_only_without_dont_fragment(self, merge: Merge) -> None:
-        """Looked at where the packet may be fragmented only."""
+        """Only a packet that may be fragmented needs its identification."""
         first, second = run_of(Packet(fragment=0), [100, 100])
         packets = written([first, second.but(identity=9)])
         assert merge(packets, False) == alone(packets)
@@ -452,7 +452,7 @@ class TestSplit:
 
     @each_split
     def test_a_checksum_that_comes_to_zero(self, split: Split) -> None:
-        """It is written as 0xffff: in UDP zero means that there is none."""
+        """It is written as 0xffff, because zero means no checksum in UDP."""
         header = VnetHeader(1, 0, 0, 0, 0, 2).pack()
         assert split(header + b"\xff\xff\0\0", False) == [b"\xff\xff\xff\xff"]
         first = Packet(protocol="udp", payload=b"\0\0")
@@ -529,7 +529,7 @@ ROUTED = {
 
 
 class TestSourceRoutes:
-    """Their header has the next hop, where the pseudo-header has the final destination."""
+    """The header has the next hop, but the pseudo-header has the final destination."""
 
     @each_split
     @pytest.mark.parametrize("kind", ROUTED)
@@ -573,7 +573,7 @@ class TestSourceRoutes:
         "options", [b"\0\x83\7\4", b"\7\3\x83\0", b"\1\1\1\x44", b"\x44\0\x83\7"]
     )
     def test_options_that_are_none(self, split: Split, options: bytes) -> None:
-        """Behind the end of the options, within another one, or cut short."""
+        """They are after the end of the options, inside another option, or truncated."""
         whole = bytes(Packet(options=options, payload=bytes(100)))
         header = VnetHeader(0, GsoType.TCPV4, 0, 40)
         if options == b"\x44\0\x83\7":  # a length of 0: what follows the two bytes is looked at
@@ -590,7 +590,7 @@ class TestSourceRoutes:
 
 
 class TestInProportion:
-    """No stranger's super-packet becomes much more than it was."""
+    """A super-packet from another host can't grow beyond proportion."""
 
     @each_split
     @each_version
@@ -603,7 +603,7 @@ class TestInProportion:
 
     @each_split
     def test_headers_longer_than_512_bytes_are_refused(self, split: Split) -> None:
-        """At most 512 bytes of them, though the packets be few."""
+        """This holds even for a few packets."""
         header = VnetHeader(1, GsoType.TCPV6, 0, 1).pack()
         last, one_more = b"\6\0\1\4\0\0\0\0", b"\x3c\0\1\4\0\0\0\0"
         whole = bytes(Packet(version=6, options=one_more * 54 + last, payload=b"xy"))
@@ -650,7 +650,7 @@ class TestInProportion:
             assert list(again) == packets
 
 
-# What a stranger may send: packets that are right, and such with a few bytes changed or cut off.
+# Packets from other hosts: valid packets, and packets with a few bytes changed or cut off.
 PACKETS = st.builds(
     Packet,
     payload=st.binary(max_size=40),
@@ -684,7 +684,7 @@ def damaged(draw: st.DrawFn, data: st.SearchStrategy[bytes]) -> bytes:
 
 
 def unidentified(packet: bytes, frame: bool) -> bytes:
-    """Without the identification, and the checksum over it, of what may not be fragmented."""
+    """The packet without its identification and header checksum if it may not be fragmented."""
     try:
         version, ip, *_ = gso._layers(packet, frame)
     except ValueError:
@@ -694,7 +694,7 @@ def unidentified(packet: bytes, frame: bool) -> bytes:
     return packet[: ip + 4] + packet[ip + 6 : ip + 10] + packet[ip + 12 :]
 
 
-# Two that follow each other by chance, though not by their identification, which doesn't count.
+# Two equal packets, which follow each other except for their identification. It doesn't count.
 TWINS = 2 * written([Packet(protocol="udp", payload=b"x", fragment=0x4000)])
 
 

@@ -1,4 +1,4 @@
-"""The helpers are checked against the kernel, or the tests built on them would prove little."""
+"""The helpers are checked with the kernel, or the tests that use them would prove little."""
 
 import asyncio
 import socket
@@ -44,7 +44,7 @@ def test_the_kernel_answers_our_echo_request(
         back.settimeout(5)
         out.sendto(packet, (address, 0))
         kinds: set[int] = set()
-        while not kinds & {0, 129}:  # the request comes by too
+        while not kinds & {0, 129}:  # the socket receives the request, too
             got = back.recv(2048)
             body = got if family == socket.AF_INET6 else got[20:]
             kinds.add(body[0])

@@ -1,4 +1,4 @@
-"""The cheap view of an IP header: beside a slow reader of its own, beside dpkt, for any bytes."""
+"""The cheap view of an IP header, compared with a slow reader and with dpkt, for any bytes."""
 
 import ipaddress
 import itertools
@@ -32,7 +32,7 @@ FIELDS = (
 
 
 def fields(packet: bytes | bytearray | memoryview) -> dict[str, Any] | None:
-    """What IPHeader says, or None for no header. Nothing but ValueError may come."""
+    """The fields of IPHeader, or None if it raises ValueError. It must not raise anything else."""
     try:
         header = IPHeader(packet)
     except ValueError:
@@ -42,7 +42,7 @@ def fields(packet: bytes | bytearray | memoryview) -> dict[str, Any] | None:
 
 
 def reference(packet: bytes) -> dict[str, Any] | None:
-    """The same by another reader, byte by byte."""
+    """The same from another reader, byte by byte."""
     if not packet or packet[0] >> 4 not in (4, 6):
         return None
     four = packet[0] >> 4 == 4
@@ -164,7 +164,7 @@ def test_extension_headers_are_passed(kinds: tuple[int, ...]) -> None:
 def test_the_first_other_header_ends_the_chain(proto: int) -> None:
     header = IPHeader(ip6(extension(0, proto) + UDP, proto=0))
     assert (header.proto, header.payload_offset, header.sport) == (proto, 48, None)
-    header = IPHeader(ip6(extension(0, proto), proto=0))  # and nothing behind it
+    header = IPHeader(ip6(extension(0, proto), proto=0))  # and nothing after it
     assert (header.payload_offset, header.total_length) == (48, 48)
 
 
@@ -209,7 +209,7 @@ def test_ports_that_are_cut_off() -> None:
             assert IPHeader(packet[:length]).sport is None
             assert IPHeader(packet[:length]).dport is None
         assert IPHeader(packet[: header + 4]).dport == 53
-    # They are there, but not the packet's.
+    # The bytes are there, but outside of the packet's length.
     assert IPHeader(ip4(UDP, length=23)).sport is None
     assert IPHeader(ip6(UDP, length=3)).sport is None
     assert IPHeader(ip6(UDP, length=4)).sport == 0x1234
@@ -236,7 +236,7 @@ def test_ports_that_are_cut_off() -> None:
         (ip6(b"\x11\x01" + bytes(14), proto=0, length=15), "55 bytes"),
         (ip6(b"\x3c\x00" + bytes(6), proto=0), "48 bytes"),
         (ip6(b"\x11\x00\xc2\x04" + bytes(4) + UDP, proto=0, length=0), "40 bytes"),  # a jumbogram
-        (ip6(bytes(65535), proto=0), "65575 bytes"),  # as many extension headers as there can be
+        (ip6(bytes(65535), proto=0), "65575 bytes"),  # as many extension headers as possible
     ],
 )
 def test_malformed_packets_say_what_is_wrong(packet: bytes, said: str) -> None:
@@ -306,7 +306,7 @@ def test_headers_agree_with_the_reference(packet: bytes) -> None:
 
 @given(CHANGED)
 def test_headers_agree_with_dpkt(packet: bytes) -> None:
-    """Where dpkt reads it at all, and without what dpkt does differently."""
+    """Only if dpkt can decode it, and without known differences."""
     found = fields(packet)
     if found is None:
         return

@@ -1,4 +1,4 @@
-"""What a watcher remembers of a link, and what leads from one state to the next."""
+"""The state of a link in a watcher, and the events from one state to the next."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +17,7 @@ def state(*addresses: LinkAddress, **info: Any) -> LinkState:
 
 
 def kinds(backlog: Backlog) -> list[str]:
-    """Take all that is there."""
+    """Take all events."""
     found: list[str] = []
     while (event := backlog.take()) is not None:
         found.append(event.kind)
@@ -86,7 +86,7 @@ class TestBacklog:
         for number in range(10 * BACKLOG):
             backlog.add(state(mtu=1000 + number, up=bool(number % 2)))
         assert len(backlog._changes) <= BACKLOG
-        # The change that he was in the middle of is told to its end.
+        # The rest of a change of which the reader has already taken a part is reported in full.
         assert kinds(backlog) == ["up", "mtu", "address_removed"]
         backlog.add(state())
         assert kinds(backlog) == ["mtu", "down"]

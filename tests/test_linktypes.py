@@ -1,4 +1,4 @@
-"""Addresses, routes, MACs and names: their text and what is refused."""
+"""Addresses, routes, MACs and names: their text forms and invalid values."""
 
 import dataclasses
 import ipaddress
@@ -15,7 +15,7 @@ from aiotun._link.values import LinkAddress, Route, check_name, parse_address, p
 
 
 def interfaces(version: int) -> st.SearchStrategy[IPv4Interface | IPv6Interface]:
-    """Give any address of that family with any prefix length."""
+    """Any address of that family with any prefix length."""
     bits = 32 if version == 4 else 128
     return st.builds(
         lambda ip, prefix: ipaddress.ip_interface((ip, prefix)),
@@ -106,7 +106,7 @@ class TestAddress:
 
 
 class TestValues:
-    """What is put together by hand is checked there, and not when the kernel is asked."""
+    """Objects check their fields when they are made, not when they are used."""
 
     @pytest.mark.parametrize(
         ("arguments", "kind", "words"),
@@ -193,7 +193,7 @@ class TestRoute:
         assert parse_route(str(route)).onlink
         plain = parse_route("default via 172.31.1.1 metric 5")
         assert not plain.onlink
-        assert plain == route  # the kernel takes one of them only
+        assert plain == route  # the kernel accepts only one of them
 
     def test_an_address_is_its_own_network(self) -> None:
         assert parse_route("10.2.3.4").dst == IPv4Network("10.2.3.4/32")

@@ -1,4 +1,4 @@
-"""What the C module has and its Python twins: one behaviour, whichever is in use."""
+"""The functions of the C module and their Python twins: both behave the same."""
 
 import contextlib
 import errno
@@ -92,7 +92,7 @@ SIZES = (0, 1, 84, 8191, 8192, 8193, 65_222, 65_535, abi.READ_SIZE)
 
 
 class TestLongPackets:
-    """The C module reads them into an object as long as the last one was; and that is a guess."""
+    """The C module guesses that a packet is as long as the last one, and reads into that size."""
 
     @each_read
     @pytest.mark.parametrize("first", SIZES)
@@ -119,13 +119,13 @@ class TestLongPackets:
     def test_short_ones_among_them(self, pair: Pair, read_many: ReadMany) -> None:
         chance = random.Random(8)
         for _ in range(200):
-            short = chance.choice((0, 1, 20))  # so many that a long one is no longer expected, too
+            short = chance.choice((0, 1, 20))  # enough that it no longer expects a long one
             sizes = [chance.choice(SIZES)] + [chance.randrange(100) for _ in range(short)]
             batches = []
             for size in sizes:
                 batches.append(chance.randbytes(size))
                 pair[1].send(batches[-1])
-                if len(batches) == 3:  # more the socket may not hold
+                if len(batches) == 3:  # the socket may not hold more
                     assert read_many(pair[0].fileno(), abi.READ_SIZE, 9) == batches
                     batches = []
             if batches:
@@ -227,7 +227,7 @@ class TestWriteMany:
 
 
 class _Odd(int):
-    """An int whose arithmetic is nobody's business."""
+    """An int with its own arithmetic, which must not be used."""
 
     def __mod__(self, other: int) -> Any:
         return "odd"

@@ -1,4 +1,4 @@
-"""Super-packets in and out: the C module and its twins, over a socket that keeps boundaries."""
+"""Reading and writing super-packets: the C module and its twins, over a packet socket."""
 
 import os
 import socket
@@ -47,7 +47,7 @@ class TestReadSplit:
     def test_what_can_not_be_cut_up(self, pair: Pair, read_split: ReadSplit) -> None:
         packets = written(run_of(Packet(), [100] * 3))
         whole = native.merge(packets, False)[0]
-        damaged = whole[:1] + b"\4" + whole[2:]  # TCP over IPv6 it is not
+        damaged = whole[:1] + b"\4" + whole[2:]  # it is not TCP over IPv6
         for each in (damaged, whole, b"short", damaged):
             pair[1].send(each)
         assert read_split(pair[0].fileno(), False, 99) == (packets, 3)
@@ -56,7 +56,7 @@ class TestReadSplit:
 
     @each_read_split
     def test_what_is_out_of_proportion(self, pair: Pair, read_split: ReadSplit) -> None:
-        """Neither read at once, nor kept for later: lost, and counted."""
+        """They are dropped and counted."""
         whole = bytes(Packet(payload=bytes(60_000)))
         pair[1].send(VnetHeader(1, GsoType.TCPV4, 0, 1).pack() + whole)
         pair[1].send(native.merge(written(run_of(Packet(), [1000])), False)[0])
@@ -112,7 +112,7 @@ class TestWriteMerged:
     def test_write_merged_counts_packets_until_the_socket_is_full(
         self, pair: Pair, write_merged: WriteMerged
     ) -> None:
-        """What was written is counted in packets, and nothing else was written."""
+        """The count is in packets, and exactly these packets were written."""
         packets: list[bytes] = []
         for number in range(1000):
             packets += written(run_of(Packet(sequence=number * 50_000), [100] * (1 + number % 4)))

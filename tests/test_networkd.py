@@ -1,4 +1,4 @@
-"""The text of networkd's files; whether networkd takes it is in integration/test_networkd.py."""
+"""The text of networkd's files; integration/test_networkd.py uses them in networkd."""
 
 import ipaddress
 import pwd
@@ -42,7 +42,7 @@ def test_a_name_alone_gives_both_files() -> None:
 
 
 def settings(text: str) -> list[tuple[str, list[str]]]:
-    """Each section of a file with its lines, as networkd reads them."""
+    """Each section of a file with its lines, as networkd parses them."""
     found: list[tuple[str, list[str]]] = []
     for line in text.splitlines():
         if line.startswith("["):
@@ -53,7 +53,7 @@ def settings(text: str) -> list[tuple[str, list[str]]]:
 
 
 def parts(name: str, mode: Any = "tun", **options: Any) -> dict[str, list[list[str]]]:
-    """The lines that options add to those of a plain device, by section."""
+    """The lines that the options add to a plain device's, by section."""
     units = networkd_units(name, mode, **options)
     assert list(units) == [f"50-{name}.netdev", f"50-{name}.network"]
     plain = ["RequiredForOnline=no", "ConfigureWithoutCarrier=yes"]
@@ -314,7 +314,7 @@ texts = st.text(st.sampled_from("a1.-\n\r\\ =[]#;%\x00\x85\u2028$"), max_size=12
 def test_no_value_becomes_more_than_a_value(name: str, owner: str, scope: str, bridge: str) -> None:
     address = LinkAddress(ipaddress.IPv4Interface("10.0.0.1/8"))
     object.__setattr__(address, "scope", scope)
-    # Each with the lines that it may add: a title, a comment (of the bridge) and what it says.
+    # Each with the number of lines that it may add: a heading, a comment (of the bridge), settings.
     cases: list[tuple[dict[str, Any], int]] = [
         ({"name": name}, 0),
         ({"name": "x", "owner": owner}, 2),

@@ -1,4 +1,4 @@
-"""The Internet checksum against the slow and obvious way, and the virtio-net header."""
+"""The Internet checksum, compared with a simple algorithm, and the virtio-net header."""
 
 import array
 import struct
@@ -26,7 +26,7 @@ class TestChecksum:
             ("00", 0xFFFF),
             ("0000", 0xFFFF),
             ("00" * 1501, 0xFFFF),
-            # Congruent to 0, but something was added: the other zero.
+            # A sum of 0xffff is the other zero: something was added.
             ("ffff", 0),
             ("ffff" * 3, 0),
             ("0001fffe", 0),
@@ -53,7 +53,7 @@ class TestChecksum:
     @given(st.binary(max_size=60), st.binary(max_size=60))
     def test_initial_is_the_sum_of_what_stands_before(self, before: bytes, data: bytes) -> None:
         before += bytes(len(before) % 2)
-        # The plain sum of 16-bit words, not folded: what a caller adds up of a pseudo-header.
+        # The plain sum of 16-bit words, not folded, as a caller sums a pseudo-header.
         initial = sum(struct.unpack(f"!{len(before) // 2}H", before))
         assert checksum(data, initial) == helpers.checksum(before + data)
 

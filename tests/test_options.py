@@ -1,4 +1,4 @@
-"""Wrong arguments are a ValueError or a TypeError where `open_tun` or `open_tap` is called."""
+"""Invalid arguments raise ValueError or TypeError when `open_tun` or `open_tap` is called."""
 
 import asyncio
 import copy
@@ -29,12 +29,12 @@ both = pytest.mark.parametrize("open_it", BOTH, ids=["tun", "tap"])
 
 
 def _forbidden(*args: object, **kwargs: object) -> Any:
-    raise AssertionError(f"the arguments were wrong, and still something was done: {args}")
+    raise AssertionError(f"the arguments were invalid, but the opening went on: {args}")
 
 
 @pytest.fixture
 def nothing_done(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whatever an opening would do first fails the test."""
+    """The test fails if an opening does anything."""
     with monkeypatch.context() as patch:
         patch.setattr(ioctl, "open_node", _forbidden)
         patch.setattr(fcntl, "ioctl", _forbidden)
@@ -72,7 +72,7 @@ WRONG_NAMES: list[tuple[Any, type[Exception]]] = [
     ("default", ValueError),
     # lib/ctype.c: a byte of 0xA0 is a space to the kernel, and "à" has one.
     ("à0", ValueError),
-    ("t\udcff", ValueError),  # a byte that is not UTF-8, as os.fsdecode gives it
+    ("t\udcff", ValueError),  # a byte that is not UTF-8, as os.fsdecode returns it
     ("t\ud800", ValueError),
     (b"tun0", TypeError),
     (0, TypeError),
@@ -232,7 +232,7 @@ class TestWrong:
     @both
     @pytest.mark.parametrize("option", SWITCHES)
     def test_words_are_no_switches(self, open_it: Open, option: str) -> None:
-        """``persist="no"`` must not be taken for a yes."""
+        """``persist="no"`` must not mean True."""
         with pytest.raises(TypeError, match=option):
             open_it("tun0", **{option: "no"})
 

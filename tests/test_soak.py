@@ -1,4 +1,4 @@
-"""The soak in short, and that it finds what is planted; `make soak` is the long one."""
+"""A short soak, and that it finds planted faults; `make soak` runs a long one."""
 
 import asyncio
 import random
@@ -14,7 +14,7 @@ from .soak.ledger import Flow, Ledger
 from .soak.planting import PLANTS
 from .soak.stage import Stage
 
-# What each planted fault is reported as.
+# The report of each planted fault.
 SAID = {
     "fd": r"fds grew from \d+ to \d+",
     "thread": r"threads grew from \d+ to \d+",

@@ -1,4 +1,4 @@
-"""Short-lived threads: what comes out of them, also where nobody waits for it any more."""
+"""Short-lived threads and their results, also if no task waits for them any more."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from .helpers import wait_until
 
 
 def inode() -> int:
-    """The network namespace that the calling thread is in."""
+    """The inode of the calling thread's network namespace."""
     return os.stat("/proc/thread-self/ns/net").st_ino
 
 
@@ -34,7 +34,7 @@ def join_threads() -> None:
 
 @pytest.fixture
 def elsewhere(netns: int) -> Iterator[int]:
-    """The fd of a network namespace that nobody is in."""
+    """The fd of a network namespace that no thread is in."""
     _isolation.unshare_netns()
     try:
         fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -47,7 +47,7 @@ def elsewhere(netns: int) -> Iterator[int]:
 
 
 class Gate:
-    """A function that waits in its thread until it is let go."""
+    """A function that waits in its thread until the test releases it."""
 
     def __init__(self) -> None:
         self.entered, self.going_on = threading.Event(), threading.Event()
@@ -73,7 +73,7 @@ class Gate:
     async def task(
         self, function: Callable[[], str] | None = None, netns: int | None = None
     ) -> asyncio.Task[str]:
-        """Start waiting for the function; returns once it is running."""
+        """Start a task that waits for the function; returns when the function runs."""
         run = threads.run(function or self, netns, on_cancel=self.tell, undo=self.undo)
         task = asyncio.create_task(run)
         await wait_until(self.entered.is_set)
@@ -95,7 +95,7 @@ class TestRun:
 
     @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
     async def test_an_error_that_would_end_a_thread(self, kind: type[BaseException]) -> None:
-        """It comes out here, like any other; the thread says nothing about it."""
+        """It is raised here, like any other error; the thread prints nothing."""
 
         def fail() -> None:
             raise kind
@@ -108,7 +108,7 @@ class TestRun:
         assert type(caught) is kind
 
     async def test_an_error_goes_with_its_last_user(self) -> None:
-        """No ring of error and frames keeps what they hold until the collector comes."""
+        """The error and its frames must not form a cycle that waits for the garbage collector."""
 
         class Held:
             def __del__(self) -> None:
@@ -123,7 +123,7 @@ class TestRun:
         with contextlib.suppress(KeyError):
             await threads.run(lambda held=held: fail(held))  # type: ignore[misc]
         del held
-        join_threads()  # one that is ending still holds its function
+        join_threads()  # an ending thread still refers to its function
         assert gone == [True]
 
     async def test_the_loop_goes_on_meanwhile(self) -> None:
@@ -178,7 +178,7 @@ class TestCancelling:
         assert gate.undone == ["value"]
 
     async def test_cancelling_while_it_undoes_finishes_the_undoing(self) -> None:
-        """The undoing goes on to its end, once."""
+        """It runs exactly once."""
         undoing, going_on = threading.Event(), threading.Event()
         undone = []
 
@@ -213,11 +213,11 @@ class TestCancelling:
         assert gate.undone == []
 
     async def test_with_the_result_in_the_same_turn(self) -> None:
-        """Cancelled after the thread has reported, before the task has seen it."""
+        """The cancellation comes after the thread's report, before the task sees it."""
         gate = Gate()
         task = await gate.task()
         gate.going_on.set()
-        # No turn of the loop in between: the report waits in it.
+        # Don't let the loop turn: the report is queued in it.
         join_threads()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -265,9 +265,9 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 class TestLoopClosed:
     @contextlib.contextmanager
     def abandoned(self, kind: str, gate: Gate, *, cancel: bool = False) -> Iterator[None]:
-        """Run until the function is under way; within, the loop still is; then it is closed."""
+        """Run until the function is running. The loop is closed at the end of the block."""
         loop = LOOPS[kind]()
-        # It complains of a task that was destroyed while it waited: that is what is done here.
+        # The loop reports a pending task that was destroyed; here that is on purpose.
         loop.set_exception_handler(lambda _, __: None)
         try:
             task = loop.run_until_complete(gate.task())
@@ -290,7 +290,7 @@ class TestLoopClosed:
 
     @pytest.mark.parametrize("cancel", [False, True])
     def test_after_the_thread_is_done(self, kind: str, cancel: bool) -> None:
-        """It told the loop, which never came round to it: still nobody has the value."""
+        """It has told the loop, which never ran again, so no task has the value."""
         gate = Gate()
         with self.abandoned(kind, gate, cancel=cancel):
             gate.going_on.set()
@@ -326,7 +326,7 @@ class TestRunIn:
     def test_undoing_after_the_loop_closed_is_there_too(
         self, kind: str, told: bool, elsewhere: int
     ) -> None:
-        """Whether the loop had been told or not; and the namespace is held until then."""
+        """Whether the thread has told the loop or not. The namespace is held open until then."""
         gate, where = Gate(), []
 
         async def begin() -> asyncio.Task[str]:
@@ -486,7 +486,7 @@ class TestStart:
 
 
 async def test_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The task hears of it, and does not wait for ever."""
+    """The task gets the error and does not wait for ever."""
 
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

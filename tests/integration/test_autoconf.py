@@ -1,4 +1,4 @@
-"""`ipv6_autoconf`: whether the kernel gives an interface IPv6 by itself, and asks for routers."""
+"""`ipv6_autoconf`: whether the kernel configures IPv6 by itself and solicits routers."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ def link_locals(name: str) -> set[str]:
 
 @pytest.fixture(autouse=True)
 def as_on_an_ordinary_machine(netns: None) -> None:
-    """The suite's namespaces have the kernel's own IPv6 switched off for all new interfaces."""
+    """Enable IPv6 autoconfiguration, which the suite disables in its namespaces."""
     for name, value in (
         ("addr_gen_mode", "0"),
         ("router_solicitations", "-1"),
@@ -43,7 +43,7 @@ def as_on_an_ordinary_machine(netns: None) -> None:
 
 
 async def solicited(device: aiotun.TunDevice | aiotun.TapDevice) -> bool:
-    """Whether a router solicitation comes; without a delay it does as the link comes up."""
+    """Whether the kernel solicits routers; without a delay it does so when the link comes up."""
     header = 14 if device.mode == "tap" else 0
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1):
@@ -75,7 +75,7 @@ async def test_ipv6_autoconf_false_solicits_nothing_and_adds_no_address(
 
 async def test_a_link_local_address_of_ones_own_solicits_nothing() -> None:
     async with aiotun.open_tun("new0", ipv6_autoconf=False) as tun:
-        await tun.link.add_address("fe80::1/64")  # while it is up, after which the kernel would
+        await tun.link.add_address("fe80::1/64")  # by default the kernel then solicits
         assert not await solicited(tun)
         assert link_locals("new0") == {"fe80::1/64"}
 
@@ -114,7 +114,7 @@ async def test_a_failed_opening_restores_ipv6_autoconf() -> None:
 
 @pytest.mark.parametrize("how", ["readonly", "small", "off"])
 async def test_ipv6_autoconf_false_works_with_a_readonly_proc_sys(how: str) -> None:
-    """What containers have: a /proc/sys that is read-only; and links without IPv6."""
+    """As in containers, where /proc/sys is read-only; also on links without IPv6."""
     prefix = []
     code = "attempt(aiotun.open_tun('new0', ipv6_autoconf=False))"
     if how == "readonly":

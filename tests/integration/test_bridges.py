@@ -1,4 +1,4 @@
-"""Bridges against the real kernel, checked with `ip`; in a private network namespace."""
+"""Bridges on the real kernel, checked with `ip`."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from .kernel import another_namespace, child, inside, is_up, link, make, names, 
 
 
 def bridge_data(name: str) -> Any:
-    """What netlink says of a bridge in particular."""
+    """The attributes that netlink gives for bridges only."""
     shown = link(name)["linkinfo"]
     assert shown["info_kind"] == "bridge"
     return shown["info_data"]
@@ -25,13 +25,13 @@ def bridge_data(name: str) -> Any:
 
 class TestCreating:
     async def test_a_bridge_is_up_with_the_kernels_defaults(self) -> None:
-        """It comes up, without STP, and with the kernel's choice of everything else."""
+        """STP is off, and everything else is as the kernel chooses it."""
         ip("link", "add", "plain0", "type", "bridge")
         await aiotun.create_bridge("br0")
         assert names() == ["br0", "plain0"]
         assert is_up("br0")
         ours, plain = bridge_data("br0"), bridge_data("plain0")
-        # Which are made of its MAC, and timers that run.
+        # Leave out what is made from the MAC, and running timers.
         for key in [key for key in ours if "timer" in key or "id" in key or "root" in key]:
             del ours[key], plain[key]
         assert ours == plain
@@ -53,7 +53,7 @@ class TestCreating:
         assert (data["stp_state"], data["forward_delay"]) == (1, 1500)
 
     async def test_a_given_mac_stays_when_ports_join(self) -> None:
-        """It stays where an interface with a lower one joins."""
+        """Without a given MAC the bridge would take the lowest MAC of its ports."""
         await aiotun.create_bridge("br0", mac="02:00:00:00:0A:01")
         assert link("br0")["address"] == "02:00:00:00:0a:01"
         async with aiotun.open_tap(bridge="br0", mac="02:00:00:00:00:01"):
@@ -110,7 +110,7 @@ class TestCreating:
         assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, "all")
 
     async def test_a_cancelled_creation_leaves_no_bridge(self) -> None:
-        """At every turn of the loop until it is done: the bridge is there, or it is not."""
+        """Cancels at every turn of the loop until the bridge has been created."""
         outcomes = set()
         for turns in range(50):
             task = asyncio.ensure_future(aiotun.create_bridge("br0"))
@@ -128,7 +128,7 @@ class TestCreating:
     async def test_a_creation_cancelled_after_the_request_is_undone(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The request can't be called back; what it made is."""
+        """The request can't be taken back, so the bridge is deleted again."""
         loop, original = asyncio.get_running_loop(), Session.create_bridge
 
         async def create(self: Session, *args: Any, **options: Any) -> Any:
@@ -217,12 +217,12 @@ class TestDeleting:
 
 class TestJoining:
     async def test_frames_go_from_one_tap_to_the_other(self) -> None:
-        """One joins at opening, the other later."""
+        """One TAP joins when it is opened, the other later."""
         await aiotun.create_bridge("br0")
         frame = bytes.fromhex("ffffffffffff 020000000009 88b5") + b"hello over the bridge".ljust(50)
         async with aiotun.open_tap(bridge="br0") as one, aiotun.open_tap() as two:
             await two.link.set_master("br0")
-            # The kernel joins a port that has a carrier by itself, in its own time.
+            # The kernel starts forwarding to a port some time after the port has a carrier.
             async with asyncio.timeout(5):
                 got = asyncio.ensure_future(receive(two, frame))
                 while not got.done():
@@ -268,7 +268,7 @@ class TestNamespaces:
     async def test_a_cancelled_creation_is_undone_in_its_namespace(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It is undone where it was done."""
+        """The bridge is deleted in the namespace where it was made."""
         ip("link", "add", "br0", "type", "bridge")
         original = Session.create_bridge
 
@@ -295,7 +295,7 @@ class TestNamespaces:
 
 
 def test_an_error_holds_no_namespace_open() -> None:
-    """Somebody may keep what was raised; the fd is closed all the same."""
+    """The fd is closed even if a program keeps the error."""
     said = child(
         """
         def fds():

@@ -20,7 +20,7 @@ from .rig import KINDS, OURS, PORT, RECEIVE, THEIRS, Receive, number, rest, rig,
 
 
 class Recorder(PcapWriter):
-    """A writer that keeps what it is given, too."""
+    """A writer that also keeps what it writes."""
 
     def __init__(self, file: Path, mode: Any = "tun") -> None:
         super().__init__(file, mode)
@@ -48,7 +48,7 @@ class TestReceiving:
     async def test_each_way_of_receiving_captures_a_packet_once(
         self, kind: str, way: str, writer: Recorder, tmp_path: Path
     ) -> None:
-        """Packets that were there, and that are waited for; before, during and after a capture."""
+        """Packets that wait already, and awaited packets; before, during and after a capture."""
         receive = RECEIVE[way]
         async with rig(kind) as r:
             found = []
@@ -188,7 +188,7 @@ class TestSending:
     async def test_a_send_that_waits_is_captured_when_its_packet_goes(
         self, writer: Recorder
     ) -> None:
-        """A send that waits when capturing begins, or ends, counts by when its packet goes."""
+        """If capturing begins or ends while a send waits, what counts is when its packet goes."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         theirs.setblocking(False)
         with theirs:
@@ -232,7 +232,7 @@ class TestSending:
 
 
 class _Opened:
-    """One queue captured as a device's are."""
+    """Captures one queue as a device's queues are captured."""
 
     def __init__(self, queue: Queue) -> None:
         self.queues = (queue,)

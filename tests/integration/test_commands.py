@@ -1,4 +1,4 @@
-"""`aiotun list`, `add` and `del`, as users type them, beside `ip tuntap`."""
+"""`aiotun list`, `add` and `del`, as users type them, compared with `ip tuntap`."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from .kernel import ORDINARY, another_namespace, held, inside, link, make, names
 
 
 class Said:
-    """What a command came to."""
+    """The outcome of a command."""
 
     def __init__(self, status: int, out: str, err: str) -> None:
         self.status = status
@@ -24,7 +24,7 @@ class Said:
         self.err = err
 
     def refused(self, status: int, *words: str) -> None:
-        """It failed with one line that has these words, and printed nothing else."""
+        """Assert that it failed with one line that has these words, and printed nothing else."""
         assert (self.status, self.lines) == (status, []), self.err
         assert self.err.startswith("aiotun: ")
         assert self.err.count("\n") == 1
@@ -33,7 +33,7 @@ class Said:
 
 
 class Command:
-    """Runs the command in this process and thread, whose network namespace is the test's."""
+    """Runs the command in this process and thread, in the test's network namespace."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
@@ -43,7 +43,7 @@ class Command:
         return Said(status, *self._capsys.readouterr())
 
     def done(self, line: str) -> list[str]:
-        """Run one that has to succeed, and give its lines."""
+        """Run a command that must succeed, and return its lines."""
         said = self(line)
         assert (said.status, said.err) == (0, "")
         return said.lines
@@ -85,7 +85,7 @@ def ip_tuntap() -> list[str]:
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", script], check=True, capture_output=True, text=True
     )
-    # 'filter' is its misreading of IFF_NO_PI: both are the bit 0x1000.
+    # `ip` shows IFF_NO_PI as 'filter', because both are the bit 0x1000.
     return sorted(line.replace(" filter", "") for line in done.stdout.splitlines())
 
 
@@ -104,7 +104,7 @@ class TestAdd:
 
     @pytest.mark.parametrize("words", WORDS)
     def test_the_words_of_ip_tuntap(self, words: str, command: Command) -> None:
-        """The two make the same device, and call it the same."""
+        """Both commands make the same device and describe it in the same words."""
         assert command.done(f"add {words.replace('NAME', 'dev7')}") == []
         ours, line = link("dev7")["linkinfo"], command.done("list")
         assert line == ip_tuntap()
@@ -114,7 +114,7 @@ class TestAdd:
         assert command.done("list") == line == ip_tuntap()
 
     def test_one_queue_is_accepted_and_has_no_effect(self, command: Command) -> None:
-        """The kernel keeps it as a flag without effect, and ip(8) shows that; we don't set it."""
+        """In the kernel this flag has no effect. ip(8) shows the flag; aiotun doesn't set it."""
         command.done("add tun7 mode tun one_queue")
         assert ip_tuntap() == ["tun7: tun persist"]
 
@@ -277,7 +277,7 @@ class TestProcess:
         assert (gone.status, gone.lines, gone.err, names()) == (0, [], "", [])
 
     def test_an_ordinary_user_may_list_and_delete_but_not_add(self) -> None:
-        """May list, and delete what is theirs, but create nothing."""
+        """An ordinary user may delete their own devices only."""
         python, env = ordinary_python()
         make("old0", "tap", "user", str(ORDINARY))
         make("old1", "tap", "user", "1")

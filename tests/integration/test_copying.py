@@ -1,4 +1,4 @@
-"""What owns file descriptors or a thread can't be copied: two owners would each close it."""
+"""Objects that own file descriptors or a thread can't be copied: both owners would close them."""
 
 import copy
 import gc

@@ -1,4 +1,4 @@
-"""`aiotun demo`, as users run it: a process of its own, by root and by an ordinary user."""
+"""`aiotun demo` as users run it: in its own process, as root and as an ordinary user."""
 
 import os
 import re
@@ -21,7 +21,7 @@ NO_PING = pytest.mark.skipif(PING is None, reason="missing: ping(8); install ipu
 
 
 def only(folder: Path, *commands: str) -> str:
-    """A PATH on which there is nothing but these commands."""
+    """Return a PATH that has these commands only."""
     for command in commands:
         found = shutil.which(command)
         assert found is not None
@@ -34,7 +34,7 @@ def run_demo(
     python: tuple[str, ...] = (sys.executable,),
     env: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the demo, and see that it leaves no interface behind."""
+    """Run the demo and check that it leaves no interface behind."""
     before = socket.if_nameindex()
     done = subprocess.run(
         [*python, "-m", "aiotun", "demo", *args],
@@ -96,7 +96,7 @@ def test_five_pings_unless_told_otherwise() -> None:
 def test_the_demo_works_as_an_ordinary_user(ping: bool, tmp_path: Path) -> None:
     python, env = ordinary_python()
     if not ping:
-        # The folders that hold tmp_path are root's alone.
+        # Only root may enter the folders above tmp_path.
         folder = Path("/run/aiotun-commands")
         folder.mkdir()
         try:
@@ -156,7 +156,7 @@ def test_no_uvloop_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_forged_marker_makes_no_device_here() -> None:
-    # This namespace is the test's own, and empty: only the inode tells that it is not the demo's.
+    # The test's own namespace is empty, too: only its inode shows that it is not the demo's.
     here = str(os.stat("/proc/thread-self/ns/net").st_ino)
     check_failure(run_demo(env={"AIOTUN_DEMO_OUTSIDE": here}), "unset it")
 
@@ -164,7 +164,7 @@ def test_a_forged_marker_makes_no_device_here() -> None:
 def test_unanswered_pings_are_a_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # In this process, in the test's own namespace, with a reply that never comes.
+    # Run in this process and in the test's own namespace, where no reply comes.
     monkeypatch.setenv("AIOTUN_DEMO_OUTSIDE", "1")
     monkeypatch.setattr(reply, "icmp_echo", lambda packet: None)
     monkeypatch.setattr(demo_command, "_TIMEOUT", 0.01)
@@ -213,9 +213,9 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
 
 
 def test_the_ordinary_user_of_these_tests_has_no_privilege() -> None:
-    """The tests above mean something: their user can do none of this by itself."""
+    """Otherwise the tests above would prove nothing."""
     if not REAL_ROOT:
-        pytest.skip("an ordinary user's run already")
+        pytest.skip("already run by an ordinary user")
     python, env = ordinary_python()
     code = "import os; print(os.geteuid()); os.open('/proc/1/mem', os.O_RDONLY)"
     done = subprocess.run([*python, "-c", code], env=env, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""`aiotun doctor`: what it finds on machines that lack this or that; and it leaves no trace."""
+"""`aiotun doctor`: what it finds on machines that lack something. It leaves no trace."""
 
 import importlib.metadata
 import json
@@ -29,7 +29,7 @@ USER = "nobody" if REAL_ROOT else "root"
 def doctor(
     command: Sequence[str] = (sys.executable,), env: dict[str, str] | None = None
 ) -> tuple[int, dict[str, Any]]:
-    """Run it, and give its status and what it found, by name."""
+    """Run it; return its exit status and its findings by name."""
     before = socket.if_nameindex()
     done = subprocess.run(
         [*command, "-m", "aiotun", "doctor", "--json"],
@@ -67,7 +67,7 @@ class TestAsRoot:
         assert (found["C module"]["status"] == "ok") == native.SPEEDUPS
 
     def test_it_asks_without_making_anything(self) -> None:
-        """The kernel numbers interfaces in order: one in between would leave a gap."""
+        """The kernel numbers interfaces in order: an interface made meanwhile would leave a gap."""
         make("old0")
         assert probe.may_create()
         make("old1")
@@ -75,7 +75,7 @@ class TestAsRoot:
         assert indices["old1"] == indices["old0"] + 1
 
     def test_root_without_cap_net_admin_cannot_create_a_device(self) -> None:
-        """Root in name only."""
+        """Root without capabilities."""
         setpriv = shutil.which("setpriv")
         assert setpriv is not None
         bare = [setpriv, "--bounding-set=-all", "--inh-caps=-all", sys.executable]
@@ -124,7 +124,7 @@ class TestAsRoot:
         assert mend in found["node"]["mend"]
         if how == "nodev":
             return
-        # What it says to do does help.
+        # The command that it prints fixes the problem.
         script = f'{found["node"]["mend"].partition(" (")[0]} && exec "$@"'
         prefix = [*with_node(how), "sh", "-c", script, "sh", sys.executable]
         prefix[4] = prefix[4].replace(",nodev", "")
@@ -169,7 +169,7 @@ class TestAsAnOrdinaryUser:
         make("old0", "tun", *words)
         _, found = doctor(python, env)
         assert found["attach to one"]["status"] == ("ok" if ours else "note")
-        # It says what is so.
+        # Its finding is true.
         code = "import asyncio, aiotun; asyncio.run(aiotun.open_tun('old0', up=False).__aenter__())"
         done = subprocess.run([*python, "-c", code], env={**os.environ, **env}, capture_output=True)
         assert (done.returncode == 0) == ours, done.stderr
@@ -189,7 +189,7 @@ class TestAsAnOrdinaryUser:
         assert statuses(found, *WORKS) == ["no", "no", "no", "note"]
 
     def test_without_unshare_only_a_prepared_device_is_usable(self) -> None:
-        """Then only a device that root prepared is left."""
+        """Without namespaces an ordinary user needs a device that root has prepared."""
         python, env = ordinary_python()
         env = {**env, "PATH": "/nowhere"}
         python = [shutil.which(python[0]) or python[0], *python[1:]]
@@ -204,11 +204,11 @@ class TestAsAnOrdinaryUser:
 
 
 class TestNamespaces:
-    """Who forbids them."""
+    """Why namespaces can't be made."""
 
     @pytest.fixture
     def refusing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """An unshare(1) that fails; the value is where the kernel's settings are."""
+        """An unshare(1) that fails; yields the folder with the kernel's settings."""
         fake = tmp_path / "unshare"
         fake.write_text("#!/bin/sh\necho 'unshare: unshare failed: No space left' >&2\nexit 1")
         fake.chmod(0o755)
@@ -241,7 +241,7 @@ class TestNamespaces:
     def test_a_python_that_this_user_may_not_run(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Namespaces can be had, and the kernel is not to blame."""
+        """Namespaces can be made, but the interpreter can't be executed in them."""
         locked = tmp_path / "python"
         locked.touch(0o644)
         monkeypatch.setattr(sys, "executable", str(locked))
@@ -257,7 +257,7 @@ class TestNamespaces:
     def test_a_namespace_that_gives_no_capabilities_is_recognized(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What AppArmor makes of it."""
+        """As with AppArmor's restriction of user namespaces."""
         unshare, setpriv = shutil.which("unshare"), shutil.which("setpriv")
         fake = tmp_path / "unshare"
         fake.write_text(
@@ -380,7 +380,7 @@ class TestTrial:
     def test_a_trial_accepts_interfaces_that_the_kernel_adds(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """On a machine with tunnels every new namespace has a sit0 and the like."""
+        """With tunnel modules loaded, the kernel makes sit0 and the like in each namespace."""
         monkeypatch.setenv("AIOTUN_DEMO_OUTSIDE", "1")
         make("sit0")
         assert cli.main(["doctor", "--trial"]) == 0
@@ -390,7 +390,7 @@ class TestTrial:
 
 @pytest.mark.parametrize("where", ["terminal", "pipe"])
 def test_ctrl_c_ends_the_doctor_with_130_and_no_traceback(where: str, tmp_path: Path) -> None:
-    """While it waits for its child."""
+    """Ctrl-C comes while the doctor waits for its child."""
     fake = tmp_path / "unshare"
     fake.write_text(f"#!/bin/sh\n: > {tmp_path}/started\nexec sleep 60")
     fake.chmod(0o755)

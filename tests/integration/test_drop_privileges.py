@@ -1,4 +1,4 @@
-"""The example that gives its privileges up: what is left of them, by the kernel's word."""
+"""The example that drops its privileges: what the kernel says is left of them."""
 
 import os
 import shutil
@@ -24,13 +24,13 @@ only_root = pytest.mark.skipif(not REAL_ROOT, reason="needs another user than th
 
 @pytest.fixture
 def started() -> Iterator[Any]:
-    """Start the example in an interpreter, and from a folder, that the ordinary user sees, too."""
+    """Start the example with an interpreter and from a folder that the ordinary user can read."""
     python, env = ordinary_python()
     folder = Path("/run/aiotun-user/examples")
     shutil.copytree(EXAMPLES, folder, dirs_exist_ok=True)
 
     def begin(*args: str) -> Any:
-        # With a group too many, which is to be gone afterwards.
+        # With an additional group, which the example must drop.
         setpriv = [python[0], "--groups=0,4242", "--"]
         command = [*setpriv, python[-1], "-W", "error", str(folder / DROP), *ARGS, *args]
         return start(DROP, command=command, env=env)
@@ -79,7 +79,7 @@ def test_a_child_that_never_had_a_privilege(loop: list[str], started: Any) -> No
         check_powerless(child, bounded=False)
         for place in range(2, 34):
             pinger.check(f"10.81.0.{place}")
-        # The parent has none of the queues any more.
+        # The parent has closed the queues.
         fds = [os.readlink(each) for each in Path(f"/proc/{parent}/fd").iterdir()]
         assert "/dev/net/tun" not in fds
         assert service.end() == ""
@@ -113,7 +113,7 @@ def test_no_thread_may_keep_what_is_given_up() -> None:
 
 @only_root
 def test_a_failed_opening_is_one_line_and_leaves_no_child(started: Any) -> None:
-    """One line, and no child is left."""
+    """An opening fails because of an invalid name."""
     for more in ([], ["--separate"]):
         with pytest.raises(AssertionError, match="it may have 1 to 15") as caught:
             started(*more, "--name", "much-too-long-a-name").__enter__()
@@ -138,7 +138,7 @@ def test_an_ordinary_user_is_told_to_start_as_root() -> None:
 
 
 def test_a_child_that_gets_no_queues_ends_with_one_line() -> None:
-    """The privileged half is gone before it sent them."""
+    """The privileged process ends before it sends the queues."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         process = subprocess.Popen(
@@ -155,7 +155,7 @@ def test_a_child_that_gets_no_queues_ends_with_one_line() -> None:
 
 @only_root
 def test_it_does_not_serve_with_privileges_left() -> None:
-    """Its own check, where a step before did nothing."""
+    """The example checks its privileges, also if dropping them silently failed."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import drop_privileges as drop\n"
         "try: drop.check()\n"

@@ -1,4 +1,4 @@
-"""`aiotun dump`: beside the program that holds an interface, and with one of its own."""
+"""`aiotun dump`: on an interface that another program holds, and on its own new device."""
 
 import asyncio
 import fcntl
@@ -28,7 +28,7 @@ CLOCK = r"\d\d:\d\d:\d\d\.\d{6}"
 
 @pytest.fixture(autouse=True)
 def no_ipv6() -> None:
-    """A link that comes up says something by itself there."""
+    """With IPv6 the kernel sends packets by itself when a link comes up."""
     for name in ("default", "all"):
         path = Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
         if path.exists():
@@ -41,7 +41,7 @@ def listening(command: Running) -> Running:
 
 
 def send_local(count: int = 1) -> None:
-    """Datagrams that nobody wants, through `lo`: each is answered by ICMP, or the like."""
+    """Send datagrams to a closed port through `lo`; the kernel answers each with an ICMP error."""
     udp_burst("127.0.0.1", 9, count)
 
 
@@ -77,7 +77,7 @@ class TestListening:
         file = tmp_path / "a.pcap"
         with piped("dump", "lo", "--count", "3", "--write", str(file)) as command:
             listening(command)
-            command.process.send_signal(signal.SIGSTOP)  # so that it finds many at once
+            command.process.send_signal(signal.SIGSTOP)  # so that many are waiting later
             send_local(20)
             command.process.send_signal(signal.SIGCONT)
             assert command.end() == 0
@@ -105,7 +105,7 @@ class TestListening:
         assert command.err.endswith(f"; 2 written to {file}\n")
 
     async def test_vlan_tags_are_put_back(self, tmp_path: Path) -> None:
-        """The kernel hands them over beside the frame."""
+        """The kernel passes VLAN tags outside of the frame."""
         file = tmp_path / "a.pcap"
         frame = bytes.fromhex("ffffffffffff 020000000002 8100 2005 0800")
         frame += udp("10.0.0.1", 1, "10.0.0.2", 2)
@@ -120,7 +120,7 @@ class TestListening:
         ]
 
     def test_a_link_layer_we_do_not_know(self) -> None:
-        """The kernel takes it off."""
+        """The kernel removes such a header."""
         make("old0")
         ip("addr", "add", "10.5.0.1/24", "dev", "old0")
         with held("old0") as (fd,):
@@ -146,7 +146,7 @@ class TestListening:
         )
 
     def test_packets_that_are_no_ip(self, tmp_path: Path) -> None:
-        """Left out and counted: the file says that all of its packets are IP."""
+        """They are left out and counted, because the file's link type allows IP packets only."""
         make("old0")
         ip("addr", "add", "10.5.0.1/24", "dev", "old0")
         with held("old0") as (fd,), socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sock:
@@ -264,7 +264,7 @@ class TestNew:
         assert "old0 is a TAP device" in command.err
 
     def test_an_ordinary_user_may_dump_a_prepared_device(self) -> None:
-        """One that root prepared will do."""
+        """The device was prepared by root for this user."""
         python, env = ordinary_python()
         make("old0", "tun", "user", str(ORDINARY))
         ip("addr", "add", "10.9.0.1/24", "dev", "old0")
@@ -305,7 +305,7 @@ class TestTerminal:
         assert "UDP, length 32" in command.out
 
     def test_an_empty_no_color_means_nothing(self) -> None:
-        """As https://no-color.org has it."""
+        """https://no-color.org says so."""
         with in_terminal("dump", "lo", "--count", "1", env={"NO_COLOR": ""}) as command:
             listening(command)
             send_local()

@@ -1,4 +1,4 @@
-"""Every exception, raised by what it is for: the real kernel in that condition."""
+"""Every exception, raised by the real kernel in the condition that it stands for."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ from .kernel import (
     with_node,
 )
 
-# The table of the contract: what each is besides an AiotunError.
+# The contract's table: the other base classes of each exception.
 ALSO: dict[type[aiotun.AiotunError], tuple[type[Exception], ...]] = {
     aiotun.TunUnavailableError: (OSError,),
     aiotun.NotPermittedError: (PermissionError, OSError),
@@ -59,14 +59,14 @@ def check(
     name: str | None,
     *words: str,
 ) -> None:
-    """Look at everything that is promised of an exception.
+    """Check everything that is promised of an exception.
 
     Args:
         error: the exception.
         kind: its class.
-        code: its errno, where it has one.
-        name: the interface in question, or None where there is none.
-        words: what the message says to do, and of what.
+        code: its errno, or None if it has no errno.
+        name: the interface, or None if no interface is concerned.
+        words: words of the message: what failed and what to do.
     """
     assert type(error) is kind
     assert isinstance(error, aiotun.AiotunError)
@@ -80,7 +80,7 @@ def check(
         assert (error.errno, error.filename) == (code, name)
         assert error.strerror
         assert error.strerror in str(error)
-        # Not only the kernel's own words, which say nothing of what to do.
+        # The kernel's own words are not enough: they don't say what to do.
         assert error.strerror != os.strerror(code)
     else:
         assert code is None
@@ -93,14 +93,14 @@ def check(
 
 
 def check_said(said: Any, kind: type[Any], code: int, name: str | None, *words: str) -> None:
-    """The same for what a child printed."""
+    """Like `check`, for the output of a child."""
     assert said["class"] == kind.__name__, said
     error = kind(said["errno"], said["strerror"], *([said["filename"]] if said["filename"] else []))
     check(error, kind, code, name, *words)
 
 
 async def caught(awaitable: Awaitable[object]) -> Exception:
-    """Await what shall fail, and give what it raises."""
+    """Await something that must fail, and return the error."""
     try:
         value = await awaitable
     except aiotun.AiotunError as error:
@@ -111,7 +111,7 @@ async def caught(awaitable: Awaitable[object]) -> Exception:
 
 
 def test_every_exported_exception_has_its_promised_bases() -> None:
-    """Every exported exception is in it, and is what it says."""
+    """The table lists every exported exception."""
     exported = {
         value
         for value in vars(aiotun).values()
@@ -143,7 +143,7 @@ class TestTunUnavailable:
         check_said(said, aiotun.TunUnavailableError, code, None, *words)
 
     def test_the_node_of_something_else(self) -> None:
-        """A file that anybody put there."""
+        """Another device node has been put in its place."""
         prefix = ["unshare", "-m", "sh", "-c", 'mount -B /dev/null /dev/net/tun && exec "$@"', "sh"]
         said = child("attempt(aiotun.open_tun('new0'))", prefix=prefix)
         check_said(said, aiotun.TunUnavailableError, errno.ENOTTY, None, "/dev/net/tun")
@@ -155,13 +155,13 @@ class TestNotPermitted:
         check_said(said, aiotun.NotPermittedError, errno.EACCES, None, "chmod 0666 /dev/net/tun")
 
     def test_a_nodev_mount_names_the_remount(self) -> None:
-        """Root, too, and whatever the node's mode is."""
+        """On a nodev mount not even root can open the node, whatever its mode is."""
         said = child("attempt(aiotun.open_tun('new0'))", prefix=with_node("nodev"))
         words = ["'nodev'", "'mount -o remount,bind,dev /dev/net'"]
         check_said(said, aiotun.NotPermittedError, errno.EACCES, None, *words)
 
     def test_a_containers_rules_for_devices(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What the device cgroup says, which takes a cgroup of one's own to try."""
+        """The device cgroup's error is simulated, as a test would need its own cgroup."""
 
         def refuse(*args: object) -> int:
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
@@ -175,7 +175,7 @@ class TestNotPermitted:
 
     @pytest.mark.parametrize("what", ["address", "route"])
     async def test_ipv6_is_switched_off(self, what: str) -> None:
-        """It is no privilege that is missing, though the kernel says EACCES."""
+        """The kernel says EACCES, but the cause is not a missing privilege."""
         options: Any = {"addresses": ["fd00::1/64"]}
         if what == "route":
             options = {"routes": ["fd01::/64"]}
@@ -232,7 +232,7 @@ class TestNotPermitted:
     def test_configuring_ones_own_device_names_the_capability(
         self, options: dict[str, Any], word: str
     ) -> None:
-        """Attaching to one's own device is allowed, and to change it is not."""
+        """An owner may attach to the device, but may not change it."""
         ip("link", "add", "br0", "type", "bridge")
         make("old0", "tap", "user", str(ORDINARY))
         ip("link", "set", "old0", "up")
@@ -261,7 +261,7 @@ class TestNotPermitted:
 
 
 class TestUnprivileged:
-    """What root prepared, an ordinary user opens with the same options."""
+    """An ordinary user can open a device that root has prepared, with the same options."""
 
     CODE = """
         import pathlib
@@ -324,14 +324,14 @@ class TestUnprivileged:
         code = code.replace("KIND_IS_TUN", str(kind == "tun")).replace("KIND", kind)
         assert ordinary_child(code) == "done"
         now = state("old0")
-        if more == "offload='raw'":  # the header is the one thing that it may set
+        if more == "offload='raw'":  # an owner may set the header, and nothing else
             assert now["link"]["linkinfo"]["info_data"].pop("vnet_hdr") is True
             assert before["link"]["linkinfo"]["info_data"].pop("vnet_hdr") is False
         assert now == before
 
     @pytest.mark.parametrize("kind", ["tun", "tap"])
     async def test_options_that_hold_already_take_no_privilege(self, kind: str) -> None:
-        """However it is written: what is there needs no request, and so no privilege."""
+        """An option that holds already, in any spelling, needs no request and so no privilege."""
         options: dict[str, Any] = {
             "addresses": [
                 "10.0.0.1/24",
@@ -477,7 +477,7 @@ class TestDeviceMismatch:
         self.check(error, "old0", "header of 12 bytes", "end that program")
 
     async def test_a_multi_queue_tap_as_a_tun(self) -> None:
-        """Of two things that do not fit, the kind is what matters."""
+        """Two things don't fit; the error names the mode."""
         make("old0", "tap", "multi_queue")
         error = await caught(aiotun.open_tun("old0"))
         self.check(error, "old0", "a TAP device, not a TUN", "choose another name")
@@ -499,7 +499,7 @@ class TestDeviceMismatch:
         self.check(raised.value, "old0", "disable this queue", "multi-queue")
 
     async def test_a_filter_on_a_tun(self) -> None:
-        """By an ioctl that only a TAP knows; `TunDevice` does not even offer it."""
+        """The ioctl exists for TAP devices only, and `TunDevice` does not offer it."""
         assert not hasattr(aiotun.TunDevice, "set_tx_filter")
         async with aiotun.open_tap("old0") as tap:
             with pytest.raises(aiotun.DeviceMismatchError) as raised:
@@ -507,7 +507,7 @@ class TestDeviceMismatch:
         self.check(raised.value, "old0", "filter")
 
     async def test_a_name_that_only_the_kernel_knows_to_be_wrong(self) -> None:
-        """Names are checked before; this one is none, whatever the checks have become."""
+        """aiotun checks names before; the check is bypassed here to get the kernel's error."""
         with pytest.raises((ValueError, aiotun.DeviceMismatchError)):
             await aiotun.open_tun("à0")
         assert names() == []
@@ -539,14 +539,14 @@ class TestDevice:
             check(raised.value, aiotun.DeviceLostError, errno.EBADFD, "old0", "open it again")
 
     async def test_a_device_is_lost_with_the_namespace_it_was_moved_to(self) -> None:
-        """A device that was moved into a namespace does not outlive it."""
+        """A device is deleted with the namespace that it was moved to."""
         async with aiotun.open_tun("old0") as tun:
             with another_namespace() as path:
                 ip("link", "set", "dev", "old0", "netns", path.split("/")[2])
                 waiting = asyncio.create_task(tun.recv())
                 await asyncio.sleep(0)
                 assert not waiting.done()
-            # The kernel ends namespaces in its own time, one after the other on the whole machine.
+            # The kernel destroys namespaces later, one at a time on the whole machine.
             error = await caught(asyncio.wait_for(waiting, 45))
             words = ["old0 is gone", "namespace ended", "open it again"]
             check(error, aiotun.DeviceLostError, errno.EBADFD, "old0", *words)
@@ -585,7 +585,7 @@ class TestPacket:
             check(error, aiotun.PacketError, code, "old0", "shorter")
 
     async def test_the_count_of_sent_packets_survives_pickling(self) -> None:
-        """How many went before survives pickling, too."""
+        """`sent` is the number of packets that went before the error."""
         async with aiotun.open_tun("old0") as tun:
             good = make_icmp_echo("10.0.0.2", "10.0.0.1")
             error = await caught(tun.send_many([good, good, b"", good]))
@@ -603,10 +603,10 @@ class TestPacket:
             assert tun.stats.truncated == 1
 
     async def test_decode_errors_chain_the_parsers_error(self) -> None:
-        """The parser's own complaint is chained."""
+        """The parser's error is the cause of the PacketDecodeError."""
         async with aiotun.open_tap("old0") as tap:
             with contextlib.closing(_raw_socket("old0")) as raw:
-                # dpkt reads an 802.3 length, and then an IPX header that is not there.
+                # dpkt reads an 802.3 length, and then expects an IPX header, which is missing.
                 raw.send(b"\xff" * 6 + b"\2\0\0\0\0\1" + b"\x81\x00" + b"\0")
             decoded = tap.decoded(errors="raise")
             error = await caught(anext(decoded))

@@ -1,4 +1,4 @@
-"""A link's events, told by the real kernel; in private network namespaces."""
+"""The events of a link, reported by the real kernel."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ from .kernel import another_namespace, child, inside, make, ordinary_child
 
 
 def batch(*lines: str) -> None:
-    """Have iproute2 do many things fast."""
+    """Run many iproute2 commands fast."""
     text = "".join(f"{line}\n" for line in lines)
     done = subprocess.run(["ip", "-batch", "-"], input=text, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -44,7 +44,7 @@ def watching() -> list[threading.Thread]:
 
 
 def short(event: LinkEvent) -> str:
-    """An event as a word or two."""
+    """Describe an event in a word or two."""
     told = {
         "mtu": event.info.mtu,
         "renamed": event.info.name,
@@ -56,20 +56,20 @@ def short(event: LinkEvent) -> str:
 
 
 async def following(events: LinkEvents, count: int) -> list[str]:
-    """The next events, which must come soon."""
+    """Return the next events, which must come within seconds."""
     async with asyncio.timeout(10):
         return [short(await anext(events)) for _ in range(count)]
 
 
 async def all_that_come(events: LinkEvents, found: list[str]) -> None:
-    """Add the events until there are no more; that must come soon."""
+    """Append all events to `found` until the iterator ends, which must be within seconds."""
     async with asyncio.timeout(10):
         async for event in events:
             found.append(short(event))  # noqa: PERF401 - kept also where it raises
 
 
 async def all_ended() -> None:
-    """The last watcher has gone: what its thread still does is to end."""
+    """Wait until the last watcher's thread has ended."""
     await wait_until(lambda: not watching())
 
 
@@ -98,7 +98,7 @@ class TestKinds:
                 "addr add 10.0.0.1/24 dev e0",
                 "addr add fd00::1/64 dev e0 nodad",
             )
-            # An IPv6 address is announced by a work queue, in its own time.
+            # The kernel announces an IPv6 address from a work queue, some time later.
             found = [await anext(events) for _ in range(4)]
             batch(
                 "addr add 10.1.0.1 peer 10.1.0.2/32 dev e0",
@@ -124,7 +124,7 @@ class TestKinds:
             assert [event.info.up for event in found[:7]] == [False, *[True] * 5, False]
             assert (found[-1].info.name, found[-1].info.mtu) == ("e1", 1400)
             assert {event.info.index for event in found} == {found[0].info.index}
-            # That was the end, however often it is asked for.
+            # The iterator stays at its end.
             assert [event async for event in events] == []
             await all_ended()
 
@@ -152,7 +152,7 @@ class TestKinds:
             assert event.info.tuntap is not None
 
     async def test_leaving_a_bridge_is_no_deletion(self, tap: str) -> None:
-        """The bridge tells it with an RTM_DELLINK."""
+        """The bridge reports that with an RTM_DELLINK message."""
         ip("link", "add", "br0", "type", "bridge")
         ip("link", "set", tap, "master", "br0")
         async with Link(tap).events() as events:
@@ -163,7 +163,7 @@ class TestKinds:
     async def test_other_links_are_not_heard(
         self, tap: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Nor do they cost anything: most of what it takes is to read a message."""
+        """They cost almost nothing beyond reading the message."""
         make("e9", "tap")
         read, change = [], messages.change
 
@@ -183,7 +183,7 @@ class TestKinds:
 
 class TestBeginning:
     async def test_what_was_before_is_no_event(self, tap: str) -> None:
-        """Nor is it where the thread listens already, and has perhaps not read it yet."""
+        """Not even if the thread listens already and has not read that change yet."""
         async with Link(tap).events():
             for number in range(30):
                 batch(*(f"link set {tap} mtu {1000 + number} up", f"link set {tap} down") * 3)
@@ -214,7 +214,7 @@ class TestBeginning:
         await events.aclose()
 
     async def test_a_cancelled_entry_leaves_nothing(self, tap: str) -> None:
-        events = Link(tap).events()  # held, so that it does not end by being collected
+        events = Link(tap).events()  # kept, so that it is not garbage-collected
 
         async def enter() -> None:
             async with events:
@@ -274,7 +274,7 @@ class TestBeginning:
         assert "CAP_SYS_ADMIN" in said[1]
 
     def test_no_privilege_is_needed_here(self, tap: str) -> None:
-        """Not even to hear of what root does."""
+        """Not even for events of changes that root makes."""
         ip("link", "set", tap, "up")
         assert ordinary_child(
             """
@@ -313,7 +313,7 @@ class TestNamespaces:
             cleanup.callback(ip, "netns", "del", "blue")
             opener = aiotun.open_tun("e0", netns="blue", up=False)
             async with opener as tun, tun.link.events() as events:
-                cleanup.close()  # the device lives on, and so do its events
+                cleanup.close()  # the device and its events continue
                 await tun.link.set_mtu(1400)
                 assert await following(events, 1) == ["mtu 1400"]
 
@@ -328,7 +328,7 @@ class TestNamespaces:
             inside(elsewhere, "ip", "link", "set", "e0", "mtu", "1402")
             found = [await following(events, 1) for events in every]
             assert [int(only.split()[1]) for (only,) in found] == [1400, 1400, 1401, 1402, 1402]
-            # One that goes takes nobody along.
+            # One iterator's end does not end the others.
             await every[0].aclose()
             ip("link", "set", tap, "mtu", "1300")
             assert await following(every[1], 1) == ["mtu 1300"]
@@ -377,7 +377,7 @@ class TestFollowing:
             await wait_until(lambda: tun.mtu == 1400)
 
     async def test_a_name_is_followed(self, tap: str) -> None:
-        """By its number: another link that gets its old name is none of its business."""
+        """The link is known by its index: another link that gets the old name is ignored."""
         link = Link(tap)
         async with link.events() as events:
             ip("link", "set", tap, "name", "e1")
@@ -388,7 +388,7 @@ class TestFollowing:
             assert (await link.info()).name == link.name == "e1"
 
     async def test_what_is_heard_late_is_not_written_down(self) -> None:
-        """But what the kernel says by then."""
+        """The device takes the kernel's present state, not the late event's."""
         async with aiotun.open_tun("e0", mtu=1400) as tun:
             info = await tun.link.info()
             watcher = Watcher(asyncio.get_running_loop(), tun._interface)
@@ -399,7 +399,7 @@ class TestFollowing:
             assert tun.mtu == 1200
 
     async def test_what_a_request_changed_is_not_taken_back(self) -> None:
-        """The thread hears late of what a request has written down, and of what was before."""
+        """The thread reads old events after a request has already stored newer values."""
         async with aiotun.open_tun("e0") as tun, tun.link.events():
             for mtu in range(1000, 1100):
                 ip("link", "set", "e0", "mtu", str(mtu))
@@ -409,7 +409,7 @@ class TestFollowing:
 
 class TestReading:
     async def test_cancelling_loses_nothing(self, tap: str) -> None:
-        """A step is cancelled before, while and after the event for it comes."""
+        """A step is cancelled before, while and after its event comes."""
         found: list[str] = []
         async with Link(tap).events() as events:
             batch(*(f"link set {tap} mtu {mtu}" for mtu in range(1000, 1100)))
@@ -436,7 +436,7 @@ class TestReading:
                 task = asyncio.ensure_future(anext(events))
                 await asyncio.sleep(0)
                 ip("link", "set", tap, "mtu", str(mtu))
-                # Without letting the loop turn: the wake-up is on its way and not there.
+                # Don't let the loop turn: its wake-up is pending.
                 deadline = time.monotonic() + 5
                 while not backlog._changes:
                     assert time.monotonic() < deadline
@@ -543,7 +543,7 @@ class TestEnding:
             break
 
     async def test_an_iterator_that_nobody_holds_is_freed(self, tap: str) -> None:
-        """Without the collector: nothing that lives knows an iterator that nobody holds."""
+        """Without the garbage collector: no live object may refer to a dropped iterator."""
         gc.disable()
         try:
             events = Link(tap).events()
@@ -555,7 +555,7 @@ class TestEnding:
             gc.enable()
 
     def test_the_loop_is_closed(self, tap: str) -> None:
-        """And somebody holds the iterator, with a task that waits for an event."""
+        """The iterator is still held, by a task that waits for an event."""
         held: list[LinkEvents] = []
 
         async def main() -> None:
@@ -572,7 +572,7 @@ class TestEnding:
 
     def test_the_loop_is_closed_under_a_waiting_task(self, tap: str) -> None:
         loop = asyncio.SelectorEventLoop()
-        loop.set_exception_handler(lambda *_: None)  # it complains of the task, later
+        loop.set_exception_handler(lambda *_: None)  # asyncio reports the pending task later
         events = Link(tap).events()
         task = loop.create_task(anext(events))
         loop.run_until_complete(has_begun(events))
@@ -587,7 +587,7 @@ class TestEnding:
 
     @pytest.mark.parametrize("closing", ["loop.close()", "warnings.simplefilter('ignore')"])
     def test_the_program_ends(self, tap: str, closing: str) -> None:
-        """It does not wait for what it forgot, be it the loop."""
+        """The interpreter's end does not wait for an open iterator or an open loop."""
         said = child(
             f"""
             import warnings
@@ -610,7 +610,7 @@ class TestEnding:
         assert len(os.listdir("/proc/self/fd")) <= before + 1
 
     def test_after_a_fork(self, tap: str) -> None:
-        """A child has none of the threads, and begins anew."""
+        """A forked child has none of the threads, and starts its own."""
         said = child(
             f"""
             import warnings
@@ -642,7 +642,7 @@ class TestEnding:
 
 
 class Gate:
-    """Holds up the thread that listens, so that messages pile up."""
+    """Blocks the listening thread, so that messages pile up in its socket."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open = threading.Event()
@@ -679,7 +679,7 @@ class TestOverrun:
     async def test_after_an_overrun_the_state_is_complete(
         self, tap: str, gate: Gate, at_once: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Also where reading what had fitted in takes several turns."""
+        """Also if reading the messages that fitted into the buffer takes several turns."""
         monkeypatch.setattr(hub, "_DATAGRAMS_AT_ONCE", at_once)
         make("e1", "tap")
         ip("addr", "add", "10.0.0.1/24", "dev", tap)
@@ -699,7 +699,7 @@ class TestOverrun:
             while not found or found[-1] != "address_added 10.0.0.3/24":
                 found += await following(events, 1)
             assert gate.overruns == 1
-            # What fitted in was told as it came, then the rest at once.
+            # Messages that fitted are reported one by one, then the rest as one difference.
             told = [f"mtu {1000 + number}" for number in range(200)]
             whole = found.index("renamed e2")
             assert 1 < whole < 100
@@ -713,7 +713,7 @@ class TestOverrun:
                 "address_added 10.0.0.3/24",
             ]
             assert await following(others, 1) == ["mtu 1400"]
-            # And it goes on.
+            # Events continue.
             ip("link", "set", "e2", "mtu", "1300")
             ip("link", "set", "e1", "mtu", "1301")
             assert await following(events, 1) == ["mtu 1300"]
@@ -772,7 +772,7 @@ class TestOverrun:
 
 class TestSlowReaders:
     async def test_what_is_kept_is_bounded(self, tap: str) -> None:
-        """The reader gets less than all, in order, and in the end the truth."""
+        """A slow reader gets fewer events, in order, and ends with the true state."""
         make("e1", "tap")
         async with Link(tap).events() as slow, Link(tap).events() as fast:
             for turn in range(4):
@@ -791,7 +791,7 @@ class TestSlowReaders:
 
 class TestFailure:
     async def test_the_thread_fails(self, tap: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """All who watch hear of it, once, after what they were told before; others begin anew."""
+        """Every watcher raises it once, after earlier events; new watchers start a new thread."""
 
         def fail(monitor: object, wanted: object) -> None:
             raise OSError(errno.ENOMEM, "out of memory")
@@ -807,7 +807,7 @@ class TestFailure:
             found: list[str] = []
             with pytest.raises(OSError, match="out of memory"):
                 await all_that_come(events, found)
-            # The second where the thread was reading just then.
+            # The second event comes if the thread was just reading.
             assert found in (["mtu 1400"], ["mtu 1400", "mtu 1300"])
             assert [event async for event in events] == []
             async with Link(tap).events() as again:

@@ -1,4 +1,4 @@
-"""Devices and queues made of fds that somebody else opened."""
+"""Devices and queues made from fds that other code opened."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 
 
 def raw_open(name: str, flags: Iff) -> int:
-    """Attach a blocking, inheritable fd, as a C program might."""
+    """Attach a blocking, inheritable fd, as a C program could."""
     fd = os.open(abi.NODE, os.O_RDWR)
     try:
         fcntl.ioctl(fd, Ioctl.TUNSETIFF, abi.IFREQ.pack(name.encode(), flags))
@@ -48,7 +48,7 @@ def raw_open(name: str, flags: Iff) -> int:
 
 @pytest.fixture
 def fds() -> Iterator[list[int]]:
-    """Fds that are the test's to close; a device that takes them is to be closed by the test."""
+    """Fds that are closed at the end unless a device has taken them; the test closes the device."""
     opened: list[int] = []
     yield opened
     for fd in opened:
@@ -57,7 +57,7 @@ def fds() -> Iterator[list[int]]:
 
 
 def untouched(*fds: int) -> bool:
-    """Whether fds are as `raw_open` left them."""
+    """Whether the fds are as `raw_open` left them."""
     return all(os.get_blocking(fd) and os.get_inheritable(fd) for fd in fds)
 
 
@@ -123,7 +123,7 @@ class TestWhatTheKernelTells:
         with another_namespace() as path:
             async with aiotun.open_tun("given0", netns=path, mtu=1400) as opened:
                 fd = opened.queues[0].detach()
-                for netns in (None, path):  # the kernel knows where it is, and tells us
+                for netns in (None, path):  # the kernel tells us the namespace
                     tun = aiotun.TunDevice.from_fd(fd, netns=netns)
                     assert (tun.name, tun.mtu) == ("given0", 1400)
                     await tun.link.set_mtu(1300)
@@ -149,7 +149,7 @@ class TestWhatTheKernelTells:
 
     @pytest.mark.parametrize("kind", LOOPS)
     def test_before_there_is_a_loop(self, kind: str) -> None:
-        """It is no coroutine: a program takes its fds first, and runs a loop then."""
+        """`from_fd` is not a coroutine: a program may call it before it runs a loop."""
         tun = aiotun.TunDevice.from_fd(raw_open("given0", TUN))
 
         async def main() -> None:
@@ -205,7 +205,7 @@ class TestHandedOver:
         ip("addr", "add", "10.0.0.1/24", "dev", "given0")
 
     def converse(self, child: "subprocess.Popen[str]", queues: int) -> None:
-        """Ping through the child, which answers the first packet that it gets."""
+        """Ping through the child, which answers its first packet."""
         assert child.stdout is not None
         index = socket.if_nametoindex("given0")
         with child:
@@ -224,7 +224,7 @@ class TestHandedOver:
         self.prepare(queues, fds)
         child = self.start(fds, "inherited", *(str(fd) for fd in fds))
         self.converse(child, queues)
-        # The child closed its own; ours keep the interface.
+        # The child has closed its copies; ours keep the interface.
         assert names() == ["given0"]
 
     @pytest.mark.parametrize("queues", [1, 2])
@@ -243,7 +243,7 @@ class TestHandedOver:
 
     @pytest.mark.parametrize("queues", [1, 2])
     def test_an_ordinary_user_uses_fds_that_root_opened(self, fds: list[int], queues: int) -> None:
-        """Who opened it had the privilege; who goes on with it needs none."""
+        """Only opening the device needs a privilege, using it does not."""
         self.prepare(queues, fds)
         said = ordinary_child(
             f"""
@@ -280,7 +280,7 @@ class TestHandedOver:
 
 
 class TestRefused:
-    """Where it raises, the fds are the caller's, and as they were."""
+    """If `from_fd` raises, the fds still belong to the caller and are unchanged."""
 
     def test_an_fd_of_the_other_mode_is_refused(self, fds: list[int]) -> None:
         fds.append(raw_open("given0", TAP))
@@ -408,7 +408,7 @@ class TestRefused:
         assert untouched(*fds)
 
     def test_a_namespace_that_has_another_of_that_name(self, fds: list[int]) -> None:
-        """The link of the device must not be that of a stranger: it could be configured."""
+        """The device's link must not be another interface, which a program could then change."""
         fds.append(raw_open("given0", TUN))
         with (
             another_namespace("ip tuntap add given0 mode tun") as path,
@@ -417,7 +417,7 @@ class TestRefused:
             aiotun.TunDevice.from_fd(*fds, netns=path).close()
 
     def test_two_interfaces_of_one_name(self, fds: list[int]) -> None:
-        """In two namespaces: a device of both would send to one what belongs to the other."""
+        """In two namespaces: a device with both fds would send packets to the wrong interface."""
         fds.append(raw_open("given0", TUN | Iff.MULTI_QUEUE))
         with another_namespace() as path:
             namespace = namespaces.NamespaceFd(namespaces.open_netns(path))

@@ -1,7 +1,7 @@
-"""Where the kernel is gVisor's, as its sources say that it behaves; played by Linux.
+"""Simulates gVisor's kernel on Linux, as gVisor's sources describe it.
 
-Its driver takes TUNSETIFF with IFF_TUN, IFF_TAP and IFF_NO_PI, and TUNGETIFF, and nothing else. Its
-netlink does not tell of TUN and TAP devices, and has no extended acknowledgements.
+Its driver supports TUNSETIFF with IFF_TUN, IFF_TAP and IFF_NO_PI, and TUNGETIFF, and nothing else.
+Its netlink has no attributes of TUN and TAP devices and no extended acknowledgments.
 """
 
 import errno

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.peers, pytest.mark.asyncio(loop_factories=["asyncio"])
 
 PAGE = "http://127.0.0.1:8080/"
 
-# Resolves once `condition` holds; the page's own clock ticks twice a second.
+# Resolves when `condition` holds; the page updates twice a second.
 UNTIL = """
     new Promise((resolve, reject) => {{
         const started = performance.now();
@@ -38,7 +38,7 @@ DRAWN = """
 
 
 class Tab:
-    """A page in the browser, by its DevTools protocol."""
+    """A page in the browser, controlled by the DevTools protocol."""
 
     def __init__(self, socket: Any) -> None:
         self._socket = socket
@@ -73,7 +73,7 @@ class Tab:
 
 @contextlib.asynccontextmanager
 async def tab(folder: Path) -> AsyncIterator[Tab]:
-    """The service's page, in a browser of its own."""
+    """The service's page, in a new browser."""
     browser = need("chromium")
     import aiohttp
 
@@ -99,7 +99,7 @@ async def tab(folder: Path) -> AsyncIterator[Tab]:
 
 @contextlib.contextmanager
 def pings(pinger: Any) -> Iterator[None]:
-    """Ping all the time, in a thread."""
+    """Ping all the time in a thread."""
     over = threading.Event()
 
     def ping() -> None:

@@ -1,4 +1,4 @@
-"""Links against the real kernel, checked with `ip`; in a private network namespace."""
+"""Links on the real kernel, checked with `ip`."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ _numbers = itertools.count()
 
 
 def run(*command: str, netns: str | None = None) -> str:
-    """Run a command, in a namespace if asked, and give what it prints."""
+    """Run a command, in a namespace if given, and return its output."""
     prefix = ["nsenter", f"--net={netns}"] if netns else []
     words = [*prefix, need(command[0]), *command[1:]]
     done = subprocess.run(words, check=False, capture_output=True, text=True)
@@ -47,9 +47,9 @@ def run(*command: str, netns: str | None = None) -> str:
 
 
 def ip(words: str, netns: str | None = None) -> list[Any]:
-    """Run `ip -j`, which prints nothing where it changes something."""
+    """Run `ip -j`, which prints nothing when it changes something."""
     printed = run("ip", "-j", "-d", *words.split(), netns=netns)
-    # iproute2 writes an empty object for what a dump leaves out.
+    # iproute2 writes an empty object for each entry that it filters out.
     return [each for each in json.loads(printed or "[]") if each]
 
 
@@ -59,7 +59,7 @@ def show(name: str, netns: str | None = None) -> Any:
 
 
 def child(code: str, *prefix: str) -> str:
-    """Run code in a Python of its own, with warnings as errors, and give what it prints."""
+    """Run code in a new Python process, with warnings as errors, and return its output."""
     return run(*prefix, sys.executable, "-W", "error", "-c", textwrap.dedent(code))
 
 
@@ -90,7 +90,7 @@ def attached(name: str, flags: int = 0) -> Iterator[None]:
 
 
 def join_threads() -> None:
-    """Wait for requests' threads to end: each lets go of its namespace as its last act."""
+    """Wait for the requests' threads to end: each closes its namespace last."""
     for thread in threading.enumerate():
         if thread.name == "aiotun":
             thread.join()
@@ -107,7 +107,7 @@ def fds() -> int:
 
 @pytest.fixture
 def make() -> Iterator[Callable[..., str]]:
-    """Make persistent TUN and TAP devices and bridges, and remove them in the end."""
+    """Make persistent TUN and TAP devices and bridges, and delete them at the end."""
     made: list[str] = []
 
     def make_one(kind: str, more: str = "") -> str:
@@ -150,7 +150,7 @@ class Elsewhere:
         self.path = f"/proc/{self._child.pid}/ns/net"
 
     def end(self) -> None:
-        """End the child; what else holds the namespace keeps it."""
+        """End the child; the namespace lives on if something else holds it."""
         self._child.communicate()
 
 
@@ -224,7 +224,7 @@ class TestInfo:
         assert "ip link" in str(caught.value)
 
     async def test_stats_count_packets_dropped_by_the_kernel(self, tap: str) -> None:
-        """A queue of no length drops what is sent: here a datagram's question for a neighbour."""
+        """A queue of length 0 drops all packets: here the neighbor request for a datagram."""
         ip(f"addr add 192.0.2.1/24 dev {tap}")
         ip(f"link set {tap} up txqueuelen 0")
         with attached(tap), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -232,7 +232,7 @@ class TestInfo:
             before = show(tap)["stats64"]["tx"]["dropped"]
             counted = await Link(tap).stats()
             after = show(tap)["stats64"]["tx"]["dropped"]
-        # The kernel may send something unasked at any time.
+        # The kernel may send a packet by itself at any time.
         assert 0 < before <= counted.tx_dropped <= after
 
 
@@ -287,7 +287,7 @@ class TestSetting:
         assert (await link.info()).txqueuelen == show(tap)["txqlen"] == 50
 
     async def test_a_txqueuelen_that_no_ring_has(self) -> None:
-        """The kernel says EPERM, to root as well; it is not the privilege that is missing."""
+        """The kernel says EPERM, even to root, but the cause is not a missing privilege."""
         async with open_tap("tap0") as device:
             with pytest.raises(LinkError, match="holds at most 524288 packets"):
                 await device.link.set_txqueuelen(10**8)
@@ -316,7 +316,7 @@ class TestSetting:
         assert (await link.info()).name == link.name == tap
 
     async def test_rename_while_up(self, tap: str) -> None:
-        """Newer kernels do it; older ones say EBUSY, and we say what to do."""
+        """Newer kernels allow it; older ones say EBUSY, and the error says what to do."""
         link = Link(tap)
         await link.up()
         try:
@@ -496,7 +496,7 @@ class TestRoutes:
         assert parse_route("10.0.0.2") in routes
 
     async def test_a_gateway_behind_a_route(self, link: Link) -> None:
-        """So on-link routes need link scope, as `ip` gives them."""
+        """This shows that on-link routes have link scope, as `ip` sets it."""
         await link.add_route("192.0.2.1")
         await link.add_route("default", via="192.0.2.1")
         (shown,) = ip(f"route show 192.0.2.1 dev {link.name}")
@@ -507,7 +507,7 @@ class TestRoutes:
         [("default", "172.31.1.1"), ("::/0", "fd77::1"), ("10.9.0.0/16", "10.7.0.1")],
     )
     async def test_a_gateway_outside_of_all_networks(self, link: Link, dst: str, via: str) -> None:
-        """As WSL and some clouds have it: refused with both ways out, and each works."""
+        """As on WSL and some clouds: the error names two solutions, and each works."""
         with pytest.raises(LinkError) as caught:
             await link.add_route(dst, via)
         assert caught.value.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
@@ -607,7 +607,7 @@ class TestNamespaces:
             assert "UP" in show("lo", "/run/netns/blue")["flags"]
         finally:
             run("ip", "netns", "del", "blue")
-        assert (await link.info()).up  # it holds the namespace
+        assert (await link.info()).up  # the link holds the namespace
 
     async def test_a_link_holds_its_namespace_open(self) -> None:
         elsewhere = Elsewhere()
@@ -635,7 +635,7 @@ class TestNamespaces:
 
     @pytest.mark.usefixtures("uncollected")
     async def test_the_fd_goes_with_the_link(self, elsewhere: Elsewhere) -> None:
-        """At once, without the collector, after an error too."""
+        """Immediately, without the garbage collector, also after an error."""
         link = Link("lo", netns=elsewhere.path)
         with pytest.raises(LinkError):
             await link.remove_address("192.0.2.1/32")
@@ -648,7 +648,7 @@ class TestNamespaces:
             os.fstat(fd)
 
     async def test_a_devices_link_is_found_by_index_after_a_rename(self, tap: str) -> None:
-        """Found by its number, so that a rename by others does not matter."""
+        """The link is found by its index, so that another program may rename it."""
         index = show(tap)["ifindex"]
         namespace = NamespaceFd(os.open("/proc/thread-self/ns/net", os.O_RDONLY))
         link = Link._held(Interface(tap, index), namespace)
@@ -679,7 +679,7 @@ class TestNamespaces:
 
 
 class TestRefusals:
-    """What the kernel refuses names the interface, and what was asked of it."""
+    """An error of the kernel names the interface and the request."""
 
     @pytest.mark.parametrize(
         ("method", "arguments", "code", "words"),
@@ -777,7 +777,7 @@ class TestWrongArguments:
     async def test_methods_refuse_invalid_values_before_any_request(
         self, method: str, arguments: tuple[Any, ...]
     ) -> None:
-        """Refused before any request: there is no such namespace, and nobody notices."""
+        """They are refused before any request: the missing namespace is not noticed."""
         with pytest.raises(ValueError, match=r"\w"):
             await getattr(Link("lo", netns="nowhere"), method)(*arguments)
 
@@ -805,7 +805,7 @@ class TestPermission:
     def test_without_capabilities_reading_works_and_changing_is_refused(
         self, tap: str, elsewhere: Elsewhere
     ) -> None:
-        """Reading works, changing and entering another namespace says what is missing."""
+        """Errors of changing and of entering another namespace name the missing capability."""
         printed = child(
             f"""
             import asyncio
@@ -845,7 +845,7 @@ class TestSession:
 
     @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
     def test_first_requests_at_once(self, loop: str) -> None:
-        """The first import happens in several threads, and uvloop's policy changes nothing."""
+        """Several threads import at the same time, and uvloop's policy changes nothing."""
         printed = child(
             f"""
             import asyncio, gc, warnings
@@ -885,7 +885,7 @@ class TestSession:
 
     @pytest.mark.parametrize("free", range(5))
     def test_too_few_descriptors(self, free: int) -> None:
-        """Where it fails, that is a ResourceLimitError, and nothing stays open."""
+        """A failure is a ResourceLimitError, and leaves nothing open."""
         printed = child(
             f"""
             import os, resource, warnings
@@ -988,7 +988,7 @@ class TestConcurrency:
         await link.rename(tap)
 
     async def test_the_loop_goes_on(self, tap: str) -> None:
-        """While a request is held up in its thread, the loop turns."""
+        """While a request is blocked in its thread, the loop runs."""
         link, gate = Link(tap), threading.Lock()
         with gate:
             link._lock = gate

@@ -1,4 +1,4 @@
-"""Links that move to another network namespace, by the real kernel."""
+"""Links that move to another network namespace, on the real kernel."""
 
 import asyncio
 import errno
@@ -39,7 +39,7 @@ class TestDevice:
                 await tun.link.move_to_netns(elsewhere)
                 assert names() == []
                 assert index_there(elsewhere, "m0") == tun.index
-                # As the kernel leaves it: down, and without what it had.
+                # As the kernel leaves it: down, without its addresses and routes.
                 assert not (await tun.link.info()).up
                 assert await tun.link.addresses() == []
                 with pytest.raises(aiotun.LinkDownError):
@@ -47,18 +47,18 @@ class TestDevice:
                 await tun.link.add_address("10.0.0.1/24")
                 await tun.link.up()
                 assert "10.0.0.1/24" in inside(elsewhere, "ip", "addr", "show", "m0")
-                # Out: a datagram that somebody there sends.
+                # Out: a datagram that a program in that namespace sends.
                 inside(elsewhere, "bash", "-c", "echo -n out > /dev/udp/10.0.0.2/9")
                 while not (packet := await tun.recv()).endswith(b"out"):
                     pass
-                # In: the kernel there answers that nobody listens.
+                # In: the kernel answers that the port is closed.
                 await tun.send(udp_from("10.0.0.2"))
                 while (packet := await tun.recv())[9:10] != b"\x01":
                     pass
                 assert packet[16:20] == socket.inet_aton("10.0.0.2")
 
     async def test_the_number_is_taken_there(self, elsewhere: str) -> None:
-        """As is the case with every second device: numbers are counted in each namespace."""
+        """This is common, as each namespace counts the indices of its interfaces."""
         async with aiotun.open_tun("m0", up=False) as tun:
             before = tun.index
             inside(elsewhere, *f"ip link add x0 index {before} type bridge".split())
@@ -69,13 +69,13 @@ class TestDevice:
             assert "mtu 1400" in inside(elsewhere, "ip", "link", "show", "m0")
             await tun.link.rename("m1")
             assert tun.name == "m1"
-            # And home again.
+            # And back again.
             await tun.link.move_to_netns("/proc/self/ns/net")
             assert names() == ["m1"]
             assert tun.index == socket.if_nametoindex("m1")
 
     async def test_it_holds_where_it_went(self) -> None:
-        """Its namespace lives as long as it does, whoever made that."""
+        """The namespace lives as long as the device that moved there."""
         async with aiotun.open_tun("m0", addresses=["10.0.0.1/24"]) as tun:
             with another_namespace() as path:
                 await tun.link.move_to_netns(path)
@@ -127,7 +127,7 @@ class TestLink:
         assert (await link.info()).up
 
     async def test_requests_at_the_same_time(self, elsewhere: str) -> None:
-        """Each is done where the link is by then, before the move or after it."""
+        """Each request runs in the namespace where the link is then, before or after the move."""
         make("m0", "tap")
         link = Link("m0")
         for _ in range(5):
@@ -157,12 +157,12 @@ class TestLink:
         for _ in range(5):
             await link.move_to_netns(elsewhere)
             await link.move_to_netns("/proc/self/ns/net")
-        await link.info()  # after which the threads before it have ended
+        await link.info()  # the earlier threads have ended after this
         assert len(os.listdir("/proc/self/fd")) == before
 
 
 class TestRefused:
-    """Nothing has moved, and the link works where it is."""
+    """The link has not moved, and still works."""
 
     async def check(self, link: Link) -> None:
         await link.set_mtu(1400)

@@ -1,4 +1,4 @@
-"""Every option of `open_tun` and `open_tap`, proven with the kernel's own view."""
+"""Every option of `open_tun` and `open_tap`, checked with the kernel's own view."""
 
 import asyncio
 import contextlib
@@ -213,7 +213,7 @@ class TestAddresses:
         ip("addr", "add", "10.0.0.1/24", "dev", "a0")
         async with aiotun.open_tun("a0", addresses=["10.0.0.1/24", "10.0.1.1/24"]):
             assert addresses("a0") == {"10.0.0.1/24", "10.0.1.1/24"}
-        # And so does what was configured, after an ordinary close.
+        # Addresses that were configured also stay after an ordinary close.
         assert addresses("a0") == {"10.0.0.1/24", "10.0.1.1/24"}
 
 
@@ -378,7 +378,7 @@ class TestNetns:
         return done.stdout
 
     async def check(self, netns: str | os.PathLike[str] | int, path: str) -> None:
-        """Open in that namespace; look that the device is there, and this thread is not."""
+        """Open in that namespace; check that the device is there and that this thread is not."""
         here = os.stat("/proc/thread-self/ns/net").st_ino
         async with aiotun.open_tun("n0", netns=netns, addresses=["10.0.0.1/24"], queues=2) as tun:
             assert names() == []
@@ -433,7 +433,7 @@ class TestNetns:
                 await tun.send(bytes.fromhex("4500001400000000401166d60a0000020a000001"))
 
     async def test_an_existing_device_in_there(self, elsewhere: str) -> None:
-        """It is taken, and stays; one of that name out here has nothing to do with it."""
+        """It is used and stays; an interface of the same name in this namespace is not touched."""
         make("n0", "tap")
         before = state("n0")
         inside(elsewhere, "ip", "tuntap", "add", "n0", "mode", "tun")
@@ -450,7 +450,7 @@ class TestNetns:
                 await aiotun.open_tun("n0", netns=elsewhere, exclusive=True)
 
     async def test_the_bridge_is_the_one_in_there(self, elsewhere: str) -> None:
-        """Numbers of interfaces are each namespace's own; here they belong to others."""
+        """Each namespace numbers its interfaces; here the same indices are other interfaces."""
         ip("link", "add", "br0", "type", "bridge")
         inside(elsewhere, "ip", "link", "add", "other0", "type", "bridge")
         inside(elsewhere, "ip", "link", "add", "br0", "type", "bridge")
@@ -522,7 +522,7 @@ class TestPersist:
 
 class TestOwner:
     def owned(self, name: str) -> tuple[str | None, str | None]:
-        # iproute2 gives the names of those that have one.
+        # iproute2 shows names instead of ids if there are names.
         data = tun_data(name)
         return data.get("user"), data.get("group")
 
@@ -635,7 +635,7 @@ class TestHeaders:
             assert may_leave_to_us("h0") == (False, False)
 
     async def test_checksums_are_whole_after_another_left_them_to_us(self) -> None:
-        """A datagram's checksum is right though the program before had taken that on itself."""
+        """A datagram's checksum is right, although an earlier program had enabled offload."""
         make("h0", "tun", "vnet_hdr")
         with held("h0", Iff.TUN | Iff.NO_PI | Iff.VNET_HDR) as (fd,):
             fcntl.ioctl(fd, Ioctl.TUNSETOFFLOAD, int(ALL))
@@ -654,7 +654,7 @@ class TestHeaders:
         async with aiotun.open_tun("h0", multi_queue=True, offload="raw") as one:
             fcntl.ioctl(one.queues[0].fileno(), Ioctl.TUNSETOFFLOAD, int(OffloadFlag.CSUM))
             async with aiotun.open_tun("h0", multi_queue=True, offload="raw"):
-                # What others rely on stays as they have set it.
+                # The settings of the other program stay.
                 assert may_leave_to_us("h0") == (True, False)
 
     @both
@@ -732,7 +732,7 @@ class TestAgain:
         assert names() == []
 
     async def test_one_name_for_many_at_once(self) -> None:
-        """Exactly one gets it, whoever it is, and the others take nothing away from it."""
+        """Exactly one opening gets the name, and the others don't disturb it."""
 
         async def one(number: int) -> aiotun.TunDevice:
             return await aiotun.open_tun("again0", addresses=[f"10.0.{number}.1/24"])
@@ -767,9 +767,9 @@ class TestAgain:
     async def test_what_is_wanted_comes_in_between(
         self, step: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Programs that share a device ask for the same, and none of them is to fail for that.
+        """Programs that share a device ask for the same addresses and routes; none may fail.
 
-        Between listing what there is and adding what is missing another was quicker.
+        Another program adds them between our listing and our adding.
         """
         make("again0")
         ip("link", "set", "again0", "up")

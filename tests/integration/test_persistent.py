@@ -1,4 +1,4 @@
-"""Persistent devices against the real kernel, checked with `ip tuntap` and `ip -d link`."""
+"""Persistent devices on the real kernel, checked with `ip tuntap` and `ip -d link`."""
 
 import asyncio
 import errno
@@ -37,7 +37,7 @@ from .kernel import (
 
 
 def tuntap(name: str) -> Any:
-    """What `ip tuntap show` says of one device, without its name; it reads sysfs."""
+    """The output of `ip tuntap show` for one device, without its name; it reads sysfs."""
     script = "mount -t sysfs sysfs /sys && exec ip -j tuntap show"
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", script], check=True, capture_output=True, text=True
@@ -47,7 +47,7 @@ def tuntap(name: str) -> Any:
 
 
 def shape(name: str) -> Any:
-    """What `ip -d link` says, without what two devices can't have in common."""
+    """The output of `ip -d link`, without the attributes that are unique to a device."""
     shown = link(name)
     return {key: shown[key] for key in shown if key not in ("ifname", "ifindex", "address")}
 
@@ -71,7 +71,7 @@ class TestCreating:
     async def test_created_devices_equal_those_of_ip_tuntap(
         self, mode: Any, chosen: tuple[str, ...]
     ) -> None:
-        """In every attribute that iproute2 tells, by netlink and by sysfs."""
+        """In every attribute that iproute2 shows, from netlink and from sysfs."""
         options: Any = {name: OPTIONS[name][1] for name in chosen}
         assert await aiotun.create_persistent("ours0", mode, **options) == "ours0"
         words = [word for name in chosen for word in OPTIONS[name][0].split()]
@@ -122,7 +122,7 @@ class TestCreating:
 
     @pytest.mark.parametrize("kind", ["tun", "tap", "bridge", "lo"])
     async def test_an_existing_interface_is_refused_and_not_changed(self, kind: str) -> None:
-        """Also where it would fit: exclusive means that it is not touched."""
+        """Even if the existing device would fit."""
         name = "lo" if kind == "lo" else "old0"
         if kind == "bridge":
             ip("link", "add", "old0", "type", "bridge")
@@ -169,7 +169,7 @@ class TestCreating:
 
     @pytest.mark.parametrize("who", ["owner", "group"])
     def test_an_owner_that_stands_for_nobody(self, who: str) -> None:
-        """A user namespace knows one user, and 12345 is another: the last step but one fails."""
+        """A user namespace has one user, which is not 12345: the last step but one fails."""
         left, kind, said = child(
             f"""
             try:
@@ -200,7 +200,7 @@ class TestCreating:
 
     @pytest.mark.parametrize("multi_queue", [False, True])
     async def test_a_cancelled_creation_leaves_no_device(self, multi_queue: bool) -> None:
-        """At every turn of the loop until it is done: the device is there, or it is not."""
+        """Cancels at every turn of the loop until the device has been created."""
         outcomes = set()
         for turns in range(30):
             task = asyncio.ensure_future(
@@ -222,7 +222,7 @@ class TestCreating:
     async def cancelled_with(
         self, before: Any, monkeypatch: pytest.MonkeyPatch, netns: str | None = None
     ) -> None:
-        """Be cancelled when the device is there for good; `before` is called before that."""
+        """Cancel when the device has become persistent; `before` is called just before."""
         loop, original = asyncio.get_running_loop(), ioctl.set_persist
 
         def set_persist(fd: int, name: str, on: bool) -> None:
@@ -247,7 +247,7 @@ class TestCreating:
         assert names() == []
 
     async def test_cancelled_after_somebody_attached(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The device stays as long as that program has it, and no longer."""
+        """The device stays as long as that program holds it, and no longer."""
         other = held("ours0", Iff.TAP | Iff.NO_PI | Iff.MULTI_QUEUE)
         await self.cancelled_with(other.__enter__, monkeypatch)
         assert names() == ["ours0"]
@@ -255,7 +255,7 @@ class TestCreating:
         assert names() == []
 
     async def test_undoing_does_not_touch_another(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Somebody deleted it and made one of the same name, in the blink of an eye."""
+        """Another program deletes it and makes one of the same name."""
 
         def replace() -> None:
             ip("link", "del", "ours0")
@@ -315,7 +315,7 @@ class TestDeleting:
     async def test_deleting_a_device_that_a_program_holds_is_refused(
         self, queues: int, persist: bool
     ) -> None:
-        """Here it is this program. It is left alone, and can be deleted when it is closed."""
+        """This program holds it. It is not changed, and can be deleted when it is closed."""
         async with aiotun.open_tun("old0", queues=queues, persist=persist):
             before = state("old0")
             with pytest.raises(aiotun.DeviceBusyError, match="a program holds old0") as caught:
@@ -336,7 +336,7 @@ class TestDeleting:
             assert tun_data("old0")["persist"]
 
     async def test_one_without_a_carrier(self) -> None:
-        """Of a single-queue device netlink tells no more: it looks as if nobody had it."""
+        """Netlink shows nothing else for a single-queue device: it looks as if nobody held it."""
         async with aiotun.open_tap("old0", persist=True, carrier=False):
             (found,) = await aiotun.list_devices()
             assert not found.attached
@@ -347,7 +347,7 @@ class TestDeleting:
     async def test_somebody_deletes_it_meanwhile(
         self, again: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """And may have made another of the same name, which stays; but none is made by us."""
+        """The other program may make one of the same name, which stays; ours makes none."""
         make("old0")
         original = ioctl.open_node
 
@@ -369,7 +369,7 @@ class TestDeleting:
             *(aiotun.delete_persistent("old0") for _ in range(5)), return_exceptions=True
         )
         assert results.count(None) == 1
-        # The others found it held by the first, or gone.
+        # The others found it held by the first one, or deleted.
         for each in results:
             assert each is None or isinstance(each, aiotun.DeviceBusyError | aiotun.LinkError)
         assert names() == []
@@ -405,14 +405,14 @@ class TestListing:
         ]
 
     async def test_a_list_longer_than_one_netlink_message_is_complete(self) -> None:
-        """More than one netlink message holds."""
+        """The devices don't fit into one netlink message."""
         wanted = [f"m{number}" for number in range(60)]
         for name in wanted:
             make(name)
         assert [each.name for each in await aiotun.list_devices()] == wanted
 
     async def test_a_name_that_is_not_utf8(self) -> None:
-        """The kernel takes any bytes; what we tell of them is text, and the device works."""
+        """The kernel allows any bytes; we show them as text, and the device works."""
         fd = ioctl.open_node()
         try:
             request = struct.pack("16sH22x", b"t\xff\xfe0", Iff.TUN | Iff.NO_PI)
@@ -499,7 +499,7 @@ class TestOrdinaryUsers:
 
     def test_a_device_of_another_user_cannot_be_deleted(self) -> None:
         if not REAL_ROOT:
-            pytest.skip("an ordinary user's run already: there is no other user")
+            pytest.skip("already run by an ordinary user: there is no other user")
         make("old0", "tap", "user", "1")
         kind, code, name, text = self.ask("delete_persistent('old0')")
         assert (kind, code, name) == ("NotPermittedError", errno.EPERM, "old0")

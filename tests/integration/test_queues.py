@@ -1,4 +1,4 @@
-"""Several queues: how many there may be, which one a flow goes to, and the kernel's other knobs."""
+"""Several queues: their number, the queue of each flow, and the kernel's other settings."""
 
 import asyncio
 import ctypes
@@ -39,7 +39,7 @@ async def test_a_device_has_at_most_256_queues() -> None:
 
 
 async def test_a_flow_keeps_to_one_queue_both_ways() -> None:
-    """We send on the queue that the flow's hash picks, and the kernel answers on the same one."""
+    """The device sends on the queue of the flow's hash; the kernel answers on the same queue."""
     async with aiotun.open_tun("flow0", queues=4, addresses=[f"{OURS}/24"]) as tun:
         used = set()
         for place in range(24):
@@ -72,7 +72,7 @@ async def test_disabled_queues_are_passed_over() -> None:
                 queue.disable()
                 assert queue.disabled
             assert await r.tun.send_many(packets) == 40
-            # The kernel chooses the only one that is left, whatever the flow.
+            # The kernel chooses the only queue that is left for every flow.
             r.inject(20)
             assert await rest(r.tun.queues[0], 20) == list(range(20))
             r.tun.queues[0].disable()
@@ -187,7 +187,7 @@ async def test_filtering_by_a_program() -> None:
 
 
 async def test_filters_of_a_tap() -> None:
-    """A classic filter, and one by address; a TUN device has neither."""
+    """A classic filter and an address filter; TUN devices have neither."""
     assert not hasattr(aiotun.TunDevice, "attach_filter")
     assert not hasattr(aiotun.TunDevice, "set_tx_filter")
     async with aiotun.open_tap("tap0", mac="02:00:00:00:00:01") as tap:

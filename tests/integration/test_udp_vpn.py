@@ -1,4 +1,4 @@
-"""The UDP tunnel example: a server and clients, in namespaces that a veth pair joins."""
+"""The UDP tunnel example: a server and clients, in namespaces connected by a veth pair."""
 
 import os
 import signal
@@ -120,7 +120,7 @@ def end(process: object, number: signal.Signals = signal.SIGTERM) -> str:
 
 
 def transfer(place: Place, up: bool, version: int, size: int) -> None:
-    """TCP through the tunnel, from the client where `up`; what comes is what was sent."""
+    """Send TCP through the tunnel, from the client if `up`; check that the data arrive intact."""
     args = [SERVER[version] if up else CLIENTS[version][0], "5000", str(size)]
     server_code, client_code = textwrap.dedent(TCP_SERVER), textwrap.dedent(TCP_CLIENT)
     command = [*place.prefix(not up), sys.executable, "-c", server_code, *args]
@@ -231,7 +231,7 @@ def test_a_given_mtu_is_used_and_not_exceeded(place: Place) -> None:
 
 @pytest.mark.parametrize("smaller", ["client", "server"])
 def test_the_mss_is_lowered_by_whose_mtu_is_smaller(place: Place, smaller: str) -> None:
-    """Of those who connect from behind: they know nothing of the tunnel's MTU."""
+    """For hosts behind the tunnel, which don't know its MTU."""
     mtu = {smaller: "1300"}
     place.server("--name", "s0", "--mtu", mtu.get("server", "1400"))
     place.client(0, "--mtu", mtu.get("client", "1400"))
@@ -313,7 +313,7 @@ def test_each_message_is_taken_once_and_whole() -> None:
         forged = message[:octet] + bytes([message[octet] ^ 1]) + message[octet + 1 :]
         assert other.open([forged], dropped) == ([], False)
     assert other.open([message], dropped) == ([b"fourth"], True)
-    # Nor does it come back as if the other end had sent it.
+    # Nor is a message accepted that was reflected to its sender.
     assert one.open([message], dropped) == ([], False)
 
 
@@ -346,7 +346,7 @@ class Sock:
 
 
 def test_no_answer_is_larger_than_its_question() -> None:
-    """Or somebody who repeats a HELLO from another's address would have them flooded."""
+    """Otherwise a replayed HELLO with a forged source address could flood that address."""
     dropped: Counter[str] = Counter()
     client = Client("alice", [bytes([10, 8, 0, 2])], os.urandom(32))
     server = udp_vpn.Server([client], "aes-256-gcm", dropped)

@@ -27,12 +27,12 @@ def numbers(machine: str) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("machine", USUAL)
-def test_numbers_as_almost_everywhere(machine: str) -> None:
+def test_ioctl_numbers_of_most_machines(machine: str) -> None:
     assert numbers(machine) == (0x400454CA, 0x800454D2, 0x54E3)
 
 
 @pytest.mark.parametrize("machine", SWAPPED)
-def test_numbers_with_thirteen_size_bits(machine: str) -> None:
+def test_ioctl_numbers_with_13_size_bits(machine: str) -> None:
     assert numbers(machine) == (0x800454CA, 0x400454D2, 0x200054E3)
 
 
@@ -49,7 +49,7 @@ def test_the_size_of_a_pointer_is_in_the_number(machine: str, long: int, short: 
     assert (number("write", 213, 16, machine), number("write", 213, 8, machine)) == (long, short)
 
 
-def test_numbers_of_this_machine() -> None:
+def test_ioctl_numbers_of_this_machine() -> None:
     assert number("write", 202, 4) == Ioctl.TUNSETIFF
     assert number("none", 227, 0) == Ioctl.TUNGETDEVNETNS
 

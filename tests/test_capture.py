@@ -293,7 +293,7 @@ class Full(io.RawIOBase):
 
 
 class TestFullDisk:
-    def test_it_is_raised_once_and_counted(self) -> None:
+    def test_a_full_disk_is_raised_once_and_drops_are_counted(self) -> None:
         disk = Full(1000)
         writer = PcapWriter(cast(Any, disk))
         for _ in range(100):

@@ -191,7 +191,7 @@ def test_any_bytes_have_a_line(data: bytes, frame: bool) -> None:
     st.integers(0, 120),
 )
 @settings(max_examples=3000, deadline=None)
-def test_nearly_packets_have_a_line(
+def test_damaged_packets_have_a_line(
     seed: tuple[bytes, bool], changes: list[tuple[int, int]], end: int
 ) -> None:
     data = bytearray(seed[0])

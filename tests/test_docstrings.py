@@ -99,7 +99,7 @@ def texts(function: object, owner: type | None) -> list[str]:
 COROUTINES = sorted({name: (function, owner) for name, function, owner in coroutines()}.items())
 
 
-def test_there_are_coroutines() -> None:
+def test_known_coroutines_are_found() -> None:
     names = {name for name, _ in COROUTINES}
     assert {
         "aiotun.Queue.recv",

@@ -97,7 +97,7 @@ class TestLongPackets:
     @each_read
     @pytest.mark.parametrize("first", SIZES)
     @pytest.mark.parametrize("second", SIZES)
-    def test_one_length_after_another(
+    def test_packets_of_changing_lengths_are_read_whole(
         self, pair: Pair, read: Read, first: int, second: int
     ) -> None:
         fd = pair[0].fileno()

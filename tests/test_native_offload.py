@@ -44,7 +44,9 @@ class TestReadSplit:
             assert read_split(pair[0].fileno(), False, 99) == (packets[count:], 0)
 
     @each_read_split
-    def test_what_can_not_be_cut_up(self, pair: Pair, read_split: ReadSplit) -> None:
+    def test_invalid_super_packets_are_counted_and_skipped(
+        self, pair: Pair, read_split: ReadSplit
+    ) -> None:
         packets = written(run_of(Packet(), [100] * 3))
         whole = native.merge(packets, False)[0]
         damaged = whole[:1] + b"\4" + whole[2:]  # it is not TCP over IPv6
@@ -55,7 +57,9 @@ class TestReadSplit:
         assert read_split(pair[0].fileno(), False, 1) == ([], 1)
 
     @each_read_split
-    def test_what_is_out_of_proportion(self, pair: Pair, read_split: ReadSplit) -> None:
+    def test_super_packets_that_grow_too_much_are_dropped_and_counted(
+        self, pair: Pair, read_split: ReadSplit
+    ) -> None:
         """They are dropped and counted."""
         whole = bytes(Packet(payload=bytes(60_000)))
         pair[1].send(VnetHeader(1, GsoType.TCPV4, 0, 1).pack() + whole)

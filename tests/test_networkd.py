@@ -195,7 +195,9 @@ def test_the_bridge_is_not_left_to_be_found_out() -> None:
         ("persist", False, None),
     ],
 )
-def test_what_networkd_has_no_word_for(option: str, value: object, default: object) -> None:
+def test_options_that_networkd_lacks_are_refused(
+    option: str, value: object, default: object
+) -> None:
     options: dict[str, Any] = {option: value}
     with pytest.raises(ValueError, match=rf"networkd .*{option}"):
         networkd_units("x", **options)

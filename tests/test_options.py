@@ -231,7 +231,7 @@ class TestWrong:
 
     @both
     @pytest.mark.parametrize("option", SWITCHES)
-    def test_words_are_no_switches(self, open_it: Open, option: str) -> None:
+    def test_a_str_for_a_bool_is_refused(self, open_it: Open, option: str) -> None:
         """``persist="no"`` must not mean True."""
         with pytest.raises(TypeError, match=option):
             open_it("tun0", **{option: "no"})
@@ -438,7 +438,7 @@ class TestOpener:
                 async with opener:
                     raise AssertionError(again)
 
-    async def test_works_once_also_after_a_failure(self) -> None:
+    async def test_an_opener_works_only_once_also_after_a_failure(self) -> None:
         opener = aiotun.open_tun("one0", netns="no-such-namespace")
         with pytest.raises(aiotun.LinkError) as caught:
             await opener
@@ -446,7 +446,7 @@ class TestOpener:
         with pytest.raises(RuntimeError, match="again"):
             await opener
 
-    async def test_works_once_also_for_two_tasks_at_once(self) -> None:
+    async def test_an_opener_works_only_once_for_two_tasks(self) -> None:
         opener = aiotun.open_tun("one0")
 
         async def use() -> aiotun.TunDevice:

@@ -131,7 +131,7 @@ def test_isolating_fails_closed(project: Path) -> None:
     assert not (project / "ran").exists()
 
 
-def test_it_is_registered() -> None:
+def test_the_plugin_has_an_entry_point() -> None:
     """An installation has the entry point."""
     text = (Path(__file__).parent.parent / "pyproject.toml").read_text()
     assert '[project.entry-points.pytest11]\naiotun = "aiotun.pytest_plugin"\n' in text

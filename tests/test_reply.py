@@ -421,7 +421,7 @@ def test_cut_short_anywhere_is_no_answer(reply: Reply, echo: Echo4 | Echo6) -> N
 @pytest.mark.parametrize("payload", [b"", b"\xff", bytes(57)])
 @pytest.mark.parametrize("behind", [b"\0", b"padding"])
 @pytest.mark.parametrize(("reply", "echo"), [(icmp_echo, Echo4()), (icmpv6_echo, Echo6())])
-def test_what_stands_behind_is_cut(
+def test_bytes_after_the_packet_are_cut_off(
     reply: Reply, echo: Echo4 | Echo6, payload: bytes, behind: bytes
 ) -> None:
     plain = replace(echo, payload=payload).pack()

@@ -147,7 +147,7 @@ async def test_a_persistent_device_keeps_it(said: str | None) -> None:
         ip("link", "set", name, "down")
 
 
-def test_what_root_prepared_takes_no_privilege() -> None:
+def test_ipv6_autoconf_that_root_has_set_takes_no_privilege() -> None:
     for name, more in (("old0", ""), ("old1", "addrgenmode none")):
         make(name, "tun", "user", str(ORDINARY))
         ip("link", "set", name, "up", *more.split())

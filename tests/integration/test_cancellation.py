@@ -166,7 +166,7 @@ async def test_a_reader_is_cancelled_in_a_burst(kind: str) -> None:
 
 
 @each_kind
-async def test_cancelled_between_two_receives(kind: str) -> None:
+async def test_a_task_cancelled_by_another_resumed_task_loses_nothing(kind: str) -> None:
     """A task is cancelled by another task that the same wake-up resumed."""
     async with rig(kind) as r:
         received: list[int] = []
@@ -187,7 +187,7 @@ async def test_cancelled_between_two_receives(kind: str) -> None:
         assert received + await rest(r.io, 2 - len(received)) == [0, 1]
 
 
-async def test_several_queues_and_several_flows() -> None:
+async def test_cancellation_on_several_queues_delivers_each_packet_once() -> None:
     """Receivers of a device and its queues are cancelled at random; each packet comes once."""
     async with rig("group") as r:
         chance = random.Random(3)

@@ -169,7 +169,7 @@ class TestSending:
             await r.io.send(udp(THEIRS, PORT, OURS, 9))
         assert writer.seen == [(packet, "out") for packet in sent]
 
-    async def test_what_is_refused_was_not_sent(self, writer: Recorder) -> None:
+    async def test_a_refused_packet_is_not_captured(self, writer: Recorder) -> None:
         good = udp(THEIRS, PORT, OURS, 9)
         async with rig() as r:
             with r.tun.capture(writer):

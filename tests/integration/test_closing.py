@@ -255,7 +255,7 @@ async def test_detach_gives_the_fd_away_and_closes_the_queue(kind: str) -> None:
 
 @each_kind
 @each_method
-async def test_deleted_under_every_waiter(kind: str, method: str) -> None:
+async def test_deletion_wakes_every_waiter(kind: str, method: str) -> None:
     async with rig(kind) as r:
         tasks = [await waiting(_caught(RECEIVE[method](r.io))) for _ in range(3)]
         ip("link", "del", "rig0")

@@ -52,7 +52,7 @@ class Command:
 CONTROLLING = "e\x1b[2J\x9b1m"  # as others may name a device: it clears the screen, writes bold
 
 
-def test_names_control_no_terminal(command: "Command") -> None:
+def test_interface_names_cannot_control_the_terminal(command: "Command") -> None:
     shown = "e\\x1b[2J\\x9b1m"
     assert command.done(f"add {CONTROLLING} mode tun") == []
     assert command.done("list") == [f"{shown}: tun persist"]

@@ -75,7 +75,7 @@ async def test_runs_that_do_not_fit_the_path_go_singly() -> None:
     pair.close()
 
 
-async def test_what_the_kernel_refuses_is_counted() -> None:
+async def test_refused_datagrams_are_counted() -> None:
     pair = Pair(4)
     await pair.one.send([b"too large" * 8000, b"fits"], pair.other.address)
     await pair.one.send([b"a", b"b"], ("192.0.2.1", 9))
@@ -98,7 +98,7 @@ async def test_what_comes_from_one_address_is_given_at_once() -> None:
     pair.close()
 
 
-async def test_what_finds_no_room_is_counted() -> None:
+async def test_datagrams_dropped_from_a_full_buffer_are_counted() -> None:
     one, other = (DatagramSocket(bind(*HERE[4])) for _ in range(2))
     other._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20_000)
     await one.send(numbered(list(range(1000, 1100))), other.address)  # not in runs

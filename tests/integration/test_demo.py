@@ -108,7 +108,7 @@ def test_the_demo_works_as_an_ordinary_user(ping: bool, tmp_path: Path) -> None:
         check_success(run_demo("--count", "1", python=tuple(python), env=env), 1)
 
 
-def test_no_node_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_node_is_one_line(tmp_path: Path) -> None:
     hide = f'mount --bind "{tmp_path}" /dev/net && exec "$@"'
     done = run_demo(python=("unshare", "-m", "sh", "-c", hide, "sh", sys.executable))
     check_failure(done, "/dev/net/tun")
@@ -127,11 +127,11 @@ def test_a_node_for_root_only_is_one_line() -> None:
         ours.unlink()
 
 
-def test_no_unshare_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_unshare_is_one_line(tmp_path: Path) -> None:
     check_failure(run_demo(env={"PATH": str(tmp_path)}), "install util-linux")
 
 
-def test_no_namespaces_is_one_line(tmp_path: Path) -> None:
+def test_forbidden_namespaces_are_one_line(tmp_path: Path) -> None:
     fake = tmp_path / "unshare"
     fake.write_text(
         "#!/bin/sh\necho 'unshare: unshare failed: Operation not permitted' >&2\nexit 1"
@@ -149,7 +149,7 @@ def test_a_ping_that_fails_is_one_line(tmp_path: Path) -> None:
     check_failure(run_demo(env={"PATH": path}), "failed: ping: socket: Operation not permitted")
 
 
-def test_no_uvloop_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_uvloop_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "uvloop.py").write_text("raise ImportError")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     check_failure(run_demo("--uvloop", env={"PYTHONPATH": path}), "aiotun[uvloop]")

@@ -322,7 +322,9 @@ GOOD = {"--bridge": "br0", "--address": "10.85.0.1/24", "--range": "10.85.0.10-1
         ("--leases", __file__, 1, "not a database"),
     ],
 )
-def test_what_cannot_be_is_said(option: str, value: str, status: int, said: str) -> None:
+def test_invalid_options_are_refused_with_a_reason(
+    option: str, value: str, status: int, said: str
+) -> None:
     words = [word for pair in {**GOOD, option: value}.items() for word in pair]
     done = subprocess.run(
         example("dhcp_server.py", *words), capture_output=True, text=True, timeout=20
@@ -334,7 +336,7 @@ def test_what_cannot_be_is_said(option: str, value: str, status: int, said: str)
     assert kernel.names() == ["br0"]
 
 
-def test_two_servers_on_one_file(tmp_path: Path) -> None:
+def test_a_second_server_on_the_same_file_is_refused(tmp_path: Path) -> None:
     file = ["--leases", str(tmp_path / "leases.db")]
     words = [word for pair in GOOD.items() for word in pair]
     with dhcp.serving(*file) as server:

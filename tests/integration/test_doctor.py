@@ -66,7 +66,7 @@ class TestAsRoot:
         assert statuses(found, "dpkt", "uvloop") == ["ok", "ok"]
         assert (found["C module"]["status"] == "ok") == native.SPEEDUPS
 
-    def test_it_asks_without_making_anything(self) -> None:
+    def test_the_doctor_makes_no_interface_in_this_namespace(self) -> None:
         """The kernel numbers interfaces in order: an interface made meanwhile would leave a gap."""
         make("old0")
         assert probe.may_create()

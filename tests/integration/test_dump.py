@@ -73,7 +73,7 @@ class TestListening:
                 udp_burst("127.0.0.1", port, 1)
                 command.read_until(f"127.0.0.1.{port}: UDP, length 32")
 
-    def test_no_more_than_were_asked_for(self, tmp_path: Path) -> None:
+    def test_count_limits_the_number_of_packets(self, tmp_path: Path) -> None:
         file = tmp_path / "a.pcap"
         with piped("dump", "lo", "--count", "3", "--write", str(file)) as command:
             listening(command)
@@ -391,7 +391,7 @@ class TestEnds:
             ("dump lo --write /nope/a", "/nope/a can't be written: No such file"),
         ],
     )
-    def test_what_fails_is_one_line(
+    def test_a_failure_is_one_line(
         self, line: str, said: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
         make("old0")

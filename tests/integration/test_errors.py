@@ -410,7 +410,7 @@ class TestDeviceBusy:
         words = ["exists already", "leave out exclusive"]
         check(error, aiotun.DeviceBusyError, errno.EBUSY, "old0", *words)
 
-    async def test_all_queues_are_taken(self) -> None:
+    async def test_the_257th_queue_raises_device_busy_error(self) -> None:
         with held("old0", Iff.TUN | Iff.NO_PI | Iff.MULTI_QUEUE, 256):
             error = await caught(aiotun.open_tun("old0", multi_queue=True))
         check(error, aiotun.DeviceBusyError, errno.E2BIG, "old0", "256 queues", "open fewer")

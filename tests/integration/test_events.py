@@ -182,7 +182,7 @@ class TestKinds:
 
 
 class TestBeginning:
-    async def test_what_was_before_is_no_event(self, tap: str) -> None:
+    async def test_earlier_changes_are_no_events(self, tap: str) -> None:
         """Not even if the thread listens already and has not read that change yet."""
         async with Link(tap).events():
             for number in range(30):
@@ -246,7 +246,7 @@ class TestBeginning:
             ip("link", "set", tap, "mtu", "1400")
             assert await following(events, 1) == ["mtu 1400"]
 
-    async def test_no_such_namespace(self) -> None:
+    async def test_events_in_a_missing_namespace_raise_link_error(self) -> None:
         with pytest.raises(LinkError, match="ip netns add") as caught:
             await anext(Link("lo", netns="nowhere").events())
         assert caught.value.errno == errno.ENOENT
@@ -273,7 +273,7 @@ class TestBeginning:
         assert said[0] == errno.EPERM
         assert "CAP_SYS_ADMIN" in said[1]
 
-    def test_no_privilege_is_needed_here(self, tap: str) -> None:
+    def test_events_in_ones_own_namespace_need_no_privilege(self, tap: str) -> None:
         """Not even for events of changes that root makes."""
         ip("link", "set", tap, "up")
         assert ordinary_child(
@@ -426,7 +426,7 @@ class TestReading:
                     found.append(short(await task))
         assert found == [f"mtu {mtu}" for mtu in range(1000, 1200)]
 
-    async def test_cancelled_as_the_event_comes(self, tap: str) -> None:
+    async def test_a_step_cancelled_as_its_event_comes_loses_nothing(self, tap: str) -> None:
         async with Link(tap).events() as events:
             watcher = events._watcher
             assert watcher is not None
@@ -478,7 +478,7 @@ class TestReading:
             async with events:
                 pass
 
-    async def test_closed_before_it_began(self, tap: str) -> None:
+    async def test_events_closed_before_they_began_are_empty(self, tap: str) -> None:
         events = Link(tap).events()
         await events.aclose()
         assert [event async for event in events] == []
@@ -771,7 +771,7 @@ class TestOverrun:
 
 
 class TestSlowReaders:
-    async def test_what_is_kept_is_bounded(self, tap: str) -> None:
+    async def test_the_backlog_of_a_slow_reader_is_bounded(self, tap: str) -> None:
         """A slow reader gets fewer events, in order, and ends with the true state."""
         make("e1", "tap")
         async with Link(tap).events() as slow, Link(tap).events() as fast:
@@ -829,7 +829,9 @@ class TestFailure:
         async with Link(tap).events():
             pass
 
-    async def test_no_more_threads(self, tap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_events_without_a_new_thread_raise_resource_limit_error(
+        self, tap: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def fail(thread: object) -> None:
             raise RuntimeError("can't start new thread")
 

@@ -400,7 +400,7 @@ def test_a_signal_amid_a_flood_ends_it(loop: list[str]) -> None:
 
 
 @LOOPS
-def test_down_and_up_while_serving(loop: list[str]) -> None:
+def test_a_service_survives_its_link_going_down_and_up(loop: list[str]) -> None:
     with start(UDP, *OPTIONS, *loop) as service, pingers() as (four, six):
         for _ in range(2):
             four.check("10.81.0.2")
@@ -470,7 +470,7 @@ def test_another_kind_of_interface_is_one_line(example: str) -> None:
 
 
 @BOTH
-def test_no_permission_is_one_line(example: str) -> None:
+def test_a_missing_privilege_is_one_line(example: str) -> None:
     python, env = ordinary_python()
     # Only root may be able to enter the folder of this checkout.
     copies = Path("/run/aiotun-examples")
@@ -484,7 +484,7 @@ def test_no_permission_is_one_line(example: str) -> None:
 
 
 @BOTH
-def test_no_uvloop_is_one_line(example: str, tmp_path: Path) -> None:
+def test_a_missing_uvloop_is_one_line(example: str, tmp_path: Path) -> None:
     (tmp_path / "uvloop.py").write_text("raise ImportError")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = run(example, "--uvloop", env={**os.environ, "PYTHONPATH": path})
@@ -619,7 +619,7 @@ def test_a_fragment_is_not_echoed_even_where_it_looks_whole(fragment: int) -> No
     assert ECHO4(packet[:6] + fragment.to_bytes(2, "big") + packet[8:], 7) is None
 
 
-def test_no_checksum_stays_none() -> None:
+def test_a_datagram_without_a_checksum_is_echoed_without_one() -> None:
     packet = datagram("10.0.0.1", "10.0.0.77", (5, 7), b"data", 64)
     answer = ECHO4(packet[:26] + b"\0\0" + packet[28:], 7)
     assert answer is not None

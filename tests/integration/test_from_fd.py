@@ -391,7 +391,7 @@ class TestRefused:
             aiotun.TunDevice.from_fd(*fds, offload=offload)
         assert untouched(*fds)
 
-    def test_no_such_namespace(self, fds: list[int]) -> None:
+    def test_a_missing_namespace_is_refused(self, fds: list[int]) -> None:
         fds.append(raw_open("given0", TUN))
         with pytest.raises(aiotun.LinkError) as caught:
             aiotun.TunDevice.from_fd(*fds, netns="missing")

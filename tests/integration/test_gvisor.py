@@ -90,7 +90,7 @@ async def test_exclusive_refuses_one_that_is_there() -> None:
     ("options", "word"),
     [({"offload": "split"}, "VNET_HDR"), ({"queues": 2}, "MULTI_QUEUE"), ({"napi": True}, "NAPI")],
 )
-async def test_what_the_driver_lacks_is_named(options: dict[str, Any], word: str) -> None:
+async def test_options_that_gvisor_lacks_are_named(options: dict[str, Any], word: str) -> None:
     with pytest.raises(aiotun.DeviceMismatchError, match=word) as caught:
         await aiotun.open_tun("new0", **options)
     assert "gVisor" in str(caught.value)

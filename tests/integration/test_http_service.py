@@ -131,7 +131,7 @@ def test_the_page_is_served_and_other_paths_are_404() -> None:
 
 
 @LOOPS
-def test_the_end_with_requests_in_flight(loop: list[str]) -> None:
+def test_running_requests_are_finished_at_the_end(loop: list[str]) -> None:
     """Each stream ends at the end of a message, and no response is truncated."""
     with served(*loop) as (service, pinger), contextlib.ExitStack() as stack:
         streams = []

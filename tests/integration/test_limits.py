@@ -127,7 +127,7 @@ def clean_up() -> None:
 
 class TestNoThread:
     @pytest.mark.parametrize("what", CALLS)
-    async def test_what_needs_one_says_so(self, what: str) -> None:
+    async def test_calls_that_need_a_thread_raise_resource_limit_error(self, what: str) -> None:
         make("old0")
         with no_threads(), pytest.raises(ResourceLimitError, match="no new thread") as caught:
             await CALLS[what]()
@@ -215,7 +215,7 @@ class TestCancelledWithoutAThread:
     """A cancelled opening is undone even if no thread can be started."""
 
     @pytest.mark.parametrize("persist", [None, True])
-    async def test_what_was_created_is_gone(self, persist: bool | None) -> None:
+    async def test_a_created_device_is_deleted(self, persist: bool | None) -> None:
         bridges()
         options = {**EVERYTHING, "persist": persist}
         task = await cancelled_when_done(aiotun.open_tap("new0", **options))
@@ -228,7 +228,7 @@ class TestCancelledWithoutAThread:
         if persist:
             ip("link", "del", "new0")
 
-    async def test_what_existed_is_as_before(self) -> None:
+    async def test_an_existing_device_is_restored(self) -> None:
         """Undoing uses netlink, in an event loop inside the event loop."""
         bridges()
         before = old_device()
@@ -361,7 +361,7 @@ asyncio.run(main())
 
 class TestNoDescriptor:
     @pytest.mark.parametrize("what", [*CALLS, "adopting"])
-    async def test_it_says_so_and_leaves_nothing(self, what: str) -> None:
+    async def test_opening_raises_resource_limit_error_and_leaves_nothing(self, what: str) -> None:
         """For each number of free descriptors, down to none."""
         call = CALLS.get(what, adopt)
         make("old0")

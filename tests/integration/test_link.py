@@ -365,7 +365,9 @@ class TestSetting:
             await Link(tun).set_master(make("bridge"))
         assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, tun)
 
-    async def test_what_is_no_bridge_takes_none(self, tap: str, tun: str) -> None:
+    async def test_set_master_to_an_interface_that_is_no_bridge_is_refused(
+        self, tap: str, tun: str
+    ) -> None:
         with pytest.raises(LinkError, match=f"whether {tun} is a bridge"):
             await Link(tap).set_master(tun)
 
@@ -538,7 +540,9 @@ class TestRoutes:
         found = {str(route) for route in await link.routes()}
         assert {"10.6.0.0/16 via 10.0.0.2", "10.6.0.0/16 via 172.31.1.1 onlink"} <= found
 
-    async def test_only_ours_and_only_unicast(self, link: Link, make: Callable[..., str]) -> None:
+    async def test_routes_are_only_this_links_unicast_routes(
+        self, link: Link, make: Callable[..., str]
+    ) -> None:
         other = make("tap")
         ip(f"link set {other} up")
         ip(f"route add 10.7.0.0/16 dev {other}")

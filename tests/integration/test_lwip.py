@@ -219,7 +219,7 @@ def test_a_tap_that_is_deleted_is_one_line(host: Program) -> None:
         assert "tap0" in host.wait(1)[-1]
 
 
-def test_what_cannot_be_is_said(built: dict[str, str]) -> None:
+def test_invalid_options_are_refused_with_a_reason(built: dict[str, str]) -> None:
     def fail(env: dict[str, str], *words: str) -> tuple[int, str]:
         done = subprocess.run(
             example("lwip_host", *words), capture_output=True, text=True, env=env, timeout=20

@@ -33,7 +33,7 @@ def udp_from(source: str) -> bytes:
 
 
 class TestDevice:
-    async def test_it_goes_on_carrying_packets(self, elsewhere: str) -> None:
+    async def test_a_moved_device_still_carries_packets(self, elsewhere: str) -> None:
         async with aiotun.open_tun("m0", addresses=["10.0.0.1/24"], queues=2) as tun:
             async with asyncio.timeout(10):
                 await tun.link.move_to_netns(elsewhere)
@@ -74,7 +74,7 @@ class TestDevice:
             assert names() == ["m1"]
             assert tun.index == socket.if_nametoindex("m1")
 
-    async def test_it_holds_where_it_went(self) -> None:
+    async def test_a_moved_device_holds_its_new_namespace(self) -> None:
         """The namespace lives as long as the device that moved there."""
         async with aiotun.open_tun("m0", addresses=["10.0.0.1/24"]) as tun:
             with another_namespace() as path:
@@ -86,7 +86,7 @@ class TestDevice:
 
 class TestLink:
     @pytest.mark.parametrize("how", ["str", "path", "fd"])
-    async def test_it_works_there_from_then_on(self, elsewhere: str, how: str) -> None:
+    async def test_a_moved_link_works_in_its_new_namespace(self, elsewhere: str, how: str) -> None:
         make("m0", "tap")
         link = Link("m0")
         fd = os.open(elsewhere, os.O_RDONLY)
@@ -149,7 +149,7 @@ class TestLink:
             await task
         assert (await link.info()).index == index_there(elsewhere, "m0")
 
-    async def test_it_holds_one_namespace(self, elsewhere: str) -> None:
+    async def test_a_moved_link_holds_one_namespace_only(self, elsewhere: str) -> None:
         make("m0", "tap")
         link = Link("m0")
         await link.info()
@@ -187,7 +187,7 @@ class TestRefused:
         assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, "lo")
         await self.check(link)
 
-    async def test_no_such_namespace(self) -> None:
+    async def test_a_missing_namespace_is_refused(self) -> None:
         make("m0", "tap")
         link = Link("m0")
         for missing in ("nowhere", "/nowhere/net"):

@@ -173,7 +173,7 @@ class TestAddresses:
                 "10.4.0.1/16",
             }
 
-    async def test_are_kept_in_their_order(self) -> None:
+    async def test_addresses_are_set_in_the_given_order(self) -> None:
         wanted = ["10.0.0.3/24", "10.0.0.1/24", "10.0.0.2/24"]
         async with aiotun.open_tun("a0", addresses=wanted):
             (shown,) = ip("-4", "addr", "show", "dev", "a0")
@@ -527,7 +527,7 @@ class TestOwner:
         return data.get("user"), data.get("group")
 
     @pytest.mark.parametrize("who", [0, "root"])
-    async def test_by_number_and_by_name(self, who: int | str) -> None:
+    async def test_owner_and_group_may_be_numbers_or_names(self, who: int | str) -> None:
         async with aiotun.open_tun("o0") as tun:
             assert self.owned(tun.name) == (None, None)
         async with aiotun.open_tun("o0", owner=who):
@@ -764,7 +764,7 @@ class TestAgain:
             assert names() == []
 
     @pytest.mark.parametrize("step", ["add_address", "add_route"])
-    async def test_what_is_wanted_comes_in_between(
+    async def test_options_that_another_program_sets_meanwhile_are_no_error(
         self, step: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Programs that share a device ask for the same addresses and routes; none may fail.

@@ -114,7 +114,7 @@ class TestCreating:
         assert await aiotun.create_persistent("vpn%d", mode) == "vpn1"
         assert names() == [f"{mode}0", f"{mode}1", "vpn0", "vpn1"]
 
-    async def test_it_can_be_opened(self) -> None:
+    async def test_a_created_device_can_be_opened(self) -> None:
         name = await aiotun.create_persistent("ours0", multi_queue=True)
         async with aiotun.open_tun(name, queues=2):
             assert tun_data(name)["numqueues"] == 2
@@ -327,7 +327,7 @@ class TestDeleting:
             await aiotun.delete_persistent("old0")
             assert names() == []
 
-    async def test_one_whose_queues_are_all_disabled(self) -> None:
+    async def test_a_held_device_with_disabled_queues_is_not_deleted(self) -> None:
         async with aiotun.open_tun("old0", queues=2, persist=True) as tun:
             for queue in tun.queues:
                 queue.disable()
@@ -335,7 +335,7 @@ class TestDeleting:
                 await aiotun.delete_persistent("old0")
             assert tun_data("old0")["persist"]
 
-    async def test_one_without_a_carrier(self) -> None:
+    async def test_a_held_device_without_a_carrier_is_not_deleted(self) -> None:
         """Netlink shows nothing else for a single-queue device: it looks as if nobody held it."""
         async with aiotun.open_tap("old0", persist=True, carrier=False):
             (found,) = await aiotun.list_devices()
@@ -389,7 +389,7 @@ class TestListing:
         ip("link", "add", "br0", "type", "bridge")
         assert await aiotun.list_devices() == []
 
-    async def test_all_as_their_links_tell(self) -> None:
+    async def test_listed_devices_agree_with_their_links(self) -> None:
         make("b0", "tap", "multi_queue", "user", "0")
         make("a0", "tun", "pi")
         ip("link", "add", "br0", "type", "bridge")

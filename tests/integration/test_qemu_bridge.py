@@ -251,7 +251,7 @@ def prepare() -> None:
 
 @pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
 @pytest.mark.parametrize("launch", [True, False], ids=["launch", "ready"])
-def test_what_was_there_is_put_back(launch: bool, up: bool) -> None:
+def test_the_previous_state_is_restored(launch: bool, up: bool) -> None:
     prepare()
     if up:
         for name in kernel.names():

@@ -181,7 +181,7 @@ async def test_invalid_packets_are_refused_or_reported_later() -> None:
         assert transport.dropped == 0
 
 
-async def test_no_protocol_for_packets() -> None:
+async def test_a_protocol_of_another_kind_is_refused() -> None:
     for factory in (asyncio.Protocol, object):
         made: Any = factory
         with pytest.raises(TypeError, match="derive it from"):
@@ -497,7 +497,7 @@ async def test_deletion_ends_the_transport_with_device_lost_error(queues: int) -
         assert transport.dropped == 1
 
 
-async def test_loss_found_by_sending() -> None:
+async def test_a_loss_found_by_sending_ends_the_transport() -> None:
     async with endpoint() as (transport, protocol, _):
         transport.pause_reading()
         await asyncio.sleep(0)
@@ -508,7 +508,7 @@ async def test_loss_found_by_sending() -> None:
         assert transport.dropped == 1
 
 
-async def test_loss_with_packets_waiting() -> None:
+async def test_a_loss_ends_the_transport_while_packets_wait() -> None:
     async with slow_endpoint() as (transport, protocol, _):
         fill(transport)
         transport.sendto(frame(0))

@@ -249,7 +249,7 @@ def test_the_mss_is_lowered_by_whose_mtu_is_smaller(place: Place, smaller: str) 
     assert packet[40:44] == struct.pack("!BBH", 2, 4, 1260)
 
 
-def test_what_is_no_message_changes_nothing(place: Place) -> None:
+def test_invalid_messages_change_nothing(place: Place) -> None:
     server = place.server()
     place.client()
     place.ping_both_ways()

@@ -135,7 +135,7 @@ FAILING: dict[str, tuple[dict[str, Any], int]] = {
 
 class TestFailing:
     @pytest.mark.parametrize("how", FAILING)
-    async def test_what_was_created_is_gone(self, how: str) -> None:
+    async def test_a_created_device_is_deleted(self, how: str) -> None:
         options, code = FAILING[how]
         bridges()
         with pytest.raises(aiotun.LinkError) as caught:
@@ -152,7 +152,7 @@ class TestFailing:
         assert names() == ["br0", "br1"]
 
     @pytest.mark.parametrize("how", FAILING)
-    async def test_what_existed_is_as_before(self, how: str) -> None:
+    async def test_an_existing_device_is_restored(self, how: str) -> None:
         options, _ = FAILING[how]
         bridges()
         before = old_device()
@@ -166,7 +166,7 @@ class TestFailing:
         assert changes("old0", before) == []
 
     @pytest.mark.parametrize("how", FAILING)
-    async def test_what_was_down_is_down_again(self, how: str) -> None:
+    async def test_a_device_that_was_down_is_taken_down_again(self, how: str) -> None:
         options, _ = FAILING[how]
         bridges()
         before = old_device(up=False)

@@ -121,7 +121,7 @@ def test_two_hosts_on_one_bridge() -> None:
         assert (known[HOST6], known["fd84::2"]) == (MAC, OTHER_MAC)
 
 
-def test_without_a_bridge_and_a_mac() -> None:
+def test_the_host_works_without_a_bridge_and_a_given_mac() -> None:
     with start(HOST, "--address", "10.84.0.1/24") as service, Pinger(4) as four:
         assert service.name == "tap0"
         ip("addr", "add", KERNEL[0], "dev", "tap0")
@@ -163,7 +163,7 @@ def answered(lines: list[str], address: str) -> list[int]:
 @pytest.mark.parametrize(
     ("own", "target"), [(f"{HOST4}/24", "10.84.0.254"), (f"{HOST6}/64", "fd84::ff")]
 )
-def test_it_pings_the_kernel(own: str, target: str, loop: list[str]) -> None:
+def test_the_host_pings_the_kernel(own: str, target: str, loop: list[str]) -> None:
     """It ends immediately after the last answer."""
     words = [*bridge(), "--address", own, "--ping", target, "--count", "3", "--interval", "0.01"]
     done = run(HOST, *words, *loop)

@@ -478,7 +478,9 @@ def test_machines_that_boot_from_it(tmp_path: Path) -> None:
         (["--port", "tap:sw0", "--port", "unix:/dev/null"], 1, "/dev/null"),
     ],
 )
-def test_what_cannot_be_is_said(words: list[str], status: int, said: str) -> None:
+def test_invalid_options_are_refused_with_a_reason(
+    words: list[str], status: int, said: str
+) -> None:
     done = subprocess.run(
         example("virtual_switch.py", *words), capture_output=True, text=True, timeout=20
     )

@@ -227,7 +227,7 @@ def test_stations_are_learned_moved_and_forgotten() -> None:
     assert len(vxlan._learned) <= MOST_LEARNED
 
 
-def test_what_is_dropped_is_counted() -> None:
+def test_dropped_datagrams_are_counted() -> None:
     vxlan = Vxlan(7, [A])
     ((_, (good,)),) = vxlan.send([frame(ALL, MAC1)], 0.0)
     assert vxlan.receive([good], C, 0.0) == []

@@ -531,7 +531,7 @@ def test_status_at_a_signal(tmp_path: Path) -> None:
         assert end(b) == ""
 
 
-def test_what_the_kernel_drops_is_told(tmp_path: Path) -> None:
+def test_the_status_shows_packets_that_the_kernel_dropped(tmp_path: Path) -> None:
     with joined(tmp_path) as (a, b):
         start("ours", a, b, None)
         assert a.process is not None

@@ -115,7 +115,7 @@ async def test_a_queue_sent_by_multiprocessing_works_in_the_child(
     assert names() == []
 
 
-async def test_with_virtio_headers_and_disabled(greeted: socket.socket) -> None:
+async def test_a_disabled_raw_queue_is_sent_with_its_state(greeted: socket.socket) -> None:
     context = multiprocessing.get_context("spawn")
     async with aiotun.open_tun("sent0", queues=2, addresses=[f"{OURS}/24"], offload="split") as tun:
         tun.queues[1].disable()

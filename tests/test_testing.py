@@ -77,7 +77,7 @@ async def test_a_pair_of_taps() -> None:
         memory_pair(wrong)
 
 
-async def test_what_the_kernel_would_refuse() -> None:
+async def test_a_memory_device_refuses_what_the_kernel_would() -> None:
     one, other = memory_pair()
     async with one, other:
         for data in (b"", b"\x00"):
@@ -415,7 +415,7 @@ async def test_cancellation_loses_nothing_behind_faults() -> None:
             faulty.recv_nowait()
 
 
-async def test_the_end_of_a_faulty_device() -> None:
+async def test_closing_a_faulty_device_wakes_its_receivers() -> None:
     one, other = memory_pair()
     faulty = FaultInjector(one, delay=1, delay_by=1000)
     await faulty.send(packet(1))

@@ -202,7 +202,7 @@ class TestCancelling:
             await task
         assert undone == ["value"]
 
-    async def test_nothing_to_undo_after_an_error(self) -> None:
+    async def test_after_an_error_there_is_nothing_to_undo(self) -> None:
         gate = Gate()
         task = await gate.task(gate.fail)
         task.cancel()
@@ -224,7 +224,7 @@ class TestCancelling:
             await task
         assert gate.undone == ["value"]
 
-    async def test_without_anything_to_undo_with(self) -> None:
+    async def test_cancelling_without_undo_drops_the_result(self) -> None:
         gate = Gate()
         task = asyncio.create_task(threads.run(gate))
         await wait_until(gate.entered.is_set)
@@ -421,7 +421,7 @@ class TestBlocking:
         with pytest.raises(KeyError, match="in the thread"):
             threads.run_blocking(fail)
 
-    def test_no_loop_is_needed_or_made(self) -> None:
+    def test_run_blocking_needs_and_makes_no_loop(self) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             with pytest.raises(RuntimeError):

@@ -112,7 +112,7 @@ ALL_ACCEPTED = pytest.mark.parametrize("data", ACCEPTED.values(), ids=ACCEPTED.k
 
 
 @ALL_ACCEPTED
-def test_what_wg_accepts_is_accepted(data: bytes) -> None:
+def test_files_that_wg_accepts_are_accepted(data: bytes) -> None:
     found = parse(data)
     assert len(found.private_key) == 32
     assert found.listen_port == (0 if found.peers else 5)

@@ -1,4 +1,4 @@
-"""The text of networkd's files; whether networkd takes it is in integration/test_networkd.py."""
+"""The text of networkd's files; integration/test_networkd.py uses them in networkd."""
 
 import ipaddress
 import pwd
@@ -34,7 +34,7 @@ ConfigureWithoutCarrier=yes
 """
 
 
-def test_a_name_is_enough() -> None:
+def test_a_name_alone_gives_both_files() -> None:
     assert networkd_units("tun0") == {
         "50-tun0.netdev": PLAIN_NETDEV,
         "50-tun0.network": PLAIN_NETWORK,
@@ -42,7 +42,7 @@ def test_a_name_is_enough() -> None:
 
 
 def settings(text: str) -> list[tuple[str, list[str]]]:
-    """Each section of a file with its lines, as networkd reads them."""
+    """Each section of a file with its lines, as networkd parses them."""
     found: list[tuple[str, list[str]]] = []
     for line in text.splitlines():
         if line.startswith("["):
@@ -53,7 +53,7 @@ def settings(text: str) -> list[tuple[str, list[str]]]:
 
 
 def parts(name: str, mode: Any = "tun", **options: Any) -> dict[str, list[list[str]]]:
-    """The lines that options add to those of a plain device, by section."""
+    """The lines that the options add to a plain device's, by section."""
     units = networkd_units(name, mode, **options)
     assert list(units) == [f"50-{name}.netdev", f"50-{name}.network"]
     plain = ["RequiredForOnline=no", "ConfigureWithoutCarrier=yes"]
@@ -84,7 +84,9 @@ def parts(name: str, mode: Any = "tun", **options: Any) -> dict[str, list[list[s
     ],
 )
 @pytest.mark.parametrize("mode", ["tun", "tap"])
-def test_the_device(mode: str, options: dict[str, Any], lines: list[str] | None) -> None:
+def test_device_options_become_lines_of_the_netdev_file(
+    mode: str, options: dict[str, Any], lines: list[str] | None
+) -> None:
     expected = {} if lines is None else {f"[{mode.capitalize()}]": [lines]}
     assert parts("x", mode, **options) == expected
 
@@ -169,7 +171,9 @@ def test_the_device(mode: str, options: dict[str, Any], lines: list[str] | None)
         ),
     ],
 )
-def test_the_link(options: dict[str, Any], expected: dict[str, list[list[str]]]) -> None:
+def test_link_options_become_lines_of_the_network_file(
+    options: dict[str, Any], expected: dict[str, list[list[str]]]
+) -> None:
     assert parts("x", "tap", **options) == expected
 
 
@@ -191,7 +195,9 @@ def test_the_bridge_is_not_left_to_be_found_out() -> None:
         ("persist", False, None),
     ],
 )
-def test_what_networkd_has_no_word_for(option: str, value: object, default: object) -> None:
+def test_options_that_networkd_lacks_are_refused(
+    option: str, value: object, default: object
+) -> None:
     options: dict[str, Any] = {option: value}
     with pytest.raises(ValueError, match=rf"networkd .*{option}"):
         networkd_units("x", **options)
@@ -216,7 +222,7 @@ def test_what_networkd_has_no_word_for(option: str, value: object, default: obje
         ({"routes": ["default\nvia"]}, "not a valid route"),
     ],
 )
-def test_wrong_values(options: dict[str, Any], said: str) -> None:
+def test_networkd_units_refuses_invalid_values(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         networkd_units("x", **options)
 
@@ -232,13 +238,15 @@ def test_wrong_values(options: dict[str, Any], said: str) -> None:
         ("tap", {"colour": "blue"}, "colour"),
     ],
 )
-def test_wrong_types(mode: Any, options: dict[str, Any], said: str) -> None:
+def test_networkd_units_refuses_arguments_of_the_wrong_type(
+    mode: Any, options: dict[str, Any], said: str
+) -> None:
     with pytest.raises(TypeError, match=said):
         networkd_units("x", mode, **options)
 
 
 @pytest.mark.parametrize("mode", ["TUN", "", None, "bridge"])
-def test_wrong_modes(mode: Any) -> None:
+def test_networkd_units_refuses_other_modes(mode: Any) -> None:
     with pytest.raises(ValueError, match="mode must be 'tun' or 'tap'"):
         networkd_units("x", mode)
 
@@ -269,7 +277,7 @@ def test_names_that_networkd_would_take_for_something_else(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["t", "1a", "a1", "-x", "tun0.5", "a_b", "a@b", "+a", "a" * 15])
-def test_names_that_it_takes(name: str) -> None:
+def test_unusual_names_are_written_as_they_are(name: str) -> None:
     units = networkd_units(name)
     assert f"\nName={name}\n" in units[f"50-{name}.netdev"]
     assert f"\nName={name}\n" in units[f"50-{name}.network"]
@@ -308,7 +316,7 @@ texts = st.text(st.sampled_from("a1.-\n\r\\ =[]#;%\x00\x85\u2028$"), max_size=12
 def test_no_value_becomes_more_than_a_value(name: str, owner: str, scope: str, bridge: str) -> None:
     address = LinkAddress(ipaddress.IPv4Interface("10.0.0.1/8"))
     object.__setattr__(address, "scope", scope)
-    # Each with the lines that it may add: a title, a comment (of the bridge) and what it says.
+    # Each with the number of lines that it may add: a heading, a comment (of the bridge), settings.
     cases: list[tuple[dict[str, Any], int]] = [
         ({"name": name}, 0),
         ({"name": "x", "owner": owner}, 2),
@@ -407,7 +415,7 @@ def test_the_command_takes_the_same_options(
         ("tun%d", "without '%d'"),
     ],
 )
-def test_words_that_make_no_sense(
+def test_invalid_arguments_of_the_command_are_one_line(
     words: str, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, out, err = said(capsys, *words.split())

@@ -53,13 +53,11 @@ class Device(PacketIO):
 
     _kind: ClassVar[Mode]
 
-    def __init__(self, opened: Opened, *, offload: Offload, packet_info: bool) -> None:
+    def __init__(self, opened: Opened, packets: PacketFormat) -> None:
         # Internal: use open_tun, open_tap or from_fd.
         line = Line()  # of those who wait for a packet of any queue
-        packets = PacketFormat(self._kind, offload, packet_info)
         queues = [Queue(fd, opened.interface, make_port(packets), shared=line) for fd in opened.fds]
-        link = Link._held(opened.interface, opened.namespace)
-        self._set_up(tuple(queues), line, opened.interface, link)
+        self._set_up(tuple(queues), line, opened.interface, Link._held(opened.interface))
 
     def _set_up(
         self, queues: tuple[Queue, ...], line: Line, interface: Interface, link: Link
@@ -87,27 +85,35 @@ class Device(PacketIO):
 
         They were inherited, say, or received by SCM_RIGHTS. The fds become the device's,
         non-blocking and close-on-exec; where this raises they are still the caller's. The kernel is
-        asked for kind, name, index, MTU and virtio-net header.
+        asked for kind, name, index, MTU, virtio-net header and its size, and packet information.
+
+        The interface may be in a network namespace that this program may not enter, or of which the
+        kernel does not tell. Packets pass all the same; `index` and `mtu` are 0 then, every request
+        of `link` raises `LinkError` or `NotPermittedError`, and `packet_info` is believed.
 
         Args:
             fd, more: the queues, all of the same interface.
             netns: the interface's network namespace. The kernel knows it, and tells those who have
-                CAP_NET_ADMIN there; else None means this thread's.
-            packet_info: whether packets come with the 4-byte header; the kernel does not tell.
+                CAP_NET_ADMIN there; else None means this thread's, if it has such an interface.
+            packet_info: whether packets come with the 4-byte header.
             offload: None means ``"raw"`` where the device has a virtio-net header, else ``"off"``.
+                The header may have 10 or 12 bytes: see `vnet_header_size`.
 
         Raises:
-            ValueError: an fd that is not open, or is no TUN/TAP queue, or is given twice.
-            DeviceMismatchError: they are of another kind, of different interfaces, or their
-                virtio-net header differs from what `offload` and `packet_info` say.
+            ValueError: an fd that is not open, or is no TUN/TAP queue, or is given twice; or
+                `packet_info` with a virtio-net header.
+            DeviceMismatchError: they are of another kind, of different interfaces, or their headers
+                differ from what `offload` and `packet_info` say; or the virtio-net header has
+                neither 10 nor 12 bytes.
             DeviceLostError: the interface is gone.
-            LinkError: there is no such interface in that namespace, or no such namespace.
+            LinkError: there is no such interface in the namespace that `netns` names, or no such
+                namespace.
             ResourceLimitError: no thread can be started, or no file descriptor is left to ask with.
         """
-        opened, offload = adopt(
+        opened, packets = adopt(
             cls._kind, [fd, *more], netns=netns, packet_info=packet_info, offload=offload
         )
-        return cls(opened, offload=offload, packet_info=packet_info)
+        return cls(opened, packets)
 
     # What is known of it
 
@@ -118,12 +124,18 @@ class Device(PacketIO):
 
     @property
     def index(self) -> int:
-        """The interface's number, which a rename does not change (but a move may: `Link`)."""
+        """The interface's number, which a rename does not change (but a move may: `Link`).
+
+        0 where it is not known: see `from_fd`.
+        """
         return self._interface.index or 0
 
     @property
     def mtu(self) -> int:
-        """The link's IP MTU in bytes; follows a change made by `link` or seen by its events."""
+        """The link's IP MTU in bytes; follows a change made by `link` or seen by its events.
+
+        0 where it is not known: see `from_fd`.
+        """
         return self._interface.mtu or 0
 
     @property
@@ -135,6 +147,15 @@ class Device(PacketIO):
     def offload(self) -> Offload:
         """What was asked for at opening."""
         return self.queues[0].offload
+
+    @property
+    def vnet_header_size(self) -> int:
+        """The size in bytes of the virtio-net header, 10 or 12; 0 with ``offload="off"``.
+
+        With ``"raw"`` each packet begins with it, both ways; with ``"split"`` the program does not
+        see it. 12 only where `from_fd` was given such a device.
+        """
+        return self.queues[0].vnet_header_size
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"queues={len(self.queues)}"
@@ -415,9 +436,9 @@ class Opener(Generic[D]):
         self._used = True
         opening = Opening(self._options)
         opened = await threads.run(opening.run, on_cancel=opening.abort, undo=opening.undo)
-        return self._kind(
-            opened, offload=self._options.offload, packet_info=self._options.packet_info
-        )
+        wanted = self._options
+        packets = PacketFormat(wanted.mode, wanted.offload, wanted.packet_info)
+        return self._kind(opened, packets)
 
 
 def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[TunDevice]:
@@ -447,8 +468,8 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
         mtu (int): the link's IP MTU in bytes, 68 to 65535; with IPv6 1280 at least.
         txqueuelen (int): how many packets each queue holds in the kernel, 0 to 524288.
         up (bool): whether to bring the link up, which is the default; False leaves it as it is.
-        netns: the network namespace to open it in: a name under /run/netns, a path, or an open fd.
-            The program itself does not move, and a missing one is not created.
+        netns: the network namespace to open it in: a `Namespace`, a name under /run/netns, a path,
+            or an open fd. The program itself does not move, and a missing one is not created.
         persist (bool): whether the interface outlives its last queue; unless given, that stays as
             it is.
         owner, group: who may attach later without privilege, by name or number.

@@ -66,29 +66,37 @@ class Queue(QueueBase):
     __slots__ = ()
 
     @classmethod
-    def from_fd(cls, fd: int, offload: Offload = "off") -> Self:
+    def from_fd(cls, fd: int, offload: Offload = "off", packet_info: bool = False) -> Self:
         """Make a queue of an fd that another process opened, or of any that keeps boundaries.
 
         The fd becomes the queue's, non-blocking and close-on-exec; where this raises it is still
-        the caller's.
+        the caller's. Of a TUN or TAP queue the kernel is asked for name, kind, packet information,
+        and virtio-net header and its size. That takes well below a millisecond.
 
         Args:
             fd: a TUN or TAP queue (inherited, or received by SCM_RIGHTS), or a datagram or
                 seqpacket socket. Nobody else may make it blocking again: a read that finds nothing
                 would stop the loop (signals still get through).
-            offload: ``"raw"`` or ``"split"`` where each packet has a virtio-net header.
+            offload: ``"raw"`` or ``"split"`` where each packet has a virtio-net header. That of a
+                TUN or TAP queue may have 10 or 12 bytes (`vnet_header_size`), a socket's has 10.
+            packet_info: whether each packet comes with the 4-byte ``tun_pi`` header. Of a socket,
+                and of an interface in a namespace that this program may not enter, this is
+                believed.
 
         Raises:
-            ValueError: the fd is not open, or does not keep packets apart; or no such `offload`.
-            DeviceMismatchError: a TUN or TAP queue that has a virtio-net header where `offload`
-                says it has none, or the other way round.
+            ValueError: the fd is not open, or does not keep packets apart; or no such `offload`, or
+                `packet_info` together with one.
+            DeviceMismatchError: a TUN or TAP queue that has a virtio-net header or packet
+                information where `offload` and `packet_info` say it has none, or the other way
+                round; or a virtio-net header of neither 10 nor 12 bytes.
             DeviceLostError: a TUN or TAP queue whose interface is gone.
+            ResourceLimitError: no thread can be started, or no file descriptor is left to ask with.
 
         The end of a seqpacket or Unix socket is a `DeviceLostError`. An ICMP error that a connected
         UDP socket reports is raised once, as a `PacketError`, and the queue goes on.
         """
         check_offload(offload)
-        interface, port = judge(fd, offload)
+        interface, port = judge(fd, offload, packet_info)
         os.set_blocking(fd, False)
         os.set_inheritable(fd, False)
         return cls(fd, interface, port)

@@ -1,4 +1,4 @@
-"""Orders of events in which a packet, a wake-up or an fd was lost once, or the loop stood still."""
+"""Orders of events that once lost a packet, a wake-up or an fd, or blocked the loop."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ from .rig import OURS, PORT, THEIRS, number, rig, udp, waiting
 from .test_offload import sealed
 from .test_sending import fill, shaped_tap
 
-SOON = 5.0  # seconds, in which everything below has long happened
+SOON = 5.0  # seconds; everything below takes much less
 
 
 async def soon(awaitable: Any) -> Any:
@@ -171,7 +171,7 @@ async def one_waiting_packet(kind: str) -> AsyncIterator[Any]:
 
 @pytest.mark.parametrize("kind", ["device", "split", "split group", "faults"])
 async def test_a_buffer_that_will_not_do_costs_no_packet(kind: str) -> None:
-    # The interpreter's own tests make such buffers; the language can't.
+    # Only a module of the interpreter's own tests can make such buffers.
     testing = pytest.importorskip("_testbuffer")
     fortran = testing.ndarray(
         [0] * 64, shape=[8, 8], format="B", flags=testing.ND_FORTRAN | testing.ND_WRITABLE
@@ -200,7 +200,7 @@ async def test_an_empty_buffer_truncates(kind: str, buffer: Any) -> None:
 
 
 async def test_what_waits_to_be_sent_is_recorded_when_it_goes(tmp_path: Path) -> None:
-    """Both what waited when the capture began, and what its call sent afterwards."""
+    """Both a packet that waited when the capture began, and those that its call sent later."""
     seen = 0
 
     class Counting(PcapWriter):
@@ -239,7 +239,7 @@ async def test_what_waits_to_be_sent_is_recorded_when_it_goes(tmp_path: Path) ->
 
 
 class _OneQueue(aiotun.TunDevice):
-    """A device made of a queue that is a socket."""
+    """A device whose only queue is a socket."""
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
@@ -247,7 +247,7 @@ class _OneQueue(aiotun.TunDevice):
 
 
 async def test_capturing_changes_no_traffic(tmp_path: Path) -> None:
-    """Segments that adjoin reach the kernel as one super-packet, recorded or not."""
+    """Consecutive segments reach the kernel as one super-packet, recorded or not."""
     async with rig("split") as r:
         port = r.sock.getsockname()[1]
         plain = [udp(THEIRS, PORT, OURS, port, n.to_bytes(8, "big")) for n in range(64)]
@@ -424,7 +424,7 @@ async def test_what_stands_before_a_released_view_is_sent(kind: str) -> None:
 
 
 async def test_cancelling_many_waiters_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Last first, first first and in any order: each looks at a few others at most."""
+    """In any order: each cancellation looks at a few other waiters at most."""
     looked = 0
     honest = Waiter.done
 
@@ -440,7 +440,7 @@ async def test_cancelling_many_waiters_is_linear(monkeypatch: pytest.MonkeyPatch
             looked = 0
             with monkeypatch.context() as patched:
                 patched.setattr(Waiter, "done", done)
-                patched.setattr(Line, "remove", None)  # which looks at all of them
+                patched.setattr(Line, "remove", None)  # it would look at all waiters
                 for task in order(tasks):
                     task.cancel()
                 await asyncio.wait(tasks)
@@ -640,6 +640,19 @@ async def test_a_forked_child_leaves_the_loop_of_its_parent_alone(end: str) -> N
         assert number(await soon(task)) == 0
 
 
+@pytest.mark.parametrize("offload", ["off", "raw", "split"])
+async def test_a_long_list_meets_the_closing_between_two_turns(offload: Any) -> None:
+    async with rig(offload=offload) as r:
+        header = bytes(10) if offload == "raw" else b""
+        task = asyncio.create_task(r.tun.send_many([header + udp(THEIRS, 1, OURS, 2)] * 5000))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        r.tun.close()
+        with pytest.raises(DeviceClosedError) as caught:
+            await soon(task)
+        assert 0 < caught.value.sent < 5000
+
+
 # --- Sockets -------------------------------------------------------------------------------------
 
 
@@ -721,7 +734,7 @@ async def test_an_icmp_error_while_a_task_waits_to_send_ends_nothing() -> None:
                     await soon(queue.send_many(itertools.repeat(bytes(1000))))
 
 
-@pytest.mark.parametrize("kind", ["stream", "pipe", "file", "folder", "null"])
+@pytest.mark.parametrize("kind", ["stream", "pipe", "file", "folder", "null", "zero"])
 def test_what_keeps_no_packets_apart_is_no_queue(kind: str, tmp_path: Path) -> None:
     one, other = socket.socketpair()
     reader, writer = os.pipe()
@@ -731,13 +744,14 @@ def test_what_keeps_no_packets_apart_is_no_queue(kind: str, tmp_path: Path) -> N
         "file": os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT),
         "folder": os.open(tmp_path, os.O_RDONLY),
         "null": os.open("/dev/null", os.O_RDWR),
+        "zero": os.open("/dev/zero", os.O_RDWR),
     }
     try:
         with pytest.raises(ValueError, match=f"fd {fds[kind]} is"):
             Queue.from_fd(fds[kind])
         assert os.get_blocking(fds[kind])  # untouched
     finally:
-        for fd in (reader, writer, fds["file"], fds["folder"], fds["null"]):
+        for fd in (reader, writer, fds["file"], fds["folder"], fds["null"], fds["zero"]):
             os.close(fd)
         one.close()
         other.close()

@@ -136,3 +136,11 @@ def slow_bridge() -> Iterator[bool]:
     finally:
         for name in ("v0", "br0"):
             subprocess.run([ip, "link", "del", name], check=False, capture_output=True)
+
+
+def ipv6_usable(name: str) -> bool:
+    """Whether the interface's IPv6 addresses have come through duplicate address detection."""
+    rows = [
+        line.split() for line in Path("/proc/thread-self/net/if_inet6").read_text().splitlines()
+    ]
+    return all(not int(flags, 16) & 0x40 for *_, flags, where in rows if where == name)

@@ -134,7 +134,12 @@ class Steps:
         if not isinstance(owner.io, aiotun.Queue):
             return
         self._before_end({ring})
-        there = [p for p in world.into.there.values() if p.ring in (ring, None)]
+        # What stays in the kernel's ring. A super-packet that was begun does not: its rest goes
+        # with the queue. It may have been begun by a packet that was taken without being seen.
+        begun = {p.group for p in world.into.packets.values() if p.state in ("done", "doubtful")}
+        there = [
+            p for p in world.into.there.values() if p.ring in (ring, None) and p.group not in begun
+        ]
         enabled = ring not in world.disabled
         world.close_ring(ring)
         given = owner.io.detach()
@@ -154,9 +159,8 @@ class Steps:
         world.fds[ring] = fd
         target = Target(f"adopted {ring}", queue, {ring}, captured=False)
         world.targets.append(target)
-        begun = {p.group for p in world.into.packets.values() if p.state == "done"}
         for packet in there:
-            if packet.ring == ring and packet.group not in begun:
+            if packet.ring == ring:
                 world.into.mark(packet, "there")
 
     def _before_end(self, rings: set[int]) -> None:
@@ -216,6 +220,11 @@ class Steps:
         else:
             kernel.flags_up(world.name, True)
         world.down = False
+        if world.config.version == 6:
+            # Until then the kernel drops what comes for its address, without a count of ours.
+            deadline = time.monotonic() + world.patience
+            while not kernel.ipv6_usable(world.name) and time.monotonic() < deadline:  # noqa: ASYNC110 - the kernel tells nobody
+                await asyncio.sleep(0.001)
 
     async def _ask(self, request: Awaitable[Any]) -> None:
         try:

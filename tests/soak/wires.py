@@ -1,4 +1,4 @@
-"""Two devices in two namespaces, and traffic that a program carries between them."""
+"""Two devices in two namespaces, and a program that forwards traffic between them."""
 
 import asyncio
 import contextlib
@@ -10,14 +10,14 @@ from aiotun import LinkDownError
 from aiotun._kernel.words import Offload
 
 from .ledger import Flow
-from .network import dropped_by, feed, inside, listening, udp_socket
+from .network import allow_ipv6, dropped_by, family_of, feed, inside, listening, udp_socket
 from .stage import HANG, Scene, Stage, pause, settled, stats_of
 
 __all__ = ["wire"]
 
 
 class Wire:
-    """Two devices in two namespaces, and the program that carries packets between them."""
+    """Two devices in two namespaces, and the tasks that forward packets between them."""
 
     def __init__(self, stage: Stage, near: aiotun.Device, far: aiotun.Device, name: str) -> None:
         self.stage, self.ends, self.name = stage, (near, far), name
@@ -41,7 +41,7 @@ class Wire:
                     waiting = waiting[gone + 1 :]
 
     async def flap(self, flows: list[Flow]) -> None:
-        """Take the links down and up, change their MTU and carrier, at irregular times."""
+        """Take the links down and up and change their MTU and carrier, at random times."""
         stage, chance = self.stage, self.stage.chance
         while not stage.stop.is_set():
             await pause(stage, chance.uniform(0.5, 3.0))
@@ -69,16 +69,16 @@ class Wire:
             stage.count("flaps")
 
     async def begin(self, flows: list[Flow]) -> None:
-        """Have ARP answered before what is sent counts in full."""
+        """Wait until ARP has been answered; packets sent before that are uncertain."""
         self._uncertain(flows, True)
         await self._through(flows)
         self._uncertain(flows, False)
 
     async def _through(self, flows: list[Flow]) -> None:
-        """Wait until what is sent now arrives, and so what was sent before has passed.
+        """Wait until a packet that is sent now arrives: all earlier ones have then passed.
 
-        Datagrams that wait for ARP's answer are lost without a count that we could read when their
-        link goes down, or when they are too many.
+        While datagrams wait for ARP's answer, the kernel drops them if their link goes down or if
+        there are too many, and no counter that we can read shows it.
         """
         marks = [flow.made for flow in flows]
         for _ in range(100):
@@ -95,12 +95,12 @@ class Wire:
             self.stage.count("link events")
 
     async def check(self) -> int:
-        """Compare with the kernel's counts; give the packets that it, or we, dropped."""
+        """Compare our counts with the kernel's; return how many packets were dropped by either."""
         dropped = 0
         for end in self.ends:
             stats = await stats_of(end, lambda: (*self.received.values(), *self.sent.values()))
             mine = f"{self.name}, {end.name}"
-            if end.offload != "split":  # where our packets are not the kernel's
+            if end.offload != "split":  # with "split", our packets are not the kernel's
                 self.stage.ledger.equal(f"{mine}: received", self.received[end], stats.tx_packets)
                 self.stage.ledger.equal(f"{mine}: sent", self.sent[end], stats.rx_packets)
             ours = end.stats
@@ -115,43 +115,48 @@ class Wire:
         return dropped
 
 
-def wire(kind: str, offload: Offload, queues: int, flapping: bool) -> Scene:
-    name = f"wire {kind} {offload}"
+def wire(kind: str, offload: Offload, queues: int, flapping: bool, version: int = 4) -> Scene:
+    name = f"wire {kind} {offload}" + (" IPv6" if version == 6 else "")
 
     async def scene(stage: Stage) -> None:
         opener = aiotun.open_tun if kind == "tun" else aiotun.open_tap
-        net = f"10.{stage.number}.0"
+        net, bits = (
+            (f"fd{stage.number:02x}::", 64) if version == 6 else (f"10.{stage.number}.0.", 24)
+        )
+        hosts = [f"{net}1", f"{net}2"]
         options: Any = {"queues": queues, "offload": offload, "txqueuelen": 300}
         async with contextlib.AsyncExitStack() as stack:
-            near, far = [
-                await stack.enter_async_context(
-                    opener(f"w{stage.number}", addresses=[f"{net}.{host}/24"], netns=ns, **options)
-                )
-                for host, ns in ((1, None), (2, stage.peer))
-            ]
+            ends: list[aiotun.Device] = []
+            for host, ns in zip(hosts, (None, stage.peer), strict=True):
+                opening = opener(f"w{stage.number}", netns=ns, **options)
+                end = await stack.enter_async_context(opening)
+                if version == 6:
+                    allow_ipv6(end.name, ns)
+                await end.link.add_address(f"{host}/{bits}")
+                ends.append(end)
             stage.count("openings", 2)
-            await carry_traffic(stage, Wire(stage, near, far, name), net, flapping)
+            await carry_traffic(stage, Wire(stage, ends[0], ends[1], name), hosts, flapping)
 
     return scene
 
 
-async def carry_traffic(stage: Stage, wire: Wire, net: str, flapping: bool) -> None:
+async def carry_traffic(stage: Stage, wire: Wire, hosts: list[str], flapping: bool) -> None:
     near, far = wire.ends
     make = asyncio.create_task
     carriers = [make(wire.carry(near, far)), make(wire.carry(far, near))]
     watcher = make(wire.watch())
     async with contextlib.AsyncExitStack() as stack:
-        one = stack.enter_context(udp_socket(None, f"{net}.1", 7))
-        two = stack.enter_context(udp_socket(stage.peer, f"{net}.2", 7))
-        one.connect((f"{net}.2", 7))
-        two.connect((f"{net}.1", 7))
+        one = stack.enter_context(udp_socket(None, hosts[0], 7))
+        two = stack.enter_context(udp_socket(stage.peer, hosts[1], 7))
+        one.connect((hosts[1], 7))
+        two.connect((hosts[0], 7))
         out, back = stage.flow(f"{wire.name}, out"), stage.flow(f"{wire.name}, back")
         await stack.enter_async_context(listening(two, out.arrive))
         await stack.enter_async_context(listening(one, back.arrive))
         tasks = [
             make(feed(out, one, stage.stop, stage.rate, stage.chance)),
             make(feed(back, two, stage.stop, stage.rate, stage.chance)),
-            make(stream(stage, net), name=f"{wire.name}, TCP"),
+            make(stream(stage, hosts[1]), name=f"{wire.name}, TCP"),
         ]
         await wire.begin([out, back])
         if flapping:
@@ -161,14 +166,15 @@ async def carry_traffic(stage: Stage, wire: Wire, net: str, flapping: bool) -> N
         await settled(lambda: sum(wire.received.values()) + out.delivered + back.delivered)
         dropped = await wire.check()
         dropped += dropped_by(one, two)
-        # One sum for both flows: which of them it was, or TCP, nobody says.
+        # One sum for both flows: no counter tells whose packets were dropped, or whether they were
+        # TCP's.
         stage.ledger.settle(wire.name, out, back, dropped=dropped)
     near.close()
     far.close()
     await stage.finish(*carriers, watcher)
 
 
-async def stream(stage: Stage, net: str) -> None:
+async def stream(stage: Stage, host: str) -> None:
     """TCP from one kernel to the other: every byte in its place."""
     received = 0
     over = asyncio.Event()
@@ -179,19 +185,19 @@ async def stream(stage: Stage, net: str) -> None:
         while data := await reader.read(65536):
             at = received % 251
             if data != pattern[at : at + len(data)]:
-                stage.ledger.problem(f"TCP to {net}.2: wrong bytes at {received}")
+                stage.ledger.problem(f"TCP to {host}: wrong bytes at {received}")
             received += len(data)
         writer.close()
         over.set()
 
     def listen() -> socket.socket:
-        return socket.create_server((f"{net}.2", 9))
+        return socket.create_server((host, 9), family=family_of(host))
 
     server = await asyncio.start_server(take, sock=inside(stage.peer, listen))
     sent = 0
     pattern = bytes(range(251)) * 400
     async with server:
-        connecting = asyncio.open_connection(f"{net}.2", 9)
+        connecting = asyncio.open_connection(host, 9)
         try:
             _, writer = await asyncio.wait_for(connecting, 5)
         except (OSError, TimeoutError):  # down just now
@@ -205,13 +211,13 @@ async def stream(stage: Stage, net: str) -> None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(writer.drain(), 1)
         writer.close()
-        # After a link was down TCP may wait for seconds before it tries again.
+        # After a link was down, TCP may wait for seconds before it sends again.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(over.wait(), HANG - 2)
         if not over.is_set():
-            # Where it has been closed meanwhile, asyncio's own transport knows no loop any more.
+            # If it has been closed meanwhile, asyncio's own transport has no loop any more.
             with contextlib.suppress(AttributeError):
                 writer.transport.abort()
     if over.is_set() and received != sent:
-        stage.ledger.problem(f"TCP to {net}.2: {sent} bytes sent, {received} received")
+        stage.ledger.problem(f"TCP to {host}: {sent} bytes sent, {received} received")
     stage.count("TCP bytes" if over.is_set() else "TCP bytes, cut off by the round's end", sent)

@@ -1,16 +1,17 @@
-"""What `aiotun doctor` has to ask the driver itself, which no public name does."""
+"""What `aiotun doctor` asks the driver directly, because no public function does."""
 
 import errno
 import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from .._kernel import ioctl
+from .._kernel import ioctl, threads
 from .._kernel.abi import Iff, OffloadFlag
 from .._packets import native
 from ..errors import DeviceMismatchError, NotPermittedError
+from ..namespaces import new_namespace
 
-__all__ = ["SPEEDUPS", "features", "may_create", "try_device"]
+__all__ = ["SPEEDUPS", "features", "may_create", "try_device", "try_namespace"]
 
 SPEEDUPS: bool = native.SPEEDUPS
 """Whether the C module is in use."""
@@ -21,11 +22,11 @@ _FEATURES = ("TUN", "TAP", "MULTI_QUEUE", "VNET_HDR", "NAPI", "NO_CARRIER")
 
 
 def features() -> list[str]:
-    """Open the node, and ask the driver what it knows.
+    """Open the node, and return the features that the driver reports.
 
     Raises:
-        TunUnavailableError: no node, or no driver behind it.
-        NotPermittedError: the node's mode keeps this user out.
+        TunUnavailableError: there is no node, or no driver behind it.
+        NotPermittedError: this user may not open the node.
     """
     return _with_node(lambda fd: _names(ioctl.get_features(fd)))
 
@@ -35,10 +36,11 @@ def _names(flags: Iff) -> list[str]:
 
 
 def may_create() -> bool:
-    """Whether a device could be created in this network namespace; none is.
+    """Whether this user may create a device in this network namespace. Creates none.
 
-    TUNSETIFF asks for CAP_NET_ADMIN first and looks at the kind then: with neither TUN nor TAP it
-    says EPERM, or else EINVAL before anything is made (tun_set_iff in drivers/net/tun.c).
+    TUNSETIFF checks CAP_NET_ADMIN before it looks at the kind of device. Asked for neither TUN nor
+    TAP, it fails with EPERM if the capability is missing, and else with EINVAL before it creates
+    anything (tun_set_iff in drivers/net/tun.c).
 
     Raises:
         TunUnavailableError, NotPermittedError: as `features`.
@@ -51,17 +53,33 @@ def may_create() -> bool:
             return False
         except DeviceMismatchError as error:
             return error.errno == errno.EINVAL
-        return False  # it does not come to this
+        return False  # not reached: the ioctl always fails
 
     return _with_node(ask)
 
 
-def try_device() -> list[str]:
-    """Create a device in this network namespace for a moment, and give the offloads it takes.
+async def try_namespace(*, device: bool) -> tuple[bool, list[str]]:
+    """Create a private network namespace for a moment, and perhaps a device in it.
+
+    Args:
+        device: whether to create a device.
+
+    Returns:
+        Whether the namespace needs a helper process, and the offloads that the device accepts.
 
     Raises:
-        TunUnavailableError, NotPermittedError: as `features`; or no CAP_NET_ADMIN here.
+        NotPermittedError: the kernel refuses; the text says what forbids it.
+        LinkError: the helper process can't be started.
+        TunUnavailableError: as `features`.
     """
+    async with new_namespace() as namespace:
+        if not device:
+            return namespace.rootless, []
+        return namespace.rootless, await threads.run(try_device, namespace.fileno())
+
+
+def try_device() -> list[str]:
+    """Create a device in this thread's namespace for a moment; return the offloads it accepts."""
 
     def attempt(fd: int) -> list[str]:
         try:
@@ -84,7 +102,7 @@ def try_device() -> list[str]:
 
 
 def nodev_mount() -> str | None:
-    """The mount point that the node is on, where it is mounted 'nodev'; else None."""
+    """The mount point that the node is on, if that is mounted 'nodev'; else None."""
     return ioctl.nodev_mount()
 
 

@@ -51,8 +51,8 @@ async def create_bridge(
         mac: its hardware address, such as ``"02:00:00:00:00:01"``. Without one it has the lowest of
             its interfaces' addresses, which changes as they come and go.
         up: whether it comes up.
-        netns: the network namespace to create it in: a name under /run/netns, a path or an open
-            fd; None is the calling thread's.
+        netns: the network namespace to create it in: a `Namespace`, a name under /run/netns, a
+            path or an open fd; None is the calling thread's.
 
     Raises:
         TypeError, ValueError: an argument is wrong.
@@ -99,8 +99,8 @@ async def delete_bridge(name: str, netns: namespaces.NetnsArg | None = None) -> 
 
     Args:
         name: its name.
-        netns: the network namespace that it is in: a name under /run/netns, a path or an open fd;
-            None is the calling thread's.
+        netns: the network namespace that it is in: a `Namespace`, a name under /run/netns, a path
+            or an open fd; None is the calling thread's.
 
     Raises:
         TypeError, ValueError: an argument is wrong.

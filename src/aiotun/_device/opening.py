@@ -53,7 +53,6 @@ class Opened(NamedTuple):
 
     fds: list[int]
     interface: Interface
-    namespace: namespaces.NamespaceFd
 
 
 class _AbortedError(Exception):
@@ -96,11 +95,13 @@ class Opening:
             self._take_all_back(namespace)
             del namespace  # or the error's traceback would hold it, for as long as anybody has that
             raise
-        return Opened(self._fds, Interface(info.name, info.index, info.mtu, namespace), namespace)
+        return Opened(self._fds, Interface(info.name, info.index, info.mtu, namespace))
 
     def undo(self, opened: Opened) -> None:
         """Take back an opening that had succeeded when nobody wanted it any more."""
-        self._take_all_back(opened.namespace)
+        namespace = opened.interface.namespace
+        assert namespace is not None
+        self._take_all_back(namespace)
 
     def _take_all_back(self, namespace: namespaces.NamespaceFd) -> None:
         try:

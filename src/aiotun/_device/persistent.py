@@ -61,8 +61,8 @@ async def create_persistent(
         vnet_header: whether packets come with the virtio-net header (IFF_VNET_HDR). Whoever
             attaches first has the last word on this and on `packet_info`.
         packet_info: whether packets come with the 4-byte ``tun_pi`` header (no IFF_NO_PI).
-        netns: the network namespace to create it in: a name under /run/netns, a path or an open
-            fd; None is the calling thread's.
+        netns: the network namespace to create it in: a `Namespace`, a name under /run/netns, a
+            path or an open fd; None is the calling thread's.
         ipv6_autoconf: False: the kernel gives the device no IPv6 link-local address and solicits no
             routers when it comes up; True: it does; None leaves what is the kernel's default.
 
@@ -154,8 +154,8 @@ async def delete_persistent(name: str, netns: namespaces.NetnsArg | None = None)
 
     Args:
         name: its name.
-        netns: the network namespace that it is in: a name under /run/netns, a path or an open fd;
-            None is the calling thread's.
+        netns: the network namespace that it is in: a `Namespace`, a name under /run/netns, a path
+            or an open fd; None is the calling thread's.
 
     Raises:
         TypeError, ValueError: an argument is wrong.
@@ -235,8 +235,8 @@ async def list_devices(netns: namespaces.NetnsArg | None = None) -> list[TunTapI
     It needs no privilege, unless the namespace is another than the program's.
 
     Args:
-        netns: the namespace: a name under /run/netns, a path or an open fd; None is the calling
-            thread's.
+        netns: the namespace: a `Namespace`, a name under /run/netns, a path or an open fd; None is
+            the calling thread's.
 
     Returns:
         What each of them is, in the order in which they were created.

@@ -23,7 +23,7 @@ from ..errors import (
     NotPermittedError,
     TunUnavailableError,
 )
-from . import abi
+from . import abi, places
 from .abi import IFF_UP, Iff, Ioctl, OffloadFlag, Siocgif
 from .limits import LIMITS, limit_error, naming_limits
 
@@ -51,6 +51,7 @@ __all__ = [
     "set_sndbuf",
     "set_steering_ebpf",
     "set_tx_filter",
+    "set_up",
     "set_vnet_header_size",
 ]
 
@@ -75,7 +76,7 @@ def open_node() -> int:
         ResourceLimitError: no file descriptor is left.
     """
     try:
-        return os.open(abi.NODE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        return places.open_file(abi.NODE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except PermissionError as error:
         raise NotPermittedError(error.errno, _why_closed(error)) from error
     except OSError as error:
@@ -375,14 +376,14 @@ def set_tx_filter(fd: int, name: str, macs: Iterable[bytes], all_multicast: bool
     )
 
 
-def get_index(name: str) -> int:
-    """SIOCGIFINDEX: the interface's index in the calling thread's namespace.
+def get_index(name: str, asker: socket.socket | None = None) -> int:
+    """SIOCGIFINDEX: the interface's index in the namespace of the calling thread, or of `asker`.
 
     Raises:
         LinkError: there is no such interface here.
         ResourceLimitError: no file descriptor is left to ask with.
     """
-    return int(_INT.unpack_from(_ask(name, Siocgif.INDEX), 16)[0])
+    return int(_INT.unpack_from(_ask(name, Siocgif.INDEX, asker), 16)[0])
 
 
 def get_name(index: int) -> str:
@@ -392,7 +393,7 @@ def get_name(index: int) -> str:
         OSError: there is none with that number.
     """
     request = bytearray(struct.pack("@16xi20x", index))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
+    with places.make_socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
         fcntl.ioctl(asker, Siocgif.NAME, request, True)
     return _name(request)
 
@@ -414,6 +415,19 @@ def is_up(name: str) -> bool:
         LinkError: there is no such interface here.
     """
     return bool(_FLAGS.unpack_from(_ask(name, Siocgif.FLAGS), 16)[0] & IFF_UP)
+
+
+def set_up(name: str) -> None:
+    """SIOCSIFFLAGS: bring an interface up.
+
+    Raises:
+        OSError: the kernel refuses (EPERM), or there is no such interface.
+    """
+    with _asker(name) as asker:
+        request = bytearray(abi.IFREQ.pack(_encoded(name), 0))
+        fcntl.ioctl(asker, Siocgif.FLAGS, request, True)
+        flags = abi.IFREQ.unpack(request)[1] | IFF_UP
+        fcntl.ioctl(asker, abi.SIOCSIFFLAGS, abi.IFREQ.pack(_encoded(name), flags))
 
 
 def get_kind(name: str) -> str | None:
@@ -442,21 +456,23 @@ def _exists(name: str) -> bool:
     return True
 
 
-def _ask(name: str, question: Siocgif) -> bytes:
+def _ask(name: str, question: Siocgif, asker: socket.socket | None = None) -> bytes:
+    if asker is None:
+        with _asker(name) as made:
+            return _ask(name, question, made)
     request = bytearray(abi.IFREQ.pack(_encoded(name), 0))
-    with _asker(name) as asker:
-        try:
-            fcntl.ioctl(asker, question, request, True)
-        except OSError as error:
-            text = f"there is no interface {name} in this network namespace"
-            raise LinkError(error.errno, text, name) from error
+    try:
+        fcntl.ioctl(asker, question, request, True)
+    except OSError as error:
+        text = f"there is no interface {name} in this network namespace"
+        raise LinkError(error.errno, text, name) from error
     return bytes(request)
 
 
 def _asker(name: str) -> socket.socket:
     """Open a socket: any will do to ask for an interface by its name."""
     with naming_limits(f"could not ask the kernel about {name}", name):
-        return socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        return places.make_socket(socket.AF_INET, socket.SOCK_DGRAM)
 
 
 def _by_value(fd: int, request: Ioctl, value: int, name: str, what: str) -> None:

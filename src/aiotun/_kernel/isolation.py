@@ -29,7 +29,6 @@ __all__ = [
     "MARKER",
     "OUTSIDE",
     "NoNamespaceError",
-    "aiotun_command",
     "check_inside",
     "command",
     "enter",
@@ -229,18 +228,6 @@ def command(program: Sequence[str], *, mounts: bool = False) -> list[str]:
     raise NoNamespaceError(
         f"this machine lets nobody but root make a network namespace ({said}); {_HELP}"
     )
-
-
-def aiotun_command(args: Sequence[str]) -> list[str]:
-    """Give the command that runs ``aiotun ARGS`` inside, as `command` does.
-
-    Raises:
-        NoNamespaceError: as `command`.
-    """
-    # -P keeps modules in the current folder out, unless that is where aiotun itself came from.
-    root = os.path.dirname(os.path.dirname(sys.modules["aiotun"].__file__ or ""))
-    here = [] if sys.path[0] == root else ["-P"]
-    return command([sys.executable, *here, "-m", "aiotun", *args])
 
 
 def environment() -> dict[str, str]:

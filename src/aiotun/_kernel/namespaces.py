@@ -4,14 +4,31 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 from ..errors import LinkError, NotPermittedError
+from . import places
 from .limits import LIMITS, naming_limits
 
-__all__ = ["NamespaceFd", "NetnsArg", "check_netns", "open_netns", "same_namespace", "setns"]
+__all__ = [
+    "NamespaceFd",
+    "NetnsArg",
+    "check_netns",
+    "is_here",
+    "open_netns",
+    "same_namespace",
+    "setns",
+]
 
-NetnsArg = str | os.PathLike[str] | int
-"""A namespace as users name one: a name under /run/netns, a path, or an open fd."""
+
+class _HasFileno(Protocol):
+    """A `Namespace`, or an open file."""
+
+    def fileno(self) -> int: ...
+
+
+NetnsArg = str | os.PathLike[str] | int | _HasFileno
+"""A namespace as users name one: a `Namespace`, a name under /run/netns, a path, or an open fd."""
 
 # Its attribute `here` is True in a thread that must not enter another namespace; see `_run_here`.
 _staying = threading.local()
@@ -28,6 +45,8 @@ def check_netns(netns: object) -> None:
     Raises:
         TypeError, ValueError: it can't be one.
     """
+    if hasattr(netns, "fileno"):
+        return
     if isinstance(netns, bool) or not isinstance(netns, str | int | os.PathLike | None):
         raise TypeError(f"netns is a name, a path, an open fd or None, not {netns!r}")
     if isinstance(netns, int):
@@ -49,11 +68,11 @@ def open_netns(netns: NetnsArg | None) -> int:
     """Open a namespace and give the fd, which is the caller's to close.
 
     Args:
-        netns: a name under /run/netns, a path, an open fd (which is duplicated), or None for the
-            calling thread's own.
+        netns: a `Namespace`, a name under /run/netns, a path, an open fd (which is duplicated), or
+            None for the calling thread's own.
 
     Raises:
-        LinkError: there is none; it is never created.
+        LinkError: there is none (it is never created), or the `Namespace` was closed.
         NotPermittedError: it may not be opened.
         ResourceLimitError: no file descriptor is left.
     """
@@ -62,6 +81,11 @@ def open_netns(netns: NetnsArg | None) -> int:
 
 
 def _open_netns(netns: NetnsArg | None) -> int:
+    if not isinstance(netns, str | os.PathLike | int | None):
+        netns = netns.fileno()
+        if netns < 0:
+            text = "the network namespace was closed; make another, or keep it open for longer"
+            raise LinkError(errno.ESHUTDOWN, text)
     if isinstance(netns, int):
         try:
             return os.dup(netns)
@@ -96,12 +120,17 @@ class NamespaceFd:
     """An open network namespace, closed when nobody holds it any more.
 
     Apart from what uses it, so that a request under way keeps it open where its asker has gone.
+
+    Attributes:
+        fd: its fd.
+        helper: what makes sockets there, where a thread can't enter it; see `places.serving`.
     """
 
-    __slots__ = ("fd",)
+    __slots__ = ("fd", "helper")
 
     def __init__(self, fd: int) -> None:
         self.fd: int = fd  # owned from here on
+        self.helper: places.Place | None = places.serving(fd)
 
     # The function is bound here: at the interpreter's end the module may be empty already.
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
@@ -111,6 +140,9 @@ class NamespaceFd:
 def setns(fd: int) -> None:
     """Move the calling thread into the network namespace that `fd` stands for.
 
+    Where a helper process serves the namespace, the thread stays where it is, and makes its sockets
+    by the helper from now on (`places`).
+
     Where it is there already nothing is done: that would take CAP_SYS_ADMIN all the same, and what
     only looks around needs no privilege at all.
 
@@ -118,8 +150,11 @@ def setns(fd: int) -> None:
         LinkError: `fd` is no network namespace.
         NotPermittedError: the thread lacks CAP_SYS_ADMIN there or here.
     """
-    here, there = os.stat("/proc/thread-self/ns/net"), os.fstat(fd)
-    if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
+    helper = places.serving(fd)
+    places.stand(helper)
+    if helper is not None:
+        return
+    if is_here(fd):
         return
     if getattr(_staying, "here", False):
         text = "this thread could not come back from another network namespace, so it stays here"
@@ -146,6 +181,12 @@ def _setns(fd: int) -> None:
     if libc.setns(fd, _CLONE_NEWNET) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def is_here(fd: int) -> bool:
+    """Whether the calling thread is in the namespace that an open fd stands for."""
+    here, there = os.stat("/proc/thread-self/ns/net"), os.fstat(fd)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
 def same_namespace(one: int, other: int) -> bool:

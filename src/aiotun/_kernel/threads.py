@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
 from ..errors import ResourceLimitError
+from . import places
 from .limits import limit_error, naming_limits
 from .namespaces import (
     NamespaceFd,
@@ -121,6 +122,7 @@ def _run_here(function: Callable[[], None]) -> None:
         if loop is not None and task is not None:
             asyncio._enter_task(loop, task)
         _staying.here = False
+        places.stand(None)
         if here is not None:
             setns(here.fd)
 

@@ -1,8 +1,7 @@
-"""What the C module does where there is one, and Python where there is none.
+"""The functions of the C module, or their Python twins if there is no C module.
 
-The environment variable AIOTUN_SPEEDUPS chooses: ``require`` makes a missing C module an error
-rather than a slower program, ``forbid`` leaves it alone. Each function here has the same signature
-and behaviour either way.
+The environment variable AIOTUN_SPEEDUPS chooses: ``require`` makes a missing C module an error,
+``forbid`` always uses Python. Each function has the same signature and behavior in both.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from .._kernel.abi import READ_SIZE, VNET_HDR, VNET_HDR_SIZE
+from .._kernel.abi import READ_SIZE, VNET_HDR, VNET_HDR_SIZE, VNET_HDR_SIZES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,6 +21,7 @@ __all__ = [
     "SPEEDUPS",
     "checksum",
     "keep_freed_memory",
+    "long_header",
     "merge",
     "packets_in",
     "read",
@@ -34,14 +34,14 @@ __all__ = [
 
 _choice = os.environ.get("AIOTUN_SPEEDUPS", "")
 if _choice not in ("", "require", "forbid"):
-    raise ImportError(f"AIOTUN_SPEEDUPS is {_choice!r}; it may be 'require' or 'forbid', or unset")
+    raise ImportError(f"AIOTUN_SPEEDUPS must be 'require', 'forbid' or unset, got {_choice!r}")
 
 
 def _read_many(fd: int, size: int, limit: int) -> list[bytes]:
-    """Read packets from a non-blocking fd until none waits, or there are `limit`.
+    """Read packets from a non-blocking fd until none waits, or `limit` packets were read.
 
     Raises:
-        OSError: the first read failed. A later failure ends the batch, and the next call meets it.
+        OSError: the first read failed. A later error ends the batch, and the next call raises it.
     """
     read = os.read
     batch = [read(fd, size)] if limit > 0 else []
@@ -54,19 +54,27 @@ def _read_many(fd: int, size: int, limit: int) -> list[bytes]:
     return batch
 
 
-def _read_split(fd: int, frame: bool, limit: int) -> tuple[list[bytes], int]:
+def _read_split(
+    fd: int, frame: bool, limit: int, header: int = VNET_HDR_SIZE
+) -> tuple[list[bytes], int]:
     """Read super-packets from a non-blocking fd, and split them, until there are `limit` packets.
 
     A super-packet that can't be split is dropped, and counts as a packet.
 
+    Args:
+        header: the size of the virtio-net header in front of each; what goes beyond 10 bytes
+            (num_buffers) is skipped.
+
     Returns:
-        The packets, which are more than `limit` where the last super-packet held more; and how many
-        super-packets were dropped.
+        The packets, and how many super-packets were dropped. There can be more than `limit`
+        packets, because the last super-packet is split completely.
 
     Raises:
-        OSError: the first read failed, or gave no byte at all (ENODATA), as the end of a socket
-            does. A later failure ends the batch, and the next call meets it.
+        OSError: the first read failed, or returned no bytes (ENODATA), as at the end of a socket. A
+            later error ends the batch, and the next call raises it.
+        ValueError: `header` is neither 10 nor 12.
     """
+    _check_header(header)
     packets: list[bytes] = []
     lost = 0
     while len(packets) + lost < limit:
@@ -79,18 +87,18 @@ def _read_split(fd: int, frame: bool, limit: int) -> tuple[list[bytes], int]:
                 raise
             break
         try:
-            packets += split(super_packet, frame)
+            packets += split(_short_header(super_packet, header), frame)
         except ValueError:
             lost += 1
     return packets, lost
 
 
 def _write_many(fd: int, packets: list[Buffer]) -> int:
-    """Write packets to a non-blocking fd, until it takes no more.
+    """Write packets to a non-blocking fd, until a write fails.
 
     Returns:
-        How many were written. Those left meet the reason, whatever it is, when they are written one
-        by one; among them what is no `bytes` object, where the C module stops.
+        How many were written. No error is raised for the next packet: the caller writes it again by
+        itself and meets the error then. The C module also stops at a packet that is not `bytes`.
     """
     written = 0
     try:
@@ -102,28 +110,62 @@ def _write_many(fd: int, packets: list[Buffer]) -> int:
     return written
 
 
-def _write_merged(fd: int, packets: Iterable[Buffer], frame: bool) -> int:
-    """Merge packets, and write what comes of it to a non-blocking fd, until it takes no more.
+def _write_merged(
+    fd: int, packets: Iterable[Buffer], frame: bool, header: int = VNET_HDR_SIZE
+) -> int:
+    """Merge packets, and write the results to a non-blocking fd, until a write fails.
+
+    Args:
+        header: the size of the virtio-net header in front of each; what goes beyond 10 bytes
+            (num_buffers) is written as zero.
 
     Returns:
-        How many of the packets were written. Those left meet the reason, whatever it is, when they
-        are written one by one.
+        How many of the packets were written. No error is raised for the next packet: the caller
+        writes it again by itself and meets the error then.
 
     Raises:
-        TypeError, BufferError: one of them is no packet; nothing was written.
+        TypeError, BufferError: a packet is not bytes-like. Nothing was written then.
+        ValueError: `header` is neither 10 nor 12.
     """
+    _check_header(header)
     written = 0
     try:
         for super_packet in merge(packets, frame):
-            os.write(fd, super_packet)
+            os.write(fd, long_header(super_packet, header))
             written += packets_in(super_packet)
     except OSError:
         pass
     return written
 
 
+def _check_header(size: int) -> None:
+    if size not in VNET_HDR_SIZES:
+        raise ValueError(f"a virtio-net header has 10 or 12 bytes, not {size}")
+
+
+def _short_header(super_packet: bytes, size: int) -> bytes:
+    """Take off what a virtio-net header of `size` bytes has beyond 10.
+
+    Raises:
+        ValueError: the super-packet is shorter than that.
+    """
+    if size == VNET_HDR_SIZE:
+        return super_packet
+    if len(super_packet) < size:
+        raise ValueError(f"a super-packet begins with a header of {size} bytes")
+    return super_packet[:VNET_HDR_SIZE] + super_packet[size:]
+
+
+def long_header(super_packet: bytes, size: int) -> bytes:
+    """Make the 10-byte virtio-net header of a super-packet one of `size` bytes, with zeroes."""
+    if size == VNET_HDR_SIZE:
+        return super_packet
+    padding = bytes(size - VNET_HDR_SIZE)
+    return b"".join((super_packet[:VNET_HDR_SIZE], padding, super_packet[VNET_HDR_SIZE:]))
+
+
 def packets_in(super_packet: bytes) -> int:
-    """How many packets a super-packet stands for."""
+    """Return the number of packets in a super-packet."""
     _, kind, head, size, _, _ = VNET_HDR.unpack_from(super_packet)
     if not kind:
         return 1
@@ -136,23 +178,24 @@ SPEEDUPS = False
 
 
 def keep_freed_memory() -> None:
-    """Have the allocator keep what is freed, where packets of 64 KiB come and go.
+    """Make the allocator keep freed memory, for programs that handle packets of 64 KiB.
 
-    glibc gives memory at the heap's end back to the kernel from 128 KiB on. Then every super-packet
-    would have its 16 pages mapped and zeroed anew, which costs more than reading it. Once a larger
-    block was freed, glibc keeps twice as much as that (mallopt(3), M_MMAP_THRESHOLD); this block is
-    never touched, and takes no memory. Other allocators don't care.
+    glibc returns memory to the kernel when more than 128 KiB at the end of the heap are free. The
+    kernel would then map and zero 16 pages again for every super-packet, which costs more than
+    reading it. When a larger block is freed, glibc raises that limit to twice the block's size
+    (mallopt(3), M_MMAP_THRESHOLD). The block allocated here is never touched, so it uses no memory.
+    Other allocators are not affected.
     """
     bytearray(16 * 1024 * 1024)
 
 
 read: Callable[[int, int], bytes] = os.read
-"""Read one packet from a non-blocking fd: ``read(fd, size)``, as `os.read`."""
+"""Read one packet from a non-blocking fd: ``read(fd, size)``, like `os.read`."""
 
 read_many: Callable[[int, int, int], list[bytes]] = _read_many
-read_split: Callable[[int, bool, int], tuple[list[bytes], int]] = _read_split
+read_split: Callable[..., tuple[list[bytes], int]] = _read_split
 write_many: Callable[[int, list[Buffer]], int] = _write_many
-write_merged: Callable[[int, Iterable[Buffer], bool], int] = _write_merged
+write_merged: Callable[..., int] = _write_merged
 split: Callable[[Buffer, bool], list[bytes]]
 merge: Callable[..., list[bytes]]
 checksum: Callable[[Buffer, int], int]
@@ -174,9 +217,9 @@ if _choice != "forbid":
     except ImportError as error:
         if _choice == "require":
             raise ImportError(
-                "AIOTUN_SPEEDUPS=require, and aiotun was installed without its C module: install "
-                "it again with AIOTUN_SPEEDUPS=require, a C compiler and Python's headers, or "
-                f"unset the variable ({error})"
+                "AIOTUN_SPEEDUPS is 'require', but aiotun was installed without its C module; "
+                "install it again with AIOTUN_SPEEDUPS=require, a C compiler and Python's headers, "
+                f"or unset the variable ({error})"
             ) from error
 if not SPEEDUPS:
     from .gso import checksum, merge, split

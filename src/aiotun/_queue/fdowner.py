@@ -103,7 +103,7 @@ class QueueBase(PacketIO):
 
     def use(self, port: Port) -> None:
         """Have packets pass through this port from now on."""
-        self.port = port
+        self.port: Port = port
         # The hot path would look them up for each packet.
         self._read, self._write = port.read, port.write
 
@@ -309,6 +309,15 @@ class QueueBase(PacketIO):
     def offload(self) -> Offload:
         """What packets look like here: ``"raw"`` ones have a virtio-net header."""
         return self.port.format.offload
+
+    @property
+    def vnet_header_size(self) -> int:
+        """The size in bytes of the virtio-net header, 10 or 12; 0 with ``offload="off"``.
+
+        With ``"raw"`` each packet begins with it, both ways; with ``"split"`` the program does not
+        see it.
+        """
+        return self.port.format.vnet_header_size
 
     @property
     def stats(self) -> PacketStats:

@@ -57,7 +57,16 @@ def test_the_reference_leaves_out_what_queues_have_for_other_modules() -> None:
     assert found
     own = {name for name in dir(aiotun.Queue) if not name.startswith("_")}
     shown = own - set(dir(aiotun.PacketIO)) - set(found[1].split(", "))
-    assert shown == {"detach", "disable", "disabled", "enable", "from_fd", "name", "offload"}
+    assert shown == {
+        "detach",
+        "disable",
+        "disabled",
+        "enable",
+        "from_fd",
+        "name",
+        "offload",
+        "vnet_header_size",
+    }
 
 
 def test_all_examples_are_described() -> None:

@@ -227,6 +227,7 @@ async def _put(world: World, op: Op, how: str, flow: Flow, count: int, bad_at: i
     """One call that sends, and its account."""
     config, io = world.config, op.target.io
     op.ticket = next(world.tickets)
+    world.calls_to_send += 1
     if len(world.fds) > 1:
         world.epoch += 1  # the kernel sends the flow to another queue from now on, perhaps
     packets = [world.out.add(flow.number, int(op.ticket) + 1, "doubtful") for _ in range(count)]
@@ -240,7 +241,7 @@ async def _put(world: World, op: Op, how: str, flow: Flow, count: int, bad_at: i
     if bad_at is not None:
         datas.insert(bad_at, b"")
     before = _kernel_packets(world) if how == "list" else None
-    alone = not world.sending
+    alone, calls = not world.sending, world.calls_to_send
     sent = 0
     error: BaseException | None = None
     world.sending.append(op)
@@ -268,7 +269,9 @@ async def _put(world: World, op: Op, how: str, flow: Flow, count: int, bad_at: i
         if sent < 0:
             raise Fault("sent", f"{op.what} raised {error!r}, which has no attribute sent")
         _account(world, op, packets, sent, count if error is None else None)
-        if before is not None and error is None and alone and not world.sending:
+        # A long list gives the loop turns, in which other tasks may have sent.
+        alone = alone and not world.sending and world.calls_to_send == calls
+        if before is not None and error is None and alone:
             _check_merged(world, op, before, count)
     if isinstance(error, asyncio.CancelledError):
         raise error

@@ -89,6 +89,7 @@ class World:
         self.faults: list[Fault] = []
         self.tickets = itertools.count()
         self.epoch = 0
+        self.calls_to_send = 0
         self.groups = itertools.count()
         self.chance = random.Random(1)  # for sizes alone
         self.lost = self.down = self.moved = False
@@ -143,6 +144,8 @@ class World:
         watch = len(self.into.there) > _RING or bool(self.disabled) or len(self.targets) > 2
         dropped = self._dropped() if watch else 0
         group = next(self.groups)
+        if self.sending and len(self.fds) > 1:
+            self.epoch += 1  # a call that goes on sending may move the flow to another queue
         packets = [self.into.add(flow.number, self.epoch, "doubtful") for _ in range(together)]
         fed = self.line.feed(flow, payloads_for(flow, [p.number for p in packets], size))
         state = "there" if fed else "never"

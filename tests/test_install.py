@@ -85,7 +85,8 @@ def test_another_word(tmp_path: Path) -> None:
     done, found = wheel(tmp_path, AIOTUN_SPEEDUPS="perhaps")
     assert found == []
     assert (
-        "AIOTUN_SPEEDUPS is 'perhaps'; it may be 'require' or 'forbid'" in done.stderr + done.stdout
+        "AIOTUN_SPEEDUPS must be 'require', 'forbid' or unset, got 'perhaps'"
+        in done.stderr + done.stdout
     )
 
 

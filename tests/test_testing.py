@@ -535,7 +535,7 @@ def test_isolated_fails_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(aiotun.NotPermittedError, match="--aiotun-isolate"):
         attempt()
     monkeypatch.setattr("aiotun._kernel.isolation._call", lambda *_: None)
-    with pytest.raises(RuntimeError, match="has left this thread where it was"):
+    with pytest.raises(RuntimeError, match="did not move this thread"):
         attempt()
     assert (ran, here()) == ([], outside)
 
@@ -630,7 +630,7 @@ def test_a_process_with_threads_is_not_moved() -> None:
     thread = threading.Thread(target=done.wait)
     thread.start()
     try:
-        with pytest.raises(RuntimeError, match="only a process of one thread"):
+        with pytest.raises(RuntimeError, match="only a process with one thread"):
             isolation.enter()
     finally:
         done.set()

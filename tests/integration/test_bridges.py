@@ -94,7 +94,7 @@ class TestCreating:
             ({"forward_delay": 31, "stp": True}, ValueError, "2 to 30 seconds"),
             ({"forward_delay": float("nan"), "stp": True}, ValueError, "2 to 30 seconds"),
             ({"forward_delay": "15", "stp": True}, TypeError, "number of seconds"),
-            ({"netns": ""}, ValueError, "no name or path"),
+            ({"netns": ""}, ValueError, "not a valid name or path"),
         ],
     )
     async def test_wrong_arguments(
@@ -186,7 +186,7 @@ class TestDeleting:
     async def test_wrong_arguments(self) -> None:
         with pytest.raises(ValueError, match="1 to 15"):
             await aiotun.delete_bridge("")
-        with pytest.raises(TypeError, match="netns is"):
+        with pytest.raises(TypeError, match="'netns' must be"):
             await aiotun.delete_bridge("br0", netns=True)
 
     async def test_cancelled_it_is_deleted_all_the_same(self) -> None:

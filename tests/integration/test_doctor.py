@@ -240,7 +240,7 @@ class TestNamespaces:
         locked.touch(0o644)
         monkeypatch.setattr(sys, "executable", str(locked))
         checks = {check.name: check for check in doctor_command.examine().checks}
-        assert checks["namespaces"].said.startswith(f"{locked} can't be started anew by this user")
+        assert checks["namespaces"].said.startswith(f"{locked} can't be started by this user")
         assert "install" in (checks["namespaces"].mend or "")
 
     def test_something_else(self, refusing: Path) -> None:
@@ -352,7 +352,7 @@ class TestTrial:
     def test_nowhere_but_inside(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["doctor", "--trial"]) == 1
         assert names() == []
-        assert "no private namespace" in capsys.readouterr().err
+        assert "not a private namespace" in capsys.readouterr().err
 
     def test_a_forged_marker(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -362,7 +362,7 @@ class TestTrial:
         monkeypatch.setenv("AIOTUN_DEMO_OUTSIDE", "1")
         make("old0")
         assert cli.main(["doctor", "--trial"]) == 1
-        assert "no private namespace" in capsys.readouterr().err
+        assert "not a private namespace" in capsys.readouterr().err
         ip("link", "del", "old0")
 
     def test_what_the_kernel_adds_by_itself(

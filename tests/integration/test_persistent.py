@@ -155,7 +155,7 @@ class TestCreating:
             ({"group": "nobody-of-that-name"}, ValueError, "no such group"),
             ({"owner": -1}, ValueError, "owner may be"),
             ({"group": True}, TypeError, "group is an int"),
-            ({"netns": -1}, ValueError, "is no fd"),
+            ({"netns": -1}, ValueError, "not a valid fd"),
         ],
     )
     async def test_wrong_arguments(
@@ -299,7 +299,7 @@ class TestDeleting:
     async def test_wrong_arguments(self) -> None:
         with pytest.raises(ValueError, match="1 to 15"):
             await aiotun.delete_persistent("")
-        with pytest.raises(TypeError, match="netns is"):
+        with pytest.raises(TypeError, match="'netns' must be"):
             await aiotun.delete_persistent("old0", netns=True)
 
     @pytest.mark.parametrize("persist", [True, False])
@@ -421,7 +421,7 @@ class TestListing:
             assert device.name == "tun0"
 
     async def test_wrong_argument(self) -> None:
-        with pytest.raises(TypeError, match="netns is"):
+        with pytest.raises(TypeError, match="'netns' must be"):
             await aiotun.list_devices(netns=1.5)  # type: ignore[arg-type]
 
 

@@ -237,7 +237,7 @@ def _namespaces(node: Check) -> tuple[Check, list[str] | None]:
 
 def _why_no_namespace(said: str) -> tuple[str, str]:
     """Tell who forbids it, and give the command against that."""
-    if "can't be started anew" in said:
+    if "can't be started by this user" in said:
         text, _, mend = said.partition("; ")
         return text, mend
     if shutil.which("unshare") is None:

@@ -200,7 +200,7 @@ class TestDel:
         command("del dev old0 mode tun").refused(1, "there is no interface old0")
 
     def test_what_is_neither(self, command: Command) -> None:
-        command("del lo").refused(1, "lo is no TUN or TAP device")
+        command("del lo").refused(1, "lo is not a TUN or TAP device")
 
     def test_one_that_a_program_holds(self, command: Command) -> None:
         with held("old0", Iff.TAP | Iff.NO_PI):

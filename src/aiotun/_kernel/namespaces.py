@@ -42,14 +42,14 @@ def check_netns(netns: object) -> None:
         TypeError, ValueError: the argument can't be a namespace.
     """
     if isinstance(netns, bool) or not isinstance(netns, str | int | os.PathLike | None):
-        raise TypeError(f"'netns' must be a name, a path, an open fd or None, got {netns!r}")
+        raise TypeError(f"netns must be a name, a path, an open fd or None, got {netns!r}")
     if isinstance(netns, int):
         if not 0 <= netns <= _MAX_FD:
             raise ValueError(f"netns={netns} is not a valid fd; pass an open fd, a name or a path")
     elif netns is not None:
         path = os.fspath(netns)
         if not isinstance(path, str):
-            raise TypeError(f"'netns' must be a name, a path, an open fd or None, got {netns!r}")
+            raise TypeError(f"netns must be a name, a path, an open fd or None, got {netns!r}")
         try:
             if path and "\0" not in path and os.fsencode(path):
                 return

@@ -25,7 +25,7 @@ DecodeErrors = Literal["skip", "raise"]
 def check_offload(offload: Offload) -> None:
     """Raise ValueError if `offload` is not a valid mode."""
     if offload not in ("off", "split", "raw"):
-        raise ValueError(f"'offload' must be 'off', 'split' or 'raw', got {offload!r}")
+        raise ValueError(f"offload must be 'off', 'split' or 'raw', got {offload!r}")
 
 
 def mode_of(flags: Iff) -> Mode:

@@ -531,10 +531,10 @@ def test_isolated_fails_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr("aiotun._kernel.isolation._call", refuse)
+    monkeypatch.setattr("aiotun._kernel.isolation._libc_call", refuse)
     with pytest.raises(aiotun.NotPermittedError, match="--aiotun-isolate"):
         attempt()
-    monkeypatch.setattr("aiotun._kernel.isolation._call", lambda *_: None)
+    monkeypatch.setattr("aiotun._kernel.isolation._libc_call", lambda *_: None)
     with pytest.raises(RuntimeError, match="did not move this thread"):
         attempt()
     assert (ran, here()) == ([], outside)

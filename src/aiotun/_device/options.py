@@ -141,15 +141,15 @@ def check(
         check_new_name(name)
     if mode == "tun" and (mac is not None or bridge is not None):
         raise TypeError("a TUN device can't have 'mac' or 'bridge'; use open_tap for a TAP device")
-    _within("queues", queues, 1, abi.MAX_QUEUES)
+    _check_range("queues", queues, 1, abi.MAX_QUEUES)
     if multi_queue is False and queues > 1:
         raise ValueError(f"queues={queues} needs a multi-queue device; omit 'multi_queue'")
     if mtu is not None:
-        _within("mtu", mtu, _MTU_MIN, _MTU_MAX[mode])
+        _check_range("mtu", mtu, _MTU_MIN, _MTU_MAX[mode])
     if txqueuelen is not None:
-        _within("txqueuelen", txqueuelen, 0, abi.MAX_QUEUE_LENGTH)
+        _check_range("txqueuelen", txqueuelen, 0, abi.MAX_QUEUE_LENGTH)
     if sndbuf is not None:
-        _within("sndbuf", sndbuf, 1, _S32)
+        _check_range("sndbuf", sndbuf, 1, _S32)
     check_offload(offload)
     if packet_info and offload != "off":
         raise ValueError(
@@ -180,8 +180,8 @@ def check(
         bridge=None if bridge is None else check_name(bridge),
         netns=netns,
         persist=None if persist is None else switch("persist", persist),
-        owner=_user(owner),
-        group=_group(group),
+        owner=_uid(owner),
+        group=_gid(group),
         exclusive=switch("exclusive", exclusive),
         offload=offload,
         packet_info=switch("packet_info", packet_info),
@@ -216,7 +216,7 @@ def check_words(function: str, given: Iterable[str], options: Any) -> None:
         raise TypeError(text)
 
 
-def _within(what: str, value: object, lowest: int, highest: int) -> None:
+def _check_range(what: str, value: object, lowest: int, highest: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{what} must be an int, got {value!r}")
     if not lowest <= value <= highest:
@@ -238,7 +238,7 @@ def _iterable(what: str, values: Iterable[T]) -> Iterable[T]:
     return values
 
 
-def _user(owner: int | str | None) -> int | None:
+def _uid(owner: int | str | None) -> int | None:
     if isinstance(owner, str):
         import pwd
 
@@ -247,11 +247,11 @@ def _user(owner: int | str | None) -> int | None:
         except (KeyError, ValueError):  # ValueError: a NUL, or a surrogate
             raise ValueError(f"owner={owner!r}: this machine has no such user") from None
     if owner is not None:
-        _within("owner", owner, 0, _S32)
+        _check_range("owner", owner, 0, _S32)
     return owner
 
 
-def _group(group: int | str | None) -> int | None:
+def _gid(group: int | str | None) -> int | None:
     if isinstance(group, str):
         import grp
 
@@ -260,5 +260,5 @@ def _group(group: int | str | None) -> int | None:
         except (KeyError, ValueError):
             raise ValueError(f"group={group!r}: this machine has no such group") from None
     if group is not None:
-        _within("group", group, 0, _S32)
+        _check_range("group", group, 0, _S32)
     return group

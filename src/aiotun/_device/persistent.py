@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["create_persistent", "delete_persistent", "list_devices"]
 
 
-class _Found:
+class _FoundDevice:
     """A device and the flags to attach with. (Not a NamedTuple, which takes time to import.)"""
 
     __slots__ = ("index", "kind", "name")
@@ -95,7 +95,7 @@ async def create_persistent(
         mode, name, multi_queue=multi_queue, owner=owner, group=group,
         packet_info=packet_info, netns=netns, ipv6_autoconf=ipv6_autoconf,
     )  # fmt: skip
-    flags = _kind(mode, wanted.multi_queue)
+    flags = _kind_flags(mode, wanted.multi_queue)
     if not wanted.packet_info:
         flags |= Iff.NO_PI
     if switch("vnet_header", vnet_header):
@@ -104,12 +104,12 @@ async def create_persistent(
     return made.name
 
 
-def _kind(mode: Mode, multi_queue: bool) -> Iff:
+def _kind_flags(mode: Mode, multi_queue: bool) -> Iff:
     kind = Iff.TAP if mode == "tap" else Iff.TUN
     return kind | Iff.MULTI_QUEUE if multi_queue else kind
 
 
-def _create(name: str, flags: Iff, wanted: Options) -> _Found:
+def _create(name: str, flags: Iff, wanted: Options) -> _FoundDevice:
     fd = ioctl.open_node()
     try:
         try:
@@ -128,7 +128,7 @@ def _create(name: str, flags: Iff, wanted: Options) -> _Found:
         ioctl.set_persist(fd, made, True)
     finally:
         os.close(fd)
-    return _Found(made, index, flags & (Iff.TUN | Iff.TAP | Iff.MULTI_QUEUE))
+    return _FoundDevice(made, index, flags & (Iff.TUN | Iff.TAP | Iff.MULTI_QUEUE))
 
 
 def _set_autoconf(index: int, on: bool) -> None:
@@ -143,7 +143,7 @@ def _set_autoconf(index: int, on: bool) -> None:
     in_session(work)
 
 
-def _undo(made: _Found) -> None:
+def _undo(made: _FoundDevice) -> None:
     with contextlib.suppress(AiotunError):  # another program has attached to it, or deleted it
         _delete_last(made)
 
@@ -183,7 +183,7 @@ async def delete_persistent(name: str, netns: namespaces.NetnsArg | None = None)
 # With the ioctl, not with netlink's RTM_DELLINK. The latter needs CAP_NET_ADMIN even from an owner,
 # and would delete the device of a program that attached after we checked.
 def _delete(name: str) -> None:
-    info = _get(name)
+    info = _link_info(name)
     device = info.tuntap
     if device is None:
         raise DeviceMismatchError(
@@ -196,10 +196,10 @@ def _delete(name: str) -> None:
     # report its queues, and `attached` then follows the carrier, which the program can switch off.
     if device.multi_queue and device.attached:
         raise _held_error(name)
-    _delete_last(_Found(name, info.index, _kind(device.mode, device.multi_queue)))
+    _delete_last(_FoundDevice(name, info.index, _kind_flags(device.mode, device.multi_queue)))
 
 
-def _delete_last(found: _Found) -> None:
+def _delete_last(found: _FoundDevice) -> None:
     """Attach a queue to a device, make it not persistent, and close the queue, which deletes it."""
     name = found.name
     fd = ioctl.open_node()
@@ -228,7 +228,7 @@ def _held_error(name: str) -> DeviceBusyError:
     )
 
 
-def _get(name: str) -> LinkInfo:
+def _link_info(name: str) -> LinkInfo:
     return in_session(lambda session: session.get(name))
 
 

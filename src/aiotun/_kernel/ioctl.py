@@ -207,7 +207,7 @@ def _attach_error(error: OSError, fd: int, name: str, flags: Iff) -> Exception:
         text = f"all {abi.MAX_QUEUES} queues of {shown} are taken; open fewer"
         return DeviceBusyError(code, text, name)
     if code == errno.EINVAL:
-        return DeviceMismatchError(code, _mismatch(fd, name, flags), name or None)
+        return DeviceMismatchError(code, _mismatch_text(fd, name, flags), name or None)
     if code == errno.ENOTTY:
         text = f"{abi.NODE} is not the TUN/TAP driver's node; remove it and run 'modprobe tun'"
         return TunUnavailableError(code, text)
@@ -220,7 +220,7 @@ def _exists_already(name: str) -> str:
     return f"{name} exists already; delete it, choose another name, or leave out exclusive"
 
 
-def _mismatch(fd: int, name: str, flags: Iff) -> str:
+def _mismatch_text(fd: int, name: str, flags: Iff) -> str:
     wanted = "TAP" if flags & Iff.TAP else "TUN"
     kind = get_kind(name)
     if kind is None:
@@ -250,7 +250,7 @@ def get_flags(fd: int, name: str | None = None) -> tuple[str, Iff]:
     try:
         fcntl.ioctl(fd, Ioctl.TUNGETIFF, request, True)
     except OSError as error:
-        raise _common(error, name, "report its flags") from error
+        raise _common_error(error, name, "report its flags") from error
     return _decoded_name(request), Iff(abi.IFREQ.unpack(request)[1])
 
 
@@ -280,7 +280,7 @@ def get_namespace(fd: int) -> int | None:
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EINVAL, errno.ENOTTY):
             return None
-        raise _common(error, None, "report its namespace") from error
+        raise _common_error(error, None, "report its namespace") from error
 
 
 def set_persist(fd: int, name: str, on: bool) -> None:
@@ -396,7 +396,7 @@ def get_index(name: str) -> int:
         LinkError: the namespace has no such interface.
         ResourceLimitError: no file descriptor is left for the request.
     """
-    return int(_INT.unpack_from(_ask(name, Siocgif.INDEX), 16)[0])
+    return int(_INT.unpack_from(_request_by_name(name, Siocgif.INDEX), 16)[0])
 
 
 def get_name(index: int) -> str:
@@ -406,8 +406,8 @@ def get_name(index: int) -> str:
         OSError: the namespace has no interface with that index.
     """
     request = bytearray(struct.pack("@16xi20x", index))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
-        fcntl.ioctl(asker, Siocgif.NAME, request, True)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        fcntl.ioctl(sock, Siocgif.NAME, request, True)
     return _decoded_name(request)
 
 
@@ -418,7 +418,7 @@ def get_mtu(name: str) -> int:
         LinkError: the calling thread's namespace has no such interface.
         ResourceLimitError: no file descriptor is left for the request.
     """
-    return int(_INT.unpack_from(_ask(name, Siocgif.MTU), 16)[0])
+    return int(_INT.unpack_from(_request_by_name(name, Siocgif.MTU), 16)[0])
 
 
 def is_up(name: str) -> bool:
@@ -427,7 +427,7 @@ def is_up(name: str) -> bool:
     Raises:
         LinkError: the calling thread's namespace has no such interface.
     """
-    return bool(_FLAGS.unpack_from(_ask(name, Siocgif.FLAGS), 16)[0] & IFF_UP)
+    return bool(_FLAGS.unpack_from(_request_by_name(name, Siocgif.FLAGS), 16)[0] & IFF_UP)
 
 
 def get_kind(name: str) -> str | None:
@@ -438,9 +438,9 @@ def get_kind(name: str) -> str | None:
     info = array.array("B", abi.ETHTOOL_DRVINFO.pack(abi.ETHTOOL_GDRVINFO, b"", b"", b"", b""))
     address, _ = info.buffer_info()
     request = bytearray(struct.pack("@16sP16x", _encoded(name), address))
-    with _asker(name) as asker:
+    with _request_socket(name) as sock:
         try:
-            fcntl.ioctl(asker, Siocgif.ETHTOOL, request, True)
+            fcntl.ioctl(sock, Siocgif.ETHTOOL, request, True)
         except OSError as error:
             # gVisor does not have this request: it fails with EOPNOTSUPP for any name.
             if error.errno == errno.ENODEV or not _exists(name):
@@ -459,18 +459,18 @@ def _exists(name: str) -> bool:
     return True
 
 
-def _ask(name: str, question: Siocgif) -> bytes:
+def _request_by_name(name: str, question: Siocgif) -> bytes:
     request = bytearray(abi.IFREQ.pack(_encoded(name), 0))
-    with _asker(name) as asker:
+    with _request_socket(name) as sock:
         try:
-            fcntl.ioctl(asker, question, request, True)
+            fcntl.ioctl(sock, question, request, True)
         except OSError as error:
             text = f"there is no interface {name} in this network namespace; check the name"
             raise LinkError(error.errno, text, name) from error
     return bytes(request)
 
 
-def _asker(name: str) -> socket.socket:
+def _request_socket(name: str) -> socket.socket:
     """Open a socket for a request about an interface; a socket of any kind is good enough."""
     with naming_limits(f"could not ask the kernel about {name}", name):
         return socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
@@ -480,20 +480,20 @@ def _by_value(fd: int, request: Ioctl, value: int, name: str, what: str) -> None
     try:
         fcntl.ioctl(fd, request, value)
     except OSError as error:
-        raise _refused(error, fd, name, what) from error
+        raise _request_error(error, fd, name, what) from error
 
 
 def _by_pointer(fd: int, request: Ioctl, data: bytes | bytearray, name: str, what: str) -> None:
     try:
         fcntl.ioctl(fd, request, data, isinstance(data, bytearray))
     except OSError as error:
-        raise _refused(error, fd, name, what) from error
+        raise _request_error(error, fd, name, what) from error
 
 
-def _refused(error: OSError, fd: int, name: str, what: str) -> AiotunError | OSError:
+def _request_error(error: OSError, fd: int, name: str, what: str) -> AiotunError | OSError:
     """Build the error for a failed ioctl that the fd or the driver may not have at all."""
     if error.errno != errno.ENOTTY:
-        return _common(error, name, what)
+        return _common_error(error, name, what)
     if stat.S_ISSOCK(os.fstat(fd).st_mode):  # from Queue.from_fd, or aiotun.testing.memory_pair
         text = f"{name} has no interface in the kernel and can't {what}; use open_tun or open_tap"
         return DeviceMismatchError(errno.EOPNOTSUPP, text, name)
@@ -501,7 +501,7 @@ def _refused(error: OSError, fd: int, name: str, what: str) -> AiotunError | OSE
     return DeviceMismatchError(error.errno, text, name)
 
 
-def _common(error: OSError, name: str | None, what: str) -> AiotunError | OSError:
+def _common_error(error: OSError, name: str | None, what: str) -> AiotunError | OSError:
     """Build the error for an errno that means the same for every ioctl of an attached queue."""
     code, shown = error.errno, name or "the device"
     if code in (errno.EPERM, errno.EACCES):

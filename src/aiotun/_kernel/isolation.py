@@ -72,7 +72,7 @@ class NoNamespaceError(AiotunError):
     """A private namespace can't be created. The command prints the message as a single line."""
 
 
-def _call(name: str, *args: object) -> None:
+def _libc_call(name: str, *args: object) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc[name](*args) != 0:
         code = ctypes.get_errno()
@@ -108,7 +108,7 @@ def isolated() -> Iterator[int]:
     try:
         outside = _inode()
         try:
-            _call("unshare", _CLONE_NEWNET)
+            _libc_call("unshare", _CLONE_NEWNET)
         except OSError as error:
             raise NotPermittedError(
                 error.errno,
@@ -163,16 +163,16 @@ def enter() -> None:
     uid, gid = os.geteuid(), os.getegid()
     try:
         try:
-            _call("unshare", _CLONE_NEWNET | _CLONE_NEWNS)
+            _libc_call("unshare", _CLONE_NEWNET | _CLONE_NEWNS)
         except PermissionError:
-            _call("unshare", _CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWNS)
+            _libc_call("unshare", _CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWNS)
             Path("/proc/self/setgroups").write_text("deny")  # the kernel requires it before gid_map
             Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
             Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
         # Make all mounts private, so that what we mount from now on does not show outside.
-        _call("mount", b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None)
+        _libc_call("mount", b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None)
         flags = ctypes.c_ulong(_MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
-        _call("mount", b"sysfs", b"/sys", b"sysfs", flags, None)
+        _libc_call("mount", b"sysfs", b"/sys", b"sysfs", flags, None)
         _prepare()
     except OSError as error:
         raise NotPermittedError(

@@ -1,6 +1,7 @@
 """python -m benchmarks: run the benchmarks and print their figures."""
 
 import argparse
+import functools
 import importlib
 import os
 import platform
@@ -20,6 +21,7 @@ from ._results import write
 
 BENCHES = ("recv", "send", "ping", "flood", "stall", "link", "parse", "offload", "import")
 ASKED_FOR = ("vpn", "tap")  # need other programs, and their time
+BESIDE = "beside"  # needs another checkout; the names after it are its cases
 
 Bench = Callable[[int, Sequence[str]], Iterator[Table]]
 """A benchmark: the number of runs and the event loops go in, tables come out."""
@@ -30,21 +32,34 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="python -m benchmarks", description="aiotun's figures, beside C where there is a C."
     )
     known = ", ".join(BENCHES + ASKED_FOR)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {known}")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {known}; or '{BESIDE} [CASE ...]'"
+    )
+    parser.add_argument(
+        "--other", type=Path, metavar="DIR", help=f"the checkout that '{BESIDE}' compares with this"
+    )
     parser.add_argument("--runs", type=int, default=7, help="runs of each side (at least 5)")
     parser.add_argument("--loop", choices=[*LOOPS, "both"], default="both")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples there")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    options.cases = []
+    if options.names[:1] == [BESIDE]:
+        options.names, options.cases = [BESIDE], options.names[1:]
+        if options.other is None:
+            parser.error(f"'{BESIDE}' needs --other DIR")
+        options.other = options.other.resolve()
     for name in options.names:
-        if name not in BENCHES + ASKED_FOR:
+        if name not in (*BENCHES, *ASKED_FOR, BESIDE):
             parser.error(f"there is no benchmark {name!r}; there are {known}")
     if options.runs < 5:
         parser.error("--runs must be at least 5")
     return options
 
 
-def load(name: str) -> Bench:
+def load(name: str, options: argparse.Namespace) -> Bench:
     module = importlib.import_module(f"benchmarks.{'imports' if name == 'import' else name}")
+    if name == BESIDE:
+        return functools.partial(module.run, other=options.other, names=options.cases)
     bench: Bench = module.run
     return bench
 
@@ -80,14 +95,14 @@ def _processor() -> str:
     return "unknown processor"
 
 
-def measure(names: Sequence[str], runs: int, loops: Sequence[str]) -> tuple[list[Table], bool]:
+def measure(options: argparse.Namespace, loops: Sequence[str]) -> tuple[list[Table], bool]:
     """Run the benchmarks and print each table as it comes; whether all worked."""
     tables: list[Table] = []
     worked = True
-    for name in names:
+    for name in options.names or BENCHES:
         try:
-            for table in load(name)(runs, loops):
-                print(f"\n{table}")
+            for table in load(name, options)(options.runs, loops):
+                print(f"\n{table}", flush=True)
                 tables.append(table)
         except (BenchError, OSError) as error:
             print(f"\n{name}: broken: {type(error).__name__}: {error}", file=sys.stderr)
@@ -116,7 +131,7 @@ def main(arguments: Sequence[str]) -> int:
     if "uvloop" in loops and not has_uvloop():
         print("\nuvloop is not installed: skipped")
         loops.remove("uvloop")
-    tables, worked = measure(options.names or BENCHES, options.runs, loops)
+    tables, worked = measure(options, loops)
     print(f"\n{summary(tables)}")
     if options.json is not None:
         result: dict[str, Any] = {"about": about, "tables": [t.as_json() for t in tables]}

@@ -43,12 +43,13 @@ os.set_blocking(NEAR, False)
 
 
 def vnet_header(data: bytes) -> None:
-    try:
-        head = VnetHeader.unpack(data)
-    except ValueError:
-        assert len(data) < VnetHeader.SIZE
-        return
-    assert head.pack() == data[: VnetHeader.SIZE]
+    for size in (VnetHeader.SIZE, 12):
+        try:
+            head = VnetHeader.unpack(data, size)
+        except ValueError:
+            assert len(data) < size
+            continue
+        assert head.pack() == data[:size]
 
 
 def exact(data: bytes) -> memoryview:
@@ -73,6 +74,9 @@ def _split(data: bytes, frame: bool) -> list[bytes] | None:
         os.write(FAR, data)
         read = MODULE.read_split(NEAR, frame, 1)
         assert read == (([], 1) if isinstance(ours, str) else (ours, 0))
+        # The same behind a header of 12 bytes, whatever the last two hold.
+        os.write(FAR, data[:10] + b"\xff\xff" + data[10:])
+        assert MODULE.read_split(NEAR, frame, 1, 12) == read
     return None if isinstance(ours, str) else ours
 
 
@@ -108,6 +112,9 @@ def merging(data: bytes) -> None:
         exactly = [exact(packet) for packet in batch]
         assert MODULE.write_merged(FAR, exactly, frame) == len(batch)
         assert native._read_many(NEAR, 1 << 17, 99) == merged
+        assert MODULE.write_merged(FAR, exactly, frame, 12) == len(batch)
+        longer = [each[:10] + bytes(2) + each[10:] for each in merged]
+        assert native._read_many(NEAR, 1 << 17, 99) == longer
     assert len(merged) <= len(batch)
     again = [part for whole in merged for part in _split(whole, frame) or []]
     assert [_comparable(part, frame) for part in again] == [
@@ -160,8 +167,8 @@ TARGETS = [
     Target(
         "vnet-header",
         vnet_header,
-        "VnetHeader.unpack raises ValueError where there are fewer than 10 bytes, and pack gives "
-        "the same bytes back",
+        "VnetHeader.unpack raises ValueError where there are fewer bytes than its size of 10 or "
+        "12, and pack gives the same bytes back",
     ),
     Target(
         "split",

@@ -86,7 +86,9 @@ def piped(
 
 
 @contextlib.contextmanager
-def in_terminal(*args: str, env: Mapping[str, str] | None = None) -> Iterator[Running]:
+def in_terminal(
+    *args: str, command: list[str] = COMMAND, env: Mapping[str, str] | None = None
+) -> Iterator[Running]:
     """Run `aiotun` in a terminal of its own; `type_in` writes there."""
     setsid = shutil.which("setsid")
     if setsid is None:
@@ -95,7 +97,7 @@ def in_terminal(*args: str, env: Mapping[str, str] | None = None) -> Iterator[Ru
     try:
         own = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
         process = subprocess.Popen(
-            [setsid, "--ctty", *COMMAND, *args],
+            [setsid, "--ctty", *command, *args],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,

@@ -128,6 +128,9 @@ def netns(no_leaks: None) -> Iterator[int]:
 
 
 @pytest.fixture(autouse=True)
-def checked_queues(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Assert the invariants of every queue after everything that a loop calls."""
+def checked_queues(no_leaks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Assert the invariants of every queue after everything that a loop calls.
+
+    After `no_leaks`, so that what a test patched is let go of before leaks are looked for.
+    """
     invariants.install(monkeypatch)

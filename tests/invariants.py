@@ -14,7 +14,7 @@ from aiotun.queue import Queue
 
 __all__ = ["check", "install"]
 
-_CHECKED = ("_readable", "_rest_ready", "_writable", "_deleted", "_link_down", "release")
+_CHECKED = ("_readable", "_rest_ready", "_writable", "_link_down", "release")
 
 
 def check(queue: Queue) -> None:

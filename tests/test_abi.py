@@ -90,6 +90,7 @@ SIZES = {
     "offsetof(struct tun_filter, addr)": abi.TUN_FILTER.size,
     "sizeof(struct tun_pi)": abi.PI_SIZE,
     "sizeof(struct virtio_net_hdr)": abi.VNET_HDR_SIZE,
+    "sizeof(struct virtio_net_hdr_mrg_rxbuf)": abi.VNET_HDR_LONG.size,
     "sizeof(struct ethtool_drvinfo)": abi.ETHTOOL_DRVINFO.size,
     "offsetof(struct ethtool_drvinfo, bus_info)": 4 + 3 * 32,
     "offsetof(struct ifreq, ifr_flags)": 16,

@@ -31,6 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "reply": {"_kernel", "offload"},
     "decode": {"_kernel", "_packets", "errors"},
     "capture": {"_kernel"},
+    "namespaces": {"_kernel", "errors"},
     "link": {"_kernel", "errors"},
     # decode and capture: as types, or loaded when they are used
     "queue": {"_kernel", "_packets", "capture", "decode", "errors"},
@@ -45,13 +46,14 @@ ROOMS: dict[str, set[str]] = {
         "device",
         "errors",
         "link",
+        "namespaces",
         "networkd",
         "offload",
         "queue",
         "reply",
         "transport",
     },
-    "cli": {"__init__", "_kernel", "_packets", "capture", "errors", "reply"},
+    "cli": {"__init__", "_kernel", "_packets", "capture", "errors", "namespaces", "reply"},
 }
 # Modules of another room than the one of their name.
 ELSEWHERE = {"__main__": "cli", "pytest_plugin": "testing"}

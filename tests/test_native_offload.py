@@ -2,8 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -14,8 +13,8 @@ from aiotun.offload import GsoType, VnetHeader
 from .test_gso import LINKS, Packet, run_of, written
 from .test_native import MISSING, Pair, _speedups, twins
 
-ReadSplit = Callable[[int, bool, int], tuple[list[bytes], int]]
-WriteMerged = Callable[[int, Iterable[Any], bool], int]
+ReadSplit = Callable[..., tuple[list[bytes], int]]
+WriteMerged = Callable[..., int]
 
 each_read_split = twins(native._read_split, "read_split")
 each_write_merged = twins(native._write_merged, "write_merged")
@@ -75,8 +74,28 @@ class TestReadSplit:
         with pytest.raises(OSError, match="Bad file descriptor"):
             read_split(2**31 - 1, False, 5)
 
+    @each_read_split
+    def test_a_header_of_12_bytes(self, pair: Pair, read_split: ReadSplit) -> None:
+        """Whatever num_buffers says; what has no room for it is lost."""
+        packets = written(run_of(Packet(), [100] * 9))
+        whole = native.merge(packets, False)[0]
+        for buffers in (b"\0\0", b"\xff\xff"):
+            pair[1].send(whole[:10] + buffers + whole[10:])
+        for length in (10, 11):
+            pair[1].send(bytes(length))
+        pair[1].send(bytes(12) + b"plain")
+        assert read_split(pair[0].fileno(), False, 99, 12) == ([*packets, *packets, b"plain"], 2)
+
+    @each_read_split
+    @pytest.mark.parametrize("size", [0, 9, 11, 13, 24, 2**40])
+    def test_no_other_header(self, pair: Pair, read_split: ReadSplit, size: int) -> None:
+        pair[1].send(bytes(30))
+        with pytest.raises(ValueError, match=f"10 or 12 bytes, not {size}"):
+            read_split(pair[0].fileno(), False, 1, size)
+        assert read_split(pair[0].fileno(), False, 1) == ([bytes(20)], 0)
+
     @pytest.mark.skipif(_speedups is None, reason=MISSING)
-    @pytest.mark.parametrize("args", [(), (1, False), (1, False, 1, 1), ("1", False, 1)])
+    @pytest.mark.parametrize("args", [(), (1, False), (1, False, 1, 10, 1), ("1", False, 1)])
     def test_wrong_arguments(self, args: tuple[object, ...]) -> None:
         with pytest.raises(TypeError):
             _speedups.read_split(*args)
@@ -99,6 +118,22 @@ class TestWriteMerged:
         packets = written(run_of(Packet(link=LINKS["qinq"]), [1448] * 45))
         assert write_merged(pair[1].fileno(), map(bytearray, packets), True) == 45
         assert os.read(pair[0].fileno(), 70_000) == native.merge(packets, True)[0]
+
+    @each_write_merged
+    def test_a_header_of_12_bytes(self, pair: Pair, write_merged: WriteMerged) -> None:
+        """As one of 10, and two zeroes behind it."""
+        packets = [*written(run_of(Packet(), [1448] * 40)), b"", b"x" * 2000]
+        assert write_merged(pair[1].fileno(), packets, False, 12) == 42
+        expected = [each[:10] + bytes(2) + each[10:] for each in native.merge(packets, False)]
+        assert native.read_many(pair[0].fileno(), abi.READ_SIZE, 100) == expected
+
+    @each_write_merged
+    @pytest.mark.parametrize("size", [0, 9, 11, 13, 24, 2**40])
+    def test_no_other_header(self, pair: Pair, write_merged: WriteMerged, size: int) -> None:
+        with pytest.raises(ValueError, match=f"10 or 12 bytes, not {size}"):
+            write_merged(pair[1].fileno(), [bytes(20)], False, size)
+        with pytest.raises(BlockingIOError):
+            os.read(pair[0].fileno(), 100)
 
     @each_write_merged
     def test_until_it_is_full(self, pair: Pair, write_merged: WriteMerged) -> None:
@@ -125,12 +160,12 @@ class TestWriteMerged:
         with pytest.raises(TypeError):
             write_merged(pair[1].fileno(), [bytes(20), "text"], False)
         with pytest.raises(TypeError):
-            write_merged(pair[1].fileno(), None, False)  # type: ignore[arg-type]  # on purpose
+            write_merged(pair[1].fileno(), None, False)
         with pytest.raises(BlockingIOError):
             os.read(pair[0].fileno(), 100)
 
     @pytest.mark.skipif(_speedups is None, reason=MISSING)
-    @pytest.mark.parametrize("args", [(), (1, []), (1, [], False, 4), ("1", [], False)])
+    @pytest.mark.parametrize("args", [(), (1, []), (1, [], False, 10, 1), ("1", [], False)])
     def test_wrong_arguments(self, args: tuple[object, ...]) -> None:
         with pytest.raises(TypeError):
             _speedups.write_merged(*args)

@@ -3,6 +3,7 @@
 import array
 import struct
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from aiotun.offload import GsoType, VnetHeader, checksum
 from . import helpers
 
 U8, U16 = st.integers(0, 0xFF), st.integers(0, 0xFFFF)
-HEADERS = st.builds(VnetHeader, U8, U8, U16, U16, U16, U16)
+HEADERS = st.builds(VnetHeader, U8, U8, U16, U16, U16, U16, st.none() | U16)
 
 
 class TestChecksum:
@@ -87,17 +88,22 @@ class TestVnetHeader:
         words = [each.to_bytes(2, sys.byteorder) for each in (52, 1448, 20, 16)]
         assert header.pack() == b"\x01\x01" + b"".join(words)
         assert VnetHeader.SIZE == 10
+        longer = header._replace(num_buffers=3)
+        assert longer.pack() == header.pack() + (3).to_bytes(2, sys.byteorder)
 
     def test_all_zero_unless_told(self) -> None:
         assert VnetHeader().pack() == bytes(10)
         assert VnetHeader.unpack(bytes(10)) == VnetHeader()
+        assert VnetHeader.unpack(bytes(10)).num_buffers is None
+        assert VnetHeader.unpack(bytes(12), 12) == VnetHeader(num_buffers=0)
+        assert VnetHeader(num_buffers=0).pack() == bytes(12)
 
     @given(HEADERS, st.binary(max_size=20))
     def test_round_trip(self, header: VnetHeader, packet: bytes) -> None:
         data = header.pack()
-        assert len(data) == VnetHeader.SIZE
+        assert len(data) == (VnetHeader.SIZE if header.num_buffers is None else 12)
         for buffer in (data + packet, bytearray(data + packet), memoryview(data + packet)):
-            found = VnetHeader.unpack(buffer)
+            found = VnetHeader.unpack(buffer, len(data))
             assert isinstance(found, VnetHeader)
             assert found == header
 
@@ -105,6 +111,14 @@ class TestVnetHeader:
     def test_too_short(self, length: int) -> None:
         with pytest.raises(ValueError, match="10 bytes"):
             VnetHeader.unpack(bytes(length))
+        for more in (length, 10, 11):
+            with pytest.raises(ValueError, match="12 bytes"):
+                VnetHeader.unpack(bytes(more), 12)
+
+    @pytest.mark.parametrize("size", [0, 9, 11, 13, 24, -12, None, "10"])
+    def test_no_such_size(self, size: Any) -> None:
+        with pytest.raises(ValueError, match="10 or 12 bytes, not"):
+            VnetHeader.unpack(bytes(30), size)
 
     @pytest.mark.parametrize(
         ("field", "most"),
@@ -122,6 +136,11 @@ class TestVnetHeader:
         for value in (-1, most + 1):
             with pytest.raises(ValueError, match=field):
                 VnetHeader(**{field: value}).pack()
+
+    def test_a_number_of_buffers_that_does_not_fit(self) -> None:
+        for value in (-1, 0x10000):
+            with pytest.raises(ValueError, match=f"num_buffers={value}"):
+                VnetHeader(num_buffers=value).pack()
 
     @pytest.mark.parametrize("name", ["flags", "csum_offset", "another"])
     def test_frozen(self, name: str) -> None:

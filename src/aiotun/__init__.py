@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ._link.info import LinkEvent, LinkInfo, LinkStats, TunTapInfo
     from ._packets.ipheader import IPHeader
     from .decode import decode_frame, decode_packet, encode
+    from .namespaces import Namespace, new_namespace, open_namespace
     from .networkd import networkd_units
     from .transport import (
         DeviceTransport,
@@ -65,6 +66,7 @@ __all__ = [
     "LinkEvent",
     "LinkInfo",
     "LinkStats",
+    "Namespace",
     "NotPermittedError",
     "PacketDecodeError",
     "PacketError",
@@ -91,7 +93,9 @@ __all__ = [
     "encode",
     "list_devices",
     "networkd_units",
+    "new_namespace",
     "offload",
+    "open_namespace",
     "open_tap",
     "open_tun",
     "reply",
@@ -105,6 +109,7 @@ _LAZY = {
     "LinkEvent": "_link.info",
     "LinkInfo": "_link.info",
     "LinkStats": "_link.info",
+    "Namespace": "namespaces",
     "PacketProtocol": "transport",
     "TunTapInfo": "_link.info",
     "create_bridge": "_device.bridges",
@@ -118,6 +123,8 @@ _LAZY = {
     "encode": "decode",
     "list_devices": "_device.persistent",
     "networkd_units": "networkd",
+    "new_namespace": "namespaces",
+    "open_namespace": "namespaces",
 }
 
 

@@ -53,13 +53,11 @@ class Device(PacketIO):
 
     _mode: ClassVar[Mode]  # of the subclass
 
-    def __init__(self, opened: Opened, *, offload: Offload, packet_info: bool) -> None:
+    def __init__(self, opened: Opened, packets: PacketFormat) -> None:
         # Internal: use open_tun, open_tap or from_fd.
         line = Line()  # the tasks that wait for a packet of any queue
-        packets = PacketFormat(self._mode, offload, packet_info)
         queues = [Queue(fd, opened.interface, make_port(packets), shared=line) for fd in opened.fds]
-        link = Link._held(opened.interface, opened.namespace)
-        self._set_up(tuple(queues), line, opened.interface, link)
+        self._set_up(tuple(queues), line, opened.interface, Link._held(opened.interface))
 
     def _set_up(
         self, queues: tuple[Queue, ...], line: Line, interface: Interface, link: Link
@@ -87,28 +85,37 @@ class Device(PacketIO):
 
         The fds may have been inherited, or received with SCM_RIGHTS. The device takes ownership of
         them and makes them non-blocking and close-on-exec. If this raises, the caller still owns
-        them. The kernel reports the device's kind, name, index, MTU and virtio-net header.
+        them. The kernel reports the kind, name, index, MTU, virtio-net header and its size, and
+        packet information.
+
+        The interface may be in a network namespace that this program can't enter, or that the
+        kernel does not report. Packets pass anyway. In that case `index` and `mtu` are 0, every
+        request of `link` raises `LinkError` or `NotPermittedError`, and `packet_info` is not
+        checked.
 
         Args:
             fd, more: the queues, all of the same interface.
             netns: the interface's network namespace. With None the kernel reports it, if the
-                program has CAP_NET_ADMIN there; otherwise None means the calling thread's.
-            packet_info: whether packets have the 4-byte header; the fd does not tell.
+                program has CAP_NET_ADMIN there; otherwise None means the calling thread's, if that
+                has such an interface.
+            packet_info: whether packets have the 4-byte header.
             offload: None means ``"raw"`` if the device has a virtio-net header, otherwise
-                ``"off"``.
+                ``"off"``. The header may have 10 or 12 bytes: see `vnet_header_size`.
 
         Raises:
-            ValueError: an fd is not open, is not a TUN/TAP queue, or is given twice.
+            ValueError: an fd is not open, is not a TUN/TAP queue, or is given twice; or
+                `packet_info` is given for a device with a virtio-net header.
             DeviceMismatchError: the queues are of another kind or of different interfaces, or their
-                virtio-net header does not match `offload` and `packet_info`.
+                headers do not match `offload` and `packet_info`, or the virtio-net header has
+                neither 10 nor 12 bytes.
             DeviceLostError: the interface was deleted.
-            LinkError: the namespace does not exist, or has no such interface.
+            LinkError: the namespace that `netns` names does not exist, or has no such interface.
             ResourceLimitError: no thread can be started, or no file descriptor is left.
         """
-        opened, offload = adopt(
+        opened, packets = adopt(
             cls._mode, [fd, *more], netns=netns, packet_info=packet_info, offload=offload
         )
-        return cls(opened, offload=offload, packet_info=packet_info)
+        return cls(opened, packets)
 
     # Properties
 
@@ -119,12 +126,18 @@ class Device(PacketIO):
 
     @property
     def index(self) -> int:
-        """The interface's index. A rename does not change it, but a move may (see `Link`)."""
+        """The interface's index. A rename does not change it, but a move may (see `Link`).
+
+        0 if it is not known: see `from_fd`.
+        """
         return self._interface.index or 0
 
     @property
     def mtu(self) -> int:
-        """The link's IP MTU in bytes; follows a change made with `link` or seen by its events."""
+        """The link's IP MTU in bytes; follows a change made with `link` or seen by its events.
+
+        0 if it is not known: see `from_fd`.
+        """
         return self._interface.mtu or 0
 
     @property
@@ -136,6 +149,15 @@ class Device(PacketIO):
     def offload(self) -> Offload:
         """The offload mode that the device was opened with."""
         return self.queues[0].offload
+
+    @property
+    def vnet_header_size(self) -> int:
+        """The size in bytes of the virtio-net header, 10 or 12; 0 with ``offload="off"``.
+
+        With ``"raw"`` each packet begins with it, both ways; with ``"split"`` the program does not
+        see it. 12 only where `from_fd` was given such a device.
+        """
+        return self.queues[0].vnet_header_size
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"queues={len(self.queues)}"
@@ -419,9 +441,9 @@ class Opener(Generic[D]):
         self._used = True
         opening = Opening(self._options)
         opened = await threads.run(opening.run, on_cancel=opening.abort, undo=opening.undo)
-        return self._device_class(
-            opened, offload=self._options.offload, packet_info=self._options.packet_info
-        )
+        wanted = self._options
+        packets = PacketFormat(wanted.mode, wanted.offload, wanted.packet_info)
+        return self._device_class(opened, packets)
 
 
 def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[TunDevice]:
@@ -454,8 +476,9 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
         mtu (int): the link's IP MTU in bytes, 68 to 65535; IPv6 needs at least 1280.
         txqueuelen (int): how many packets each queue holds in the kernel, 0 to 524288.
         up (bool): whether to bring the link up, which is the default; False leaves it as it is.
-        netns: the network namespace to open the device in: a name under /run/netns, a path, or an
-            open fd. The program itself stays in its own namespace. A missing one is not created.
+        netns: the network namespace to open the device in: a `Namespace`, a name under /run/netns,
+            a path, or an open fd. The program itself stays in its own namespace. A missing one is
+            not created.
         persist (bool): whether the interface stays after its last queue is closed. By default this
             is not changed.
         owner, group: who may attach later without privilege, by name or number.

@@ -53,8 +53,9 @@ class Link:
 
     Args:
         name: the interface's name.
-        netns: the network namespace that it is in: a name under /run/netns, a path, or an open fd
-            (duplicated here). None is the namespace of the thread that makes the first request.
+        netns: the network namespace that it is in: a `Namespace`, a name under /run/netns, a path,
+            or an open fd (duplicated here). None is the namespace of the thread that makes the
+            first request.
 
     The namespace is opened at the first request and held from then on, so that the link works on
     after ``ip netns del``.
@@ -79,28 +80,28 @@ class Link:
     def __init__(self, name: str, netns: namespaces.NetnsArg | None = None) -> None:
         self._interface = Interface(check_name(name))
         self._netns = netns
+        self._adopted = False
         # Held during a request, in its thread: what one finds out (the name) must not be
         # overwritten by another that looked before.
         self._lock = threading.Lock()
         namespaces.check_netns(netns)
-        if isinstance(netns, int):
+        if isinstance(netns, int) or hasattr(netns, "fileno"):
             # Now and not at first use: the caller may close it, and the number be used again.
             self._interface.namespace = namespaces.NamespaceFd(namespaces.open_netns(netns))
 
     @classmethod
-    def _held(cls, interface: Interface, namespace: namespaces.NamespaceFd) -> Link:
+    def _held(cls, interface: Interface) -> Link:
         """Make the link of a device, which has looked everything up already.
 
         Args:
             interface: shared with the device and kept up to date; found by its index, from now
-                on, whatever its name.
-            namespace: where it is.
+                on, whatever its name. Where its namespace is not known, every request raises.
         """
         # Not by __init__: it takes only names in UTF-8, and an interface may have another.
         self = cls.__new__(cls)
         self._interface = interface
-        self._interface.namespace = namespace
         self._netns = None
+        self._adopted = True
         self._lock = threading.Lock()
         return self
 
@@ -457,8 +458,8 @@ class Link:
         hears ``"deleted"``.
 
         Args:
-            netns: the name of a namespace under /run/netns, a path (``"/proc/1/ns/net"``), or an
-                open fd.
+            netns: a `Namespace`, the name of one under /run/netns, a path
+                (``"/proc/1/ns/net"``), or an open fd.
 
         Raises:
             TypeError, ValueError: `netns` can be none.
@@ -526,6 +527,14 @@ class Link:
     def _namespace(self) -> namespaces.NamespaceFd:
         """Give the namespace that the link is in, opened by the first who asks."""
         if self._interface.namespace is None:
+            if self._adopted:  # not this thread's: an interface of that name here is another
+                name = self._interface.name
+                text = (
+                    f"{name} is in a network namespace that this program can't look into, so its "
+                    "link can't be asked or changed from here; do that inside the namespace, or "
+                    "take the fd over where this program has CAP_NET_ADMIN in it"
+                )
+                raise LinkError(errno.ENODEV, text, name)
             self._interface.namespace = namespaces.NamespaceFd(namespaces.open_netns(self._netns))
         return self._interface.namespace
 

@@ -10,7 +10,7 @@ import enum
 import struct
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
-from ._kernel.abi import VNET_HDR, VNET_HDR_SIZE
+from ._kernel.abi import VNET_HDR, VNET_HDR_LONG, VNET_HDR_SIZE, VNET_HDR_SIZES
 from ._packets import native
 
 if TYPE_CHECKING:
@@ -39,10 +39,11 @@ class _VnetFields(NamedTuple):
     gso_size: int = 0
     csum_start: int = 0
     csum_offset: int = 0
+    num_buffers: int | None = None
 
 
 class VnetHeader(_VnetFields):
-    """The 10-byte virtio-net header, its fields by the kernel's names.
+    """The virtio-net header of 10 or 12 bytes, its fields by the kernel's names.
 
     Attributes:
         flags: NEEDS_CSUM where the checksum is yet to be finished, DATA_VALID where it is verified.
@@ -51,40 +52,51 @@ class VnetHeader(_VnetFields):
         gso_size: the payload in bytes of each segment.
         csum_start: where in the packet the checksum's data begins.
         csum_offset: where behind that the checksum itself stands.
+        num_buffers: None in a header of 10 bytes. One of 12 has this number, of a guest's receive
+            buffers, which the kernel's driver neither sets (it gives 0) nor reads.
 
-    Source: ``struct virtio_net_hdr`` (``linux/virtio_net.h``).
+    Source: ``struct virtio_net_hdr``, ``struct virtio_net_hdr_mrg_rxbuf`` (``linux/virtio_net.h``).
     """
 
     __slots__ = ()
 
     SIZE: ClassVar[int] = VNET_HDR_SIZE
-    """The header's length in bytes."""
+    """The length in bytes of a header without `num_buffers`, which every device opened here has."""
 
     NEEDS_CSUM: ClassVar[int] = 1
     DATA_VALID: ClassVar[int] = 2
 
     def pack(self) -> bytes:
-        """Give the header as the kernel takes it.
+        """Give the header as the kernel takes it: 10 bytes, or 12 where `num_buffers` is a number.
 
         Raises:
             ValueError: a field does not fit (8 bits for the first two, 16 for the others).
         """
         try:
-            return VNET_HDR.pack(*self)
+            if self.num_buffers is None:
+                return VNET_HDR.pack(*self[:-1])
+            return VNET_HDR_LONG.pack(*self)
         except struct.error as error:
             raise ValueError(f"{self} does not fit a virtio-net header: {error}") from error
 
     @classmethod
-    def unpack(cls, data: Buffer) -> Self:
+    def unpack(cls, data: Buffer, size: int = VNET_HDR_SIZE) -> Self:
         """Read the header in front of a packet.
 
+        Args:
+            data: the header, and whatever follows it.
+            size: its length in bytes, 10 or 12: the `vnet_header_size` of the device or queue.
+
         Raises:
-            ValueError: there are fewer than 10 bytes.
+            ValueError: there are fewer bytes, or `size` is another number.
         """
+        if size not in VNET_HDR_SIZES:
+            raise ValueError(f"a virtio-net header has 10 or 12 bytes, not {size!r}")
+        layout = VNET_HDR if size == VNET_HDR_SIZE else VNET_HDR_LONG
         try:
-            return cls(*VNET_HDR.unpack_from(data))
+            return cls(*layout.unpack_from(data))
         except struct.error as error:
-            raise ValueError(f"a virtio-net header has {VNET_HDR_SIZE} bytes: {error}") from error
+            raise ValueError(f"a virtio-net header has {size} bytes: {error}") from error
 
 
 def checksum(data: Buffer, initial: int = 0) -> int:
@@ -111,8 +123,9 @@ def split(super_packet: Buffer, *, frame: bool = False) -> list[bytes]:
     do: it has the final destination, where a source route has another one in the header.
 
     Args:
-        super_packet: a virtio-net header and a packet, as ``offload="raw"`` gives and takes them;
-            TCP or UDP, IPv4 or IPv6.
+        super_packet: a virtio-net header of 10 bytes and a packet, as ``offload="raw"`` gives and
+            takes them; TCP or UDP, IPv4 or IPv6. (Where `vnet_header_size` is 12, leave the last
+            two bytes of the header out: ``data[:10] + data[12:]``.)
         frame: whether an Ethernet frame follows the header, perhaps with VLAN tags.
 
     Returns:
@@ -146,9 +159,9 @@ def merge(packets: Iterable[Buffer], *, frame: bool = False, udp: bool = True) -
         udp: whether UDP is merged. Linux takes such super-packets from version 6.2 on.
 
     Returns:
-        As many items or fewer, each with a virtio-net header in front, which is all zero where
-        nothing was merged. `split` gives back what went in, but for the IPv4 identification of
-        packets that must not be fragmented.
+        As many items or fewer, each with a 10-byte virtio-net header in front, which is all zero
+        where nothing was merged. `split` gives back what went in, but for the IPv4 identification
+        of packets that must not be fragmented.
 
     Raises:
         TypeError: one of them is not bytes-like.

@@ -45,7 +45,7 @@ from ._queue.fdowner import Group, QueueBase
 from ._queue.judging import judge
 from ._queue.lookahead import TURNS
 from ._queue.packetio import BUDGET, PacketIO, take_one
-from ._queue.waiting import FRONT, Waiter
+from ._queue.waiting import Waiter
 from .errors import AiotunError, DeviceClosedError
 
 if TYPE_CHECKING:
@@ -66,29 +66,37 @@ class Queue(QueueBase):
     __slots__ = ()
 
     @classmethod
-    def from_fd(cls, fd: int, offload: Offload = "off") -> Self:
+    def from_fd(cls, fd: int, offload: Offload = "off", packet_info: bool = False) -> Self:
         """Make a queue of an fd that another process opened, or of any that keeps boundaries.
 
         The fd becomes the queue's, non-blocking and close-on-exec; where this raises it is still
-        the caller's.
+        the caller's. Of a TUN or TAP queue the kernel is asked for name, kind, packet information,
+        and virtio-net header and its size. That takes well below a millisecond.
 
         Args:
             fd: a TUN or TAP queue (inherited, or received by SCM_RIGHTS), or a datagram or
                 seqpacket socket. Nobody else may make it blocking again: a read that finds nothing
                 would stop the loop (signals still get through).
-            offload: ``"raw"`` or ``"split"`` where each packet has a virtio-net header.
+            offload: ``"raw"`` or ``"split"`` where each packet has a virtio-net header. That of a
+                TUN or TAP queue may have 10 or 12 bytes (`vnet_header_size`), a socket's has 10.
+            packet_info: whether each packet comes with the 4-byte ``tun_pi`` header. Of a socket,
+                and of an interface in a namespace that this program may not enter, this is
+                believed.
 
         Raises:
-            ValueError: the fd is not open, or does not keep packets apart; or no such `offload`.
-            DeviceMismatchError: a TUN or TAP queue that has a virtio-net header where `offload`
-                says it has none, or the other way round.
+            ValueError: the fd is not open, or does not keep packets apart; or no such `offload`, or
+                `packet_info` together with one.
+            DeviceMismatchError: a TUN or TAP queue that has a virtio-net header or packet
+                information where `offload` and `packet_info` say it has none, or the other way
+                round; or a virtio-net header of neither 10 nor 12 bytes.
             DeviceLostError: a TUN or TAP queue whose interface is gone.
+            ResourceLimitError: no thread can be started, or no file descriptor is left to ask with.
 
         The end of a seqpacket or Unix socket is a `DeviceLostError`. An ICMP error that a connected
         UDP socket reports is raised once, as a `PacketError`, and the queue goes on.
         """
         check_offload(offload)
-        interface, port = judge(fd, offload)
+        interface, port = judge(fd, offload, packet_info)
         os.set_blocking(fd, False)
         os.set_inheritable(fd, False)
         return cls(fd, interface, port)
@@ -98,8 +106,9 @@ class Queue(QueueBase):
     async def recv(self) -> bytes:
         free = self._free
         if free:
+            read = self._read
             try:
-                packet = self._read(self._fd, READ_SIZE)
+                packet = read(self._fd, READ_SIZE)
             except OSError as error:
                 self._refuse(error)
             else:
@@ -111,8 +120,9 @@ class Queue(QueueBase):
         # As recv; calling it would cost every packet one coroutine more.
         free = self._free
         if free:
+            read = self._read
             try:
-                packet = self._read(self._fd, READ_SIZE)
+                packet = read(self._fd, READ_SIZE)
             except OSError as error:
                 self._refuse(error)
             else:
@@ -136,17 +146,21 @@ class Queue(QueueBase):
             wait = self._budget <= 0
         else:
             wait = not self._free
-        front = False
+        ticket: int | None = None
         wait = wait or self._drained or self._somebody_waits()
         while True:
             if wait:
-                self.end_free()
-                self.watch()
-                await Waiter(loop, self._receivers, front=front)
+                if self._free:
+                    self.end_free()
+                if self.port.pending or not self._watch.reading:
+                    self.watch()
+                # If another process reads first, this task keeps its place in the line.
+                waiter = Waiter(loop, self._receivers, ticket)
+                ticket = waiter.ticket
+                await waiter
                 # No await from here on: what is read is returned.
                 if self._fd < 0 or self._lost is not None:
                     self.check_open()
-                front = True  # if another process reads first, this task keeps its place
             try:
                 return self.take(take)
             except BlockingIOError:
@@ -159,13 +173,13 @@ class Queue(QueueBase):
             BlockingIOError: there is none.
         """
         try:
-            taken = take(self)
+            return take(self)
         except OSError as error:
             self._refuse(error)
             raise
-        if self.port.pending and self._watch.reading and not self._resuming:
-            self._watch.nudge()
-        return taken
+        finally:  # also where a packet was cut, which raises and leaves a rest all the same
+            if not self._resuming and self.port.pending and self._watch.reading:
+                self._watch.nudge()
 
     def _refuse(self, error: OSError) -> None:
         """Note that the fd is empty; raise what any other error means."""
@@ -178,7 +192,11 @@ class Queue(QueueBase):
 
     def _take(self) -> bytes:
         packet = self._read(self._fd, READ_SIZE)
-        self._spend(1)
+        free = self._free
+        if free:
+            self._free = free - 1
+        else:
+            self._spend(1)
         return packet
 
     def _take_into(self, octets: memoryview) -> int:
@@ -235,7 +253,8 @@ class Queue(QueueBase):
                 self._serve_one(group)
         finally:
             self._resuming = False
-            self.end_free()
+            if self._free:
+                self.end_free()
         if self.port.pending and self._watch.reading:
             self._watch.nudge()
 
@@ -256,7 +275,8 @@ class Queue(QueueBase):
             if group is not None:
                 group.resuming = self
             receivers.popleft().wake()
-            self.end_free()
+            if self._free:
+                self.end_free()
             taken = left - self._budget
             ahead.burst = taken > 1
             if not taken or self._budget <= 0 or len(receivers) != 1 or (group and group.line):
@@ -292,9 +312,10 @@ class Queue(QueueBase):
         for _ in range(min(len(senders), BUDGET)):
             if not senders:
                 break
-            senders.popleft().wake()
-            if senders and senders[0].ticket == FRONT:
-                break  # it found the buffer full again
+            waiter = senders.popleft()
+            waiter.wake()
+            if senders and senders[0].ticket == waiter.ticket:
+                break  # its task found the buffer full again
         if not senders:
             # A queue is nearly always writable: watched for nobody it would spin.
             self._watch.stop_writing(self._fd)
@@ -327,20 +348,23 @@ class Queue(QueueBase):
             raise self._write_error(error) from error
 
     def _send_at_once(self, packets: list[Buffer]) -> int:
-        return 0 if self._senders else self.port.write_many(self._fd, packets)
+        if self._senders or self._fd < 0:  # closed while `send_many` gave the loop a turn
+            return 0
+        return self.port.write_many(self._fd, packets)
 
     async def _send_waiting(self, packet: Buffer) -> None:
         loop = self._bind()
-        front = False
+        ticket: int | None = None
         while True:
             self._watch.start_writing(self._fd, self._interface)
-            await Waiter(loop, self._senders, front=front)
+            waiter = Waiter(loop, self._senders, ticket)
+            ticket = waiter.ticket
+            await waiter
             self.check_open()
             try:
                 self._write(self._fd, packet)
             except BlockingIOError:
-                front = True
+                continue
             except OSError as error:
                 raise self._write_error(error) from error
-            else:
-                return
+            return

@@ -286,3 +286,41 @@ def _free_minor() -> int:
     with open("/proc/misc") as file:
         taken = {int(line.split()[0]) for line in file}
     return next(number for number in range(254, 0, -1) if number not in taken)
+
+
+# --- Where namespaces are forbidden ---------------------------------------------------------------
+
+# sched.h
+CLONE_NEWUSER, CLONE_NEWNET = 0x1000_0000, 0x4000_0000
+
+# prctl(2), seccomp(2): give EPERM to unshare(2) with any of certain flags, then run a command.
+_FILTER = """
+import ctypes, os, struct, sys
+
+number = {"x86_64": 272, "aarch64": 97}[os.uname().machine]
+code = [
+    (0x20, 0, 0, 0),               # load the number of the system call
+    (0x15, 0, 3, number),          # other than unshare: allow
+    (0x20, 0, 0, 16),              # load its flags
+    (0x45, 0, 1, FLAGS),           # none of these: allow
+    (0x06, 0, 0, 0x00050000 | 1),  # EPERM
+    (0x06, 0, 0, 0x7FFF0000),      # allow
+]
+program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in code))
+head = struct.pack("HP", len(code), ctypes.addressof(program))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+assert libc.prctl(22, 2, ctypes.create_string_buffer(head)) == 0  # PR_SET_SECCOMP
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def without_unshare(flags: int) -> list[str]:
+    """A command prefix: what follows it may not unshare(2) with any of these flags."""
+    return [sys.executable, "-ISc", _FILTER.replace("FLAGS", str(flags))]
+
+
+def limited(setting: str, value: int) -> list[str]:
+    """A command prefix: what follows it runs in a user namespace with this limit."""
+    script = f'echo {value} >/proc/sys/user/{setting} && exec "$@"'
+    return ["unshare", "-Ur", "sh", "-c", script, "sh"]

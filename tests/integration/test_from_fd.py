@@ -6,7 +6,6 @@ import errno
 import fcntl
 import os
 import socket
-import struct
 import subprocess
 import sys
 import textwrap
@@ -367,13 +366,6 @@ class TestRefused:
             aiotun.TunDevice.from_fd(*fds, **options)
         assert untouched(*fds)
 
-    def test_a_header_of_another_size(self, fds: list[int]) -> None:
-        fds.append(raw_open("given0", TUN | Iff.VNET_HDR))
-        fcntl.ioctl(fds[0], Ioctl.TUNSETVNETHDRSZ, struct.pack("i", 12))
-        with pytest.raises(aiotun.DeviceMismatchError, match="header of 12 bytes"):
-            aiotun.TunDevice.from_fd(*fds)
-        assert untouched(*fds)
-
     def test_two_headers(self, fds: list[int]) -> None:
         fds.append(raw_open("given0", Iff.TUN | Iff.VNET_HDR))
         with pytest.raises(ValueError, match="packet_info"):
@@ -478,6 +470,42 @@ class TestQueue:
             right.close()
             with pytest.raises(aiotun.DeviceLostError):
                 await asyncio.wait_for(queue.send(b"x"), 5)
+
+    async def test_a_socket_that_is_not_connected(self) -> None:
+        """One of the Internet can be connected yet; nobody deleted anything."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("127.0.0.1", 0))
+            async with Queue.from_fd(os.dup(sock.fileno())) as queue:
+                with pytest.raises(aiotun.PacketError, match="not connected; connect it first"):
+                    await queue.send(b"x")
+                sock.connect(sock.getsockname())
+                await queue.send(b"x")
+                assert await asyncio.wait_for(queue.recv(), 5) == b"x"
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        async with Queue.from_fd(sock.detach()) as queue:
+            with pytest.raises(aiotun.DeviceLostError, match="no other end") as caught:
+                await queue.send(b"x")
+            assert "deleted" not in str(caught.value)
+
+    async def test_a_socket_whose_peer_reads_no_more(self) -> None:
+        left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with right:
+            right.shutdown(socket.SHUT_RD)
+            async with Queue.from_fd(left.detach()) as queue:
+                with pytest.raises(aiotun.DeviceLostError, match="other end was closed") as caught:
+                    await queue.send(b"x")
+                assert caught.value.errno == errno.EPIPE
+
+    async def test_a_socket_without_a_route(self) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            ip("route", "add", "10.7.0.0/16", "dev", "lo")
+            sock.connect(("10.7.0.1", 9))
+            ip("route", "del", "10.7.0.0/16", "dev", "lo")
+            async with Queue.from_fd(os.dup(sock.fileno())) as queue:
+                with pytest.raises(aiotun.PacketError, match="no route to the other end") as caught:
+                    await queue.send(b"x")
+                assert caught.value.errno == errno.ENETUNREACH
+                assert "shorter" not in str(caught.value)
 
     @pytest.mark.parametrize("kind", ["tun", "tap"])
     async def test_a_queue_of_a_device(self, kind: str) -> None:

@@ -92,6 +92,19 @@ async def adopt() -> None:
     await device.aclose()
 
 
+async def adopt_queue() -> None:
+    fd = (await aiotun.open_tun("new1")).queues[0].detach()
+    try:
+        queue = aiotun.Queue.from_fd(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    await queue.aclose()
+
+
+ADOPTING = {"adopting": adopt, "adopting a queue": adopt_queue}
+
+
 async def open_it() -> None:
     await (await aiotun.open_tun("new0", addresses=["10.9.0.1/24"])).aclose()
 
@@ -360,10 +373,10 @@ asyncio.run(main())
 
 
 class TestNoDescriptor:
-    @pytest.mark.parametrize("what", [*CALLS, "adopting"])
+    @pytest.mark.parametrize("what", [*CALLS, *ADOPTING])
     async def test_it_says_so_and_leaves_nothing(self, what: str) -> None:
         """However few are left, down to none."""
-        call = CALLS.get(what, adopt)
+        call = (CALLS | ADOPTING)[what]
         make("old0")
         await call()  # everything is imported from here on
         clean_up()

@@ -646,7 +646,7 @@ class TestNamespaces:
         """Found by its number, so that a rename by others does not matter."""
         index = show(tap)["ifindex"]
         namespace = NamespaceFd(os.open("/proc/thread-self/ns/net", os.O_RDONLY))
-        link = Link._held(Interface(tap, index), namespace)
+        link = Link._held(Interface(tap, index, None, namespace))
         other = f"{tap}r"
         ip(f"link set {tap} name {other}")
         assert link.name == tap

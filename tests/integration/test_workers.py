@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import copy
+import fcntl
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_sharer
@@ -11,6 +12,7 @@ import pickle
 import re
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ import pytest
 
 import aiotun
 from aiotun import Queue
+from aiotun._kernel.abi import Iff, Ioctl
 from aiotun.testing import memory_pair
 
 from ..helpers import ROOT
@@ -36,6 +39,7 @@ from .test_examples import (
     start,
     wait_for_state,
 )
+from .test_from_fd import raw_open
 
 # An address that no socket of ours has: what is sent there comes to the device.
 GREETING = udp(THEIRS, PORT, OURS, 4242, b"from there")
@@ -127,6 +131,25 @@ async def test_with_virtio_headers_and_disabled(greeted: socket.socket) -> None:
                 process.close()
                 assert (offload, disabled) == ("split", queue.disabled)
         assert await asyncio.to_thread(greeted.recv, 100) == b"from there"
+
+
+async def test_with_a_virtio_header_of_12_bytes() -> None:
+    fd = raw_open("sent0", Iff.TUN | Iff.NO_PI | Iff.VNET_HDR)
+    fcntl.ioctl(fd, Ioctl.TUNSETVNETHDRSZ, struct.pack("i", 12))
+    context = multiprocessing.get_context("spawn")
+    async with Queue.from_fd(fd, offload="raw") as queue:
+        ours, theirs = context.Pipe()
+        with ours, theirs:
+            process = context.Process(target=tell_sizes, args=(queue, theirs))
+            process.start()
+            assert await asyncio.to_thread(ours.recv) == (12, 12)
+            await asyncio.to_thread(process.join)
+            process.close()
+
+
+def tell_sizes(queue: Queue, connection: Connection) -> None:
+    connection.send((queue.vnet_header_size, queue._header_bytes))
+    queue.close()
 
 
 def tell(queue: Queue, connection: Connection) -> None:

@@ -15,7 +15,17 @@ from aiotun.testing import isolated
 
 from .ledger import Flow, drops
 
-__all__ = ["delete_link", "feed", "listening", "make_namespace", "names", "quiet", "udp_socket"]
+__all__ = [
+    "allow_ipv6",
+    "delete_link",
+    "family_of",
+    "feed",
+    "listening",
+    "make_namespace",
+    "names",
+    "quiet",
+    "udp_socket",
+]
 
 T = TypeVar("T")
 
@@ -43,6 +53,16 @@ def make_namespace() -> int:
     return run_blocking(make)
 
 
+def allow_ipv6(name: str, netns: int | None) -> None:
+    """Let one interface have IPv6, which `quiet` took from all of its namespace."""
+    path = Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
+    inside(netns, lambda: path.write_text("0"))
+
+
+def family_of(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 def inside(netns: int | None, function: Callable[[], T]) -> T:
     return function() if netns is None else run_blocking(function, netns)
 
@@ -51,7 +71,7 @@ def udp_socket(netns: int | None, address: str, port: int = 0) -> socket.socket:
     """A bound, non-blocking datagram socket in a namespace."""
 
     def make() -> socket.socket:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        sock = socket.socket(family_of(address), socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         sock.bind((address, port))
         return sock
 

@@ -14,6 +14,7 @@ import uvloop
 
 from . import gauges, planting
 from .ledger import Ledger
+from .modelling import Beside
 from .network import make_namespace, names, quiet
 from .openings import openings
 from .report import Report
@@ -35,6 +36,9 @@ _SCENES: dict[str, Scene] = {
     "wire tun off": wire("tun", "off", 1, flapping=True),
     "wire tun split": wire("tun", "split", 2, flapping=True),
     "wire tun raw": wire("tun", "raw", 1, flapping=False),
+    # Not flapping: the kernel takes IPv6 addresses off a link that goes down.
+    "wire tun off IPv6": wire("tun", "off", 2, flapping=False, version=6),
+    "wire tun split IPv6": wire("tun", "split", 1, flapping=False, version=6),
     "wire tap off": wire("tap", "off", 2, flapping=False),
     "wire tap split": wire("tap", "split", 1, flapping=True),
     "responder tun": responder("tun"),
@@ -65,6 +69,7 @@ def soak(
     planting.prepare(plant)
     scenes = {**_SCENES, "hanging": planting.hanging} if plant == "hang" else _SCENES
     ledger, report = Ledger(), Report(seconds, seed)
+    model = Beside(seconds, seed)
     history: list[gauges.Gauge] = []
     end = time.monotonic() + seconds
     for number, (name, loop) in enumerate(itertools.cycle(_LOOPS.items())):
@@ -85,6 +90,8 @@ def soak(
             history.append(gauge)
     for grown in gauges.growth(history):
         ledger.problem(grown)
+    if said := model.finish(early=bool(ledger.problems)):
+        ledger.problem(f"the model: {said}")
     report.final(ledger, history)
     return 1 if ledger.problems else 0
 

@@ -10,7 +10,7 @@ from aiotun import LinkDownError
 from aiotun._kernel.words import Offload
 
 from .ledger import Flow
-from .network import dropped_by, feed, inside, listening, udp_socket
+from .network import allow_ipv6, dropped_by, family_of, feed, inside, listening, udp_socket
 from .stage import HANG, Scene, Stage, pause, settled, stats_of
 
 __all__ = ["wire"]
@@ -115,43 +115,48 @@ class Wire:
         return dropped
 
 
-def wire(kind: str, offload: Offload, queues: int, flapping: bool) -> Scene:
-    name = f"wire {kind} {offload}"
+def wire(kind: str, offload: Offload, queues: int, flapping: bool, version: int = 4) -> Scene:
+    name = f"wire {kind} {offload}" + (" IPv6" if version == 6 else "")
 
     async def scene(stage: Stage) -> None:
         opener = aiotun.open_tun if kind == "tun" else aiotun.open_tap
-        net = f"10.{stage.number}.0"
+        net, bits = (
+            (f"fd{stage.number:02x}::", 64) if version == 6 else (f"10.{stage.number}.0.", 24)
+        )
+        hosts = [f"{net}1", f"{net}2"]
         options: Any = {"queues": queues, "offload": offload, "txqueuelen": 300}
         async with contextlib.AsyncExitStack() as stack:
-            near, far = [
-                await stack.enter_async_context(
-                    opener(f"w{stage.number}", addresses=[f"{net}.{host}/24"], netns=ns, **options)
-                )
-                for host, ns in ((1, None), (2, stage.peer))
-            ]
+            ends: list[aiotun.Device] = []
+            for host, ns in zip(hosts, (None, stage.peer), strict=True):
+                opening = opener(f"w{stage.number}", netns=ns, **options)
+                end = await stack.enter_async_context(opening)
+                if version == 6:
+                    allow_ipv6(end.name, ns)
+                await end.link.add_address(f"{host}/{bits}")
+                ends.append(end)
             stage.count("openings", 2)
-            await carry_traffic(stage, Wire(stage, near, far, name), net, flapping)
+            await carry_traffic(stage, Wire(stage, ends[0], ends[1], name), hosts, flapping)
 
     return scene
 
 
-async def carry_traffic(stage: Stage, wire: Wire, net: str, flapping: bool) -> None:
+async def carry_traffic(stage: Stage, wire: Wire, hosts: list[str], flapping: bool) -> None:
     near, far = wire.ends
     make = asyncio.create_task
     carriers = [make(wire.carry(near, far)), make(wire.carry(far, near))]
     watcher = make(wire.watch())
     async with contextlib.AsyncExitStack() as stack:
-        one = stack.enter_context(udp_socket(None, f"{net}.1", 7))
-        two = stack.enter_context(udp_socket(stage.peer, f"{net}.2", 7))
-        one.connect((f"{net}.2", 7))
-        two.connect((f"{net}.1", 7))
+        one = stack.enter_context(udp_socket(None, hosts[0], 7))
+        two = stack.enter_context(udp_socket(stage.peer, hosts[1], 7))
+        one.connect((hosts[1], 7))
+        two.connect((hosts[0], 7))
         out, back = stage.flow(f"{wire.name}, out"), stage.flow(f"{wire.name}, back")
         await stack.enter_async_context(listening(two, out.arrive))
         await stack.enter_async_context(listening(one, back.arrive))
         tasks = [
             make(feed(out, one, stage.stop, stage.rate, stage.chance)),
             make(feed(back, two, stage.stop, stage.rate, stage.chance)),
-            make(stream(stage, net), name=f"{wire.name}, TCP"),
+            make(stream(stage, hosts[1]), name=f"{wire.name}, TCP"),
         ]
         await wire.begin([out, back])
         if flapping:
@@ -168,7 +173,7 @@ async def carry_traffic(stage: Stage, wire: Wire, net: str, flapping: bool) -> N
     await stage.finish(*carriers, watcher)
 
 
-async def stream(stage: Stage, net: str) -> None:
+async def stream(stage: Stage, host: str) -> None:
     """TCP from one kernel to the other: every byte in its place."""
     received = 0
     over = asyncio.Event()
@@ -179,19 +184,19 @@ async def stream(stage: Stage, net: str) -> None:
         while data := await reader.read(65536):
             at = received % 251
             if data != pattern[at : at + len(data)]:
-                stage.ledger.problem(f"TCP to {net}.2: wrong bytes at {received}")
+                stage.ledger.problem(f"TCP to {host}: wrong bytes at {received}")
             received += len(data)
         writer.close()
         over.set()
 
     def listen() -> socket.socket:
-        return socket.create_server((f"{net}.2", 9))
+        return socket.create_server((host, 9), family=family_of(host))
 
     server = await asyncio.start_server(take, sock=inside(stage.peer, listen))
     sent = 0
     pattern = bytes(range(251)) * 400
     async with server:
-        connecting = asyncio.open_connection(f"{net}.2", 9)
+        connecting = asyncio.open_connection(host, 9)
         try:
             _, writer = await asyncio.wait_for(connecting, 5)
         except (OSError, TimeoutError):  # down just now
@@ -213,5 +218,5 @@ async def stream(stage: Stage, net: str) -> None:
             with contextlib.suppress(AttributeError):
                 writer.transport.abort()
     if over.is_set() and received != sent:
-        stage.ledger.problem(f"TCP to {net}.2: {sent} bytes sent, {received} received")
+        stage.ledger.problem(f"TCP to {host}: {sent} bytes sent, {received} received")
     stage.count("TCP bytes" if over.is_set() else "TCP bytes, cut off by the round's end", sent)

@@ -1,7 +1,7 @@
 """Makes a TUN device in a private network namespace, answers pings on it, and lets the kernel ping.
 
 It needs no root and leaves nothing behind: device, addresses and routes end with the namespace, and
-that with the process.
+that with the demo.
 """
 
 import asyncio
@@ -11,15 +11,12 @@ import re
 import shutil
 import socket
 import struct
-import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 
 import aiotun
 from aiotun import reply
-
-from .._kernel import isolation
 
 __all__ = ["DemoError", "demo"]
 
@@ -36,11 +33,8 @@ class DemoError(aiotun.AiotunError):
     """What the demo can't do; the text is the one line that the user sees."""
 
 
-# --- The private namespace -----------------------------------------------------------------------
-
-
 def demo(count: int, *, uvloop: bool, say: Callable[[str], None]) -> None:
-    """Run the demo; where need be, start the whole command anew in a namespace of its own.
+    """Run the demo.
 
     Args:
         count: how many pings to each address.
@@ -49,17 +43,9 @@ def demo(count: int, *, uvloop: bool, say: Callable[[str], None]) -> None:
 
     Raises:
         DemoError: this machine has not what it takes, or pings were not answered.
-        NoNamespaceError: likewise, for a private namespace.
-        AiotunError: the device could not be opened.
+        AiotunError: there is no private namespace to be had, or the device could not be opened.
     """
-    factory = _uvloop() if uvloop else None
-    if isolation.OUTSIDE not in os.environ:
-        args = ["demo", "--count", str(count), *(["--uvloop"] if uvloop else [])]
-        inside = isolation.aiotun_command(args)
-        sys.stdout.flush()
-        os.execve(inside[0], inside, isolation.environment())
-    isolation.check_inside()
-    with asyncio.Runner(loop_factory=factory) as runner:
+    with asyncio.Runner(loop_factory=_uvloop() if uvloop else None) as runner:
         # On a machine without IPv6 there is no such file, and the address could not be given.
         ipv6 = Path("/proc/net/if_inet6").exists()
         runner.run(_ping_all(_PINGED if ipv6 else _PINGED[:1], count, say))
@@ -86,14 +72,18 @@ async def _answer(tun: aiotun.TunDevice) -> None:
 async def _ping_all(pinged: Sequence[tuple[str, str]], count: int, say: _Say) -> None:
     times: list[float] = []
     addresses = [own for own, _ in pinged]
-    async with aiotun.open_tun("demo0", addresses=addresses) as tun:
+    async with (
+        aiotun.new_namespace() as ns,
+        aiotun.open_tun("demo0", netns=ns, addresses=addresses) as tun,
+    ):
         ping = shutil.which("ping")
         say(f"{tun.name} has {', '.join(addresses)}, in a network namespace of its own.")
         say(f"A Python program answers; {ping or 'the kernel (no ping(8) here)'} asks.")
         answering = asyncio.create_task(_answer(tun))
         try:
             for _, address in pinged:
-                asking = _system_pings(ping, address, count) if ping else _pings(address, count)
+                asking = _system_pings(ns, ping, address, count) if ping else None
+                asking = asking or _pings(ns, address, count)
                 async with contextlib.aclosing(asking):
                     async for seq, milliseconds in asking:
                         times.append(milliseconds)
@@ -113,10 +103,10 @@ async def _ping_all(pinged: Sequence[tuple[str, str]], count: int, say: _Say) ->
         raise DemoError(f"{lost} of {sent} pings were not answered within {_TIMEOUT} s")
 
 
-async def _system_pings(program: str, address: str, count: int) -> _Replies:
+async def _system_pings(ns: aiotun.Namespace, program: str, address: str, count: int) -> _Replies:
     """Let ping(8) ask, and give each reply it prints."""
     options = ("-n", "-c", str(count), "-i", str(_INTERVAL), "-W", str(int(_TIMEOUT)))
-    ping = await asyncio.create_subprocess_exec(
+    ping = await ns.create_subprocess_exec(
         program,
         *options,
         address,
@@ -142,9 +132,9 @@ async def _system_pings(program: str, address: str, count: int) -> _Replies:
             await ping.wait()
 
 
-async def _pings(address: str, count: int) -> _Replies:
+async def _pings(ns: aiotun.Namespace, address: str, count: int) -> _Replies:
     """Ask through the kernel's own ICMP socket, as ping(8) does."""
-    with _icmp_socket(address) as sock:
+    with await _icmp_socket(ns, address) as sock:
         for seq in range(1, count + 1):
             milliseconds = await asyncio.to_thread(_ping, sock, address, seq)
             if milliseconds is not None:
@@ -153,13 +143,11 @@ async def _pings(address: str, count: int) -> _Replies:
                 await asyncio.sleep(_INTERVAL)
 
 
-def _icmp_socket(address: str) -> socket.socket:
+async def _icmp_socket(ns: aiotun.Namespace, address: str) -> socket.socket:
     try:
-        # Which groups may have such a socket is a setting of the namespace: inside, nobody but us.
-        Path("/proc/sys/net/ipv4/ping_group_range").write_text(f"{os.getegid()} {os.getegid()}")
         if ":" in address:
-            return socket.socket(socket.AF_INET6, socket.SOCK_DGRAM, socket.IPPROTO_ICMPV6)
-        return socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
+            return await ns.socket(socket.AF_INET6, socket.SOCK_DGRAM, socket.IPPROTO_ICMPV6)
+        return await ns.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
     except OSError as error:
         raise DemoError(f"no ICMP socket here ({error.strerror}); install ping(8)") from error
 

@@ -24,11 +24,10 @@ from typing import Any, Literal
 
 import aiotun
 
-from .._kernel import isolation
 from . import probe
 from .terminal import BOLD, DIM, GREEN, RED, YELLOW, paint, printable
 
-__all__ = ["Check", "Report", "as_json", "as_lines", "examine", "trial"]
+__all__ = ["Check", "Report", "as_json", "as_lines", "examine"]
 
 _FOLDER, _NODE = "/dev/net", "/dev/net/tun"
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21}  # capability.h
@@ -62,17 +61,6 @@ class Report:
     system: dict[str, str]
     checks: list[Check]
     works: list[Check]
-
-
-def trial() -> str:
-    """What the child does in its private namespace: make a device, and tell the offloads it takes.
-
-    Raises:
-        NoNamespaceError: it is somewhere else, and did nothing.
-        AiotunError: the device could not be made.
-    """
-    isolation.check_inside()
-    return json.dumps(probe.try_device())
 
 
 def examine() -> Report:
@@ -217,44 +205,13 @@ def _namespaces(node: Check) -> tuple[Check, list[str] | None]:
 
     An AppArmor that restricts user namespaces lets them be made, and takes the capabilities away.
     """
+    with_device = node.status == "ok"
     try:
-        command = isolation.aiotun_command(["doctor", "--trial"])
-    except isolation.NoNamespaceError as error:
-        return Check("namespaces", "no", *_why_no_namespace(str(error))), None
-    way = "unshare " + next(word for word in command if word.startswith("-"))
-    if node.status != "ok":
-        return Check("namespaces", "ok", f"private ones can be had ('{way}')"), None
-    done = isolation.run(command, isolation.environment())
-    if done.returncode != 0:
-        said = done.stderr.strip().removeprefix("aiotun: ").splitlines()
-        text = (
-            f"no device can be made in a private one: {said[-1] if said else 'it gave no reason'}"
-        )
-        return Check("namespaces", "no", *_why_no_namespace(text)), None
-    said_by_child: list[str] = json.loads(done.stdout)
-    return Check("namespaces", "ok", f"private ones can be had ('{way}')"), said_by_child
-
-
-def _why_no_namespace(said: str) -> tuple[str, str]:
-    """Tell who forbids it, and give the command against that."""
-    if "can't be started by this user" in said:
-        text, _, mend = said.partition("; ")
-        return text, mend
-    if shutil.which("unshare") is None:
-        return said.partition(";")[0], _root("apt-get install util-linux (or this system's like)")
-    for name, bad, who in (
-        ("user.max_user_namespaces", "0", "allows none"),
-        ("user.max_net_namespaces", "0", "allows none"),
-        ("kernel.unprivileged_userns_clone", "0", "keeps them from ordinary users"),
-        ("kernel.apparmor_restrict_unprivileged_userns", "1", "takes capabilities away in them"),
-    ):
-        setting = _SETTINGS / name.replace(".", "/")
-        with contextlib.suppress(OSError):
-            if setting.read_text().strip() == bad:
-                good = {"0": "1", "1": "0"}[bad] if name.startswith("kernel") else "10000"
-                return f"{name} = {bad} {who}", _root(f"sysctl -w {name}={good}")
-    mend = "allow user namespaces: in a container its seccomp profile forbids them"
-    return said.partition(";")[0], mend
+        helped, offloads = asyncio.run(probe.try_namespace(device=with_device))
+    except (aiotun.AiotunError, OSError) as error:
+        return Check("namespaces", "no", *_text_and_mend(error)), None
+    said = "private ones can be had" + (" without root, by a helper process" if helped else "")
+    return Check("namespaces", "ok", said), offloads if with_device else None
 
 
 def _ping() -> Check:
@@ -348,7 +305,7 @@ def _inside(node: Check, private: Check, pyroute2: Check) -> Check:
     if node.status != "ok" or pyroute2.status != "ok":
         return Check(name, "no", "mend the above first")
     if private.status == "ok":
-        return Check(name, "ok", "in a private namespace: 'aiotun demo', 'unshare -rn COMMAND'")
+        return Check(name, "ok", "in a private namespace: 'aiotun demo', aiotun.new_namespace()")
     return Check(name, "no", "in a private namespace; mend that above first")
 
 
@@ -370,7 +327,11 @@ def _text(error: Exception) -> str:
 def _text_and_mend(error: Exception) -> tuple[str, str]:
     """Cut an error's text into what happened and what to do."""
     text, _, mend = str(getattr(error, "strerror", None) or error).partition("; ")
-    return text, mend
+    command = re.fullmatch(r"'(.*)' allows it", mend)
+    return (
+        text.removeprefix("a private network namespace can't be made: "),
+        command[1] if command else mend,
+    )
 
 
 # --- How it is shown -----------------------------------------------------------------------------

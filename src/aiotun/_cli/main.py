@@ -150,7 +150,6 @@ def _parser() -> argparse.ArgumentParser:
     said = "say what works on this machine, and how to mend what doesn't"
     command = commands.add_parser("doctor", help=said, description=doctor.__doc__)
     command.add_argument("--json", action="store_true", help="all of it as a JSON object")
-    command.add_argument("--trial", action="store_true", help=argparse.SUPPRESS)
     command.set_defaults(run=_run_doctor)
     return parser
 
@@ -274,9 +273,6 @@ def _note(line: str) -> None:
 
 
 def _run_doctor(args: argparse.Namespace) -> int:
-    if args.trial:  # it has started itself anew, in a namespace of its own
-        _say(doctor.trial())
-        return 0
     report = doctor.examine()
     if args.json:
         _say(doctor.as_json(report))

@@ -5,12 +5,13 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from .._kernel import ioctl
+from .._kernel import ioctl, threads
 from .._kernel.abi import Iff, OffloadFlag
 from .._packets import native
 from ..errors import DeviceMismatchError, NotPermittedError
+from ..namespaces import new_namespace
 
-__all__ = ["SPEEDUPS", "features", "may_create", "try_device"]
+__all__ = ["SPEEDUPS", "features", "may_create", "try_device", "try_namespace"]
 
 SPEEDUPS: bool = native.SPEEDUPS
 """Whether the C module is in use."""
@@ -56,12 +57,28 @@ def may_create() -> bool:
     return _with_node(ask)
 
 
-def try_device() -> list[str]:
-    """Create a device in this network namespace for a moment, and give the offloads it takes.
+async def try_namespace(*, device: bool) -> tuple[bool, list[str]]:
+    """Make a private network namespace for a moment, and a device in it.
+
+    Args:
+        device: whether to make a device at all.
+
+    Returns:
+        Whether it takes a helper process, and the offloads that the device takes.
 
     Raises:
-        TunUnavailableError, NotPermittedError: as `features`; or no CAP_NET_ADMIN here.
+        NotPermittedError: the kernel refuses; the text says who forbids it.
+        LinkError: the helper process can't be started.
+        TunUnavailableError: as `features`.
     """
+    async with new_namespace() as namespace:
+        if not device:
+            return namespace.rootless, []
+        return namespace.rootless, await threads.run(try_device, namespace.fileno())
+
+
+def try_device() -> list[str]:
+    """Create a device where this thread stands, for a moment, and give the offloads it takes."""
 
     def attempt(fd: int) -> list[str]:
         try:

@@ -6,12 +6,13 @@ import errno
 import os
 from collections.abc import Sequence
 
-from .._kernel import ioctl, namespaces, threads
-from .._kernel.abi import VNET_HDR_SIZE, Iff
+from .._kernel import ioctl, namespaces, rtnetlink, threads
+from .._kernel.abi import Iff
 from .._kernel.interface import Interface
 from .._kernel.words import Mode, Offload, check_offload, mode_of
-from .._queue.judging import header_mismatch
-from ..errors import DeviceMismatchError, LinkError
+from .._queue.judging import check_packet_info, is_another, packet_format
+from .._queue.port import PacketFormat
+from ..errors import DeviceMismatchError, LinkError, NotPermittedError
 from .opening import Opened
 
 __all__ = ["adopt"]
@@ -24,7 +25,7 @@ def adopt(
     netns: namespaces.NetnsArg | None,
     packet_info: bool,
     offload: Offload | None,
-) -> tuple[Opened, Offload]:
+) -> tuple[Opened, PacketFormat]:
     """Look at the fds, and only if all is well make them non-blocking and close-on-exec.
 
     Raises:
@@ -46,23 +47,18 @@ def adopt(
         kind = "TapDevice" if mode == "tun" else "TunDevice"
         text = f"{name} is a {mode_of(flags).upper()} device; use {kind}.from_fd"
         raise DeviceMismatchError(errno.EINVAL, text, name)
-    offload = _check_header(fds[0], name, flags, offload, packet_info)
-    namespace = _namespace(fds[0], name, netns)
+    packets = packet_format(fds[0], name, flags, offload, packet_info)
+    told, namespace = _namespace(fds[0], name, netns)
     for fd in fds[1:]:
-        told = ioctl.get_namespace(fd)
-        other = None if told is None else namespaces.NamespaceFd(told)
+        other = _told(fd)
         if other is not None and not namespaces.same_namespace(other.fd, namespace.fd):
             text = f"the fds are queues of two interfaces {name}, in two network namespaces"
             raise DeviceMismatchError(errno.EINVAL, f"{text}; make a device of each", name)
-
-    def look_up() -> Interface:
-        return Interface(name, ioctl.get_index(name), ioctl.get_mtu(name), namespace)
-
-    interface = threads.run_blocking(look_up, namespace.fd)
+    interface = _look_up(name, flags, packets, namespace, told=told, said=netns is not None)
     for fd in fds:
         os.set_blocking(fd, False)
         os.set_inheritable(fd, False)
-    return Opened(list(fds), interface, namespace), offload
+    return Opened(list(fds), interface), packets
 
 
 def _ask(fd: int) -> tuple[str, Iff]:
@@ -75,40 +71,68 @@ def _ask(fd: int) -> tuple[str, Iff]:
         raise ValueError(f"fd {fd} is {what}") from error
 
 
-def _check_header(
-    fd: int, name: str, flags: Iff, offload: Offload | None, packet_info: bool
-) -> Offload:
-    has_header = bool(flags & Iff.VNET_HDR)
-    if offload is None:
-        offload = "raw" if has_header else "off"
-    if (offload != "off") != has_header:
-        raise header_mismatch(name, flags, offload)
-    if has_header and packet_info:
-        raise ValueError("packet_info=True goes with offload='off' only: one header is enough")
-    if has_header:
-        size = ioctl.get_vnet_header_size(fd, name)
-        if size != VNET_HDR_SIZE:
-            text = f"{name} has a virtio-net header of {size} bytes; have its opener set 10"
-            raise DeviceMismatchError(errno.EINVAL, text, name)
-    return offload
+def _told(fd: int) -> namespaces.NamespaceFd | None:
+    told = ioctl.get_namespace(fd)
+    return None if told is None else namespaces.NamespaceFd(told)
 
 
-def _namespace(fd: int, name: str, netns: namespaces.NetnsArg | None) -> namespaces.NamespaceFd:
-    """Find the interface's namespace, and hold it.
+def _namespace(
+    fd: int, name: str, netns: namespaces.NetnsArg | None
+) -> tuple[bool, namespaces.NamespaceFd]:
+    """Find the interface's namespace, and hold it; whether the kernel told, and which it is.
 
-    The kernel tells which it is to those with CAP_NET_ADMIN there. Others are taken at their word:
-    they can't change what a stranger of the same name is, elsewhere.
+    The kernel tells those with CAP_NET_ADMIN there. Others are taken at their word: they can't
+    change what a stranger of the same name is, elsewhere.
     """
     # Opened first: a number that is none must not become one by what the kernel gives us below.
     said = namespaces.NamespaceFd(namespaces.open_netns(netns))
-    told = ioctl.get_namespace(fd)
-    if told is None:
-        return said
-    real = namespaces.NamespaceFd(told)
+    real = _told(fd)
+    if real is None:
+        return False, said
     if netns is not None and not namespaces.same_namespace(real.fd, said.fd):
         raise LinkError(
             errno.ENODEV,
             f"{name} is not in the network namespace {netns}; leave netns out, the kernel knows it",
             name,
         )
-    return real
+    return True, real
+
+
+def _look_up(
+    name: str,
+    flags: Iff,
+    packets: PacketFormat,
+    namespace: namespaces.NamespaceFd,
+    *,
+    told: bool,
+    said: bool,
+) -> Interface:
+    """Look at the interface in its namespace: index, MTU and packet information.
+
+    Args:
+        flags: from TUNGETIFF.
+        namespace: where it is, or where we are.
+        told: whether the kernel says that it is there.
+        said: whether the caller says so.
+    """
+
+    def look() -> tuple[int, int, Iff | None]:
+        index = ioctl.get_index(name)
+        return index, ioctl.get_mtu(name), rtnetlink.get_flags(index)
+
+    try:
+        index, mtu, found = threads.run_blocking(look, namespace.fd)
+    except NotPermittedError:
+        # We may not go there; packets pass all the same.
+        return Interface(name, namespace=namespace)
+    except LinkError:
+        if told or said:
+            raise
+        return Interface(name)  # it is elsewhere, and nobody tells us where
+    if not told and is_another(flags, found):
+        if said:
+            text = f"the {name} in that network namespace is not the one that the fd is a queue of"
+            raise LinkError(errno.ENODEV, f"{text}; leave netns out, or name its own", name)
+        return Interface(name)
+    check_packet_info(name, found, packets)
+    return Interface(name, index, mtu, namespace)

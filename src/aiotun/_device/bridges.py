@@ -52,8 +52,8 @@ async def create_bridge(
         mac: the hardware address, such as ``"02:00:00:00:00:01"``. By default a bridge has the
             lowest address of its interfaces, which changes when interfaces join and leave.
         up: whether to bring the bridge up.
-        netns: the network namespace to create it in: a name under /run/netns, a path or an open
-            fd; None is the calling thread's.
+        netns: the network namespace to create it in: a `Namespace`, a name under /run/netns, a
+            path or an open fd; None is the calling thread's.
 
     Raises:
         TypeError, ValueError: an argument is invalid.
@@ -103,8 +103,8 @@ async def delete_bridge(name: str, netns: namespaces.NetnsArg | None = None) -> 
 
     Args:
         name: the bridge's name.
-        netns: the network namespace that it is in: a name under /run/netns, a path or an open fd;
-            None is the calling thread's.
+        netns: the network namespace that it is in: a `Namespace`, a name under /run/netns, a path
+            or an open fd; None is the calling thread's.
 
     Raises:
         TypeError, ValueError: an argument is invalid.

@@ -53,7 +53,6 @@ class Opened(NamedTuple):
 
     fds: list[int]
     interface: Interface
-    namespace: namespaces.NamespaceFd
 
 
 class _AbortedError(Exception):
@@ -98,11 +97,13 @@ class Opening:
             self._undo_all(namespace)
             del namespace  # otherwise the error's traceback would keep the namespace open
             raise
-        return Opened(self._fds, Interface(info.name, info.index, info.mtu, namespace), namespace)
+        return Opened(self._fds, Interface(info.name, info.index, info.mtu, namespace))
 
     def undo(self, opened: Opened) -> None:
         """Undo an opening that succeeded after its task was cancelled."""
-        self._undo_all(opened.namespace)
+        namespace = opened.interface.namespace
+        assert namespace is not None
+        self._undo_all(namespace)
 
     def _undo_all(self, namespace: namespaces.NamespaceFd) -> None:
         try:

@@ -62,8 +62,8 @@ async def create_persistent(
         vnet_header: whether packets have the virtio-net header (IFF_VNET_HDR). The first program
             that attaches can change this and `packet_info`.
         packet_info: whether packets have the 4-byte ``tun_pi`` header (no IFF_NO_PI).
-        netns: the network namespace to create it in: a name under /run/netns, a path or an open
-            fd; None is the calling thread's.
+        netns: the network namespace to create it in: a `Namespace`, a name under /run/netns, a
+            path or an open fd; None is the calling thread's.
         ipv6_autoconf: whether the kernel gives the device an IPv6 link-local address and solicits
             routers when it comes up; None keeps the kernel's default.
 
@@ -157,8 +157,8 @@ async def delete_persistent(name: str, netns: namespaces.NetnsArg | None = None)
 
     Args:
         name: the device's name.
-        netns: the network namespace that it is in: a name under /run/netns, a path or an open fd;
-            None is the calling thread's.
+        netns: the network namespace that it is in: a `Namespace`, a name under /run/netns, a path
+            or an open fd; None is the calling thread's.
 
     Raises:
         TypeError, ValueError: an argument is invalid.
@@ -238,8 +238,8 @@ async def list_devices(netns: namespaces.NetnsArg | None = None) -> list[TunTapI
     This needs no privilege in the program's own namespace, and CAP_SYS_ADMIN for another one.
 
     Args:
-        netns: the namespace: a name under /run/netns, a path or an open fd; None is the calling
-            thread's.
+        netns: the namespace: a `Namespace`, a name under /run/netns, a path or an open fd; None is
+            the calling thread's.
 
     Returns:
         The devices, in the order in which they were created.

@@ -21,11 +21,14 @@ __all__ = [
     "NODE",
     "PI_SIZE",
     "READ_SIZE",
+    "SIOCSIFFLAGS",
     "SOCK_FILTER",
     "SOCK_FPROG",
     "TUN_FILTER",
     "VNET_HDR",
+    "VNET_HDR_LONG",
     "VNET_HDR_SIZE",
+    "VNET_HDR_SIZES",
     "Iff",
     "Ioctl",
     "OffloadFlag",
@@ -47,11 +50,13 @@ MAX_QUEUE_LENGTH = 524_288
 # if_tun.h: struct tun_pi { __u16 flags; __be16 proto; }.
 PI_SIZE = 4
 
-# virtio_net.h: struct virtio_net_hdr, without num_buffers.
+# virtio_net.h: struct virtio_net_hdr, and struct virtio_net_hdr_mrg_rxbuf, which has num_buffers.
 # The fields are in the machine's byte order, because aiotun never calls TUNSETVNETLE or
 # TUNSETVNETBE.
 VNET_HDR = struct.Struct("=BBHHHH")
+VNET_HDR_LONG = struct.Struct("=BBHHHHH")
 VNET_HDR_SIZE = VNET_HDR.size
+VNET_HDR_SIZES = (VNET_HDR_SIZE, VNET_HDR_LONG.size)
 
 # The most that one read can return: a 65,535-byte packet with an Ethernet header and a VLAN tag,
 # the packet-info header and the longest virtio-net header. The kernel silently truncates a packet
@@ -161,6 +166,9 @@ class Ioctl(enum.IntEnum):
 
 IFF_UP = 0x1
 """The link is up (if.h)."""
+
+SIOCSIFFLAGS = 0x8914
+"""Set an interface's flags (sockios.h)."""
 
 
 class Siocgif(enum.IntEnum):

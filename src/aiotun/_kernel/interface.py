@@ -58,10 +58,11 @@ class Interface:
         short-lived one.
 
         Raises:
-            LinkError, NotPermittedError: the state can't be read.
+            LinkError, NotPermittedError, OSError: the state can't be read.
         """
         if self.namespace is None:
             text = f"the network namespace of {self.name} is not known"
             raise LinkError(errno.ENODEV, text, self.name)
         namespaces.setns(self.namespace.fd)
-        return ioctl.is_up(self.name)
+        # Others may have renamed it, and given its name to another.
+        return ioctl.is_up(self.name if self.index is None else ioctl.get_name(self.index))

@@ -23,7 +23,7 @@ from ..errors import (
     NotPermittedError,
     TunUnavailableError,
 )
-from . import abi
+from . import abi, places
 from .abi import IFF_UP, Iff, Ioctl, OffloadFlag, Siocgif
 from .limits import LIMITS, limit_error, naming_limits
 
@@ -51,6 +51,7 @@ __all__ = [
     "set_sndbuf",
     "set_steering_ebpf",
     "set_tx_filter",
+    "set_up",
     "set_vnet_header_size",
 ]
 
@@ -75,7 +76,7 @@ def open_node() -> int:
         ResourceLimitError: no file descriptor is left.
     """
     try:
-        return os.open(abi.NODE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        return places.open_file(abi.NODE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except PermissionError as error:
         raise NotPermittedError(error.errno, _why_not_opened(error)) from error
     except OSError as error:
@@ -389,14 +390,14 @@ def set_tx_filter(fd: int, name: str, macs: Iterable[bytes], all_multicast: bool
     )
 
 
-def get_index(name: str) -> int:
-    """SIOCGIFINDEX: return the interface's index in the calling thread's namespace.
+def get_index(name: str, sock: socket.socket | None = None) -> int:
+    """SIOCGIFINDEX: return the interface's index in the namespace of the thread, or of `sock`.
 
     Raises:
         LinkError: the namespace has no such interface.
         ResourceLimitError: no file descriptor is left for the request.
     """
-    return int(_INT.unpack_from(_request_by_name(name, Siocgif.INDEX), 16)[0])
+    return int(_INT.unpack_from(_request_by_name(name, Siocgif.INDEX, sock), 16)[0])
 
 
 def get_name(index: int) -> str:
@@ -406,7 +407,7 @@ def get_name(index: int) -> str:
         OSError: the namespace has no interface with that index.
     """
     request = bytearray(struct.pack("@16xi20x", index))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+    with places.make_socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         fcntl.ioctl(sock, Siocgif.NAME, request, True)
     return _decoded_name(request)
 
@@ -428,6 +429,19 @@ def is_up(name: str) -> bool:
         LinkError: the calling thread's namespace has no such interface.
     """
     return bool(_FLAGS.unpack_from(_request_by_name(name, Siocgif.FLAGS), 16)[0] & IFF_UP)
+
+
+def set_up(name: str) -> None:
+    """SIOCSIFFLAGS: bring an interface up.
+
+    Raises:
+        OSError: the kernel refuses (EPERM), or there is no such interface.
+    """
+    with _request_socket(name) as sock:
+        request = bytearray(abi.IFREQ.pack(_encoded(name), 0))
+        fcntl.ioctl(sock, Siocgif.FLAGS, request, True)
+        flags = abi.IFREQ.unpack(request)[1] | IFF_UP
+        fcntl.ioctl(sock, abi.SIOCSIFFLAGS, abi.IFREQ.pack(_encoded(name), flags))
 
 
 def get_kind(name: str) -> str | None:
@@ -459,21 +473,23 @@ def _exists(name: str) -> bool:
     return True
 
 
-def _request_by_name(name: str, question: Siocgif) -> bytes:
+def _request_by_name(name: str, question: Siocgif, sock: socket.socket | None = None) -> bytes:
+    if sock is None:
+        with _request_socket(name) as made:
+            return _request_by_name(name, question, made)
     request = bytearray(abi.IFREQ.pack(_encoded(name), 0))
-    with _request_socket(name) as sock:
-        try:
-            fcntl.ioctl(sock, question, request, True)
-        except OSError as error:
-            text = f"there is no interface {name} in this network namespace; check the name"
-            raise LinkError(error.errno, text, name) from error
+    try:
+        fcntl.ioctl(sock, question, request, True)
+    except OSError as error:
+        text = f"there is no interface {name} in this network namespace; check the name"
+        raise LinkError(error.errno, text, name) from error
     return bytes(request)
 
 
 def _request_socket(name: str) -> socket.socket:
     """Open a socket for a request about an interface; a socket of any kind is good enough."""
     with naming_limits(f"could not ask the kernel about {name}", name):
-        return socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        return places.make_socket(socket.AF_INET, socket.SOCK_DGRAM)
 
 
 def _by_value(fd: int, request: Ioctl, value: int, name: str, what: str) -> None:

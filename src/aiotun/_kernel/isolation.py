@@ -29,7 +29,6 @@ __all__ = [
     "MARKER",
     "OUTSIDE",
     "NoNamespaceError",
-    "aiotun_command",
     "check_inside",
     "command",
     "enter",
@@ -236,18 +235,6 @@ def command(program: Sequence[str], *, mounts: bool = False) -> list[str]:
     raise NoNamespaceError(
         f"this machine does not let this user create a network namespace ({said}); {_HELP}"
     )
-
-
-def aiotun_command(args: Sequence[str]) -> list[str]:
-    """Return the command that runs ``aiotun ARGS`` in a private namespace; see `command`.
-
-    Raises:
-        NoNamespaceError: as `command`.
-    """
-    # -P keeps modules of the current folder from being imported, unless aiotun itself is there.
-    root = os.path.dirname(os.path.dirname(sys.modules["aiotun"].__file__ or ""))
-    here = [] if sys.path[0] == root else ["-P"]
-    return command([sys.executable, *here, "-m", "aiotun", *args])
 
 
 def environment() -> dict[str, str]:

@@ -7,14 +7,17 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 from ..errors import LinkError, NotPermittedError
+from . import places
 from .limits import LIMITS, naming_limits
 
 __all__ = [
     "NamespaceFd",
     "NetnsArg",
     "check_netns",
+    "is_here",
     "open_netns",
     "same_namespace",
     "setns",
@@ -22,8 +25,15 @@ __all__ = [
     "staying",
 ]
 
-NetnsArg = str | os.PathLike[str] | int
-"""A namespace as users name one: a name under /run/netns, a path, or an open fd."""
+
+class _HasFileno(Protocol):
+    """A `Namespace`, or an open file."""
+
+    def fileno(self) -> int: ...
+
+
+NetnsArg = str | os.PathLike[str] | int | _HasFileno
+"""A namespace as users name one: a `Namespace`, a name under /run/netns, a path, or an open fd."""
 
 # Its attribute `on` is True in a thread that must not enter another namespace, because the kernel
 # would not let it come back; see `threads._run_here`.
@@ -41,6 +51,8 @@ def check_netns(netns: object) -> None:
     Raises:
         TypeError, ValueError: the argument can't be a namespace.
     """
+    if hasattr(netns, "fileno"):
+        return
     if isinstance(netns, bool) or not isinstance(netns, str | int | os.PathLike | None):
         raise TypeError(f"netns must be a name, a path, an open fd or None, got {netns!r}")
     if isinstance(netns, int):
@@ -64,11 +76,12 @@ def open_netns(netns: NetnsArg | None) -> int:
     """Open a namespace and return its fd, which the caller must close.
 
     Args:
-        netns: a name under /run/netns, a path, an open fd (which is duplicated), or None for the
-            calling thread's own namespace.
+        netns: a `Namespace`, a name under /run/netns, a path, an open fd (which is duplicated), or
+            None for the calling thread's own namespace.
 
     Raises:
-        LinkError: the namespace does not exist (it is not created), or the fd is not open.
+        LinkError: the namespace does not exist (it is not created), the fd is not open, or the
+            `Namespace` was closed.
         NotPermittedError: this user has no permission to open it.
         ResourceLimitError: no file descriptor is left.
     """
@@ -77,6 +90,11 @@ def open_netns(netns: NetnsArg | None) -> int:
 
 
 def _open_netns(netns: NetnsArg | None) -> int:
+    if not isinstance(netns, str | os.PathLike | int | None):
+        netns = netns.fileno()
+        if netns < 0:
+            text = "the network namespace was closed; make another, or keep it open for longer"
+            raise LinkError(errno.ESHUTDOWN, text)
     if isinstance(netns, int):
         try:
             return os.dup(netns)
@@ -114,12 +132,17 @@ class NamespaceFd:
 
     A request in a thread holds a reference. So the fd stays open until the request ends, even if
     the link or the device that made the request is gone.
+
+    Attributes:
+        fd: the namespace's fd.
+        helper: what makes sockets in a namespace that a thread can't enter; see `places.serving`.
     """
 
-    __slots__ = ("fd",)
+    __slots__ = ("fd", "helper")
 
     def __init__(self, fd: int) -> None:
         self.fd: int = fd  # owned by this object from now on
+        self.helper: places.Place | None = places.serving(fd)
 
     # os.close is bound as a default: when the interpreter exits, the module may be empty already.
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
@@ -129,6 +152,9 @@ class NamespaceFd:
 def setns(fd: int) -> None:
     """Move the calling thread into the network namespace that `fd` stands for.
 
+    If a helper process serves the namespace, the thread stays where it is, and from now on the
+    helper makes its sockets (`places`).
+
     If the thread is in that namespace already, this makes no system call: setns(2) would need
     CAP_SYS_ADMIN even then, and a request that only reads must work without any privilege.
 
@@ -136,8 +162,11 @@ def setns(fd: int) -> None:
         LinkError: `fd` is not a network namespace.
         NotPermittedError: the thread lacks CAP_SYS_ADMIN in that namespace or in its own.
     """
-    here, there = os.stat("/proc/thread-self/ns/net"), os.fstat(fd)
-    if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
+    helper = places.serving(fd)
+    places.stand(helper)
+    if helper is not None:
+        return
+    if is_here(fd):
         return
     if getattr(staying, "on", False):
         raise NotPermittedError(
@@ -172,6 +201,12 @@ def setns_always(fd: int) -> None:
     if libc.setns(fd, _CLONE_NEWNET) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def is_here(fd: int) -> bool:
+    """Whether the calling thread is in the namespace that an open fd stands for."""
+    here, there = os.stat("/proc/thread-self/ns/net"), os.fstat(fd)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
 def same_namespace(one: int, other: int) -> bool:

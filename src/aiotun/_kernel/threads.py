@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
 from ..errors import ResourceLimitError
+from . import places
 from .limits import limit_error, naming_limits
 from .namespaces import (
     NamespaceFd,
@@ -126,6 +127,7 @@ def _run_here(function: Callable[[], None]) -> None:
         if loop is not None and task is not None:
             asyncio._enter_task(loop, task)
         staying.on = False
+        places.stand(None)
         if here is not None:
             setns(here.fd)
 

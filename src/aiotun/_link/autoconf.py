@@ -9,8 +9,10 @@ up.
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING
 
+from .._kernel import places
 from .info import Autoconf
 
 if TYPE_CHECKING:
@@ -52,5 +54,6 @@ async def apply(session: Session, info: LinkInfo, now: Autoconf, wanted: Autocon
 
 def _write(name: str, solicitations: int) -> None:
     # Which namespace's settings these are depends on the thread that opens the file.
-    with open(f"/proc/sys/net/ipv6/conf/{name}/router_solicitations", "w") as file:
+    path = f"/proc/sys/net/ipv6/conf/{name}/router_solicitations"
+    with open(places.open_file(path, os.O_WRONLY | os.O_CLOEXEC), "w") as file:
         file.write(str(solicitations))

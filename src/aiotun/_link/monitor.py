@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Container, Iterator
 
+from .._kernel import ioctl, places
 from . import messages
 from .session import message_parser, opening
 from .state import Change
@@ -41,7 +42,7 @@ class Monitor:
     def __init__(self) -> None:
         self._parse = message_parser()
         with opening(), contextlib.ExitStack() as failing:
-            self._socket = socket.socket(
+            self._socket = places.make_socket(
                 socket.AF_NETLINK,
                 socket.SOCK_DGRAM | socket.SOCK_NONBLOCK,
                 socket.NETLINK_ROUTE,
@@ -84,5 +85,5 @@ class Monitor:
 def _name_of(index: int | None) -> str | None:
     if index:
         with contextlib.suppress(OSError):  # it may have gone in between
-            return socket.if_indextoname(index)
+            return ioctl.get_name(index)
     return None

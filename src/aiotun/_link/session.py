@@ -5,6 +5,8 @@ thread that makes it, since pyroute2 takes some 80 ms. A conversation has a sele
 own, because pyroute2 can't open netlink on uvloop.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import errno
@@ -14,13 +16,17 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from ipaddress import ip_address
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from .._kernel import places
 from .._kernel.limits import LIMITS, limit_error, naming_limits
-from ..errors import AiotunError, LinkError, NotPermittedError, ResourceLimitError
+from ..errors import AiotunError, LinkError, NotPermittedError
 from . import messages as link_messages
 from .info import Autoconf, LinkInfo, LinkStats, TunTapInfo
 from .values import IPV6_MIN_MTU, LinkAddress, Route
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = ["Session", "in_session", "message_parser", "opening"]
 
@@ -426,6 +432,21 @@ def _family(version: int) -> int:
     return socket.AF_INET if version == 4 else socket.AF_INET6
 
 
+class _Socket(socket.socket):
+    """A netlink socket that names the kernel as the receiver of what it sends.
+
+    Without an address the kernel also wants the capability of whoever made the socket
+    (netlink_ns_capable). If a helper process made it in one network namespace, that lacks the
+    capability in another one, which moving a link takes. This program has it in both.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock.family, sock.type, sock.proto, sock.detach())
+
+    def send(self, data: Buffer, flags: int = 0, /) -> int:
+        return self.sendto(data, flags, (0, 0))
+
+
 class _Loop(asyncio.SelectorEventLoop):
     """A loop that is closed where it could not be made.
 
@@ -482,7 +503,9 @@ async def _catch(conversation: Awaitable[T], errors: list[Exception]) -> T | Non
 async def _converse(pyroute2: Any, work: Callable[[Session], Awaitable[T]]) -> T:
     with opening():
         # Ours, and not pyroute2's own, which stays open where setting it up fails.
-        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE)
+        sock = _Socket(
+            places.make_socket(socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE)
+        )
     with sock:
         # pyroute2 asks for the kernel's own sentences only on sockets that it made. Kernels before
         # 4.12, and gVisor, have none.
@@ -506,7 +529,7 @@ def opening() -> Iterator[None]:
     try:
         with naming_limits("could not open netlink, which takes four file descriptors"):
             yield
-    except ResourceLimitError:
+    except AiotunError:  # something ran out, or the namespace was closed
         raise
     except OSError as error:
         text = f"netlink could not be opened: {error.strerror}; allow AF_NETLINK in the sandbox"

@@ -24,8 +24,9 @@
 #endif
 static char read_buffer[READ_SIZE];
 
-/* virtio_net.h */
+/* virtio_net.h: the header's size, without num_buffers and with it. */
 #define HEADER 10
+#define LONG_HEADER 12
 #define NEEDS_CSUM 1
 enum { GSO_NONE = 0, GSO_TCPV4 = 1, GSO_TCPV6 = 4, GSO_UDP_L4 = 5, GSO_ECN = 0x80 };
 
@@ -56,6 +57,18 @@ static long number(PyObject *argument, const char *what, long most)
 		return -1;
 	}
 	return value;
+}
+
+/* The size of a virtio-net header, which need not be given; else -1 and an exception. */
+static long header_size(PyObject *const *args, Py_ssize_t nargs, Py_ssize_t place)
+{
+	long size = place < nargs ? number(args[place], "a header", LONG_MAX) : HEADER;
+
+	if (size < 0 || size == HEADER || size == LONG_HEADER)
+		return size;
+	PyErr_Format(PyExc_ValueError, "a virtio-net header has %d or %d bytes, not %ld", HEADER,
+		     LONG_HEADER, size);
+	return -1;
 }
 
 /* Reading and writing packets, by a non-blocking fd.
@@ -564,22 +577,22 @@ static int fits(unsigned kind, const struct layers *l)
 	return 0;
 }
 
-static int split_into(PyObject *list, const uint8_t *data, size_t length, int frame)
+static int split_into(PyObject *list, const uint8_t *data, size_t length, int frame, size_t header)
 {
 	uint16_t fields[4]; /* hdr_len, gso_size, csum_start, csum_offset, in native byte order */
-	const uint8_t *packet = data + HEADER;
+	const uint8_t *packet = data + header;
 	struct whole w = {.packet = packet};
 	const char *wrong;
 	size_t at, count;
 	unsigned number = 0;
 
-	if (length < HEADER) {
-		PyErr_Format(PyExc_ValueError, "a super-packet begins with a header of %d bytes",
-			     HEADER);
+	if (length < header) {
+		PyErr_Format(PyExc_ValueError, "a super-packet begins with a header of %zu bytes",
+			     header);
 		return -1;
 	}
 	memcpy(fields, data + 2, sizeof fields);
-	length -= HEADER;
+	length -= header;
 	if ((data[1] & ~GSO_ECN) == GSO_NONE)
 		return append(list, data[0] & NEEDS_CSUM
 					    ? finished(packet, length, fields[2], fields[3])
@@ -638,25 +651,27 @@ static PyObject *speedups_split(PyObject *module, PyObject *const *args, Py_ssiz
 	if (PyObject_GetBuffer(args[0], &data, PyBUF_SIMPLE) < 0)
 		return NULL;
 	list = PyList_New(0);
-	if (list && split_into(list, data.buf, (size_t)data.len, frame) < 0)
+	if (list && split_into(list, data.buf, (size_t)data.len, frame, HEADER) < 0)
 		Py_CLEAR(list);
 	PyBuffer_Release(&data);
 	return list;
 }
 
-/* read_split(fd, frame, limit): see native.py. */
+/* read_split(fd, frame, limit, header): see native.py. */
 static PyObject *speedups_read_split(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
 	PyObject *list;
-	long fd, limit, lost = 0;
+	long fd, limit, header, lost = 0;
 	int frame;
 
 	(void)module;
-	if (nargs != 3)
-		return PyErr_Format(PyExc_TypeError, "read_split takes 3 arguments, not %zd", nargs);
+	if (nargs < 3 || nargs > 4)
+		return PyErr_Format(PyExc_TypeError, "read_split takes 3 or 4 arguments, not %zd",
+				    nargs);
 	if ((fd = number(args[0], "an fd", INT_MAX)) < 0 ||
 	    (frame = PyObject_IsTrue(args[1])) < 0 ||
-	    (limit = number(args[2], "a limit", LONG_MAX)) < 0)
+	    (limit = number(args[2], "a limit", LONG_MAX)) < 0 ||
+	    (header = header_size(args, nargs, 3)) < 0)
 		return NULL;
 	list = PyList_New(0);
 	while (list && PyList_Size(list) + lost < limit) {
@@ -674,7 +689,8 @@ static PyObject *speedups_read_split(PyObject *module, PyObject *const *args, Py
 			if (!PyErr_Occurred())
 				PyErr_SetFromErrno(PyExc_OSError);
 			Py_CLEAR(list);
-		} else if (split_into(list, (const uint8_t *)read_buffer, (size_t)length, frame) < 0) {
+		} else if (split_into(list, (const uint8_t *)read_buffer, (size_t)length, frame,
+				      (size_t)header) < 0) {
 			if (!PyErr_ExceptionMatches(PyExc_ValueError)) {
 				Py_CLEAR(list);
 			} else {
@@ -799,16 +815,16 @@ static int take(struct run *r, const struct part *p)
 	return 1;
 }
 
-/* Write the headers of a super-packet that is complete, the virtio-net header first. */
-static void put_headers(const struct run *r, uint8_t *header)
+/* Write the headers of a super-packet that is complete, the virtio-net header of `size` bytes first. */
+static void put_headers(const struct run *r, uint8_t *header, size_t size)
 {
 	const struct layers *l = &r->first.l;
-	uint8_t *packet = header + HEADER, *transport;
+	uint8_t *packet = header + size, *transport;
 	size_t length = r->length - l->transport, offset = l->protocol == TCP ? 16 : 6;
 	uint16_t fields[4] = {(uint16_t)l->payload, (uint16_t)r->size, (uint16_t)l->transport,
 			      (uint16_t)offset};
 
-	memset(header, 0, HEADER);
+	memset(header, 0, size);
 	memcpy(packet, r->first.packet, r->head);
 	if (r->count == 1)
 		return; /* there may be no layers */
@@ -830,6 +846,7 @@ struct sink {
 	PyObject *list;
 	int fd;
 	int no_udp; /* datagrams are not merged */
+	size_t header; /* bytes of a virtio-net header */
 	unsigned long written; /* packets */
 };
 
@@ -844,12 +861,12 @@ static int write_pieces(int fd, const struct run *r, size_t length)
 /* Give the super-packet away, or the only packet with an empty header. 0, or -1 to stop. */
 static int give(struct run *r, struct sink *sink)
 {
-	uint8_t headers[HEADER + MOST_HEADERS], *out;
-	size_t length = HEADER + r->length;
+	uint8_t headers[LONG_HEADER + MOST_HEADERS], *out;
+	size_t length = sink->header + r->length;
 	PyObject *made;
 
-	put_headers(r, headers);
-	r->parts[0] = (struct iovec){headers, HEADER + r->head};
+	put_headers(r, headers, sink->header);
+	r->parts[0] = (struct iovec){headers, sink->header + r->head};
 	if (!sink->list) {
 		if (write_pieces(sink->fd, r, length) < 0)
 			return -1;
@@ -920,7 +937,7 @@ static PyObject *list_of_packets(PyObject *iterable)
 /* merge(packets, frame, udp) */
 static PyObject *speedups_merge(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
-	struct sink sink = {0};
+	struct sink sink = {.header = HEADER};
 	PyObject *packets;
 	int frame = 0, udp = 1;
 
@@ -938,21 +955,24 @@ static PyObject *speedups_merge(PyObject *module, PyObject *const *args, Py_ssiz
 	return sink.list;
 }
 
-/* write_merged(fd, packets, frame): see native.py. */
+/* write_merged(fd, packets, frame, header): see native.py. */
 static PyObject *speedups_write_merged(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
 	struct sink sink = {0};
 	PyObject *packets;
-	long fd;
+	long fd, header;
 	int frame;
 
 	(void)module;
-	if (nargs != 3)
-		return PyErr_Format(PyExc_TypeError, "write_merged takes 3 arguments, not %zd", nargs);
+	if (nargs < 3 || nargs > 4)
+		return PyErr_Format(PyExc_TypeError, "write_merged takes 3 or 4 arguments, not %zd",
+				    nargs);
 	if ((fd = number(args[0], "an fd", INT_MAX)) < 0 ||
-	    (frame = PyObject_IsTrue(args[2])) < 0 || !(packets = list_of_packets(args[1])))
+	    (frame = PyObject_IsTrue(args[2])) < 0 ||
+	    (header = header_size(args, nargs, 3)) < 0 || !(packets = list_of_packets(args[1])))
 		return NULL;
 	sink.fd = (int)fd;
+	sink.header = (size_t)header;
 	merge_into(&sink, packets, frame);
 	Py_DECREF(packets);
 	return PyLong_FromUnsignedLong(sink.written);

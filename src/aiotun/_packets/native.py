@@ -11,7 +11,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from .._kernel.abi import READ_SIZE, VNET_HDR, VNET_HDR_SIZE
+from .._kernel.abi import READ_SIZE, VNET_HDR, VNET_HDR_SIZE, VNET_HDR_SIZES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,6 +22,7 @@ __all__ = [
     "SPEEDUPS",
     "checksum",
     "keep_freed_memory",
+    "long_header",
     "merge",
     "packets_in",
     "read",
@@ -54,10 +55,16 @@ def _read_many(fd: int, size: int, limit: int) -> list[bytes]:
     return batch
 
 
-def _read_split(fd: int, frame: bool, limit: int) -> tuple[list[bytes], int]:
+def _read_split(
+    fd: int, frame: bool, limit: int, header: int = VNET_HDR_SIZE
+) -> tuple[list[bytes], int]:
     """Read super-packets from a non-blocking fd, and split them, until there are `limit` packets.
 
     A super-packet that can't be split is dropped, and counts as a packet.
+
+    Args:
+        header: the size of the virtio-net header in front of each; what goes beyond 10 bytes
+            (num_buffers) is skipped.
 
     Returns:
         The packets, which are more than `limit` where the last super-packet held more; and how many
@@ -66,7 +73,9 @@ def _read_split(fd: int, frame: bool, limit: int) -> tuple[list[bytes], int]:
     Raises:
         OSError: the first read failed, or gave no byte at all (ENODATA), as the end of a socket
             does. A later failure ends the batch, and the next call meets it.
+        ValueError: no such header.
     """
+    _check_header(header)
     packets: list[bytes] = []
     lost = 0
     while len(packets) + lost < limit:
@@ -79,7 +88,7 @@ def _read_split(fd: int, frame: bool, limit: int) -> tuple[list[bytes], int]:
                 raise
             break
         try:
-            packets += split(super_packet, frame)
+            packets += split(_short_header(super_packet, header), frame)
         except ValueError:
             lost += 1
     return packets, lost
@@ -97,13 +106,19 @@ def _write_many(fd: int, packets: list[Buffer]) -> int:
         for packet in packets:
             os.write(fd, packet)
             written += 1
-    except (OSError, TypeError, BufferError):
+    except (OSError, TypeError, ValueError, BufferError):
         pass
     return written
 
 
-def _write_merged(fd: int, packets: Iterable[Buffer], frame: bool) -> int:
+def _write_merged(
+    fd: int, packets: Iterable[Buffer], frame: bool, header: int = VNET_HDR_SIZE
+) -> int:
     """Merge packets, and write what comes of it to a non-blocking fd, until it takes no more.
+
+    Args:
+        header: the size of the virtio-net header in front of each; what goes beyond 10 bytes
+            (num_buffers) is written as zero.
 
     Returns:
         How many of the packets were written. Those left meet the reason, whatever it is, when they
@@ -111,15 +126,43 @@ def _write_merged(fd: int, packets: Iterable[Buffer], frame: bool) -> int:
 
     Raises:
         TypeError, BufferError: one of them is no packet; nothing was written.
+        ValueError: no such header.
     """
+    _check_header(header)
     written = 0
     try:
         for super_packet in merge(packets, frame):
-            os.write(fd, super_packet)
+            os.write(fd, long_header(super_packet, header))
             written += packets_in(super_packet)
     except OSError:
         pass
     return written
+
+
+def _check_header(size: int) -> None:
+    if size not in VNET_HDR_SIZES:
+        raise ValueError(f"a virtio-net header has 10 or 12 bytes, not {size}")
+
+
+def _short_header(super_packet: bytes, size: int) -> bytes:
+    """Take off what a virtio-net header of `size` bytes has beyond 10.
+
+    Raises:
+        ValueError: the super-packet is shorter than that.
+    """
+    if size == VNET_HDR_SIZE:
+        return super_packet
+    if len(super_packet) < size:
+        raise ValueError(f"a super-packet begins with a header of {size} bytes")
+    return super_packet[:VNET_HDR_SIZE] + super_packet[size:]
+
+
+def long_header(super_packet: bytes, size: int) -> bytes:
+    """Make the 10-byte virtio-net header of a super-packet one of `size` bytes, with zeroes."""
+    if size == VNET_HDR_SIZE:
+        return super_packet
+    padding = bytes(size - VNET_HDR_SIZE)
+    return b"".join((super_packet[:VNET_HDR_SIZE], padding, super_packet[VNET_HDR_SIZE:]))
 
 
 def packets_in(super_packet: bytes) -> int:
@@ -150,9 +193,9 @@ read: Callable[[int, int], bytes] = os.read
 """Read one packet from a non-blocking fd: ``read(fd, size)``, as `os.read`."""
 
 read_many: Callable[[int, int, int], list[bytes]] = _read_many
-read_split: Callable[[int, bool, int], tuple[list[bytes], int]] = _read_split
+read_split: Callable[..., tuple[list[bytes], int]] = _read_split
 write_many: Callable[[int, list[Buffer]], int] = _write_many
-write_merged: Callable[[int, Iterable[Buffer], bool], int] = _write_merged
+write_merged: Callable[..., int] = _write_merged
 split: Callable[[Buffer, bool], list[bytes]]
 merge: Callable[..., list[bytes]]
 checksum: Callable[[Buffer, int], int]

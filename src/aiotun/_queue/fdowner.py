@@ -9,7 +9,6 @@ from __future__ import annotations
 import abc
 import asyncio
 import dataclasses
-import errno
 import os
 import warnings
 import weakref
@@ -104,7 +103,7 @@ class QueueBase(PacketIO):
 
     def use(self, port: Port) -> None:
         """Have packets pass through this port from now on."""
-        self.port = port
+        self.port: Port = port
         # The hot path would look them up for each packet.
         self._read, self._write = port.read, port.write
 
@@ -136,14 +135,10 @@ class QueueBase(PacketIO):
     def _writable(self) -> None:
         """The loop found the fd writable, or in error."""
 
-    def _deleted(self) -> None:
-        """The loop found the fd in error: the interface is gone."""
-        self._lose(errno.EBADFD)
-
     def _link_down(self) -> None:
         """The link went down while tasks wait to send."""
         self._watch.stop_writing(self._fd)
-        self._senders.dismiss(refusals.link_down(self._interface.name))
+        self._senders.dismiss(lambda: refusals.link_down(self._interface.name))
 
     # For the group of a device's queues
 
@@ -316,6 +311,15 @@ class QueueBase(PacketIO):
         return self.port.format.offload
 
     @property
+    def vnet_header_size(self) -> int:
+        """The size in bytes of the virtio-net header, 10 or 12; 0 with ``offload="off"``.
+
+        With ``"raw"`` each packet begins with it, both ways; with ``"split"`` the program does not
+        see it.
+        """
+        return self.port.format.vnet_header_size
+
+    @property
     def stats(self) -> PacketStats:
         return PacketStats(*dataclasses.astuple(self.port.counts))
 
@@ -346,16 +350,16 @@ class QueueBase(PacketIO):
 
         The kernel reports an error on such an fd for ever: a loop that watched it would spin.
         """
-        lost = refusals.lost(code, self._interface.name)
         if self._lost is None:
-            self._lost = lost
+            self._lost = refusals.lost(code, self._interface.name)
             self._resuming = False
             self._watch.stop(self._fd)
             self._receivers.dismiss()
             self._senders.dismiss()
             if (group := self._peers()) is not None:
                 group.lose(self)
-        return lost
+        # Another one: the traceback of what is raised holds this queue, which must not hold it.
+        return refusals.lost(code, self._interface.name)
 
     def _read_error(self, error: OSError) -> Exception:
         if self._fd < 0:

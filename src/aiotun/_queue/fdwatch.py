@@ -22,7 +22,6 @@ class Owner(Protocol):
     def _readable(self) -> None: ...
     def _rest_ready(self) -> None: ...
     def _writable(self) -> None: ...
-    def _deleted(self) -> None: ...
     def _link_down(self) -> None: ...
 
 
@@ -79,7 +78,7 @@ class FdWatch:
 
     def nudge(self) -> None:
         """Have the loop call the owner on its next turn: its port keeps packets."""
-        if self._nudge is None and self.loop is not None:
+        if self._nudge is None and self.loop is not None and not self.loop.is_closed():
             self._nudge = self.loop.call_soon(self._nudged)
 
     @property
@@ -93,7 +92,7 @@ class FdWatch:
             ResourceLimitError: this process can't open the fd that takes.
         """
         if not self.writing and self.loop is not None:
-            self._send_watch = SendWatch(self.loop, fd, interface, self._deleted, self._link_down)
+            self._send_watch = SendWatch(self.loop, fd, interface, self._writable, self._link_down)
             self.loop.add_writer(fd, self._writable)
             self.writing = True
 
@@ -126,10 +125,6 @@ class FdWatch:
     def _writable(self) -> None:
         if (owner := self._owner()) is not None:
             owner._writable()
-
-    def _deleted(self) -> None:
-        if (owner := self._owner()) is not None:
-            owner._deleted()
 
     def _link_down(self) -> None:
         if (owner := self._owner()) is not None:

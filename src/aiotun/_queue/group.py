@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from .._kernel.words import Mode
 from .._packets.flow import flow_hash
-from ..errors import AiotunError, DeviceClosedError, DeviceLostError, LinkDownError
+from ..errors import (
+    AiotunError,
+    DeviceClosedError,
+    DeviceLostError,
+    LinkDownError,
+    PacketTruncatedError,
+)
 from .closing import close_queues
 from .packetio import BUDGET, PacketIO, PacketStats, take_one
 from .waiting import Line, Waiter
@@ -113,7 +119,7 @@ class QueueGroup(PacketIO):
 
     async def _receive(self, take: Callable[[PacketIO], T]) -> T:
         loop = self._bind()
-        front = False
+        ticket: int | None = None
         if self._budget > 0 and not self.line:
             try:
                 return take(self)
@@ -129,13 +135,15 @@ class QueueGroup(PacketIO):
                 # goes on reading there must not overtake it any more.
                 self.resuming.end_free()
                 self.resuming = None
-            await Waiter(loop, self.line, front=front)
+            waiter = Waiter(loop, self.line, ticket)
+            ticket = waiter.ticket
+            await waiter
             # No await from here on: what is read is returned.
             self._check_open()
             try:
                 return take(self)
             except BlockingIOError:
-                front = True
+                continue
 
     def _take(self) -> bytes:
         return self._take_with(take_one)
@@ -164,10 +172,16 @@ class QueueGroup(PacketIO):
             except BlockingIOError:
                 ready.popleft()
                 continue
-            ready.rotate(-1)
-            self._budget -= 1
+            except PacketTruncatedError:
+                self._took_one()
+                raise
+            self._took_one()
             return taken
         raise BlockingIOError(errno.EAGAIN, "no queue has a packet")
+
+    def _took_one(self) -> None:
+        self._ready.rotate(-1)
+        self._budget -= 1
 
     def _take_many(self, limit: int) -> list[bytes]:
         batch = [self._take()]
@@ -203,7 +217,7 @@ class QueueGroup(PacketIO):
                 sent += written
                 if written < len(run):
                     break
-        except (AiotunError, TypeError, BufferError):
+        except (AiotunError, TypeError, ValueError, BufferError):
             pass  # the first packet left over meets it again
         return sent
 

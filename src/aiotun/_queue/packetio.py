@@ -382,7 +382,8 @@ def _chunks(packets: Iterable[Buffer]) -> Iterator[list[Buffer]]:
     if type(packets) is list and 0 < len(packets) <= BUDGET:
         yield packets  # as nearly always: no need to copy it
         return
-    source = iter(packets)
+    # A list is copied: the caller may change it while this waits.
+    source = iter(packets[:] if isinstance(packets, list) else packets)
     while True:
         chunk: list[Buffer] = []
         failure: Exception | None = None

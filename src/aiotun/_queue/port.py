@@ -40,12 +40,18 @@ class PacketFormat(NamedTuple):
     mode: Mode
     offload: Offload = "off"
     packet_info: bool = False
+    vnet_bytes: int = VNET_HDR_SIZE  # of the kernel's virtio-net header, where there is one
+
+    @property
+    def vnet_header_size(self) -> int:
+        """The size of the virtio-net header between the kernel and us; 0 where there is none."""
+        return 0 if self.offload == "off" else self.vnet_bytes
 
     @property
     def header_bytes(self) -> int:
         """How many bytes stand before the packet itself."""
         pi = PI_SIZE if self.packet_info else 0
-        return pi + VNET_HDR_SIZE if self.offload == "raw" else pi
+        return pi + self.vnet_bytes if self.offload == "raw" else pi
 
 
 @dataclasses.dataclass(slots=True)
@@ -66,12 +72,10 @@ class Port:
 
     Attributes:
         ends: the errnos that say that nothing will ever come or go here again.
+        pending: how many packets the port itself keeps, where no poll sees them.
     """
 
-    __slots__ = ("counts", "ends", "format")
-
-    pending: int = 0
-    """How many packets the port itself keeps, where no poll sees them."""
+    __slots__ = ("counts", "ends", "format", "pending")
 
     def __init__(
         self,
@@ -82,6 +86,8 @@ class Port:
         self.format: PacketFormat = format
         self.counts: Counts = counts or Counts()
         self.ends: frozenset[int] = ends
+        # A slot, as the queue asks at each wake-up: an attribute of the class would take longer.
+        self.pending: int = 0
 
     def __reduce__(self) -> tuple[Callable[..., Port], tuple[object, ...]]:
         return type(self), (self.format, None, self.ends)

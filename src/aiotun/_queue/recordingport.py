@@ -57,7 +57,8 @@ class RecordingPort(Port):
     __slots__ = ("_header_bytes", "inner", "recorders")
 
     def __init__(self, inner: Port) -> None:
-        super().__init__(inner.format, inner.counts, inner.ends)
+        # Not by the parent's __init__, which would set `pending`.
+        self.format, self.counts, self.ends = inner.format, inner.counts, inner.ends
         self.inner = inner
         self.recorders: list[list[PcapWriter]] = []
         self._header_bytes = inner.format.header_bytes

@@ -34,7 +34,9 @@ _SOCKET_ERRORS = {
 
 def lost(code: int | None, name: str) -> DeviceLostError:
     """The interface is gone, or the far end of a Unix socket."""
-    if code in _SOCKET_ERRORS:
+    if code == errno.ENOTCONN:  # a Unix socket says so from the second time on
+        text = f"{name} has no other end: it was closed, or never connected; close this queue"
+    elif code in _SOCKET_ERRORS:
         text = f"{name} came to its end: {_SOCKET_ERRORS[code]}; close this queue"
     else:
         text = (

@@ -22,12 +22,13 @@ _PERIOD = 0.4
 
 
 class SendWatch:
-    """Calls back when the interface is deleted or its link goes down.
+    """Calls back when the fd is in error, or the link goes down.
 
     *Deleted*: the kernel wakes those who poll for reading then, and not those who poll for writing.
     Polling for reading would wake us for every packet that nobody wants. But the wake-up is for
     urgent data as well (EPOLLPRI), which a TUN device never has. An event loop can't ask for that,
-    so an epoll of our own does, and the loop watches it.
+    so an epoll of our own does, and the loop watches it. It tells of any error, such as an ICMP
+    error that a socket reports; the write that is tried then says which one it is.
 
     *Down*: the kernel tells nobody, and a write says EAGAIN for as long as the buffer is full. So
     we ask for the link's flags, in a short-lived thread in the interface's namespace, for as long
@@ -41,7 +42,7 @@ class SendWatch:
         loop: asyncio.AbstractEventLoop,
         fd: int,
         interface: Interface,
-        deleted: Callable[[], object],
+        failed: Callable[[], object],
         down: Callable[[], object],
     ) -> None:
         with naming_limits(f"could not wait to send on {interface.name}", interface.name):
@@ -50,7 +51,7 @@ class SendWatch:
         self._loop = loop
         self._interface = interface
         self._down = down
-        loop.add_reader(self._epoll.fileno(), deleted)
+        loop.add_reader(self._epoll.fileno(), failed)
         self._timer: asyncio.TimerHandle | None = None
         if interface.namespace is not None:
             self._timer = loop.call_later(_PERIOD, self._look)

@@ -11,7 +11,6 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from .._kernel.abi import VNET_HDR_SIZE
 from .._packets import native
 from .port import TUN_ENDS, Port, SocketPort, copy_into, socket_ends
 
@@ -25,13 +24,12 @@ __all__ = ["SplitPort", "make_port"]
 _read_split = native.read_split
 _write_merged = native.write_merged
 _write = os.write
-_NO_HEADER = bytes(VNET_HDR_SIZE)
 
 
 class SplitPort(Port):
     """Splits what it reads, merges what it writes."""
 
-    __slots__ = ("_frames", "_refused_types", "_rest", "pending")
+    __slots__ = ("_frames", "_header", "_no_header", "_refused_types", "_rest")
 
     def __init__(
         self,
@@ -41,8 +39,9 @@ class SplitPort(Port):
     ) -> None:
         super().__init__(format, counts, ends)
         self._frames = format.mode == "tap"
+        self._header = format.vnet_bytes
+        self._no_header = bytes(self._header)
         self._rest: list[bytes] = []  # the next packet is the last one here
-        self.pending = 0
         # Types of super-packets (gso_type) that this kernel was seen to refuse. Some kernels reject
         # valid ones with EINVAL, so we stop merging those.
         self._refused_types: set[int] = set()
@@ -82,7 +81,7 @@ class SplitPort(Port):
     def _read_split(self, fd: int, limit: int) -> list[bytes]:
         """Read super-packets until there are `limit` packets, or more. Never empty: it raises."""
         try:
-            packets, lost = _read_split(fd, self._frames, limit)
+            packets, lost = _read_split(fd, self._frames, limit, self._header)
         except OSError as error:
             if error.errno != errno.ENODATA or errno.ENODATA in self.ends:
                 raise
@@ -102,20 +101,20 @@ class SplitPort(Port):
     # Sending
 
     def write(self, fd: int, packet: Buffer) -> None:
-        _write(fd, b"".join((_NO_HEADER, packet)))
+        _write(fd, b"".join((self._no_header, packet)))
 
     def write_many(self, fd: int, packets: list[Buffer]) -> int:
         done = 0
         try:
             if not self._refused_types:
-                done = _write_merged(fd, packets, self._frames)
+                done = _write_merged(fd, packets, self._frames, self._header)
             if done < len(packets):
                 for super_packet in native.merge(packets[done:], self._frames):
                     written = self._write_super(fd, super_packet)
                     done += written
                     if written < native.packets_in(super_packet):
                         break
-        except (OSError, TypeError, BufferError):
+        except (OSError, TypeError, ValueError, BufferError):
             pass  # the first packet left over meets it again
         return done
 
@@ -124,7 +123,7 @@ class SplitPort(Port):
         gso_type = super_packet[1]
         if gso_type not in self._refused_types:
             try:
-                _write(fd, super_packet)
+                _write(fd, native.long_header(super_packet, self._header))
             except OSError as error:
                 if error.errno != errno.EINVAL or not gso_type:
                     raise

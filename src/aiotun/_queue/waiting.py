@@ -18,12 +18,9 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
 
-__all__ = ["FRONT", "Line", "Waiter"]
+__all__ = ["Line", "Waiter"]
 
 _tickets = itertools.count()
-
-FRONT = -1
-"""The ticket of a waiter that went back to the front of its line: older than every other."""
 
 
 class Waiter:
@@ -42,7 +39,10 @@ class Waiter:
         "ticket",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, line: "Line", *, front: bool) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, line: "Line", ticket: int | None = None
+    ) -> None:
+        """Join a line, at its end; or at its front, with the ticket that the task had before."""
         self._loop = loop
         self._line: Line | None = line  # None once the waiter has left the line: it is done
         self._asyncio_future_blocking = True
@@ -50,12 +50,12 @@ class Waiter:
         self._context: contextvars.Context | None = None
         self._error: BaseException | None = None  # what awaiting this raises
         # The ticket orders the waiters of several lines.
-        if front:
-            self.ticket: int = FRONT
-            line.appendleft(self)
-        else:
-            self.ticket = next(_tickets)
+        if ticket is None:
+            self.ticket: int = next(_tickets)
             line.append(self)
+        else:
+            self.ticket = ticket
+            line.appendleft(self)
 
     def wake(self) -> None:
         """Resume the task now, once it is out of the line. Only from a callback of the loop."""
@@ -66,12 +66,16 @@ class Waiter:
             self._context.run(self._callback, self)
 
     def wake_soon(self, error: BaseException | None = None) -> None:
-        """Resume the task on the loop's next turn; from anywhere in the loop's thread."""
+        """Resume the task on the loop's next turn; from anywhere in the loop's thread.
+
+        Once the loop is closed the task will never run again, and must not keep anybody from
+        closing the device.
+        """
         self._line = None
         self._error = error
         # Let go of: an error's traceback will refer to this object, and the task to the error.
         callback, self._callback = self._callback, None
-        if callback is not None:
+        if callback is not None and not self._loop.is_closed():
             self._loop.call_soon(callback, self, context=self._context)
 
     # What a task asks of the thing it awaits.
@@ -106,7 +110,7 @@ class Waiter:
         if line is None:
             return False
         self.wake_soon(asyncio.CancelledError(*(() if msg is None else (msg,))))
-        line.trim()
+        line.left()
         return True
 
 
@@ -114,11 +118,27 @@ class Line(deque[Waiter]):
     """Waiters in the order they came. Whoever takes one out wakes it.
 
     A cancelled waiter is not searched for, which would make cancelling n tasks cost n². It stays
-    where it is, done, until it comes to an end of the line. The waiters at both ends are not done:
-    so the truth value of a line says whether anybody waits, and ``len(line) == 1`` that one does.
+    where it is, done, until it comes to an end of the line, or until half of the line may be such.
+    The waiters at both ends are not done: so the truth value of a line says whether anybody waits,
+    and ``len(line) == 1`` that one does.
     """
 
-    __slots__ = ()
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left = 0  # how many were cancelled since all of those were last dropped
+
+    def left(self) -> None:
+        """Note that a waiter was cancelled."""
+        self._left += 1
+        if 2 * self._left > len(self):
+            waiting = [waiter for waiter in self if not waiter.done()]
+            self.clear()
+            self.extend(waiting)
+            self._left = 0
+        else:
+            self.trim()
 
     def trim(self) -> None:
         """Drop waiters that are done from both ends."""
@@ -127,12 +147,13 @@ class Line(deque[Waiter]):
         while self and self[-1].done():
             self.pop()
 
-    def dismiss(self, error: Exception | None = None) -> None:
+    def dismiss(self, error: Callable[[], Exception] | None = None) -> None:
         """Wake everybody on the loop's next turn: there is nothing to wait for any more.
 
-        Each gets the error, or else finds out by trying again.
+        Each gets an error of its own (what `send_many` notes on it must not be another's), or else
+        finds out by trying again.
         """
         while self:
             waiter = self.popleft()
             if not waiter.done():
-                waiter.wake_soon(error)
+                waiter.wake_soon(None if error is None else error())

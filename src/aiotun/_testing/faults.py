@@ -246,6 +246,11 @@ class FaultInjector(PacketIO):
         return self._device.offload
 
     @property
+    def vnet_header_size(self) -> int:
+        """The size of the device's virtio-net header."""
+        return self._device.vnet_header_size
+
+    @property
     def link(self) -> Link:
         """The device's link."""
         return self._device.link

@@ -50,7 +50,7 @@ class MemoryPort(SocketPort):
             for packet in packets:
                 self.write(fd, packet)
                 written += 1
-        except (OSError, TypeError, BufferError):
+        except (OSError, TypeError, ValueError, BufferError):
             pass  # the first packet left over meets it again
         return written
 

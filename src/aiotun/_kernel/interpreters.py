@@ -1,0 +1,71 @@
+"""Runs a module of ours in another Python interpreter that never imports aiotun.
+
+The functions go there as compiled code (marshal), through a socket. Nothing is read from disk, so
+that it works from a zip archive, after a chroot, and while the package is being upgraded. The other
+interpreter starts without site-packages and without the environment's Python variables.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import sys
+from types import CodeType, FunctionType, ModuleType
+
+__all__ = ["arguments", "available", "packed"]
+
+# Give the functions one dictionary as their globals, with the modules and constants that they use.
+_BOOT = """
+import marshal, sys
+stream = open(int(sys.argv[1]), "rb")
+try:
+    modules, names = marshal.load(stream)
+except EOFError:  # the program has ended
+    sys.exit(1)
+space = {name: __import__(name) for name in modules}
+for name, value in names.items():
+    space[name] = type(lambda: 0)(value, space) if hasattr(value, "co_code") else value
+space["main"](stream)
+"""
+
+
+def available() -> bool:
+    """Whether this program can start another Python interpreter.
+
+    ``sys.executable`` of a frozen program is the program itself, and of an embedded Python it may
+    be the program around it. Starting that again, with arguments of ours, could do anything.
+    """
+    name = os.path.basename(sys.executable or "")
+    frozen = getattr(sys, "frozen", False) or "__compiled__" in vars(sys.modules["__main__"])
+    return not frozen and name.startswith(("python", "pypy"))
+
+
+def arguments(fd: int, title: str) -> list[str]:
+    """Give the command that runs what comes through a socket.
+
+    Args:
+        fd: an inherited socket. The first thing to send through it is `packed` of a module; that
+            module's ``main`` gets the rest, as a binary file.
+        title: shown by ps(1).
+    """
+    return [sys.executable, "-ISE", "-c", _BOOT, str(fd), title]
+
+
+def packed(module: ModuleType) -> bytes:
+    """Give a module as bytes: its functions, its constants, and the names of what it imports.
+
+    The functions must have no default arguments, and use nothing but each other, those constants
+    (numbers, text, tuples) and whole modules.
+    """
+    modules: list[str] = []
+    names: dict[str, CodeType | int | str | bytes | tuple[object, ...]] = {}
+    for name, value in vars(module).items():
+        if not name.isidentifier():  # pytest's, which has rewritten the module
+            continue
+        if isinstance(value, ModuleType):
+            modules.append(value.__name__)
+        elif isinstance(value, FunctionType):
+            names[name] = value.__code__
+        elif not name.startswith("__") and isinstance(value, int | str | bytes | tuple):
+            names[name] = value
+    return marshal.dumps((modules, names))

@@ -1,0 +1,1 @@
+"""The parts of `aiotun.namespaces`: connections, programs, and the pool of sockets."""

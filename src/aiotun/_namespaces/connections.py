@@ -1,0 +1,256 @@
+"""Connections, servers and datagram endpoints inside a namespace, in asyncio's shapes.
+
+asyncio takes a socket that was made elsewhere. What is left to do here is what it would do with a
+host and a port. Names must not get as far as asyncio: it would resolve them in the program's own
+network namespace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+from .._kernel import ioctl
+
+__all__ = [
+    "Address",
+    "Resolver",
+    "Servers",
+    "bound",
+    "connected",
+    "listening",
+    "resolve",
+]
+
+Resolver = Callable[[str], Iterable[str] | Awaitable[Iterable[str]]]
+"""Takes a host's name, and gives its addresses; plain or async."""
+
+
+class _SocketMaker(Protocol):
+    async def __call__(self, family: int, type: int, proto: int) -> socket.socket: ...  # noqa: A002
+
+
+class Address:
+    """One address and port, before a socket for it is there."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.ip = ipaddress.ip_address(host)
+        self.host = host
+        self.port = port
+        self.family = socket.AF_INET if self.ip.version == 4 else socket.AF_INET6
+
+    def name(self, sock: socket.socket) -> tuple[Any, ...]:
+        """Give the address as `sock` takes it.
+
+        The zone of a link-local address ("fe80::1%tun0") is an interface of the socket's namespace.
+        """
+        if self.family == socket.AF_INET:
+            return str(self.ip), self.port
+        assert isinstance(self.ip, ipaddress.IPv6Address)
+        zone = self.ip.scope_id
+        number = 0
+        if zone is not None:
+            number = int(zone) if zone.isdigit() else ioctl.get_index(zone, sock)
+        return str(self.ip).partition("%")[0], self.port, 0, number
+
+
+async def resolve(
+    host: str, port: int | str, family: int, resolver: Resolver | None, what: str = "host"
+) -> list[Address]:
+    """Give a host's addresses of one family, or of both where it is 0.
+
+    Raises:
+        ValueError: the host is a name, and there is no resolver; or the port is no number.
+        OSError: it has no address of this family.
+    """
+    if not isinstance(host, str):
+        raise TypeError(f"{what} must be a str, got {host!r}")
+    number = _port(port)
+    try:
+        found = [Address(host, number)]
+    except ValueError:
+        if resolver is None:
+            raise ValueError(
+                f"{host!r} is not an IP address; names are resolved only by 'resolver', since this "
+                "program's own resolver asks in another network namespace"
+            ) from None
+        texts = resolver(host)
+        if inspect.isawaitable(texts):
+            texts = await texts
+        found = [Address(str(text), number) for text in texts]
+    fitting = [each for each in found if family in (0, each.family)]
+    if not fitting:
+        kind = {0: "", socket.AF_INET: "IPv4 ", socket.AF_INET6: "IPv6 "}.get(family, "")
+        raise socket.gaierror(socket.EAI_NONAME, f"{host} has no {kind}address")
+    return fitting
+
+
+def _port(port: int | str) -> int:
+    if isinstance(port, str) and port.isdigit():
+        port = int(port)
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise TypeError(f"port must be a number, got {port!r}")
+    if not 0 <= port <= 65_535:
+        raise ValueError(f"port must be 0 to 65535, got {port}")
+    return port
+
+
+async def connected(
+    make: _SocketMaker, targets: Sequence[Address], local: Sequence[Address], proto: int
+) -> socket.socket:
+    """Give a TCP connection to the first address that accepts one, each tried in turn.
+
+    Raises:
+        OSError: none accepts it; as asyncio raises it.
+    """
+    errors: list[OSError] = []
+    for target in targets:
+        sock = await make(target.family, socket.SOCK_STREAM, proto)
+        try:
+            _bind(sock, target.family, local)
+            await _connect(sock, target.name(sock))
+        except OSError as error:
+            sock.close()
+            errors.append(error)
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    if len(errors) == 1:
+        raise errors[0]
+    raise OSError(f"Multiple exceptions: {', '.join(str(error) for error in errors)}")
+
+
+async def _connect(sock: socket.socket, name: tuple[Any, ...]) -> None:
+    """Connect, as an event loop's `sock_connect` does; uvloop's loses the zone of an address."""
+    try:
+        sock.connect(name)
+        return
+    except BlockingIOError:
+        pass
+    loop = asyncio.get_running_loop()
+    decided = loop.create_future()
+
+    def decide() -> None:
+        if not decided.done():
+            decided.set_result(None)
+
+    loop.add_writer(sock, decide)
+    try:
+        await decided
+    finally:
+        loop.remove_writer(sock)
+    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise OSError(code, f"Connect call failed {name}")
+
+
+def _bind(sock: socket.socket, family: int, local: Sequence[Address]) -> None:
+    """Bind to the local address of the same family, if any was given.
+
+    Raises:
+        OSError: the kernel refuses, or there is none of this family.
+    """
+    if not local:
+        return
+    for address in local:
+        if address.family == family:
+            sock.bind(address.name(sock))
+            return
+    raise OSError(f"no local address of the family of {sock.family.name} was given")
+
+
+async def listening(
+    make: _SocketMaker,
+    addresses: Sequence[Address],
+    *,
+    reuse_address: bool | None,
+    reuse_port: bool | None,
+) -> list[socket.socket]:
+    """Give a bound TCP socket for each address; asyncio lets them listen."""
+    made: list[socket.socket] = []
+    try:
+        for address in addresses:
+            sock = await make(address.family, socket.SOCK_STREAM, 0)
+            made.append(sock)
+            if reuse_address is not False:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if reuse_port:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if address.family == socket.AF_INET6:
+                # Else "::" would take the port of "0.0.0.0" as well.
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(address.name(sock))
+    except BaseException:
+        for sock in made:
+            sock.close()
+        raise
+    return made
+
+
+async def bound(
+    make: _SocketMaker,
+    local: Sequence[Address],
+    remote: Sequence[Address],
+    *,
+    family: int,
+    proto: int,
+    reuse_port: bool | None,
+    allow_broadcast: bool | None,
+) -> socket.socket:
+    """Give a UDP socket, bound and connected to what was given."""
+    families: list[int] = [each.family for each in (*remote, *local)]
+    families = families or [family or socket.AF_INET]
+    sock = await make(families[0], socket.SOCK_DGRAM, proto)
+    try:
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if allow_broadcast:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        _bind(sock, families[0], local)
+        if remote:
+            sock.connect(remote[0].name(sock))  # at once: nothing is sent
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class Servers(asyncio.AbstractServer):
+    """Several servers as one: asyncio makes a server of one socket where it is given the socket."""
+
+    def __init__(self, servers: Sequence[asyncio.Server]) -> None:
+        self._servers = servers
+
+    @property
+    def sockets(self) -> tuple[Any, ...]:
+        """The sockets that listen; none once it is closed."""
+        return tuple(sock for server in self._servers for sock in server.sockets)
+
+    def close(self) -> None:
+        for server in self._servers:
+            server.close()
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._servers[0].get_loop()
+
+    def is_serving(self) -> bool:
+        return any(server.is_serving() for server in self._servers)
+
+    async def start_serving(self) -> None:
+        for server in self._servers:
+            await server.start_serving()
+
+    async def serve_forever(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for server in self._servers:
+                group.create_task(server.serve_forever())
+
+    async def wait_closed(self) -> None:
+        for server in self._servers:
+            await server.wait_closed()

@@ -1,0 +1,180 @@
+"""Programs inside a namespace, started as asyncio starts them outside."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import marshal
+import os
+import signal
+import socket
+from collections.abc import Iterable
+from typing import Any
+
+from .._kernel import interpreters, launch, threads
+from .._kernel.namespaces import NamespaceFd
+from ..errors import NotPermittedError
+
+__all__ = ["Word", "start"]
+
+Word = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+# A Python that is starting answers Ctrl-C with a traceback. One that was started with the signal
+# ignored goes on ignoring it, until it becomes the program.
+_WITHOUT_CTRL_C = ("/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh")
+
+Ids = tuple[int | None, int | None, list[int] | None]
+
+
+async def start(
+    net: NamespaceFd,
+    user: NamespaceFd | None,
+    words: tuple[Word, ...],
+    resolv_conf: str | None,
+    options: dict[str, Any],
+) -> asyncio.subprocess.Process:
+    """Start a program in a network namespace; see `Namespace.create_subprocess_exec`.
+
+    asyncio starts an interpreter that enters the namespace and then becomes the program. That takes
+    some 30 ms. A `preexec_fn` would hold up the event loop for as long, and is for frozen programs
+    only, which have no interpreter.
+
+    Args:
+        net: the network namespace.
+        user: the user namespace around it, where that has to be entered too.
+        words: the program and its arguments.
+        resolv_conf: the text of its /etc/resolv.conf, or None.
+        options: those of `asyncio.create_subprocess_exec`.
+    """
+    ids = _ids(options)
+    text = None if resolv_conf is None else resolv_conf.encode()
+    where = (-1 if user is None else user.fd, net.fd, text)
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            if interpreters.available():
+                told = interpreters.packed(launch) + _program(where, ids, words, options)
+                fds = [fd for fd in where[:2] if fd >= 0]
+                options["pass_fds"] = (*options.get("pass_fds", ()), *fds, theirs.fileno())
+                words = _launcher(theirs.fileno())
+            else:
+                told = b""
+                options["preexec_fn"] = _preexec(theirs.fileno(), where, ids, options)
+            process = await _create(words, options)
+
+        def wait() -> bytes:
+            """Tell the child what to do, and wait until it has become the program."""
+            with contextlib.suppress(OSError):  # it has ended already, and said why
+                ours.sendall(told)
+            return b"".join(iter(lambda: ours.recv(4096), b""))
+
+        try:
+            said = await threads.run(wait, on_cancel=lambda: _kill(process))
+        except BaseException:
+            await _end(process)
+            raise
+    if said:
+        await process.communicate()
+        raise _error(*marshal.loads(said))
+    return process
+
+
+def _launcher(control: int) -> tuple[Word, ...]:
+    command = interpreters.arguments(control, "aiotun-launch")
+    return (*(_WITHOUT_CTRL_C if os.path.exists("/bin/sh") else ()), *command)
+
+
+async def _create(words: Iterable[Word], options: dict[str, Any]) -> asyncio.subprocess.Process:
+    """Have asyncio start a process, and end it here if this is cancelled meanwhile.
+
+    asyncio's own way of ending it then takes the status of a child that has just ended away from
+    the child watcher, which complains of an unknown child.
+    """
+    creating = asyncio.create_task(asyncio.create_subprocess_exec(*words, **options))
+    try:
+        return await asyncio.shield(creating)
+    except asyncio.CancelledError:
+        await _end(await creating)
+        raise
+
+
+def _ids(options: dict[str, Any]) -> Ids:
+    """Take user and groups out of the options: they apply after the namespace has been entered."""
+    user, group, extra = (options.pop(name, None) for name in ("user", "group", "extra_groups"))
+    if isinstance(user, str):
+        import pwd
+
+        user = pwd.getpwnam(user).pw_uid
+    return user, _gid(group), None if extra is None else [_gid(each) for each in extra]
+
+
+def _gid(group: Any) -> Any:
+    if isinstance(group, str):
+        import grp
+
+        return grp.getgrnam(group).gr_gid
+    return group
+
+
+def _program(
+    where: tuple[int, int, bytes | None], ids: Ids, words: Iterable[Word], options: dict[str, Any]
+) -> bytes:
+    """Say what to become, for `launch.main`. What only the program is to have is no option then."""
+    env = options.pop("env", None)
+    env = os.environ if env is None else env
+    argv = [os.fsencode(word) for word in words]
+    program = os.fsencode(options.pop("executable", None) or argv[0])
+    paths = [program]
+    if not os.path.dirname(program):
+        paths = [os.path.join(os.fsencode(folder), program) for folder in os.get_exec_path(env)]
+    variables = {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
+    interruptible = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    return marshal.dumps((*where, ids, interruptible, paths, argv, variables))
+
+
+def _preexec(
+    control: int, where: tuple[int, int, bytes | None], ids: Ids, options: dict[str, Any]
+) -> Any:
+    own = options.get("preexec_fn")
+
+    def enter() -> None:
+        step = "enter"
+        try:
+            launch.enter(*where)
+            step = "exec"
+            launch.become(ids)
+        except OSError as error:
+            launch.tell(control, step, error)
+            os._exit(127)
+        if own is not None:
+            own()
+
+    return enter
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    _kill(process)
+    await process.communicate()  # closes its pipes too
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    # Not process.kill(): that waits for a child that has just ended (Popen.send_signal polls), and
+    # the child watcher complains as in `_create`.
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def _error(step: str, code: int, said: str, what: str | bytes | None) -> OSError:
+    name = what if what is None else os.fsdecode(what)
+    if step == "exec":
+        return OSError(code, said, name)
+    text = f"the program could not enter the network namespace: {name}: {said}"
+    if code in (errno.EPERM, errno.EACCES) and name and name.startswith("/"):
+        text += "; leave out resolv_conf, or allow mounts in user namespaces (AppArmor, seccomp)"
+    elif code == errno.ENOENT:
+        text += "; leave out resolv_conf, or create that file"
+    else:
+        text += "; it takes CAP_SYS_ADMIN, or as an ordinary user a namespace of this program's own"
+    return NotPermittedError(code, text)

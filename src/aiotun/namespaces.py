@@ -1,0 +1,535 @@
+"""Network namespaces as objects: sockets, connections, devices and programs inside."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket as sockets
+import threading
+import warnings
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
+
+from ._kernel import private, threads
+from ._kernel.namespaces import NamespaceFd, NetnsArg, check_netns, open_netns, setns
+from ._kernel.rootless import Helper
+from ._namespaces import connections, subprocesses
+from ._namespaces.connections import Resolver, Servers
+from ._namespaces.pool import Pool
+from ._namespaces.subprocesses import Word
+from .errors import LinkError
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
+    from types import TracebackType
+
+__all__ = ["Namespace", "NamespaceOpener", "new_namespace", "open_namespace"]
+
+P = TypeVar("P", bound=asyncio.BaseProtocol)
+
+# asyncio's own default for a stream's buffer (asyncio/streams.py).
+_LIMIT = 2**16
+
+
+class Namespace:
+    """A network namespace; see `new_namespace` and `open_namespace`.
+
+    Everything in aiotun that takes a network namespace (`netns`) takes this: `open_tun`,
+    `open_tap`, `Link`, `create_bridge`, `list_devices` and so on.
+
+    What is opened inside (devices, sockets, programs) works on after this is closed. Links of a
+    `rootless` namespace do not: their requests raise `LinkError` then.
+
+    One that is not closed warns (`ResourceWarning`) when it is collected, and is closed then.
+
+    *Cancellation*: a method that is cancelled leaves no socket and no program behind.
+
+    *Concurrency*: belongs to no event loop and to no thread. Methods may be called at the same
+    time, in several loops too.
+    """
+
+    def __init__(self, namespace: NamespaceFd, ends: Helper | None) -> None:
+        # Internal: use new_namespace or open_namespace.
+        self._namespace: NamespaceFd | None = namespace
+        self._rootless = isinstance(namespace.helper, Helper)
+        self._ends = ends  # the helper, where it ends with this object
+        self._ended = threading.Event()
+        self._pool = Pool()
+
+    @property
+    def rootless(self) -> bool:
+        """Whether a helper process in a user namespace holds it."""
+        return self._rootless
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed here."""
+        return self._namespace is None
+
+    def fileno(self) -> int:
+        """The namespace's fd, for setns(2) and the like; -1 once it is closed."""
+        return -1 if self._namespace is None else self._namespace.fd
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"fd={self.fileno()}"
+        helper = f" helper={self._ends.pid}" if self._ends is not None and not self.closed else ""
+        return f"<Namespace {state}{helper}>"
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied or pickled.
+
+        Raises:
+            TypeError: always. Its helper process belongs to this process.
+        """
+        raise TypeError(
+            f"{self!r} can't be copied or pickled: pass the namespace itself around in this "
+            "process, and to another process send its fd"
+        )
+
+    # Sockets
+
+    async def socket(
+        self,
+        family: int = sockets.AF_INET,
+        type: int = sockets.SOCK_STREAM,  # noqa: A002 - as socket.socket has it
+        proto: int = 0,
+    ) -> sockets.socket:
+        """Make a socket inside.
+
+        Args:
+            family, type, proto: as for `socket.socket`.
+
+        Returns:
+            An ordinary `socket.socket`, non-blocking and close-on-exec. It is the caller's to
+            close.
+
+        Raises:
+            OSError: the kernel refuses, as for `socket.socket`.
+            LinkError: this was closed (ESHUTDOWN).
+
+        *Cancellation*: no socket is left.
+
+        *Concurrency*: may be called any number of times at once.
+
+        TCP and UDP sockets come out of a small pool, which holds at most 31 of each kind.
+        """
+        kind = type & ~(sockets.SOCK_NONBLOCK | sockets.SOCK_CLOEXEC)
+        return await self._pool.take(self._opened(), (int(family), int(kind), int(proto)))
+
+    async def open_connection(
+        self,
+        host: str,
+        port: int,
+        *,
+        limit: int = _LIMIT,
+        family: int = 0,
+        proto: int = 0,
+        local_addr: tuple[str, int] | None = None,
+        ssl: SSLContext | bool | None = None,
+        server_hostname: str | None = None,
+        resolver: Resolver | None = None,
+        **options: Any,
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open a TCP connection from inside, as `asyncio.open_connection` does outside.
+
+        Args:
+            host: an IPv4 or IPv6 address, also with a zone (``"fe80::1%tun0"``, an interface
+                inside). A name only with `resolver`.
+            port: the port.
+            limit: the size of the reader's buffer in bytes.
+            family, proto: as for `asyncio.open_connection`.
+            local_addr: the address and port to connect from.
+            ssl, server_hostname: as for `asyncio.open_connection`.
+            resolver: a plain or async function that takes a name and gives its addresses as text.
+                They are tried in their order. Without it a name is an error: this program's
+                resolver would ask outside, where nobody should hear of it.
+            options: more of `asyncio.open_connection` that concerns the connection once it stands
+                (``ssl_handshake_timeout`` and the like).
+
+        Returns:
+            The reader and the writer.
+
+        Raises:
+            ValueError: `host` is a name, and there is no `resolver`.
+            OSError: no connection came about; as `asyncio.open_connection`.
+            LinkError: this was closed (ESHUTDOWN).
+
+        *Cancellation*: no connection is left.
+
+        *Concurrency*: may be called any number of times at once.
+        """
+        targets = await connections.resolve(host, port, family, resolver)
+        local = await self._local(local_addr, resolver)
+        sock = await connections.connected(self.socket, targets, local, proto)
+        if ssl:
+            options["server_hostname"] = host if server_hostname is None else server_hostname
+        try:
+            return await asyncio.open_connection(sock=sock, limit=limit, ssl=ssl, **options)
+        except BaseException:
+            sock.close()
+            raise
+
+    async def start_server(
+        self,
+        client_connected_cb: Callable[
+            [asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None
+        ],
+        host: str | Sequence[str] | None = None,
+        port: int = 0,
+        *,
+        limit: int = _LIMIT,
+        family: int = 0,
+        reuse_address: bool | None = None,
+        reuse_port: bool | None = None,
+        resolver: Resolver | None = None,
+        **options: Any,
+    ) -> asyncio.Server | Servers:
+        """Start a TCP server inside, as `asyncio.start_server` does outside.
+
+        Args:
+            client_connected_cb: called with a reader and a writer for each connection.
+            host: the address to listen on, several of them, or None for all addresses.
+            port: the port; 0 lets the kernel pick one for each address.
+            limit: the size of each reader's buffer in bytes.
+            family, reuse_address, reuse_port: as for `asyncio.start_server`.
+            resolver: as for `open_connection`.
+            options: more of `asyncio.start_server` (``backlog``, ``ssl``, ``start_serving``).
+
+        Returns:
+            asyncio's server; with several addresses an object that has all its methods.
+
+        Raises:
+            ValueError: `host` is a name, and there is no `resolver`.
+            OSError: the kernel refuses (EADDRINUSE, for one).
+            LinkError: this was closed (ESHUTDOWN).
+
+        *Cancellation*: nothing listens.
+
+        *Concurrency*: may be called any number of times at once.
+        """
+        hosts = [host] if isinstance(host, str) and host else host or self._everywhere(family)
+        found: list[connections.Address] = []
+        for each in hosts:
+            found += await connections.resolve(each, port, family, resolver)
+        listening = await connections.listening(
+            self.socket, found, reuse_address=reuse_address, reuse_port=reuse_port
+        )
+        servers: list[asyncio.Server] = []
+        try:
+            for sock in listening:
+                server = asyncio.start_server(
+                    client_connected_cb, sock=sock, limit=limit, **options
+                )
+                servers.append(await server)
+        except BaseException:
+            for started in servers:
+                started.close()
+            for sock in listening:
+                sock.close()
+            raise
+        return servers[0] if len(servers) == 1 else Servers(servers)
+
+    async def create_datagram_endpoint(
+        self,
+        protocol_factory: Callable[[], P],
+        local_addr: tuple[str, int] | None = None,
+        remote_addr: tuple[str, int] | None = None,
+        *,
+        family: int = 0,
+        proto: int = 0,
+        reuse_port: bool | None = None,
+        allow_broadcast: bool | None = None,
+        resolver: Resolver | None = None,
+    ) -> tuple[asyncio.DatagramTransport, P]:
+        """Make a UDP endpoint inside, as an event loop's `create_datagram_endpoint` does outside.
+
+        Args:
+            protocol_factory: gives the protocol.
+            local_addr: the address and port to receive at.
+            remote_addr: the only address and port to exchange datagrams with.
+            family, proto, reuse_port, allow_broadcast: as for asyncio.
+            resolver: as for `open_connection`.
+
+        Returns:
+            The transport and the protocol.
+
+        Raises:
+            ValueError: a host is a name, and there is no `resolver`.
+            OSError: the kernel refuses.
+            LinkError: this was closed (ESHUTDOWN).
+
+        *Cancellation*: no socket is left.
+
+        *Concurrency*: may be called any number of times at once.
+        """
+        local = await self._local(local_addr, resolver, family)
+        remote = await self._local(remote_addr, resolver, family)
+        sock = await connections.bound(
+            self.socket,
+            local,
+            remote,
+            family=family,
+            proto=proto,
+            reuse_port=reuse_port,
+            allow_broadcast=allow_broadcast,
+        )
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.create_datagram_endpoint(protocol_factory, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+
+    async def _local(
+        self, address: tuple[str, int] | None, resolver: Resolver | None, family: int = 0
+    ) -> list[connections.Address]:
+        if address is None:
+            return []
+        host, port = address
+        return await connections.resolve(host, port, family, resolver, "an address")
+
+    def _everywhere(self, family: int) -> list[str]:
+        hosts = {sockets.AF_INET: "0.0.0.0", sockets.AF_INET6: "::"}
+        if family:
+            return [hosts[sockets.AddressFamily(family)]]
+        return [*hosts.values()] if sockets.has_ipv6 else [hosts[sockets.AF_INET]]
+
+    # Programs
+
+    async def create_subprocess_exec(
+        self,
+        program: Word,
+        *args: Word,
+        resolv_conf: str | None = None,
+        **options: Any,
+    ) -> asyncio.subprocess.Process:
+        """Start a program inside, as `asyncio.create_subprocess_exec` does outside.
+
+        In a `rootless` namespace the program runs as the same user, without any capability; else
+        with the caller's credentials. ``ping`` works in both, where the kernel lets
+        ``ping_group_range`` be set.
+
+        The program has a mount namespace of its own. Its ``/sys`` shows the network namespace
+        (except in a container that hides parts of ``/sys``), and the services outside that resolve
+        names (nscd, systemd-resolved) are hidden, so that names are asked for inside.
+
+        Args:
+            program, args: the program and its arguments.
+            resolv_conf: the text of the program's ``/etc/resolv.conf``; None leaves it as it is.
+            options: those of `asyncio.create_subprocess_exec`.
+
+        Returns:
+            The process, once it has become the program.
+
+        Raises:
+            FileNotFoundError, PermissionError: there is no such program, or it can't be run.
+            NotPermittedError: the namespace can't be entered, or its files can't be mounted.
+            LinkError: this was closed (ESHUTDOWN).
+
+        *Cancellation*: the process is killed.
+
+        *Concurrency*: may be called any number of times at once.
+        """
+        namespace = self._opened()
+        user = namespace.helper.user if isinstance(namespace.helper, Helper) else None
+        return await subprocesses.start(namespace, user, (program, *args), resolv_conf, options)
+
+    async def create_subprocess_shell(
+        self, cmd: str | bytes, *, resolv_conf: str | None = None, **options: Any
+    ) -> asyncio.subprocess.Process:
+        """Start a shell command inside, as `asyncio.create_subprocess_shell` does outside.
+
+        Args:
+            cmd: for ``/bin/sh -c``.
+            resolv_conf: as for `create_subprocess_exec`.
+            options: those of `asyncio.create_subprocess_shell`.
+
+        Returns:
+            The process.
+
+        Raises:
+            NotPermittedError, LinkError: as `create_subprocess_exec`.
+
+        *Cancellation*: the process is killed.
+
+        *Concurrency*: may be called any number of times at once.
+        """
+        if not isinstance(cmd, str | bytes):
+            raise TypeError(f"cmd must be str or bytes, got {cmd!r}")
+        return await self.create_subprocess_exec(
+            "/bin/sh", "-c", cmd, resolv_conf=resolv_conf, **options
+        )
+
+    # Closing
+
+    def close(self) -> None:
+        """Close the namespace: its helper process ends, at once. Idempotent, and never waits.
+
+        What is open inside goes on. Where nothing is, the kernel removes the namespace with all
+        its interfaces.
+        """
+        namespace, self._namespace = self._namespace, None
+        if namespace is None:
+            return
+        self._pool.close()
+        helper, self._ends = self._ends, None  # it keeps the kernel's namespace
+        if helper is None:
+            self._ended.set()
+            return
+        helper.end()
+        threads.start(helper.reap, self._ended.set)
+
+    async def aclose(self) -> None:
+        """Close the namespace, and wait until its helper process has ended. Idempotent.
+
+        Raises nothing.
+
+        *Cancellation*: it is closed all the same.
+
+        *Concurrency*: may be called any number of times at once.
+        """
+        self.close()
+        if not self._ended.is_set():
+            await threads.run(self._wait_ended, or_here=True)
+
+    def _wait_ended(self) -> None:
+        self._ended.wait()
+
+    async def __aenter__(self) -> Self:
+        self._opened()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
+        if getattr(self, "_namespace", None) is not None:
+            warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def _opened(self) -> NamespaceFd:
+        if self._namespace is None:
+            raise LinkError(
+                errno.ESHUTDOWN, "this network namespace was closed; make or open it again"
+            )
+        return self._namespace
+
+
+class NamespaceOpener:
+    """What `new_namespace` and `open_namespace` return; await it or use ``async with``, once."""
+
+    def __init__(self, make: Callable[[], tuple[NamespaceFd, bool]]) -> None:
+        # Internal: use new_namespace or open_namespace.
+        self._make = make
+        self._used = False
+        self._entered: Namespace | None = None
+
+    def __await__(self) -> Generator[Any, None, Namespace]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Namespace:
+        self._entered = await self._open()
+        return self._entered
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        entered, self._entered = self._entered, None
+        if entered is not None:
+            await entered.aclose()
+
+    async def _open(self) -> Namespace:
+        if self._used:
+            raise RuntimeError("this opener was used before; call the function again")
+        self._used = True
+
+        def make() -> Namespace:
+            namespace, is_new = self._make()
+            helper = namespace.helper
+            return Namespace(namespace, helper if is_new and isinstance(helper, Helper) else None)
+
+        return await threads.run(make, undo=lambda made: made.close())
+
+
+def new_namespace(*, rootless: bool | None = None) -> NamespaceOpener:
+    """Make a private network namespace: empty, with `lo` up.
+
+    ::
+
+        async with aiotun.new_namespace() as ns:
+            async with aiotun.open_tun("tun0", netns=ns, addresses=["10.0.0.1/24"]) as tun:
+                sock = await ns.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                process = await ns.create_subprocess_exec("ping", "-c1", "10.0.0.2")
+
+    An ordinary user can have one where the kernel allows user namespaces. A helper process holds it
+    then, and makes the sockets inside. The helper is a child of this program, takes 15 to 40 ms to
+    start and some 3 MB, and ends with the namespace's closing or with the program, however that
+    ends.
+
+    Args:
+        rootless: True for a helper process in a user namespace, False for none (which takes
+            CAP_SYS_ADMIN and CAP_NET_ADMIN); None takes this program's capabilities where they
+            suffice, else a helper.
+
+    Returns:
+        An opener of a `Namespace`: await it, or enter it with ``async with``, which closes the
+        namespace at the end.
+
+    Raises:
+        TypeError: `rootless` is of another type.
+
+    Awaiting or entering it raises:
+        NotPermittedError: the kernel refuses. The text says who forbids it (a limit, AppArmor, a
+            seccomp filter, ...) and what would allow it; ``aiotun doctor`` says it too.
+        LinkError: the helper process can't be started.
+
+    *Cancellation*: waits for the step under way (some 20 ms); then nothing is left.
+
+    *Concurrency*: any number may be made at once.
+
+    Source: user_namespaces(7), network_namespaces(7).
+    """
+    if rootless is not None and not isinstance(rootless, bool):
+        raise TypeError(f"rootless must be True, False or None, got {rootless!r}")
+    return NamespaceOpener(lambda: (private.make(rootless), True))
+
+
+def open_namespace(netns: NetnsArg) -> NamespaceOpener:
+    """Open a network namespace that exists.
+
+    Args:
+        netns: a name under /run/netns, a path (``"/proc/1234/ns/net"``), an open fd (duplicated),
+            or a `Namespace`, whose helper process stays its own.
+
+    Returns:
+        As `new_namespace`. Closing it ends nothing but this object.
+
+    Raises:
+        TypeError, ValueError: `netns` can't be a namespace.
+
+    Awaiting or entering it raises:
+        LinkError: there is no such namespace (ENOENT); it is never created.
+        NotPermittedError: it can't be entered, which takes CAP_SYS_ADMIN in it and here.
+
+    *Cancellation*: nothing is left open.
+
+    *Concurrency*: may be called any number of times at once.
+    """
+    if netns is None:
+        raise TypeError("open_namespace needs a namespace: a name, a path or an open fd")
+    check_netns(netns)
+
+    def enter() -> tuple[NamespaceFd, bool]:
+        namespace = NamespaceFd(open_netns(netns))
+        setns(namespace.fd)
+        return namespace, False
+
+    return NamespaceOpener(enter)

@@ -1,9 +1,9 @@
-# aiotun: every target makes what it needs; see `make help`.
+# aiotun: each target makes what it needs; see `make help`.
 #
-# PYTHON=...  the interpreter to use, instead of the first that will do
-# WHOLE=...   for test-dist: the Python versions that get all tests, instead of every one
+# PYTHON=...  the interpreter to use, instead of the first usable one
+# WHOLE=...   for test-dist: the Python versions that run all tests, instead of every version
 # ARGS=...    more arguments for pytest, the demo, the fuzzer or the benchmarks
-# MINUTES=... how long the soak is to last
+# MINUTES=... how long the soak runs
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -16,7 +16,7 @@ ARGS ?=
 MINUTES ?= 30
 export PYTHON WHOLE
 
-# $(call venv,GROUP) leaves .venv ready, with that dependency group of pyproject.toml.
+# $(call venv,GROUP) prepares .venv with that dependency group of pyproject.toml.
 venv = python=$$(tools/python.sh) && tools/venv.sh .venv "$$python" $(1)
 
 help: ## show this
@@ -25,28 +25,28 @@ help: ## show this
 demo: ## ping a device that a Python program answers on; needs no root
 	@$(call venv,none) && .venv/bin/python -m aiotun demo $(ARGS)
 
-test: ## run the tests, in network namespaces of their own; needs no root
+test: ## run the tests, in private network namespaces; needs no root
 	@$(call venv,test) && .venv/bin/python -m pytest -m "not peers and not slow" $(ARGS)
 
-test-others: ## the same on every other Python from 3.11 that this machine has
+test-others: ## run the tests on every other Python from 3.11 on this machine
 	@tools/test_others.sh $(ARGS)
 
-test-all: test test-others ## test and test-others
+test-all: test test-others ## run the tests on every Python
 
-test-peers: ## exchange packets with other implementations
+test-peers: ## run the tests that exchange packets with other implementations
 	@$(call venv,test) && .venv/bin/python -m pytest -m peers $(ARGS)
 
 fuzz: ## fuzz every parser for a minute in all; ARGS="SECONDS TARGET ...", ARGS=--help
 	@$(call venv,fuzz) && .venv/bin/python -m fuzz $(ARGS)
 
-soak: ## mixed traffic, every packet accounted for, nothing left behind; MINUTES=30
+soak: ## run mixed traffic and account for every packet; MINUTES=30
 	@$(call venv,test) && .venv/bin/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
-lint: ## ruff, mypy and pyright; ARGS=mypy for one of them
+lint: ## run ruff, mypy and pyright; ARGS=mypy for one of them
 	@$(call venv,dev) && tools/lint.sh $(ARGS)
 
-# Warnings are errors, and all pages are read each time (-E): Sphinx would not warn again of a page
-# that has not changed.
+# Warnings are errors. All pages are read each time (-E), because Sphinx does not repeat the warnings
+# of a page that has not changed.
 docs: ## build the documentation, into build/docs
 	@$(call venv,docs) && .venv/bin/python -m sphinx -E -d build/doctrees -W --keep-going -q $(ARGS) docs build/docs
 	@echo build/docs/index.html
@@ -54,19 +54,19 @@ docs: ## build the documentation, into build/docs
 bench: ## run the benchmarks
 	@$(call venv,test) && .venv/bin/python -m benchmarks $(ARGS)
 
-bench-vpn: ## the VPN examples beside wireguard-go and OpenVPN
+bench-vpn: ## compare the VPN examples with wireguard-go and OpenVPN
 	@$(call venv,test) && .venv/bin/python -m benchmarks.vpn && .venv/bin/python -m benchmarks vpn $(ARGS)
 
-bench-tap: ## QEMU guests and DHCP clients on TAP devices
+bench-tap: ## benchmark QEMU guests and DHCP clients on TAP devices
 	@$(call venv,test) && .venv/bin/python -m benchmarks tap $(ARGS)
 
-bench-peers: ## aiotun beside other libraries, which it fetches; ARGS="forward --runs 7"
+bench-peers: ## compare aiotun with other libraries, which it fetches; ARGS="forward --runs 7"
 	@$(call venv,test) && .venv/bin/python -m benchmarks.peers $(ARGS)
 
-bench-report: ## docs/benchmarks.md and its charts, from benchmarks/results/peers.json
+bench-report: ## make docs/benchmarks.md and its charts from benchmarks/results/peers.json
 	@$(call venv,test) && .venv/bin/python -m benchmarks.report $(ARGS)
 
-dist: ## build the sdist and the wheels into dist/, and look at them
+dist: ## build the sdist and the wheels into dist/, and check them
 	@python=$$(tools/python.sh) && tools/venv.sh .venvs/release "$$python" release && tools/dist.sh
 
 test-dist: ## install what `make dist` built on every Python, and run the tests with the wheel
@@ -75,12 +75,12 @@ test-dist: ## install what `make dist` built on every Python, and run the tests 
 test-lowest: ## run the tests with the lowest versions of what aiotun needs
 	@tools/test_lowest.sh $(ARGS)
 
-audit: ## ask whether a vulnerability is known of what aiotun and its extras install
+audit: ## check what aiotun and its extras install for known vulnerabilities
 	@python=$$(tools/python.sh) && tools/venv.sh .venvs/release "$$python" release && tools/audit.sh
 
-coverage: ## branch coverage of src/aiotun by the tests; build/coverage/html has each line
+coverage: ## measure the branch coverage of src/aiotun; build/coverage/html has each line
 	@python=$$(tools/python.sh) && tools/venv.sh .venvs/coverage "$$python" coverage && tools/coverage.sh $(ARGS)
 
-clean: ## remove what the other targets made
+clean: ## remove the files that the other targets made
 	@rm -rf .venv .venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/aiotun/_packets/_speedups*.so
 	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

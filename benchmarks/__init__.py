@@ -1,1 +1,1 @@
-"""aiotun beside C: `python -m benchmarks` (see README.md)."""
+"""Compares aiotun with C and with other libraries: `python -m benchmarks` (see README.md)."""

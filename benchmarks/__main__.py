@@ -29,30 +29,33 @@ Bench = Callable[[int, Sequence[str]], Iterator[Table]]
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="aiotun's figures, beside C where there is a C."
+        prog="python -m benchmarks", description="Measure aiotun, and compare it with C."
     )
     known = ", ".join(BENCHES + ASKED_FOR)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {known}; or '{BESIDE} [CASE ...]'"
+        "names", nargs="*", metavar="NAME", help=f"one of {known}; or '{BESIDE} [CASE ...]'"
     )
     parser.add_argument(
-        "--other", type=Path, metavar="DIR", help=f"the checkout that '{BESIDE}' compares with this"
+        "--other", type=Path, metavar="DIR", help=f"the checkout to compare in '{BESIDE}'"
     )
-    parser.add_argument("--runs", type=int, default=7, help="runs of each side (at least 5)")
-    parser.add_argument("--loop", choices=[*LOOPS, "both"], default="both")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples there")
+    said = "runs of each side (default: 7; at least 5)"
+    parser.add_argument("--runs", type=int, default=7, metavar="N", help=said)
+    said = "the event loop to run on (default: both)"
+    parser.add_argument("--loop", choices=[*LOOPS, "both"], default="both", help=said)
+    said = "write all samples to this file"
+    parser.add_argument("--json", type=Path, metavar="FILE", help=said)
     options = parser.parse_intermixed_args(arguments)
     options.cases = []
     if options.names[:1] == [BESIDE]:
         options.names, options.cases = [BESIDE], options.names[1:]
         if options.other is None:
-            parser.error(f"'{BESIDE}' needs --other DIR")
+            parser.error(f"'{BESIDE}' needs '--other DIR'")
         options.other = options.other.resolve()
     for name in options.names:
         if name not in (*BENCHES, *ASKED_FOR, BESIDE):
-            parser.error(f"there is no benchmark {name!r}; there are {known}")
+            parser.error(f"unknown benchmark {name!r}; the benchmarks are {known}")
     if options.runs < 5:
-        parser.error("--runs must be at least 5")
+        parser.error(f"'--runs' must be at least 5, got {options.runs}")
     return options
 
 
@@ -65,7 +68,7 @@ def load(name: str, options: argparse.Namespace) -> Bench:
 
 
 def machine() -> dict[str, str]:
-    """What the figures were measured on and with."""
+    """Describe the machine and the versions."""
     about = {
         "machine": f"{_processor()}, {len(os.sched_getaffinity(0))} cores",
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -96,7 +99,7 @@ def _processor() -> str:
 
 
 def measure(options: argparse.Namespace, loops: Sequence[str]) -> tuple[list[Table], bool]:
-    """Run the benchmarks and print each table as it comes; whether all worked."""
+    """Run the benchmarks and print each table when it is ready; return whether all worked."""
     tables: list[Table] = []
     worked = True
     for name in options.names or BENCHES:
@@ -105,7 +108,7 @@ def measure(options: argparse.Namespace, loops: Sequence[str]) -> tuple[list[Tab
                 print(f"\n{table}", flush=True)
                 tables.append(table)
         except (BenchError, OSError) as error:
-            print(f"\n{name}: broken: {type(error).__name__}: {error}", file=sys.stderr)
+            print(f"\n{name} failed: {type(error).__name__}: {error}", file=sys.stderr)
             worked = False
     return tables, worked
 
@@ -116,7 +119,7 @@ def summary(tables: Sequence[Table]) -> str:
 
 
 def terminate(number: int, frame: object) -> None:
-    """End as by Ctrl-C: the event loop unwinds, and children are ended on the way out."""
+    """Handle SIGTERM like Ctrl-C, so that the event loop unwinds and ends the children."""
     signal.raise_signal(signal.SIGINT)
 
 
@@ -129,7 +132,7 @@ def main(arguments: Sequence[str]) -> int:
     for key, value in about.items():
         print(f"{key:<10}{value}")
     if "uvloop" in loops and not has_uvloop():
-        print("\nuvloop is not installed: skipped")
+        print("\nuvloop is not installed; its runs are skipped")
         loops.remove("uvloop")
     tables, worked = measure(options, loops)
     print(f"\n{summary(tables)}")

@@ -1,7 +1,7 @@
-"""Bar charts as SVG, which read well in light and dark.
+"""Draws bar charts as SVG that are readable in light and dark.
 
-Plain text and rectangles: a charting library would draw no more, weigh more than all the rest here,
-and know nothing of `prefers-color-scheme`.
+A charting library would draw no more than these rectangles and texts. It would be larger than all
+other code here, and does not support `prefers-color-scheme`.
 """
 
 import statistics
@@ -11,7 +11,7 @@ from xml.sax.saxutils import escape
 
 WIDTH, LABELS, NUMBERS = 760, 190, 90
 ROW, TOP = 26, 58
-BREAK = 4  # a bar longer than so many medians of all is broken off
+BREAK = 4  # a bar that is longer than this many medians of all bars is cut off
 
 _STYLE = """
   .panel { fill: #ffffff; stroke: #d0d7de }
@@ -51,7 +51,7 @@ class Bar:
 
 
 def chart(title: str, note: str, bars: Sequence[Bar]) -> str:
-    """A horizontal bar for each, to the median, with a line from the smallest to the largest."""
+    """Draw a horizontal bar to each median, with a line from the smallest to the largest sample."""
     full = WIDTH - LABELS - NUMBERS - 20
     scale = full / _longest([bar.middle for bar in bars])
     height = TOP + ROW * len(bars) + 14
@@ -70,7 +70,7 @@ def chart(title: str, note: str, bars: Sequence[Bar]) -> str:
 
 
 def _longest(values: Sequence[float]) -> float:
-    """What the scale reaches: not so far that one bar flattens all the others."""
+    """Return the end of the scale. It is limited, so that one bar does not make the others tiny."""
     limit = BREAK * statistics.median(values)
     return max((v for v in values if v <= limit), default=0) or 1
 

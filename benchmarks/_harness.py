@@ -1,4 +1,4 @@
-"""What the benchmarks share: cases in turn, figures, C programs, children, cores."""
+"""What the benchmarks share: taking turns, figures, C programs, children, cores."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ T = TypeVar("T")
 HERE = Path(__file__).resolve().parent
 LOOPS = ("asyncio", "uvloop")
 
-# Two cores to pin a pair of processes to; twice the same where there is only one.
+# Two cores for a pair of processes. Both are the same if there is only one.
 FIRST_CORE, *_, LAST_CORE = sorted(os.sched_getaffinity(0)) * 2
 
 # prctl.h
@@ -32,15 +32,15 @@ _PR_SET_PDEATHSIG = 1
 
 
 class BenchError(Exception):
-    """A benchmark did not measure what it says: a wrong count, a missing tool, a dead child."""
+    """A benchmark could not measure correctly: a wrong count, a missing tool, a dead child."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of a table.
 
-    The figure is the ratio of the medians where there is a `baseline`, else the `percentile` of the
-    samples. It is shown where it says more than the samples themselves.
+    With a `baseline`, the figure is the ratio of the medians. Otherwise it is the `percentile` of
+    the samples. The table shows it only if it says more than the samples.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Row:
     baseline: Sequence[float] | None = None
     percentile: int = 50
     target: float | None = None
-    at_least: bool = False  # the target: else it is the most that the figure may be
+    at_least: bool = False  # whether the target is a minimum; otherwise it is a maximum
 
     @property
     def figure(self) -> float:
@@ -128,12 +128,12 @@ class Table:
 
 
 def plain_number(value: float) -> str:
-    """As a table shows it: no more digits than say something."""
+    """Format a number with no more digits than are significant."""
     return f"{value:.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
 
 
 def percentile(samples: Sequence[float], percent: int) -> float:
-    """The smallest sample that at least `percent` in a hundred do not exceed (50: the median)."""
+    """Return the smallest sample that `percent` % of the samples do not exceed (50: the median)."""
     if percent == 50:
         return statistics.median(samples)
     rank = -(-len(samples) * percent // 100)  # rounded up
@@ -143,9 +143,9 @@ def percentile(samples: Sequence[float], percent: int) -> float:
 async def interleave(
     cases: Mapping[str, Callable[[], Awaitable[float]]], runs: int
 ) -> dict[str, list[float]]:
-    """Run the cases in turn, A B C A B C, so that what disturbs the machine hits all alike.
+    """Run the cases in turn, A B C A B C, so that disturbances affect all of them equally.
 
-    A first round warms caches and is not counted.
+    A first round warms the caches and is not counted.
     """
     samples: dict[str, list[float]] = {name: [] for name in cases}
     for run in range(runs + 1):
@@ -157,9 +157,9 @@ async def interleave(
 
 
 def expect(what: str, found: object, wanted: object) -> None:
-    """A benchmark's check of itself."""
+    """Check that a benchmark measured what it should."""
     if found != wanted:
-        raise BenchError(f"{what}: {found} instead of {wanted}")
+        raise BenchError(f"{what}: expected {wanted}, got {found}")
 
 
 def has_uvloop() -> bool:
@@ -178,7 +178,7 @@ def run_on(loop: str, main: Coroutine[Any, Any, T]) -> T:
 
 
 def compiled(source: str) -> Path:
-    """The program, or the library where there is no main, that a C file of this folder makes."""
+    """Compile a C file of this folder: to a program if it has a main, else to a library."""
     path = HERE / source
     library = "int main" not in path.read_text()
     output = HERE / "build" / (path.stem + (".so" if library else ""))
@@ -186,7 +186,9 @@ def compiled(source: str) -> Path:
         return output
     compiler = shlex.split(os.environ.get("CC", "cc"))
     if shutil.which(compiler[0]) is None:
-        raise BenchError(f"no C compiler ({compiler[0]}): install gcc or clang, or name one in CC")
+        raise BenchError(
+            f"there is no C compiler {compiler[0]!r}; install gcc or clang, or set CC to a compiler"
+        )
     output.parent.mkdir(exist_ok=True)
     flags = ["-O2", *(["-shared", "-fPIC"] if library else [])]
     command = [*compiler, *flags, "-o", str(output), str(path)]
@@ -204,14 +206,14 @@ def _die_with_parent() -> None:
 def child(
     *command: str, core: int | None = None, stdin: int | None = None
 ) -> Iterator["subprocess.Popen[str]"]:
-    """Run a program, on one core if asked; end it with the block, or when this process dies.
+    """Run a program, perhaps on one core. It ends with the block, or when this process dies.
 
-    `stdin` is as subprocess takes it.
+    `stdin` is passed to subprocess.
     """
 
     def prepare() -> None:
         _die_with_parent()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the benchmark, which ends it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the benchmark ends the child
         if core is not None:
             os.sched_setaffinity(0, {core})
 
@@ -229,7 +231,7 @@ def child(
 
 
 def output_of(process: "subprocess.Popen[str]", timeout: float = 60) -> str:
-    """Wait for a child's end and give what it printed."""
+    """Wait for a child to end, and return its output."""
     try:
         text, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -248,12 +250,12 @@ def wait_ready(process: "subprocess.Popen[str]", timeout: float = 20) -> None:
             return
         if not line:
             break
-    raise BenchError(f"{process.args!r} did not get ready")
+    raise BenchError(f"{process.args!r} did not print 'ready' within {timeout:g} s")
 
 
 @contextlib.contextmanager
 def warm_environment() -> Iterator[dict[str, str]]:
-    """An environment for fresh interpreters that find compiled modules, as installed ones do."""
+    """An environment in which fresh interpreters find compiled modules, as in an installation."""
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "PYTHONPYCACHEPREFIX": cache}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -261,7 +263,7 @@ def warm_environment() -> Iterator[dict[str, str]]:
 
 
 def fresh(*arguments: str, environment: dict[str, str]) -> list[str]:
-    """The words that a fresh interpreter prints."""
+    """Run a fresh interpreter, and return the words that it prints."""
     command = [sys.executable, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -271,7 +273,7 @@ def fresh(*arguments: str, environment: dict[str, str]) -> list[str]:
 
 @contextlib.contextmanager
 def pinned(core: int) -> Iterator[None]:
-    """Keep this thread, and the threads and children that it starts, on one core."""
+    """Pin this thread, and the threads and children that it starts, to one core."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:

@@ -15,10 +15,10 @@ def inside() -> bool:
 
 
 def isolate(arguments: Sequence[str], module: str = "benchmarks") -> None:
-    """Come back inside private network and mount namespaces, or leave with one line.
+    """Continue inside private network and mount namespaces, or exit with one line.
 
-    Outside, this replaces the process by one inside. Inside, it makes sure of it first: what
-    follows changes sysctls and mounts.
+    Outside, this replaces the process with one inside. Inside, it checks that it is inside before
+    it changes sysctls and mounts.
     """
     try:
         if not inside():
@@ -26,12 +26,12 @@ def isolate(arguments: Sequence[str], module: str = "benchmarks") -> None:
             command = isolation.command(program, mounts=True)
             os.execve(command[0], command, isolation.environment())
         isolation.check_inside(mounts=True)
-        del os.environ[isolation.OUTSIDE]  # not for what is started from here
+        del os.environ[isolation.OUTSIDE]  # children must not see it
     except isolation.NoNamespaceError as error:
         sys.exit(f"benchmarks: {error}")
-    # Nobody but the benchmarks sends here: no router solicitations, no multicast reports.
+    # Only the benchmarks may send here. IPv6 would add router solicitations and multicast reports.
     for conf in ("all", "default"):
         Path(f"/proc/sys/net/ipv6/conf/{conf}/disable_ipv6").write_text("1")
-    # /sys still shows the namespace outside. Where it can't be mounted, nothing here needs it.
+    # /sys still shows the outer namespace. If it can't be mounted, nothing here depends on it.
     mount = ["mount", "-t", "sysfs", "sysfs", "/sys"]
     subprocess.run(mount, stderr=subprocess.DEVNULL, check=False)

@@ -1,4 +1,4 @@
-"""packets.c, called from Python."""
+"""Calls packets.c from Python."""
 
 import ctypes
 import functools
@@ -8,7 +8,7 @@ from ._harness import BenchError, compiled, expect
 
 
 class Native:
-    """The functions of packets.c; each raises when a system call failed."""
+    """The functions of packets.c. Each raises BenchError if a system call fails."""
 
     def __init__(self) -> None:
         library = ctypes.CDLL(str(compiled("packets.c")))
@@ -29,17 +29,17 @@ class Native:
         expect("packets sent", _checked("send", self._fill(sock, count)), count)
 
     def drain(self, sock: int) -> int:
-        """Throw away the datagrams that wait; how many there were."""
+        """Drop the datagrams that wait, and return how many there were."""
         return _checked("recv", self._drain(sock))
 
     def read_all(self, fd: int, count: int) -> tuple[int, int]:
-        """Read that many packets: nanoseconds and bytes."""
+        """Read that many packets; return nanoseconds and bytes."""
         total = ctypes.c_int64()
         elapsed = _checked("read", self._read_all(fd, count, ctypes.byref(total)))
         return elapsed, total.value
 
     def write_all(self, fd: int, packet: bytes, count: int) -> int:
-        """Write a packet that many times: nanoseconds."""
+        """Write a packet that many times; return nanoseconds."""
         return _checked("write", self._write_all(fd, packet, len(packet), count))
 
 

@@ -8,12 +8,12 @@ __all__ = ["as_text", "write"]
 
 
 def write(path: Path, results: Any) -> None:
-    """Write results to a file and replace what it held."""
+    """Write results to a file, replacing its contents."""
     path.write_text(as_text(results) + "\n")
 
 
 def as_text(value: Any, margin: str = "\n") -> str:
-    """Give JSON in which a measurement, an object with samples, takes one line."""
+    """Return JSON in which each measurement (an object with samples) takes one line."""
     inner = margin + " "
     if isinstance(value, dict) and "samples" not in value:
         parts = [f"{json.dumps(key)}: {as_text(each, inner)}" for key, each in value.items()]

@@ -1,7 +1,7 @@
-"""One end of a TCP stream: takes connections, throws away what comes, and says how much that was.
+"""A short TCP stream, for which starting iperf3 would take longer than the stream.
 
-A program for another namespace, and `stream`, which is the other end. For a fraction of a second,
-where starting an iperf3 would take longer than it runs.
+As a program, for another namespace, this is the receiver: it accepts connections, drops the data,
+and answers with the number of bytes. `stream` is the sender.
 """
 
 import socket
@@ -18,14 +18,14 @@ def sink() -> None:
             with connection:
                 count = 0
                 buffer = bytearray(1 << 20)
-                # MSG_TRUNC: TCP throws the bytes away instead of copying them.
+                # With MSG_TRUNC, TCP drops the bytes instead of copying them.
                 while got := connection.recv_into(buffer, 0, socket.MSG_TRUNC):
                     count += got
                 connection.sendall(b"%d" % count)
 
 
 def stream(address: str, seconds: float) -> tuple[int, float]:
-    """Send for so long: bytes that came through, and seconds until the last of them had."""
+    """Send for that many seconds; return the bytes received, and seconds until the last arrived."""
     data = bytes(1 << 18)
     sent = 0
     with socket.create_connection((address, PORT), timeout=20) as connection:
@@ -37,7 +37,7 @@ def stream(address: str, seconds: float) -> tuple[int, float]:
         received = int(connection.recv(64))
         elapsed = time.perf_counter() - start
     if received != sent:
-        raise OSError(f"{received} of {sent} bytes came through to {address}")
+        raise OSError(f"{address} received {received} of {sent} bytes")
     return received, elapsed
 
 

@@ -1,18 +1,18 @@
-"""Two checkouts of aiotun: this one, and another that `--other` names, an older one perhaps.
+"""Compares two checkouts of aiotun: this one, and the one that `--other` names.
 
-Each is imported by programs of its own (`beside_worker.py`, `forward.py`, the example that answers
-pings), which sleep unless it is their turn. The turns are short and alternate, as does who goes
-first, so that what disturbs the machine hits both alike; a run's figure is the median of its turns.
-Both sides keep to the same core, except for forwarders, which share the cores with the sender and
-the receiver as they would in life.
+Separate programs import each checkout (`beside_worker.py`, `forward.py`, the example that answers
+pings). They sleep unless it is their turn. The turns are short, and the sides alternate, also in
+who goes first, so that disturbances affect both sides equally. The figure of a run is the median of
+its turns. Both sides run on the same core. Only forwarders share all cores with the sender and the
+receiver, as they would in real use.
 
-Each run starts the programs anew. A process can be a tenth slower than another of the same code
-for as long as it lives, because of where its memory happens to be. With one pair of processes that
-would look like a difference between the checkouts, and its spread would be small.
+Each run restarts the programs. A process can be a tenth slower than another process with the same
+code for its whole life, because of where its memory is. With only one pair of processes, this would
+look like a difference between the checkouts, and its spread would be small.
 
-What a packet costs is measured as the processor's time, not the clock's: on a busy machine the
-clock also counts what other programs do meanwhile. Where a target is about the clock (throughput,
-pings), the processor's time stands next to it.
+The cost of a packet is measured in processor time. On a busy machine, elapsed time includes what
+other programs do meanwhile. If a target is about elapsed time (throughput, pings), the table also
+shows the processor time.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ Turn = Callable[[], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Figure:
-    """One of the numbers that a turn gives."""
+    """One of the numbers that a turn returns."""
 
     name: str
     unit: str
@@ -58,7 +58,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Program:
-    """What runs on each checkout: how many turns each side has in a run, and the table's title."""
+    """A program that runs on each checkout: each side's turns in a run, and the table's title."""
 
     turns: int
     what: str
@@ -72,7 +72,7 @@ RESPONDER = Program(10, f"{PINGS} flood pings, one at a time, to ping_responder.
 
 @dataclass(frozen=True)
 class Case:
-    """What a turn does, and what its numbers are. `word` tells the program what to do."""
+    """What a turn does, and the numbers it returns. `word` tells the program what to do."""
 
     program: Program
     word: str
@@ -87,7 +87,7 @@ SENT = Figure("packets to the kernel", "packets")
 PASSED = (Figure("throughput", "Gbit/s", 1.0, at_least=True), Figure("processor", "ms/GB"))
 ANSWERED = (Figure("mean", "us", 1.0), Figure("p99", "us", 1.0), Figure("processor", "us/ping"))
 
-# For each packet a task waits. The other cases' packets are there before they are asked for.
+# In these cases a task waits for each packet. In the others, the packets are queued beforehand.
 WAKES = ("wake", "wake-many", "split-wake", "split-wake-many")
 OFF = {
     "recv": [cost(1.02)],
@@ -107,11 +107,11 @@ CASES = {
     "forward-raw": Case(FORWARDER, "raw", PASSED),
     "ping": Case(RESPONDER, "", ANSWERED),
 }
-"""By name; cases of one program follow one another."""
+"""The cases by name. Cases of the same program are next to each other."""
 
 
 class Side:
-    """One of the two checkouts: the programs that run on it, each started when first asked for."""
+    """One of the two checkouts, with its programs. Each program starts when it is first needed."""
 
     def __init__(
         self, checkout: Path, number: int, loop: str, stack: contextlib.ExitStack, netns: str
@@ -124,7 +124,7 @@ class Side:
         self._workers: dict[Program, subprocess.Popen[str]] = {}
 
     def turn(self, case: Case) -> Turn:
-        """Make what takes a turn at a case; start the program for it."""
+        """Start the program for a case, and return the function that takes a turn."""
         if case.program is FORWARDER:
             return self._forward(case.word)
         if case.program is RESPONDER:
@@ -153,7 +153,7 @@ class Side:
     def _work(self, program: Program, word: str) -> Turn:
         python = program is PYTHON
         if program not in self._workers:
-            # A device of its own for each worker of each side.
+            # Each worker of each side has its own device.
             number = self._number + (2 if python else 0)
             worker = self._start(
                 str(HERE / "beside_worker.py"),
@@ -213,13 +213,13 @@ class Side:
 
 
 def processor_time(process: "subprocess.Popen[str]") -> float:
-    """Seconds of the processor that a running program has had, all its threads together."""
-    # As clock_getcpuclockid(3) makes it: the process' id and CPUCLOCK_SCHED.
+    """Return the processor time of a running program in seconds, all its threads together."""
+    # The clock ID that clock_getcpuclockid(3) returns: the process ID and CPUCLOCK_SCHED.
     return time.clock_gettime(~process.pid << 3 | 2)
 
 
 def medians(sides: Sequence[Turn], count: int) -> list[list[float]]:
-    """Take turns; each side's numbers. The first turn of each warms up and is not counted."""
+    """Take turns; return the medians of each side. The first turn of each is not counted."""
     turns: list[list[tuple[float, ...]]] = [[] for _ in sides]
     for number in range(count + 1):
         order = range(len(sides)) if number % 2 else reversed(range(len(sides)))
@@ -229,9 +229,9 @@ def medians(sides: Sequence[Turn], count: int) -> list[list[float]]:
 
 
 def rows_of(name: str, runs: Sequence[Sequence[Sequence[float]]]) -> list[Row]:
-    """The other checkout's figures of a case, and ours beside them.
+    """Return the other checkout's figures of a case, each followed by ours.
 
-    `runs` has a run's sides, ours first, and of each side its numbers.
+    `runs` has the sides of each run, ours first, and the numbers of each side.
     """
     rows = []
     for index, figure in enumerate(CASES[name].figures):
@@ -244,7 +244,7 @@ def rows_of(name: str, runs: Sequence[Sequence[Sequence[float]]]) -> list[Row]:
 
 @contextlib.contextmanager
 def sink() -> Iterator[str]:
-    """Another network namespace with the end of the streams in it; gives its path."""
+    """Another network namespace, with the receiver of the streams; gives its path."""
     command = ["unshare", "-n", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
     with child(*command, sys.executable, str(HERE / "_stream.py")) as process:
         wait_ready(process)
@@ -254,12 +254,14 @@ def sink() -> Iterator[str]:
 def run(
     runs: int, loops: Sequence[str], other: Path | None = None, names: Sequence[str] = ()
 ) -> Iterator[Table]:
-    """All cases unless some are named; a table for each program and loop."""
+    """Run the named cases, or all; yield a table for each program and loop."""
     if other is None or not (other / "src" / "aiotun").is_dir():
-        raise BenchError(f"{other} is no checkout of aiotun; name another one with --other DIR")
+        raise BenchError(f"{other} is not a checkout of aiotun; give one with '--other DIR'")
     for name in names:
         if name not in CASES:
-            raise BenchError(f"beside has no case {name!r}; it has {', '.join(CASES)}")
+            raise BenchError(
+                f"unknown case {name!r} for 'beside'; the cases are {', '.join(CASES)}"
+            )
     checkouts = HERE.parent, other.resolve()
     for loop in loops:
         for program, group in itertools.groupby(names or CASES, lambda n: CASES[n].program):

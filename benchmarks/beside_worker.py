@@ -1,13 +1,13 @@
 """beside_worker.py NUMBER LOOP: runs the case that each line on stdin names, prints its figures.
 
-One such program runs on each checkout that `beside` compares, maybe an old one: so it is a file of
-its own, and uses nothing of aiotun but what is public. It begins with `ready NUMBER` and a line
-that says where aiotun was imported from. Each case takes some milliseconds, and prints numbers:
-nanoseconds of this thread's processor time a packet; then, where something is sent, how many
-packets the interface counted.
+`beside` runs this program on each checkout that it compares, perhaps an old one. So it is a single
+file, and uses only public names of aiotun. First it prints `ready NUMBER`, and a line with the path
+from which aiotun was imported. Each case takes some milliseconds and prints numbers: nanoseconds of
+this thread's processor time for each packet and, if the case sends, how many packets the interface
+counted.
 
-The processor's time, because the machine may be busy: what another program does while this one
-waits for the core is not counted.
+It measures processor time because that does not include what other programs do on a busy machine
+while this one waits for the core.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ def ip_packet(protocol: int, source: str, target: str, body: bytes, checksum_at:
 
 
 def tcp_segments(source: str, target: str) -> list[bytes]:
-    """Segments of one flow, each adjoining the one before."""
+    """Consecutive segments of one flow."""
     packets = []
     for number in range(BATCH):
         fields = (1000, 2000, 1 + number * SEGMENT, 1, 0x50, 0x10, 512, 0, 0)
@@ -117,7 +117,7 @@ class Receiving:
         return await self.timed(receive)
 
     async def wake(self, many: bool) -> tuple[float]:
-        """A task waits for each packet: the time also has the loop's turn and the sending."""
+        """A task waits for each packet. The time includes a turn of the loop, and the sending."""
         tun, packet = self.tun, bytes(56)
 
         async def reader() -> None:
@@ -136,7 +136,7 @@ class Receiving:
 
 
 class Sending:
-    """A device, and a UDP socket that takes what is sent through it."""
+    """A device, and a UDP socket that receives what is sent through it."""
 
     def __init__(self, tun: aiotun.TunDevice, sock: socket.socket, packet: bytes) -> None:
         self.tun = tun
@@ -176,7 +176,7 @@ class Sending:
 
 
 def rx_packets(name: str) -> int:
-    """What the interface counted: packets that reached the kernel."""
+    """Return the interface's counter of packets that reached the kernel."""
     for line in Path("/proc/self/net/dev").read_text().splitlines():
         interface, _, numbers = line.partition(":")
         if interface.strip() == name:
@@ -185,7 +185,7 @@ def rx_packets(name: str) -> int:
 
 
 async def send_segments(tun: aiotun.TunDevice, segments: list[bytes]) -> tuple[float, float]:
-    """The kernel drops them behind its IP layer: they are for an address that is not its own."""
+    """Sends packets to a foreign address, which the kernel drops after its IP layer."""
     rounds = 8
     before = rx_packets(tun.name)
     start = time.thread_time_ns()

@@ -1,9 +1,9 @@
-"""A timer beside an `async for` that is never out of packets.
+"""How late a timer is while an `async for` in the same loop always has packets to read.
 
-Another process, on another core, sends more than the reader can take for two seconds. Loss is right
-here: the kernel's ring is the only buffer, and its counter has to explain every packet that did not
-arrive. What the machine's other programs add shows in two controls: the same timer beside a task
-that is as busy but has nothing to do with packets, and how often the core was given to another.
+Another process, on another core, sends more than the reader can receive for two seconds. Packets
+must be lost here: the kernel's ring is the only buffer, and its counter must explain every packet
+that did not arrive. Two controls show how much the machine's other programs add: the same timer
+next to a task that is as busy but handles no packets, and how often another program got the core.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ class Reader:
                 self.started.set()
 
     async def quiet(self) -> int:
-        """Wait until no more comes for half a second; how many came."""
+        """Wait until no packet has come for half a second; return how many came in all."""
         seen = -1
         while seen != self.count:
             seen = self.count
@@ -65,7 +65,7 @@ class Reader:
 
 @dataclass
 class Flood:
-    """What each run came to."""
+    """The figures of each run."""
 
     p95: list[float] = field(default_factory=list)
     p99: list[float] = field(default_factory=list)
@@ -95,7 +95,7 @@ class Flood:
 
 
 def tx_dropped() -> int:
-    """The interface's counter of what its ring could not take."""
+    """Return the interface's counter of packets that its full ring dropped."""
     for line in Path("/proc/self/net/dev").read_text().splitlines():
         name, _, numbers = line.partition(":")
         if name.strip() == DEVICE:
@@ -108,7 +108,7 @@ def preemptions() -> int:
 
 
 async def lateness(seconds: float) -> list[float]:
-    """How late a 5 ms timer is, in milliseconds, time after time."""
+    """Run a 5 ms timer again and again; return how many milliseconds late it was each time."""
     found: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -119,7 +119,7 @@ async def lateness(seconds: float) -> list[float]:
 
 
 async def busy_lateness(seconds: float) -> float:
-    """The 95th percentile beside a task that does nothing but yield."""
+    """Return the 95th percentile next to a task that only yields."""
 
     async def spin() -> None:
         while True:  # noqa: ASYNC110 - it waits for nothing
@@ -141,12 +141,12 @@ async def measure(loop: str, runs: int) -> Table:
     rows = [
         Row("p95 of lateness", "ms", flood.p95, target=5.0),
         Row("p99 of lateness", "ms", flood.p99),
-        Row("p95 beside a busy task", "ms", busy),
+        Row("p95 with a busy task", "ms", busy),
         Row("received", "packets/s", flood.rate),
         Row("lost (tx_dropped)", "%", flood.lost),
         Row("preempted", "times/s", flood.preempted),
     ]
-    what = f"a 5 ms timer beside 'async for' in UDP floods of {SECONDS:g} s"
+    what = f"lateness of a 5 ms timer during 'async for' in UDP floods of {SECONDS:g} s"
     return Table("flood", loop, what, rows)
 
 

@@ -1,7 +1,7 @@
 /* flooder INTERFACE SECONDS: sends 84-byte UDP packets as fast as it can, then prints how many.
  *
- * A UDP socket is no faster than a good reader, which would then not be flooded: a packet socket
- * hands the same packets straight to the driver. */
+ * A UDP socket is no faster than a good reader, so it would not flood the reader. A packet socket
+ * gives the same packets directly to the driver. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <linux/if_packet.h>
@@ -66,7 +66,7 @@ int main(int argc, char **argv)
 	}
 	for (double end = now() + atof(argv[2]); now() < end;)
 		for (int i = 0; i < 64; i++) {
-			/* ENOBUFS: the ring was full and the driver has counted that */
+			/* ENOBUFS: the ring was full, and the driver has counted the packet */
 			if (send(sock, &packet, sizeof packet, 0) < 0 && errno != ENOBUFS) {
 				perror("flooder: send");
 				return 1;

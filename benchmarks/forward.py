@@ -1,4 +1,4 @@
-"""forward.py OFFLOAD NETNS NEAR FAR SUBNET LOOP: forwarder.c as a user would write it."""
+"""forward.py OFFLOAD NETNS NEAR FAR SUBNET LOOP: forwarder.c as a user of aiotun would write it."""
 
 import asyncio
 import sys

@@ -1,8 +1,9 @@
-/* forwarder MODE NETNS NEAR FAR SUBNET: passes packets on between two TUN devices, both ways.
+/* forwarder MODE NETNS NEAR FAR SUBNET: forwards packets between two TUN devices, both ways.
  *
  * NEAR is in this namespace and has the address SUBNET.1, FAR is in NETNS and has SUBNET.2. MODE is
  * "off", or "raw" for super-packets with a virtio-net header. It prints "ready NEAR" once both are
- * up. One read and one write a packet, and a poll where there is none: what forward.py does. */
+ * up. It makes one read and one write for each packet, and polls if no packet
+ * waits, as forward.py does. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -19,7 +20,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define BUDGET 128 /* packets one way before the other way is looked at */
+#define BUDGET 128 /* packets in one direction before the other direction gets its turn */
 
 static void must(int result, const char *what)
 {

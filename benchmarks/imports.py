@@ -1,7 +1,7 @@
-"""What `import aiotun` adds to a program that has imported asyncio.
+"""How long `import aiotun` takes in a program that has imported asyncio.
 
-Each sample comes from a fresh interpreter with compiled modules at hand, as an installed program
-has them; neither pyroute2 nor dpkt may be loaded.
+Each sample comes from a fresh interpreter that finds compiled modules, as in an installation.
+Neither pyroute2 nor dpkt may be imported.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ print(middle - start, end - middle, *({"pyroute2", "dpkt"} & set(sys.modules)))
 
 
 def sample(environment: dict[str, str]) -> tuple[float, float]:
-    """Milliseconds that asyncio and then aiotun took to import."""
+    """Return the milliseconds that importing asyncio and then aiotun took."""
     base, ours, *loaded = fresh("-c", PROGRAM, environment=environment)
     expect("modules loaded by import aiotun", loaded, [])
     return float(base) * 1000, float(ours) * 1000
@@ -35,4 +35,4 @@ def run(runs: int, loops: Sequence[str]) -> Iterator[Table]:
         Row("import asyncio", "ms", [base for base, _ in samples]),
         Row("import aiotun", "ms", [ours for _, ours in samples], target=15.0),
     ]
-    yield Table("import", "any loop", "fresh interpreters, compiled modules at hand", rows)
+    yield Table("import", "any loop", "fresh interpreters, with compiled modules", rows)

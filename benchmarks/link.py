@@ -1,8 +1,8 @@
-"""The loop's worst stall during each request of a link, and what a thousand of them leave behind.
+"""The loop's worst stall during each request of a link, and what a thousand requests leave behind.
 
-Stalls are measured as `stall` does it: a heartbeat beside the request, one number a round. Every
-round makes each request once, so that what disturbs the machine hits all alike. The time a request
-takes includes its thread, its netlink socket and its event loop.
+Stalls are measured as in `stall`: a heartbeat runs during the request and gives one number for each
+round. Every round makes each request once, so that disturbances affect all of them equally. The
+time of a request includes its thread, its netlink socket and its event loop.
 """
 
 import gc
@@ -31,7 +31,7 @@ def ip(words: str) -> None:
 
 
 def steps(link: Link, home: int, away: int) -> list[Step]:
-    """Every request once, in an order that ends where it began."""
+    """Return every request once, in an order that restores the initial state."""
 
     async def watch() -> None:
         async with link.events():
@@ -64,7 +64,7 @@ def steps(link: Link, home: int, away: int) -> list[Step]:
 
 async def measure(loop: str, home: int, away: int) -> Table:
     link, heart = Link(NAME), Heartbeat()
-    await link.info()  # the one that imports pyroute2: `stall` measures that
+    await link.info()  # the first request imports pyroute2, which `stall` measures
     stalls: dict[str, list[float]] = {}
     times: dict[str, list[float]] = {}
     quiet: list[float] = []
@@ -82,7 +82,7 @@ async def measure(loop: str, home: int, away: int) -> Table:
     rows = [
         Row(name, "ms", samples[1:], percentile=90, target=2.0) for name, samples in stalls.items()
     ]
-    rows.append(Row("the same, nothing asked", "ms", quiet, percentile=90))
+    rows.append(Row("the same, no request", "ms", quiet, percentile=90))
     rows.append(Row("time of info", "ms", times["info"][1:]))
     rows.append(
         Row(
@@ -95,7 +95,7 @@ async def measure(loop: str, home: int, away: int) -> Table:
 
 
 def kept() -> tuple[int, int, float]:
-    """Open fds, threads, and MiB of memory."""
+    """Return the number of open fds and threads, and MiB of memory."""
     gc.collect()
     with open("/proc/self/statm") as file:
         resident_bytes = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -103,7 +103,7 @@ def kept() -> tuple[int, int, float]:
 
 
 def settled() -> None:
-    """Wait for the threads of requests: each may still be ending when its answer is there."""
+    """Wait for the threads of requests, which may still be ending after they have answered."""
     for thread in threading.enumerate():
         if thread.name == "aiotun":
             thread.join()
@@ -119,7 +119,7 @@ async def leaks(loop: str) -> Table:
         settled()
         fds, threads, mebibytes = (now - then for now, then in zip(kept(), before, strict=True))
         more.append((int(fds), int(threads), mebibytes))
-    # The first time the allocator makes its arenas.
+    # Leave out the first time, when the allocator creates its arenas.
     fd_rows, thread_rows, memory = zip(*more[1:], strict=True)
     rows = [
         Row("file descriptors", "more", fd_rows, percentile=100, target=0),
@@ -130,7 +130,7 @@ async def leaks(loop: str) -> Table:
 
 
 def run(runs: int, loops: Sequence[str]) -> Iterator[Table]:
-    """The rounds are many whatever the number of runs."""
+    """Measure. The number of rounds is fixed and does not depend on `runs`."""
     ip(f"tuntap add {NAME} mode tap")
     ip("link add bench1 type bridge")
     other = subprocess.Popen(

@@ -1,10 +1,10 @@
 """One TCP stream of iperf3 between two namespaces, through a forwarder between two TUN devices.
 
-The forwarders are C and Python, with offload and without. Each has devices of its own and lives
-through the whole benchmark; while another is at work it sleeps. Nothing is pinned: a forwarder, the
-sender and the receiver share the cores, as they would in life.
+The forwarders are in C and Python, with offload and without. Each has its own devices and runs
+during the whole benchmark; it sleeps while another is measured. Nothing is pinned to a core: a
+forwarder, the sender and the receiver share the cores, as they would in real use.
 
-And what it takes to cut one super-packet up, and to put it together again.
+It also measures how long it takes to split a super-packet, and to merge its packets again.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ SEGMENTS, SEGMENT = 45, 1448
 
 
 def segments() -> list[bytes]:
-    """TCP packets that make one super-packet: 45 of 1,448 bytes."""
+    """Return the TCP packets of one super-packet: 45 with 1,448 bytes each."""
     header = native.split(_super_packet(), False)
     expect("segments", [len(each) for each in header], [SEGMENT + 52] * SEGMENTS)
     return header
@@ -72,25 +72,25 @@ def far_namespace() -> Iterator[str]:
         while "listening" not in (line := server.stdout.readline()):
             if not line:
                 raise BenchError("iperf3 -s did not start")
-        # What it goes on to print would fill the pipe, and stop it.
+        # Read its further output. Otherwise the pipe would fill up and block the server.
         threading.Thread(target=server.stdout.read, daemon=True).start()
         yield f"/proc/{server.pid}/ns/net"
 
 
 def stream(address: str) -> float:
-    """Gbit/s that came through."""
+    """Return the throughput in Gbit/s."""
     with child("iperf3", "-c", address, "-t", str(SECONDS), "-J") as client:
         said = json.loads(output_of(client))
     if "error" in said:
         raise BenchError(f"iperf3 -c {address}: {said['error']}")
     received = said["end"]["sum_received"]
     if not received["bytes"]:
-        raise BenchError(f"nothing came through to {address}")
+        raise BenchError(f"{address} received nothing")
     return float(received["bits_per_second"]) / 1e9
 
 
 def forwarders(netns: str, loop: str) -> dict[str, list[str]]:
-    """The commands, by name; each with devices and a subnet of its own."""
+    """Return the commands by name, each with its own devices and subnet."""
     c, python = str(compiled("forwarder.c")), str(HERE / "forward.py")
     kinds = {
         "C, offload": [c, "raw"],
@@ -136,6 +136,6 @@ def run(runs: int, loops: Sequence[str]) -> Iterator[Table]:
     yield cut_and_put()
     for tool in ("iperf3", "ip"):
         if shutil.which(tool) is None:
-            raise BenchError(f"no {tool}: install iperf3 and iproute2")
+            raise BenchError(f"{tool} is not installed; install iperf3 and iproute2")
     for loop in loops:
         yield forwarding(runs, loop)

@@ -1,7 +1,7 @@
-/* The C counterparts of recv and send, and what fills and drains around them.
+/* The C counterparts of recv and send, and functions that fill and drain the ring.
  *
- * Built as a shared library and called by the benchmark's own process: see recv.py. Counts and
- * nanoseconds come back as the result, a failed system call as -errno. */
+ * Built as a shared library, which the benchmark's own process calls: see recv.py. The functions
+ * return counts and nanoseconds, or -errno if a system call failed. */
 #include <errno.h>
 #include <stdint.h>
 #include <string.h>
@@ -30,7 +30,7 @@ int64_t fill(int sock, int64_t count)
 	return count;
 }
 
-/* Throw away what waits in a socket; gives how many datagrams that were. */
+/* Drop what waits in a socket; return how many datagrams that were. */
 int64_t drain(int sock)
 {
 	char buffer[2048];
@@ -40,7 +40,7 @@ int64_t drain(int sock)
 	return errno == EAGAIN ? count : -errno;
 }
 
-/* Read `count` packets, which are there; gives the time, and their bytes through `bytes`. */
+/* Read `count` packets, which must be queued; return the time, and their bytes in `bytes`. */
 int64_t read_all(int fd, int64_t count, int64_t *bytes)
 {
 	static char buffer[65581];
@@ -55,7 +55,7 @@ int64_t read_all(int fd, int64_t count, int64_t *bytes)
 	return now() - start;
 }
 
-/* Write the same packet `count` times; gives the time. */
+/* Write the same packet `count` times; return the time. */
 int64_t write_all(int fd, const char *packet, int64_t length, int64_t count)
 {
 	int64_t start = now();

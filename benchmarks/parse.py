@@ -1,7 +1,7 @@
-"""What is done with a packet in Python alone: reading its header, and answering it.
+"""Reading a packet's header, and answering a packet: work in Python, without a device or a loop.
 
-No device and no loop. The statements are run by `timeit`, which inlines them: a call around them
-would cost a tenth of what is measured.
+`timeit` runs the statements, because it inlines them: calling a function for each would cost a
+tenth of what is measured.
 """
 
 import ipaddress
@@ -27,7 +27,7 @@ ARP += MAC + PAIR4[:4] + bytes(6) + PAIR4[4:]
 
 
 def solicitation() -> bytes:
-    """A neighbour solicitation for fd00::2, whose checksum has to be right."""
+    """Return a neighbor solicitation for fd00::2. Its checksum must be correct."""
     body = struct.pack("!BBHI", 135, 0, 0, 0) + PAIR6[16:]
     group = ipaddress.ip_address("ff02::1:ff00:2").packed
     pseudo = PAIR6[:16] + group + struct.pack("!II", len(body), 58)
@@ -37,7 +37,7 @@ def solicitation() -> bytes:
 
 
 FIELDS = "header = IPHeader(packet); header.src_bytes; header.dst_bytes; header.proto"
-# What is shown, what is run, on which packet, and the target in nanoseconds.
+# The name, the statement, its packet, and the target in nanoseconds.
 CASES: list[tuple[str, str, bytes, float | None]] = [
     ("IPHeader, 3 fields, IPv4", FIELDS, ECHO4, 500.0),
     ("IPHeader, 3 fields, IPv6", FIELDS, ECHO6, 500.0),
@@ -74,4 +74,4 @@ def run(runs: int, loops: Sequence[str]) -> Iterator[Table]:
         Row(name, "ns", found, target=target)
         for (name, _, _, target), found in zip(CASES, samples, strict=True)
     ]
-    yield Table("parse", "any loop", f"each {COUNT} times a run, one after the other", rows)
+    yield Table("parse", "any loop", f"each {COUNT} times in a run, in turn", rows)

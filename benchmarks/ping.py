@@ -1,11 +1,11 @@
 """Flood pings, one at a time, answered by examples/ping_responder.py and by responder.c.
 
-Each responder has a device of its own and lives through the whole benchmark; while another is being
-pinged it sleeps. The pinger keeps to one core and the responders to another, so that each answer
-costs what it costs in life: waking the responder, the answer, waking the pinger.
+Each responder has its own device and runs during the whole benchmark; it sleeps while another is
+pinged. The pinger runs on one core and the responders on another. So each answer costs what it
+costs in real use: waking the responder, answering, waking the pinger.
 
-A run takes turns of a fraction of a second, so that what disturbs the machine for longer hits all
-the responders alike.
+The turns of a run take a fraction of a second, so that longer disturbances affect all responders
+equally.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ NETS = {"C": "10.78.0", "asyncio": "10.78.1", "uvloop": "10.78.2"}
 
 
 def responder(who: str) -> list[str]:
-    """The command that answers for NETS[who] + .2 on the device bench-WHO."""
+    """Return the command that answers for NETS[who] + ".2" on the device bench-WHO."""
     name, own = f"bench-{who}", f"{NETS[who]}.1"
     if who == "C":
         return [str(compiled("responder.c")), name, own, "255.255.255.0"]
@@ -44,7 +44,7 @@ def responder(who: str) -> list[str]:
 
 @dataclass
 class Run:
-    """What one responder's turns of one run came to: microseconds, microseconds, pings."""
+    """The turns of one responder in one run: microseconds, microseconds, pings."""
 
     means: list[float] = field(default_factory=list)
     p99s: list[float] = field(default_factory=list)
@@ -56,12 +56,12 @@ class Run:
 
     @property
     def p99(self) -> float:
-        """The mean of the turns' own."""
+        """The mean of the turns' 99th percentiles."""
         return statistics.fmean(self.p99s)
 
 
 def ping(who: str, into: Run) -> None:
-    """One turn."""
+    """Take one turn."""
     pinger = str(compiled("pinger.c"))
     with child(pinger, f"{NETS[who]}.2", str(PINGS // TURNS), core=FIRST_CORE) as process:
         mean, p99, lost = output_of(process).split()

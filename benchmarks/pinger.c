@@ -1,4 +1,4 @@
-/* pinger ADDRESS COUNT: pings, the next as soon as the answer is there.
+/* pinger ADDRESS COUNT: sends pings, each as soon as the answer to the one before arrives.
  *
  * Prints "mean p99 lost": nanoseconds, nanoseconds, packets. An answer that takes longer than a
  * second, or that is not what was sent, counts as lost. */
@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define ICMP_FILTER 1 /* linux/icmp.h, which cannot be included beside netinet's */
+#define ICMP_FILTER 1 /* linux/icmp.h, which can't be included together with netinet's */
 #define HEADER 20     /* the answers have no IP options */
 
 struct echo {
@@ -48,7 +48,7 @@ static int compare(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-/* Wait for the answer to `sent`; 0 when there was none. */
+/* Wait for the answer to `sent`; return 0 if none came. */
 static int answered(int sock, const struct echo *sent)
 {
 	char packet[HEADER + sizeof *sent];
@@ -96,7 +96,7 @@ int main(int argc, char **argv)
 			times[good] = now() - start;
 			sum += times[good++];
 		} else if (i + 1 - good >= 10)
-			break; /* nobody is there: do not wait a second for each */
+			break; /* nobody answers: do not wait a second for each ping */
 	}
 	qsort(times, good, sizeof *times, compare);
 	printf("%ld %ld %ld\n", good ? (long)(sum / good) : 0, (long)times[good * 99 / 100], count - good);

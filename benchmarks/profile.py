@@ -1,8 +1,8 @@
-"""python -m benchmarks.profile: on which side of the system calls aiotun's time goes; needs root.
+"""python -m benchmarks.profile: how much time aiotun spends in the kernel, in C and in Python.
 
-perf(1) takes samples of a program while it forwards, answers pings, reads and writes; they are told
-by what they were taken in. The loop of asyncio is Python, and so part of "interpreter". As an
-ordinary user perf does not see the kernel, and the shares would say nothing.
+perf(1) samples a program while it forwards, answers pings, reads and writes, and the samples are
+counted by the binary they fall in. asyncio's loop is Python, so it counts as "interpreter". This
+needs root: for an ordinary user perf does not see the kernel, and the shares would mean nothing.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ PINGS = 20_000
 
 
 def shares(pid: int, work: Callable[[], object]) -> Counter[str]:
-    """Percent of the samples, by kind, while that work is done."""
+    """Profile a process during `work`; return hundredths of a percent of the samples, by kind."""
     with tempfile.TemporaryDirectory() as folder:
         data = str(Path(folder) / "perf.data")
         command = ["perf", "record", "-q", "-e", "cpu-clock", "-F", "4000"]
@@ -57,7 +57,7 @@ def shares(pid: int, work: Callable[[], object]) -> Counter[str]:
             kind = next(k for k, starts in KINDS.items() if where.strip().startswith(starts))
             found[kind] += round(100 * float(percent))
     if not found["kernel"]:
-        raise BenchError("perf saw nothing of the kernel; is this root, and is perf allowed?")
+        raise BenchError("perf saw no samples in the kernel; run as root, and allow perf")
     return found
 
 
@@ -98,7 +98,7 @@ def _often(lane: cost.Lane, mode: str) -> Callable[[], None]:
 
 def main() -> int:
     if os.geteuid() != 0 or shutil.which("perf") is None:
-        print("benchmarks.profile needs root, and perf (linux-perf)", file=sys.stderr)
+        print("benchmarks.profile needs root and perf (linux-perf)", file=sys.stderr)
         return 1
     isolate([], "benchmarks.profile")
     print(f"| percent of the samples | {' | '.join(KINDS)} |")

@@ -1,9 +1,8 @@
-"""Reading packets that wait in the kernel's ring: C, os.read, and the three ways of aiotun.
+"""Reading packets that wait in the kernel's ring: C, os.read, and aiotun in three ways.
 
-All five read from the same fd, in the same process and on the same core, in turn; the C loop is a
-shared library. That is the arrangement that gives C the most: a program of its own, with the fd
-inherited, would start each run on colder caches, and a device of its own would have its packets
-elsewhere in memory.
+All five read from the same fd in turn, in the same process and on the same core. The C loop is in a
+shared library. This setup is the best for C: a separate program that inherits the fd would start
+each run with colder caches, and with its own device the packets would be elsewhere in memory.
 """
 
 import asyncio
@@ -35,7 +34,7 @@ class Ring:
         native().fill(self.sock.fileno(), COUNT)
 
     def check(self, last: bytes) -> None:
-        """The packet read last is the one sent last, and no other waits."""
+        """Check that the last packet read is the last one sent, and that no packet is left."""
         expect("bytes in the last packet", len(last), SIZE)
         expect("number of the last packet", int.from_bytes(last[28:32], sys.byteorder), COUNT - 1)
         expect("packets left over", self.drain(), 0)
@@ -119,7 +118,7 @@ async def measure(loop: str, runs: int) -> Table:
                 "async for": ring.async_for,
                 "await recv_many(64)": ring.recv_many,
             }
-            # A run takes milliseconds only: many short ones stand noise better than a few long.
+            # A run takes only milliseconds. Many short runs suffer less from noise than few long.
             samples = await interleave(cases, runs * 5)
     targets = {"await recv()": 1.6, "async for": 1.6, "await recv_many(64)": 1.35}
     c = samples["C read()"]

@@ -15,27 +15,27 @@ RESULTS = HERE / "results" / "peers.json"
 DOCS = HERE.parent / "docs"
 PARTS = {
     "forward": "Forwarding TCP",
-    "cost": "What a packet costs",
+    "cost": "Cost per packet",
     "echo": "Answering pings",
     "udp": "Small UDP packets",
     "queues": "Queues and processes",
     "opening": "Opening and closing",
-    "growth": "How the cost grows",
+    "growth": "Scaling",
 }
-MORE = ("Gbit/s", "packets/s")  # of which more is better
-# A table of these is no picture: a number for each would be as clear.
+MORE = ("Gbit/s", "packets/s")  # units for which more is better
+# Tables without a chart: the numbers alone are as clear.
 NO_CHART = ("resident memory", "99th percentile", ": lost", "1 waiting", "waiting packets")
 
 INTRO = """# Benchmarks
 
-aiotun beside the libraries that one would pick instead, all doing the same work on the same
-machine, in turn, within one run. What is measured, and how, is in `benchmarks/README.md`;
-`make bench-peers` measures it again, on your machine.
+This page compares aiotun with other libraries for the same purpose. All programs do the same work
+on the same machine and take turns within one run. `benchmarks/README.md` says what is measured,
+and how. To measure on your machine, run `make bench-peers`.
 
-A bar goes to the median, its line from the smallest sample to the largest. In the tables the ratio
-is that of the medians, and the span in brackets that of the ratios within a run. `C` is a program
-that does nothing but the system calls. aiotun runs on asyncio's own loop where it does not say
-uvloop.
+A bar shows the median, and the line on it reaches from the smallest sample to the largest. The
+last column of a table is the ratio of the medians; in brackets are the smallest and largest ratio
+within a run. `C` is a program that makes only the system calls. aiotun runs on asyncio's own
+event loop, unless a row says uvloop.
 """
 
 
@@ -48,7 +48,7 @@ def is_target(row: Mapping[str, Any]) -> bool:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A name at the left, numbers at the right."""
+    """Names in the left column, numbers in the others."""
     return [
         f"| {' | '.join(head)} |",
         "|" + "|".join(["---", *["---:"] * (len(head) - 1)]) + "|",
@@ -57,7 +57,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
 
 
 def targets(machines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """All figures that something was to reach, in one table: a column for each machine."""
+    """All figures that have a target, in one table with a column for each machine."""
     goals: dict[str, str] = {}
     figures: list[dict[str, str]] = []
     for parts in machines:
@@ -70,8 +70,8 @@ def targets(machines: Sequence[Mapping[str, Any]]) -> list[str]:
                 verdict = "reached" if row["reached"] else "**missed**"
                 figures[-1][name] = f"{row['label']} {verdict}"
     rows = [(name, goal, *(each.get(name, "") for each in figures)) for name, goal in goals.items()]
-    head = ("", "reach", *(machine_of(parts) for parts in machines))
-    return ["## Figures to reach", "", *markdown_table(head, rows), ""]
+    head = ("", "target", *(machine_of(parts) for parts in machines))
+    return ["## Targets", "", *markdown_table(head, rows), ""]
 
 
 def machine_of(parts: Mapping[str, Any]) -> str:
@@ -121,7 +121,7 @@ def numbers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def measured_on(parts: Mapping[str, Any]) -> list[str]:
-    """Machine and versions; once, where all parts were measured on the same."""
+    """List the machine and versions; only once if all parts were measured on the same."""
     lines: list[str] = []
     seen: list[Mapping[str, str]] = []
     for part in PARTS:
@@ -131,17 +131,17 @@ def measured_on(parts: Mapping[str, Any]) -> list[str]:
         if about not in seen:
             seen.append(about)
             if len(seen) > 1:
-                lines += [f"From *{PARTS[part]}* on:", ""]
+                lines += [f"*{PARTS[part]}* and the sections after it:", ""]
             lines += [f"- {key}: {value}" for key, value in about.items()]
             lines.append("")
     return lines
 
 
 def write(results: Path, docs: Path) -> None:
-    """The page and the charts, from the file of `benchmarks.peers --json`.
+    """Write the page and the charts, from the file of `benchmarks.peers --json`.
 
-    Files beside it, called ``peers-*.json``, are of other machines: what was to be reached is told
-    of these as well, and what they are.
+    Files next to it named ``peers-*.json`` are from other machines. The page describes these
+    machines and shows their figures that have a target.
     """
     parts = json.loads(results.read_text())
     others = [
@@ -158,14 +158,17 @@ def write(results: Path, docs: Path) -> None:
             lines += section(title, parts[part]["tables"], pictures)
     lines += ["## Measured on", "", *measured_on(parts)]
     for other in others:
-        lines += ["And the other machine:", "", *measured_on(other)]
+        lines += ["The other machine:", "", *measured_on(other)]
     (docs / "benchmarks.md").write_text("\n".join(lines).rstrip() + "\n")
 
 
 def main(arguments: Sequence[str]) -> int:
     results = Path(arguments[0]) if arguments else RESULTS
     if not results.exists():
-        print(f"there is no {results}: make bench-peers ARGS='--json {results}'", file=sys.stderr)
+        print(
+            f"{results} does not exist; make it with: make bench-peers ARGS='--json {results}'",
+            file=sys.stderr,
+        )
         return 1
     write(results, DOCS)
     print(f"wrote {DOCS / 'benchmarks.md'}")

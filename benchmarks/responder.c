@@ -1,7 +1,7 @@
-/* responder NAME ADDRESS NETMASK: answers pings on a TUN device of its own, with blocking calls.
+/* responder NAME ADDRESS NETMASK: opens a TUN device and answers pings on it, with blocking calls.
  *
- * It prints "ready NAME" once the device is up, like examples/ping_responder.py, whose counterpart
- * it is: one read and one write a packet, and nothing else. */
+ * It prints "ready NAME" once the device is up, like its counterpart examples/ping_responder.py. It
+ * makes one read and one write for each packet, and nothing else. */
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <linux/if_tun.h>

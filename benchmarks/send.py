@@ -1,10 +1,10 @@
 """Writing packets to the kernel: C, os.write, send and send_many.
 
-The packets are addressed to a UDP socket that is bound here: each goes all the way through the IP
-layer into the socket's buffer, inside the write, as it would in a real program. A closed port would
-measure the kernel's ICMP errors and their rate limit instead, an address that is routed nowhere a
-shortcut. Chunks of 256 fit into the default socket buffer; it is emptied, and counted, between
-them, outside the clock.
+The packets go to a UDP socket in this process. During the write, each packet goes through the whole
+IP layer into the socket's buffer, as in a real program. With a closed port we would measure the
+kernel's ICMP errors and their rate limit, and with an unroutable address a shortcut. A chunk of 256
+packets fits into the default socket buffer. The buffer is emptied and counted after each chunk, and
+that time is not measured.
 """
 
 import asyncio
@@ -34,19 +34,19 @@ def checksum(data: bytes) -> int:
 
 
 def udp_packet(port: int) -> bytes:
-    """84 bytes from PEER to HERE, with right checksums."""
+    """Return a packet of 84 bytes from PEER to HERE, with correct checksums."""
     return udp_packet_of(84, PEER, HERE, port)
 
 
 def udp_packet_of(size: int, source_address: str, target_address: str, port: int) -> bytes:
-    """A packet of `size` bytes, even, with right checksums."""
+    """Return a packet of `size` bytes with correct checksums; `size` must be even."""
     data = bytes(size - 28)
     source, target = socket.inet_aton(source_address), socket.inet_aton(target_address)
     length = 8 + len(data)
     udp = struct.pack("!HHHH", 9, port, length, 0)
     pseudo = source + target + struct.pack("!HH", socket.IPPROTO_UDP, length)
     udp = struct.pack("!HHHH", 9, port, length, checksum(pseudo + udp + data))
-    # "Don't fragment", as Linux sends them; without it each would need a number of its own.
+    # "Don't fragment", as Linux sets it; without it, each packet would need its own ID.
     fields = (0x45, 0, 20 + length, 0, 0x4000, 64, socket.IPPROTO_UDP)
     header = struct.pack("!BBHHHBBH", *fields, 0) + source + target
     header = struct.pack("!BBHHHBBH", *fields, checksum(header)) + source + target
@@ -54,7 +54,7 @@ def udp_packet_of(size: int, source_address: str, target_address: str, port: int
 
 
 class Sender:
-    """A TUN device and the socket that takes what is sent through it."""
+    """A TUN device, and the socket that receives what is sent through it."""
 
     def __init__(self, tun: aiotun.TunDevice, sock: socket.socket) -> None:
         self.tun = tun
@@ -62,7 +62,7 @@ class Sender:
         self.packet = udp_packet(sock.getsockname()[1])
 
     def case(self, chunk: Callable[[], Awaitable[int]]) -> Callable[[], Awaitable[float]]:
-        """A run: chunks, each timed by itself, and the socket emptied after each."""
+        """Return a run: it times each chunk separately, and empties the socket after each."""
 
         async def run() -> float:
             elapsed = 0
@@ -102,7 +102,7 @@ async def measure(loop: str, runs: int) -> Table:
     async with aiotun.open_tun("bench0", addresses=[f"{HERE}/24"]) as tun, asyncio.timeout(120):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind((HERE, 0))
-            # The kernel charges a packet at several times its size; it caps this by rmem_max.
+            # The kernel charges a packet with several times its size. rmem_max limits this value.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, CHUNK * 4096)
             sender = Sender(tun, sock)
             cases = {

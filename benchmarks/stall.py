@@ -1,9 +1,9 @@
-"""The loop's worst stall while devices are opened and closed beside its other tasks.
+"""The event loop's worst stall while devices are opened and closed.
 
-A heartbeat sleeps a millisecond, again and again; what it oversleeps is a stall. Each round gives
-one number, its worst stall. Rounds without any opening, in turn with the others, show what the
-machine and the loop's own timers add. A program's first opening imports pyroute2:
-that one is measured by itself, in fresh interpreters.
+A heartbeat sleeps for a millisecond again and again. How much longer it sleeps is a stall. Each
+round gives one number, its worst stall. Every other round opens nothing, to show how much the
+machine and the loop's own timers add. A program's first opening imports pyroute2, so it is
+measured separately, in fresh interpreters.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class Heartbeat:
             self.worst = max(self.worst, time.perf_counter() - due)
 
     async def worst_during(self, action: Callable[[], Awaitable[None]]) -> float:
-        """The worst stall in milliseconds; a few beats around the action make it count in full."""
+        """Return the worst stall in milliseconds. Beats before and after cover the whole action."""
         await asyncio.sleep(5 * BEAT)
         self.worst = 0.0
         await action()
@@ -49,7 +49,7 @@ class Heartbeat:
 
 
 class Opener:
-    """Opens and closes devices, and keeps the time."""
+    """Opens and closes devices, and measures how long that takes."""
 
     def __init__(self) -> None:
         self.opening: list[float] = []
@@ -71,7 +71,7 @@ async def pause() -> None:
 
 
 async def first() -> tuple[float, float]:
-    """The worst stall, and the time, of the first opening in this interpreter."""
+    """Return the worst stall and the time of the first opening in this interpreter."""
     opener, heart = Opener(), Heartbeat()
     worst = await heart.worst_during(opener.round)
     await heart.stop()
@@ -79,7 +79,7 @@ async def first() -> tuple[float, float]:
 
 
 async def measure(loop: str, firsts: Sequence[tuple[float, float]]) -> Table:
-    await first()  # the one that imports
+    await first()  # the first opening imports pyroute2
     opener, heart = Opener(), Heartbeat()
     stalls: list[float] = []
     quiet: list[float] = []
@@ -89,7 +89,7 @@ async def measure(loop: str, firsts: Sequence[tuple[float, float]]) -> Table:
     await heart.stop()
     rows = [
         Row("worst stall of a round", "ms", stalls, percentile=90, target=2.0),
-        Row("the same, nothing opened", "ms", quiet, percentile=90),
+        Row("the same without opening", "ms", quiet, percentile=90),
         Row("the same, first opening", "ms", [stall for stall, _ in firsts], percentile=90),
         Row("opening", "ms", opener.opening, target=8.0),
         Row("opening, the first", "ms", [opening for _, opening in firsts]),
@@ -105,7 +105,7 @@ def first_fresh(loop: str, environment: dict[str, str]) -> tuple[float, float]:
 
 
 def run(runs: int, loops: Sequence[str]) -> Iterator[Table]:
-    """The rounds are many whatever the number of runs; it is that of the fresh interpreters."""
+    """Measure. `runs` is the number of fresh interpreters; the number of rounds is fixed."""
     with warm_environment() as environment:
         for loop in loops:
             first_fresh(loop, environment)

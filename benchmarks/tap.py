@@ -1,13 +1,14 @@
-"""Machines on a TAP: what a guest sends through a passed one; what the DHCP server bears.
+"""TAP devices: a guest's throughput through a passed device, and the DHCP server's limits.
 
-One guest has two cards: one on a TAP with virtio-net headers that aiotun opened and passed, one on
-a TAP that `ip tuntap` made and QEMU opens by its name. The host fetches a file from it through the
-one and the other in turn. The guest's web server uses sendfile(2), so that its kernel hands over
-super-packets, and the TAP is what is measured, as far as software emulation lets it be. Half of the
-turns are another guest's, whose cards have changed places: they need not be alike to it.
+A guest has two network cards. One is on a TAP device with virtio-net headers that aiotun opened and
+passed to QEMU. The other is on a TAP device that `ip tuntap` made and QEMU opens by its name. The
+host fetches a file from the guest through each in turn. The guest's web server uses sendfile(2), so
+its kernel sends super-packets, and the TAP device is what limits the speed, as far as software
+emulation allows. Half of the turns use another guest with the cards swapped, because a guest may
+treat its two cards differently.
 
-The clients of `examples/dhcp_server.py` are bytes on a wire into its bridge; they share the machine
-with it. Guests and clients are those of the tests.
+The clients of `examples/dhcp_server.py` are simulated: they exchange frames with its bridge, and
+share the machine with it. Guests and clients are those of the tests.
 """
 
 import asyncio
@@ -50,7 +51,7 @@ sleep 100000
 
 
 async def open_passed(net: int) -> int:
-    """A TAP with virtio-net headers, up, with the host's address; gives its file descriptor."""
+    """Open a TAP device with virtio-net headers and the host's address; return its fd."""
     addresses = [f"10.87.{net}.1/24"]
     async with aiotun.open_tap("q0", offload="raw", addresses=addresses) as tap:
         return tap.queues[0].detach()
@@ -64,7 +65,7 @@ def make_by_name(net: int) -> None:
 
 @contextlib.contextmanager
 def booted(passed: int, by_name: int) -> Iterator[Program]:
-    """A guest with a card on each; the numbers are those of its cards, and of their networks."""
+    """A guest with a card on each device. The numbers are of the cards and of their networks."""
     fd = asyncio.run(open_passed(passed))
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(contextlib.ExitStack())
@@ -79,15 +80,15 @@ def booted(passed: int, by_name: int) -> Iterator[Program]:
         for net, netdev in sorted(netdevs.items()):
             devices += ["-netdev", netdev, "-device", f"virtio-net-pci,netdev=net{net}"]
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        # One processor: the host needs a core for its end.
+        # One processor, because the host needs a core for its own end.
         machine = stack.enter_context(guest(folder, devices, [fd], SERVE, cpus=1))
-        ours.close()  # QEMU has its own
+        ours.close()  # QEMU has its own copy of the fd
         machine.expect("guest: serves", 120)
         yield machine
 
 
 def fetch(net: int) -> tuple[int, float]:
-    """The bytes that came after the first ones, and the seconds in which they came."""
+    """Fetch the file; return the bytes after the first read, and the seconds they took."""
     buffer = bytearray(1 << 20)
     with socket.create_connection((f"10.87.{net}.2", 80), timeout=60) as sock:
         sock.sendall(b"GET /data HTTP/1.0\r\n\r\n")
@@ -102,7 +103,7 @@ def fetch(net: int) -> tuple[int, float]:
 
 
 def in_turns(sides: dict[str, int]) -> dict[str, float]:
-    """Gbit/s of each side: many short turns, so that what disturbs the machine hits both alike."""
+    """Return Gbit/s of each side, from many short turns, so that noise affects both equally."""
     got, took = dict.fromkeys(sides, 0), dict.fromkeys(sides, 0.0)
     order = list(sides)
     for _ in range(TURNS):
@@ -119,7 +120,7 @@ def guest_to_host(runs: int) -> Table:
     for passed, by_name in ((1, 2), (2, 1)):
         with booted(passed, by_name):
             sides = {PASSED: passed, BY_NAME: by_name}
-            in_turns(sides)  # a first time, which is not counted
+            in_turns(sides)  # warms up, and is not counted
             for _ in range(runs):
                 for name, rate in in_turns(sides).items():
                     rates[name].append(rate)
@@ -143,7 +144,7 @@ NETWORK = ["--address", f"{dhcp.SERVER}/16", "--range", "10.85.1.0-10.85.99.255"
 
 
 class Newcomers:
-    """Clients that nobody has heard of before."""
+    """Clients that are new to the server."""
 
     def __init__(self, wire: dhcp.Wire) -> None:
         self._wire = wire
@@ -168,7 +169,7 @@ class Newcomers:
 def renew(
     wire: dhcp.Wire, leases: dict[bytes, IPv4Address], rate: int
 ) -> tuple[float, list[float]]:
-    """Renewals answered a second, and the milliseconds that each took."""
+    """Return the renewals answered in a second, and the milliseconds that each took."""
     answered, took = dhcp.renewals(wire, leases, rate, RENEWALS)
     expect("renewals answered", len(took), RENEWALS)
     return answered, [seconds * 1000 for seconds in took]
@@ -189,7 +190,7 @@ def dhcp_server(runs: int) -> Iterator[Table]:
     ):
         leases = dhcp.lease_many(wire, CLIENTS)
         newcomers = Newcomers(wire)
-        renew(wire, leases, RATE)  # a first time, which is not counted
+        renew(wire, leases, RATE)  # warms up, and is not counted
         for _ in range(runs):
             before = cpu_seconds(server.process.pid)
             rate, times = renew(wire, leases, RATE)
@@ -205,26 +206,26 @@ def dhcp_server(runs: int) -> Iterator[Table]:
         "asyncio",
         f"{CLIENTS} clients renew leases, {RATE} times a second",
         [
-            Row("renewals answered", "a second", rates, target=1000, at_least=True),
-            Row("each answered in", "ms", took, percentile=99, target=20),
-            Row("the server computes", "ms", computed),
-            Row("asked as fast as it goes", "a second", most),
+            Row("renewals answered", "per second", rates, target=1000, at_least=True),
+            Row("time to answer", "ms", took, percentile=99, target=20),
+            Row("server's processor time", "ms", computed),
+            Row("answered at full speed", "per second", most),
         ],
     )
     target = (PROBE + PATIENCE) * 1000
     yield Table(
         "tap",
         "asyncio",
-        f"discover to offer, a probe of {PROBE * 1000:.0f} ms included",
+        f"discover to offer, including a probe of {PROBE * 1000:.0f} ms",
         [
             Row("a new client", "ms", alone, percentile=100, target=target),
-            Row(f"{CLIENTS} new ones at once", "ms", together, percentile=100, target=target),
+            Row(f"{CLIENTS} new clients at once", "ms", together, percentile=100, target=target),
         ],
     )
 
 
 def run(runs: int, loops: Sequence[str]) -> Iterator[Table]:
-    # The helpers are the tests', and speak as tests do.
+    # The helpers belong to the tests, and raise what tests raise.
     try:
         yield from dhcp_server(runs)
     except (AssertionError, TimeoutError, pytest.skip.Exception) as error:
@@ -232,6 +233,6 @@ def run(runs: int, loops: Sequence[str]) -> Iterator[Table]:
     try:
         yield guest_to_host(runs)
     except pytest.skip.Exception as error:
-        print(f"tap: {error}: left out")
+        print(f"tap: guest_to_host is skipped: {error}")
     except (AssertionError, TimeoutError) as error:
         raise BenchError(str(error)) from error

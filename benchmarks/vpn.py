@@ -1,12 +1,12 @@
-"""The VPN examples beside wireguard-go and OpenVPN: one TCP stream, round trips, lost datagrams.
+"""Compares the VPN examples with wireguard-go and OpenVPN: throughput, round trips, loss.
 
-Two namespaces are joined by a veth pair of 1,500 bytes; each contender runs at both ends, all of
-them throughout, and they take turns. All have the cores that there are: wireguard-go uses several.
-The two ends and the program that sends and the one that receives share them, as on no real path;
-so the figures are comparable with each other, not with a line's speed.
+A veth pair with an MTU of 1,500 joins two namespaces. Each contender runs at both ends during the
+whole benchmark, and they take turns. All may use all cores; wireguard-go uses several. Unlike on a
+real path, both ends, the sender and the receiver share the cores. So compare the figures with each
+other, not with the speed of a line.
 
-`python -m benchmarks.vpn` builds the newest wireguard-go for `python -m benchmarks vpn`, which has
-no network to get it from.
+`python -m benchmarks vpn` runs without a network. So `python -m benchmarks.vpn` builds the newest
+wireguard-go for it beforehand.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ EXAMPLES = HERE.parent / "examples"
 NEWEST = HERE / "build" / "wireguard"
 MODULE = "golang.zx2c4.com/wireguard@latest"
 
-# Measures between the first byte and the last: connecting is not what is asked for.
+# Measures from the first byte to the last, so that connecting does not count.
 RECEIVER = """
     import socket, sys, time
     with socket.create_server((sys.argv[1], 5201)) as server:
@@ -70,8 +70,8 @@ UDP_RECEIVER = """
         got += 1
     print(got)
 """
-# Every millisecond or so whatever is due by then. Where it was kept from the core for long it does
-# not make up for it: a burst at the speed of a loop is not half of anything.
+# Sends what is due every millisecond or so. If it did not get the core for long, it does not catch
+# up: a burst as fast as a loop can send would exceed the rate that it is asked for.
 UDP_SENDER = """
     import socket, sys, time
     address, rate, seconds = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
@@ -96,7 +96,7 @@ UDP_SENDER = """
 
 @dataclass(frozen=True)
 class AtLeast(Row):
-    """A rate, of which more is better."""
+    """A rate, for which the target is a minimum."""
 
     @property
     def reached(self) -> bool | None:
@@ -110,7 +110,7 @@ class AtLeast(Row):
 
 
 class Field:
-    """The two namespaces, and what runs in them."""
+    """The two namespaces, and the programs in them."""
 
     def __init__(self, stack: contextlib.ExitStack, folder: Path) -> None:
         self._stack = stack
@@ -121,7 +121,7 @@ class Field:
         assert holder.stdout is not None
         expect("the other namespace", holder.stdout.readline(), "ready\n")
         self._there = f"/proc/{holder.pid}/ns/net"
-        self.names: dict[str, str] = {}  # a contender's network
+        self.names: dict[str, str] = {}  # each contender's network
         veth = "ip link add va type veth peer name vb netns"
         self.run(0, *veth.split(), self._there)
         self.run(1, "ip", "link", "set", "lo", "up")
@@ -145,7 +145,7 @@ class Field:
         return self._stack.enter_context(child(*self.prefix(end), *command))
 
     def network(self, name: str) -> tuple[int, str]:
-        """A number for a contender, and the first three bytes of its network."""
+        """Choose a number for a contender, and the first three bytes of its network."""
         number = len(self.names)
         self.names[name] = f"10.90.{number}"
         return number, self.names[name]
@@ -157,7 +157,7 @@ class Field:
         deadline = time.monotonic() + 20
         while not predicate():
             if time.monotonic() > deadline:
-                raise BenchError(f"{what} did not come up")
+                raise BenchError(f"{what} was not ready within 20 s")
             time.sleep(0.02)
 
     def reaches(self, name: str) -> bool:
@@ -169,7 +169,7 @@ class Field:
 
 
 def wireguard(field: Field, name: str, program: Sequence[str], *, ours: bool) -> None:
-    """Any of the WireGuards, with the same configuration."""
+    """Start one of the WireGuard programs. All get the same configuration."""
     number, network = field.network(name)
     port = 51820 + number
     private = [field.run(0, "wg", "genkey").strip() for _ in range(2)]
@@ -186,7 +186,7 @@ def wireguard(field: Field, name: str, program: Sequence[str], *, ours: bool) ->
         if ours:
             wait_ready(field.start(end, *program, str(path)))
             continue
-        # It recommends the kernel's own on stderr.
+        # Hide its recommendation to use the kernel's WireGuard.
         field.start(end, "sh", "-c", 'exec "$@" 2>/dev/null', "sh", *program, "-f", device)
         control = Path("/var/run/wireguard", f"{device}.sock")
         field.until(name, control.is_socket)
@@ -210,7 +210,7 @@ def udp_vpn(field: Field, name: str, options: Sequence[str], mtu: int) -> None:
 
 
 def openvpn(field: Field, name: str, mtu: int) -> None:
-    """With TLS, since OpenVPN's static keys have no AEAD; and with what its manual advises."""
+    """Start OpenVPN with TLS, because its static keys have no AEAD, tuned as its manual advises."""
     number, network = field.network(name)
     port = 1194 + number
     prints: list[str] = []
@@ -240,13 +240,13 @@ def openvpn(field: Field, name: str, mtu: int) -> None:
 
 def available(program: str, what: str) -> bool:
     if shutil.which(program) is None:
-        print(f"vpn: {what} is not installed: left out")
+        print(f"vpn: {what} is not installed; skipped")
         return False
     return True
 
 
 def enter(field: Field, loops: Sequence[str]) -> list[str]:
-    """Start all contenders that there are; give their names."""
+    """Start all contenders that are installed; return their names."""
     ours = {loop: ["--uvloop"] * (loop == "uvloop") for loop in loops}
     if available("wg", "wireguard-tools"):
         for loop, options in ours.items():
@@ -257,7 +257,7 @@ def enter(field: Field, loops: Sequence[str]) -> list[str]:
         if NEWEST.exists():
             wireguard(field, "wireguard-go, newest", [str(NEWEST)], ours=False)
         else:
-            print("vpn: the newest wireguard-go was not built (no Go, or no network): left out")
+            print("vpn: the newest wireguard-go is skipped; build it: python -m benchmarks.vpn")
     for loop, options in ours.items():
         udp_vpn(field, f"udp_vpn, {loop}", options, 1420)
         udp_vpn(field, f"udp_vpn, mtu 9000, {loop}", options, 9000)
@@ -271,7 +271,7 @@ def enter(field: Field, loops: Sequence[str]) -> list[str]:
 
 
 def throughput(field: Field, name: str, seconds: float = SECONDS) -> float:
-    """Gbit/s of one TCP stream."""
+    """Return Gbit/s of one TCP stream."""
     target = field.target(name)
     receiver = field.start(1, sys.executable, "-c", textwrap.dedent(RECEIVER), target)
     assert receiver.stdout is not None
@@ -282,7 +282,7 @@ def throughput(field: Field, name: str, seconds: float = SECONDS) -> float:
 
 
 def round_trip(field: Field, name: str) -> float:
-    """Microseconds, the mean."""
+    """Return the mean round trip in microseconds."""
     with child(str(compiled("pinger.c")), field.target(name), str(PINGS)) as process:
         mean, _, lost = output_of(process).split()
     expect(f"pings that {name} lost", lost, "0")
@@ -290,7 +290,7 @@ def round_trip(field: Field, name: str) -> float:
 
 
 def lost(field: Field, name: str, gbits: float) -> tuple[float, int]:
-    """How many of a minute's datagrams at that rate were lost, and of how many."""
+    """Send datagrams at that rate for a minute; return how many were lost, and how many sent."""
     target, rate = field.target(name), gbits * 1e9 / 8 / 1300
     receiver = field.start(1, sys.executable, "-c", textwrap.dedent(UDP_RECEIVER), target)
     assert receiver.stdout is not None
@@ -302,12 +302,12 @@ def lost(field: Field, name: str, gbits: float) -> tuple[float, int]:
     if count:
         after = kernel_drops(field)
         places = [f"{after[each] - before[each]} {each}" for each in after]
-        print(f"vpn: {name}: of {count} lost the kernel dropped {', '.join(places)}")
+        print(f"vpn: {name}: {count} lost, of which the kernel dropped {', '.join(places)}")
     return float(count), sent
 
 
 def kernel_drops(field: Field) -> dict[str, int]:
-    """How many packets found a queue full, so far: those of the devices, and those of sockets."""
+    """Return how many packets full queues, of devices and of sockets, have dropped so far."""
     found: dict[str, int] = {}
     for end, place in enumerate(("at the sender's end", "at the receiver's end")):
         devices = field.run(end, "cat", "/proc/net/dev").splitlines()[2:]
@@ -323,7 +323,7 @@ def kernel_drops(field: Field) -> dict[str, int]:
 
 def run(runs: int, loops: Sequence[str]) -> Iterator[Table]:
     with contextlib.ExitStack() as stack:
-        # Unix sockets where wg(8) looks for them, and nobody else's.
+        # wg(8) looks for Unix sockets in /run. There must be only ours.
         subprocess.run(["mount", "-t", "tmpfs", "none", "/run"], check=True)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         field = Field(stack, folder)
@@ -338,7 +338,7 @@ def run(runs: int, loops: Sequence[str]) -> Iterator[Table]:
                     trips[name].append(trip)
         for loop in loops:
             yield from tables(loop, rates, trips)
-        # The others, too, at half of their own: so that one sees what the machine's doing is.
+        # Measure the others at half of their throughput too, to show what the machine itself loses.
         peers = [
             name for name in ("wireguard-go", "wireguard-go, newest", "OpenVPN") if name in rates
         ]
@@ -383,8 +383,8 @@ def tables(
         rows.append(Row(f"udp_vpn{size}", "Gbit/s", rates[mine]))
         if other in rates:
             rows.append(Row(other, "Gbit/s", rates[other]))
-            # OpenVPN's manual has its MTU left alone in most cases ("--tun-mtu"); what that makes
-            # of this path is compared. A larger one, in fragments, is a figure and no target.
+            # OpenVPN's manual advises not to change its MTU in most cases ("--tun-mtu"), so the
+            # target is for that. The larger MTU, with fragments, has a figure but no target.
             target = None if size else 2
             label = f"ours / {other}"
             rows.append(AtLeast(label, "Gbit/s", rates[mine], rates[other], target=target))
@@ -392,10 +392,10 @@ def tables(
 
 
 def build() -> None:
-    """Build the newest wireguard-go, where there are a Go toolchain and a network."""
+    """Build the newest wireguard-go. This needs a Go toolchain and a network."""
     go = shutil.which("go")
     if go is None:
-        print("vpn: no Go toolchain here, so no newest wireguard-go")
+        print("vpn: can't build the newest wireguard-go: there is no Go toolchain")
         return
     NEWEST.parent.mkdir(exist_ok=True)
     environment = {**os.environ, "GOBIN": str(NEWEST.parent)}
@@ -403,7 +403,7 @@ def build() -> None:
         [go, "install", MODULE], env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        print(f"vpn: {MODULE} could not be built: {(done.stderr.splitlines() or ['?'])[-1]}")
+        print(f"vpn: can't build {MODULE}: {(done.stderr.splitlines() or ['no reason given'])[-1]}")
 
 
 if __name__ == "__main__":

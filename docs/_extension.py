@@ -1,4 +1,4 @@
-"""For Sphinx: a check that the reference has every public name, and docstrings of the examples."""
+"""A Sphinx extension: checks that the reference is complete, and shows the examples' docstrings."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-# The modules that a user imports from; all that they call public is to be in the reference.
+# The modules that users import from. The reference must have every public name in them.
 PUBLIC = ("aiotun", "aiotun.capture", "aiotun.offload", "aiotun.reply", "aiotun.testing")
 
-# Without an underscore, for the sake of other modules of aiotun.
-INTERNAL = ("aiotun.Queue.kind_for", "aiotun.Queue.end_free")
+# Internal methods that other modules of aiotun call, so they have no underscore.
+INTERNAL = ("aiotun.Queue.take", "aiotun.Queue.watch")
 
 logger = logging.getLogger(__name__)
 
 
 def public_names() -> list[str]:
-    """Every public function and class, and what the classes have of their own."""
+    """List the full names of all public functions and classes, and of the classes' own members."""
     names: list[str] = []
     for module_name in PUBLIC:
         module = importlib.import_module(module_name)
@@ -51,7 +51,7 @@ def check(app: Sphinx, env: BuildEnvironment) -> None:
     objects = env.get_domain("py").objects
     for name in public_names():
         if name not in objects:
-            # Device.recv is PacketIO.recv once more, and is described there.
+            # Device.recv implements PacketIO.recv, which the reference describes.
             owner, _, member = name.rpartition(".")
             if (
                 owner in ("aiotun.Device", "aiotun.Queue")
@@ -63,7 +63,7 @@ def check(app: Sphinx, env: BuildEnvironment) -> None:
 
 @functools.cache
 def known_names() -> dict[str, str]:
-    """What a page may call a public name, and its full name."""
+    """Map each name that a page may use for a public object to its full name."""
     known: dict[str, str] = {}
     for full in public_names():
         module = next(
@@ -72,14 +72,14 @@ def known_names() -> dict[str, str]:
         short = full.removeprefix(f"{module}.")
         known.setdefault(short, full)
         known[full] = full
-        # Of methods the packet methods may be called by their name alone.
+        # A page may write the packet methods without a class: `recv`.
         if short.startswith("PacketIO."):
             known.setdefault(short.removeprefix("PacketIO."), full)
     return known
 
 
 def link_names(app: Sphinx, doctree: nodes.document) -> None:
-    """In the pages make `open_tun` a link, as it is in docstrings."""
+    """Turn names such as `open_tun` in the pages into links, as in docstrings."""
     known = known_names()
     for literal in list(doctree.findall(nodes.literal)):
         full = known.get(literal.astext().removesuffix("()"))
@@ -95,7 +95,7 @@ def link_names(app: Sphinx, doctree: nodes.document) -> None:
 def find_elsewhere(
     app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, content: nodes.TextElement
 ) -> nodes.reference | None:
-    """In docstrings of other modules find `TunDevice`, too."""
+    """Resolve names such as `TunDevice` in docstrings of every module."""
     full = known_names().get(node["reftarget"])
     if full is None or node.get("refdomain") != "py":
         return None
@@ -106,7 +106,7 @@ def find_elsewhere(
 def keep_colons(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
-    """Let "This: that" be a sentence where napoleon would take "This" for a type."""
+    """Keep a sentence such as "This: that" as it is; napoleon would take "This" for a type."""
     if what in ("attribute", "data", "property") and lines and ":" in lines[0]:
         lines[0] = f": {lines[0]}"
     for place, line in enumerate(lines[:-1]):
@@ -116,7 +116,7 @@ def keep_colons(
 
 
 class SaysOfItself(SphinxDirective):
-    """The docstring of a Python file: paragraphs, and indented what is to be typed."""
+    """Shows the docstring of a Python file. Indented parts become code blocks."""
 
     required_arguments = 1
 
@@ -131,7 +131,7 @@ class SaysOfItself(SphinxDirective):
                 found.append(nodes.literal_block(code, code, language="text"))
             else:
                 paragraph = nodes.paragraph("", " ".join(part.split()))
-                paragraph["support_smartquotes"] = False  # --name shall keep its dashes
+                paragraph["support_smartquotes"] = False  # keeps the dashes of --name
                 found.append(paragraph)
         return found
 

@@ -22,7 +22,7 @@ source_suffix = {".md": "markdown"}
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
-# Docstrings write `recv`: a link where there is such a name, and code where there is none.
+# Docstrings write `recv`. If a public name matches, Sphinx makes it a link, and otherwise code.
 default_role = "py:obj"
 add_module_names = False
 autodoc_typehints = "signature"

@@ -1,8 +1,8 @@
 """A UDP socket on the event loop, many datagrams at a time.
 
-With UDP_SEGMENT the kernel takes a run of datagrams to one address in one call, and with UDP_GRO it
-gives one; that is to UDP what offload="split" is to a device. Where either is missing, datagrams
-go one by one.
+With UDP_SEGMENT the kernel accepts a run of datagrams to one address in one call, and with UDP_GRO
+it returns one. This does for UDP what offload="split" does for a device. If the kernel lacks
+either, datagrams go one by one.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ __all__ = ["Address", "DatagramSocket", "Run", "bind", "resolve"]
 Address = tuple[str, int] | tuple[str, int, int, int]
 
 Run = tuple[list[bytes], Address]
-"""Datagrams that came one after the other from one address."""
+"""Consecutive datagrams from one address, and that address."""
 
 # linux/udp.h, linux/in.h and linux/in6.h; not in Python's socket module.
 _UDP_SEGMENT, _UDP_GRO = 103, 104
@@ -27,25 +27,26 @@ _MTU_DISCOVER = {
     socket.AF_INET6: (socket.IPPROTO_IPV6, 23),
 }
 _PMTUDISC_DONT = 0
-# asm-generic/socket.h; and linux/sock_diag.h: the last of nine numbers is how many were dropped.
+# asm-generic/socket.h. The last of SO_MEMINFO's nine numbers counts dropped datagrams
+# (sock_diag.h).
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_MEMINFO = 32, 33, 55
 _MEMINFO = struct.Struct("9I")
 
 _BUFFER_BYTES = 16 << 20
-_LARGEST_RUN = 64  # datagrams; UDP_MAX_SEGMENTS, in kernels before 6.9
-_LARGEST_BYTES = 65_487  # what fits an IPv6 packet, with an IPv4 header to spare
-_READS, _RECEIVED = 64, 256  # at a time: reads, and datagrams in them
+_LARGEST_RUN = 64  # datagrams; UDP_MAX_SEGMENTS before Linux 6.9
+_LARGEST_BYTES = 65_487  # fits an IPv6 packet, and an IPv4 packet with its header
+_READS, _RECEIVED = 64, 256  # limits for one wake-up: reads, and datagrams in them
 _CONTROL_BYTES = socket.CMSG_SPACE(4)
-# Why a run may fail where each datagram would not.
+# Errors with which a run fails although each of its datagrams could be sent.
 _NOT_AT_ONCE = (
-    errno.EINVAL,  # larger than the path's MTU; or Linux before 4.18
+    errno.EINVAL,  # larger than the path's MTU, or Linux before 4.18
     errno.EMSGSIZE,
-    errno.EIO,  # no checksum offload on the way out
+    errno.EIO,  # the outgoing interface has no checksum offload
 )
 
 
 def resolve(text: str) -> tuple[socket.AddressFamily, Address]:
-    """Look HOST:PORT or [HOST]:PORT up; raises ValueError and OSError."""
+    """Resolve HOST:PORT or [HOST]:PORT; raises ValueError and OSError."""
     host, colon, port = text.rpartition(":")
     if not colon:
         raise ValueError(f"{text} is not HOST:PORT")
@@ -54,14 +55,15 @@ def resolve(text: str) -> tuple[socket.AddressFamily, Address]:
 
 
 def bind(family: socket.AddressFamily, address: Address, mark: int = 0) -> socket.socket:
-    """Make a UDP socket of one family, with as much room as the kernel allows."""
+    """Make a UDP socket of one family, with buffers as large as the kernel allows."""
     sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if mark:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-        # A tunnel's datagrams may be fragmented on their way: nobody would hear that they can't.
+        # Let routers fragment a tunnel's datagrams: without fragmentation they would be dropped,
+        # and the sender inside the tunnel would not learn why.
         sock.setsockopt(*_MTU_DISCOVER[family], _PMTUDISC_DONT)
         for force, option in (
             (_SO_RCVBUFFORCE, socket.SO_RCVBUF),
@@ -82,8 +84,8 @@ class DatagramSocket:
     """A bound socket; any number of tasks may send.
 
     Args:
-        sock: becomes this object's.
-        offload: whether to use UDP_SEGMENT and UDP_GRO where the kernel has them.
+        sock: this object owns it from now on.
+        offload: whether to use UDP_SEGMENT and UDP_GRO if the kernel has them.
 
     Attributes:
         unsent: how many datagrams the kernel refused, by errno's name.
@@ -104,13 +106,13 @@ class DatagramSocket:
 
     @property
     def address(self) -> Address:
-        """Where it is bound."""
+        """The address that it is bound to."""
         name: Address = self._sock.getsockname()
         return name
 
     @property
     def overflowed(self) -> int:
-        """How many datagrams the kernel dropped for lack of room in the buffer; a run is one."""
+        """How many datagrams the kernel dropped from the full buffer; a run counts as one."""
         try:
             data = self._sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
         except OSError:  # Linux before 4.12
@@ -125,22 +127,22 @@ class DatagramSocket:
     # Receiving
 
     def start(self, received: Callable[[list[Run]], None]) -> None:
-        """Have datagrams given to a function as they come, each with what came with it.
+        """Call a function with datagrams as they come, in runs.
 
-        A function, not a task: a round trip has four of these on its way, and to wake a task takes
-        the event loop a turn more.
+        A function rather than a task: waking a task takes one more turn of the event loop, and a
+        round trip passes four of these sockets.
         """
         self._received = received
         self._loop.add_reader(self._sock, self._readable)
 
     def _readable(self) -> None:
-        # To find that there is no second datagram costs as much as to read one. So we look for it
-        # where there was one the last time, and else now and then.
+        # A read that finds no second datagram costs as much as one that returns a datagram. So try
+        # a second read only if there was a second datagram the last time, and now and then.
         self._wakeups += 1
         most = _READS if self._burst or self._wakeups % 16 == 0 else 1
         runs: list[Run] = []
         reads = received = 0
-        while reads < most and received < _RECEIVED:  # then others get their turn
+        while reads < most and received < _RECEIVED:  # then other tasks get a turn
             try:
                 datagrams, source = self._take()
             except BlockingIOError:
@@ -150,7 +152,7 @@ class DatagramSocket:
                 break
             reads += 1
             received += len(datagrams)
-            if runs and runs[-1][1] == source:  # what the kernel did not put together, we do
+            if runs and runs[-1][1] == source:  # the kernel did not merge these, so do it here
                 runs[-1][0].extend(datagrams)
             else:
                 runs.append((datagrams, source))
@@ -160,7 +162,7 @@ class DatagramSocket:
 
     def _take(self) -> Run:
         data, ancillary, _, source = self._sock.recvmsg(65535, _CONTROL_BYTES)
-        if not ancillary:  # it came alone
+        if not ancillary:  # a single datagram
             return [data], source
         size = len(data)
         for level, kind, value in ancillary:
@@ -175,18 +177,18 @@ class DatagramSocket:
     async def send(self, datagrams: Sequence[bytes], address: Address) -> None:
         """Send datagrams to one address, in order; waits while the socket's buffer is full.
 
-        What the kernel refuses is counted, and the others are sent: this is UDP.
+        Counts datagrams that the kernel refuses and sends the others, as UDP does.
         """
         while datagrams := self.put(datagrams, address):
             await self._writable()
 
     def send_nowait(self, datagrams: Sequence[bytes], address: Address) -> None:
-        """As `send`; but what finds the socket's buffer full is dropped and counted."""
+        """Like `send`, but drops and counts datagrams if the socket's buffer is full."""
         if left := self.put(datagrams, address):
             self.unsent["EAGAIN"] += len(left)
 
     def put(self, datagrams: Sequence[bytes], address: Address) -> Sequence[bytes]:
-        """Send datagrams until the socket's buffer is full, and give those that are left."""
+        """Send datagrams until the socket's buffer is full; return those that are left."""
         start, count = 0, len(datagrams)
         while start < count:
             end = start + 1 if start + 1 == count else self._end_of_run(datagrams, start)
@@ -201,7 +203,8 @@ class DatagramSocket:
                 return datagrams[start:]
             except OSError as error:
                 if len(run) > 1 and error.errno in _NOT_AT_ONCE:
-                    # Singly, from now on; to other addresses, too, where more might do.
+                    # From now on send single datagrams, or smaller runs. This holds for other
+                    # addresses as well, although their paths may allow more.
                     self._largest = 0 if error.errno == errno.EIO else len(run[0]) - 1
                     continue
                 self.unsent[_name(error)] += len(run)
@@ -209,7 +212,7 @@ class DatagramSocket:
         return ()
 
     def _end_of_run(self, datagrams: Sequence[bytes], start: int) -> int:
-        """Where those end that may go in one call: all of one size, but for a smaller last one."""
+        """The end of the run that one call may send: equal sizes, only the last may be smaller."""
         size = len(datagrams[start])
         if not 0 < size <= self._largest:
             return start + 1

@@ -1,4 +1,4 @@
-"""Frames around DHCP: Ethernet, IPv4 and UDP, and ARP; pure functions."""
+"""The frames that carry DHCP: Ethernet, IPv4 and UDP; and ARP. Pure functions."""
 
 import dataclasses
 import struct
@@ -13,7 +13,7 @@ __all__ = ["EVERYBODY", "Arp", "Datagram", "arp_probe", "deliver", "read_arp", "
 
 EVERYBODY = b"\xff" * 6
 _EVERYBODY4 = IPv4Address("255.255.255.255")
-_SERVER, _CLIENT = 67, 68  # UDP's ports
+_SERVER, _CLIENT = 67, 68  # UDP ports
 _UDP = 17
 
 # Ethernet; IPv4 without options (RFC 791); UDP (RFC 768).
@@ -27,19 +27,19 @@ _ARP_FIXED = (0x0806, 1, 0x0800, 6, 4)
 
 @dataclasses.dataclass(frozen=True)
 class Datagram:
-    """A datagram to a server's port, and who it came from."""
+    """A datagram to the server's port, and its sender."""
 
     sender_mac: bytes
     target: IPv4Address
     payload: bytes
-    tag: bytes = b""  # of VLAN 0, which the answer has, too
+    tag: bytes = b""  # a tag of VLAN 0, which the answer repeats
 
 
 def read_udp(frame: bytes) -> Datagram | None:
-    """Read a datagram to port 67; None where it is something else.
+    """Read a datagram to port 67; returns None for any other frame.
 
     Raises:
-        MalformedError: it is one, but cut, damaged, or a fragment.
+        MalformedError: it is one, but truncated, damaged, or a fragment.
     """
     frame, tag = untagged(frame)
     if frame[12:14] != b"\x08\x00" or frame[23:24] != bytes((_UDP,)):
@@ -50,7 +50,7 @@ def read_udp(frame: bytes) -> Datagram | None:
     if packet[0] >> 4 != 4 or header < 20 or not header + 8 <= length <= len(packet):
         raise MalformedError("no IPv4 packet")
     if packet[6] & 0x3F or packet[7]:
-        # The first fragment alone tells the port, but all of them are no use to us.
+        # Only the first fragment has the port, but the server can't use any of them.
         raise MalformedError("a fragment")
     _, port, udp_length, udp_sum = _PORTS.unpack_from(packet, header)
     if port != _SERVER:
@@ -69,7 +69,7 @@ def udp(
     ports: tuple[int, int],
     payload: bytes,
 ) -> bytes:
-    """A datagram in its frame; each pair is the source and the destination."""
+    """Write a datagram in its frame; each pair is source and destination."""
     length = 8 + len(payload)
     pair = addresses[0].packed + addresses[1].packed
     head = _IPV4.pack(0x45, 0, 20 + length, 0, 0, 64, _UDP, 0, pair[:4], pair[4:])
@@ -91,10 +91,10 @@ def _pseudo(pair: bytes, length: int) -> int:
 
 
 def deliver(answer: Message, asker: Datagram, mac: bytes, address: IPv4Address) -> bytes:
-    """Wrap an answer for whoever has to get it (RFC 2131, section 4.1).
+    """Wrap an answer in a frame to its receiver (RFC 2131, section 4.1).
 
-    A client without an address can't be asked for its MAC, which is in the message. For others,
-    relays among them, it is where the request came from: that is the way back.
+    A client without an address can't answer ARP, so its MAC is taken from the message. For other
+    receivers, including relays, it is the source MAC of the request.
     """
     target, port, target_mac = answer.yiaddr, _CLIENT, answer.chaddr
     if answer.giaddr != NOBODY:
@@ -111,14 +111,14 @@ def deliver(answer: Message, asker: Datagram, mac: bytes, address: IPv4Address) 
 
 @dataclasses.dataclass(frozen=True)
 class Arp:
-    """Who says in ARP that an address is theirs."""
+    """A sender's MAC and address in ARP."""
 
     sender_mac: bytes
     sender: IPv4Address
 
 
 def read_arp(frame: bytes) -> Arp | None:
-    """Read a request or an answer about IPv4 on Ethernet; None where it is something else."""
+    """Read an ARP request or answer for IPv4 on Ethernet; returns None for any other frame."""
     frame, _ = untagged(frame)
     if len(frame) < _ARP.size:
         return None
@@ -129,5 +129,5 @@ def read_arp(frame: bytes) -> Arp | None:
 
 
 def arp_probe(mac: bytes, address: IPv4Address) -> bytes:
-    """Ask everybody who has an address; from nobody, so that no cache is changed (RFC 5227)."""
+    """Ask who has an address. The sender address is 0.0.0.0, so caches don't change (RFC 5227)."""
     return _ARP.pack(EVERYBODY, mac, *_ARP_FIXED, 1, mac, NOBODY.packed, bytes(6), address.packed)

@@ -1,8 +1,9 @@
-"""Who has which address, and until when: kept in SQLite, asked in memory. No network I/O.
+"""The leases: which client has which address, and until when. No network I/O.
 
-Times are seconds since the epoch, and given by the caller. A change is in the file once `commit`
-has returned; whoever answers a client does that first. A kill at any moment leaves what the last
-commit left (SQLite's journal), and the file itself refuses to have an address, or a client, twice.
+They are stored in SQLite and looked up in memory. Times are seconds since the epoch, passed by the
+caller. A change is in the file when `commit` has returned; the server commits before it answers a
+client. If the process is killed, the file has the state of the last commit (SQLite's journal), and
+its schema does not allow an address or a client twice.
 """
 
 import dataclasses
@@ -27,28 +28,28 @@ create table if not exists leases (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lease:
-    """An address that belongs, or belonged, to a client; or that nobody may have for a while."""
+    """An address that a client has or had, or that is blocked for a while."""
 
     address: IPv4Address
-    client: bytes | None  # None: somebody uses it whom we did not give it to
+    client: bytes | None  # None: blocked, because a host uses it without a lease
     expires: float
 
 
 class Leases:
-    """The table. At most one lease an address and one a client, also those that have expired."""
+    """The table of leases. One per address and one per client, including expired leases."""
 
     def __init__(
         self, first: IPv4Address, last: IPv4Address, file: str | Path = ":memory:"
     ) -> None:
-        """Open the file, and make it where it does not exist.
+        """Open the file; create it if it does not exist.
 
         Raises:
-            sqlite3.Error: it is no such file, or another server has it open.
+            sqlite3.Error: it is not such a file, or another server has it open.
         """
         self._first, self._last = int(first), int(last)
-        # Where `unused` looks: from `_next` on nobody had an address; `_free` has those that were
-        # given back; `_ending`, a heap, says when a lease ends. An address that was taken since
-        # stays in there until `unused` meets it, and its entry is deleted then.
+        # `unused` looks here: no client ever had an address from `_next` on; `_free` has the
+        # addresses that were given back; the heap `_ending` has the times at which leases end. An
+        # entry whose address has been taken since stays until `unused` meets it and deletes it.
         self._next = self._first
         self._free: OrderedDict[IPv4Address, None] = OrderedDict()
         self._ending: list[tuple[float, IPv4Address]] = []
@@ -57,18 +58,20 @@ class Leases:
         self._by_address: dict[IPv4Address, Lease] = {}
         self._db = sqlite3.connect(file, timeout=1, isolation_level=None)
         try:
-            # For as long as it is open: two servers on one file would give an address twice.
+            # Locked while it is open: two servers on one file would lease an address twice.
             self._db.execute("pragma locking_mode = exclusive")
-            # Now and then the log is put into the file, which waits for the disk, and with it all
-            # clients: some 20 ms. With short pages, of which each commit writes one, and a long log
-            # (4 MB) that is every 8,000 answers, not every 1,000.
+            # From time to time SQLite copies the log into the file and waits for the disk. This
+            # takes about 20 ms, in which no client is answered. With small pages (each commit
+            # writes one) and a long log of 4 MB it happens every 8,000 answers instead of every
+            # 1,000.
             self._db.execute("pragma page_size = 512")
             self._db.execute("pragma wal_autocheckpoint = 8000")
             self._db.execute("pragma journal_mode = wal")
-            # A commit reaches the kernel, which a kill of ours can't change; the disk hears of it
-            # later. A power cut may forget the newest leases, but not tear the file, and before
-            # such an address is offered to another client a probe finds the one that has it.
-            # "full" waits for the disk each time: the median answer took 9 ms, not 0.3.
+            # A commit reaches the kernel, so it survives if this process is killed; it reaches the
+            # disk later. A power cut may lose the newest leases, but it can't corrupt the file.
+            # Before such an address is offered to another client, a probe finds the client that has
+            # it. "full" waits for the disk at each commit: the median answer took 9 ms instead of
+            # 0.3.
             self._db.execute("pragma synchronous = normal")
             self._db.execute("begin exclusive")
             self._db.execute(_SCHEMA)
@@ -79,8 +82,8 @@ class Leases:
             raise
 
     def _load(self) -> None:
-        # Those out of the range, which may have been another before, stay in the file and are
-        # given to nobody.
+        # The range may have been different before. Leases outside of it stay in the file, and
+        # their addresses are not leased.
         rows = self._db.execute("select address, client, expires from leases")
         for address, client, expires in rows.fetchall():
             if self._first <= address <= self._last:
@@ -97,33 +100,34 @@ class Leases:
         self.close()
 
     def __contains__(self, address: IPv4Address) -> bool:
-        """Whether an address is in the range, whoever has it."""
+        """Whether an address is in the range, leased or not."""
         return self._first <= int(address) <= self._last
 
     def __iter__(self) -> Iterator[Lease]:
         return iter(list(self._by_address.values()))
 
     def of(self, client: bytes) -> Lease | None:
-        """What a client has, or had last."""
+        """The lease that a client has, or had last."""
         return self._by_client.get(client)
 
     def at(self, address: IPv4Address) -> Lease | None:
-        """Who has an address, or had it last."""
+        """The lease of an address, or its last lease."""
         return self._by_address.get(address)
 
     def free(self, address: IPv4Address, client: bytes, now: float) -> bool:
-        """Whether a client may have an address: nobody else has it."""
+        """Whether a client may have an address: no other client has it."""
         lease = self._by_address.get(address)
         return address in self and (lease is None or lease.client == client or lease.expires <= now)
 
     def unused(self, now: float, taken: Callable[[IPv4Address], bool]) -> IPv4Address | None:
-        """Find an address for a new client, in the same time however many there are.
+        """Find an address for a new client, in constant time.
 
-        One that nobody had yet comes first, then one that was given back, then the one whose lease
-        ended first.
+        Prefers an address that was never leased, then one that was given back, then the one whose
+        lease ended first.
 
         Args:
-            taken: whether an address can't be offered now; who takes it later gives it back.
+            taken: returns whether an address can't be offered now. The caller must call `give_back`
+                when that ends.
         """
         while self._next <= self._last:
             address = IPv4Address(self._next)
@@ -141,16 +145,16 @@ class Leases:
                 return None
             expires, address = heapq.heappop(self._ending)
             lease = self._by_address.get(address)
-            if lease is not None and lease.expires == expires:  # neither renewed nor given up
+            if lease is not None and lease.expires == expires:  # neither renewed nor released
                 self._free[address] = None
 
     def give_back(self, address: IPv4Address) -> None:
-        """Say that an address is no longer taken; whether it has a lease does not matter."""
+        """Report that an address is no longer taken; it may have a lease or not."""
         if address in self:
             self._free[address] = None
 
     def grant(self, address: IPv4Address, client: bytes, now: float, seconds: float) -> Lease:
-        """Give an address to a client, which gives up what it had.
+        """Lease an address to a client; its previous lease ends.
 
         Raises:
             ValueError: it is not free.
@@ -165,20 +169,20 @@ class Leases:
         return lease
 
     def release(self, lease: Lease, now: float) -> None:
-        """A client gives its address back; it gets the same again where it can."""
+        """End a lease; the client gets the same address again if it is still free."""
         self._write(dataclasses.replace(lease, expires=now))
 
     def block(self, address: IPv4Address, now: float, seconds: float) -> None:
-        """Somebody uses an address who did not get it here: give it to nobody for some time."""
+        """Lease an address to no client for some time, because a host uses it without a lease."""
         self._write(Lease(address, None, now + seconds))
 
     def commit(self) -> None:
-        """Have all changes in the file."""
+        """Write all changes to the file."""
         if self._changed:
             self._db.execute("commit")
             self._changed = False
 
-    # What follows changes memory and file alike.
+    # These methods change memory and file together.
 
     def _remember(self, lease: Lease) -> None:
         before = self._by_address.get(lease.address)
@@ -188,14 +192,14 @@ class Leases:
         if lease.client is not None:
             self._by_client[lease.client] = lease
         heapq.heappush(self._ending, (lease.expires, lease.address))
-        # A renewal leaves the entry of the time before. Rebuilding the heap is rare enough.
+        # A renewal leaves its old entry in the heap. Rebuild the heap when half of it is old.
         if len(self._ending) > 2 * len(self._by_address) + 64:
             self._ending = [(each.expires, each.address) for each in self._by_address.values()]
             heapq.heapify(self._ending)
 
     def _write(self, lease: Lease) -> None:
         self._begin()
-        # One that is out of the range by now would else be the client's second.
+        # Otherwise a lease that is now outside of the range would be the client's second.
         self._db.execute(
             "delete from leases where client = ? and address != ?",
             (lease.client, int(lease.address)),

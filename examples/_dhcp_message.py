@@ -1,4 +1,4 @@
-"""DHCP's messages as bytes (RFC 2131, section 2; options: RFC 2132). No I/O."""
+"""DHCP messages as bytes (RFC 2131, section 2; options: RFC 2132). No I/O."""
 
 import dataclasses
 import struct
@@ -13,13 +13,13 @@ NOBODY = IPv4Address(0)
 # magic cookie (RFC 2131, figure 1).
 _FIXED = struct.Struct("!BBBBIHH4s4s4s4s16s64s128s4s")
 _COOKIE = bytes((99, 130, 83, 99))
-_SHORTEST = 300  # BOOTP's (RFC 951), which some clients and relays insist on
+_SHORTEST = 300  # of BOOTP (RFC 951); some clients and relays require it
 _REQUEST, _REPLY, _ETHERNET = 1, 2, 1
 _BROADCAST = 0x8000
 
 
 class Type(IntEnum):
-    """What a message is for (RFC 2132, section 9.6)."""
+    """The type of a message (RFC 2132, section 9.6)."""
 
     DISCOVER = 1
     OFFER = 2
@@ -32,7 +32,7 @@ class Type(IntEnum):
 
 
 class Opt(IntEnum):
-    """The options that mean something to us (RFC 2132, but for 82: RFC 3046)."""
+    """The options that the server understands (RFC 2132; option 82: RFC 3046)."""
 
     PAD = 0
     MASK = 1
@@ -59,14 +59,14 @@ _KNOWN = frozenset(int(each) for each in Opt)
 
 
 class MalformedError(ValueError):
-    """Bytes that are no DHCP message from a client on Ethernet."""
+    """The bytes are not a DHCP message from a client on Ethernet."""
 
 
 @dataclasses.dataclass
 class Message:
-    """One message; fields by the RFC's names, addresses NOBODY where there is none."""
+    """A message. Fields have the RFC's names; an address that is not set is NOBODY."""
 
-    type: Type | None  # None in BOOTP's, which have no such option
+    type: Type | None  # None in BOOTP messages, which have no such option
     xid: int
     chaddr: bytes
     broadcast: bool = False
@@ -77,17 +77,17 @@ class Message:
     siaddr: IPv4Address = NOBODY
     giaddr: IPv4Address = NOBODY
     file: bytes = b""
-    options: dict[int, bytes] = dataclasses.field(default_factory=dict)  # without the type
+    options: dict[int, bytes] = dataclasses.field(default_factory=dict)  # except the type
     malformed: int = dataclasses.field(default=0, compare=False)  # options that were dropped
 
     @classmethod
     def parse(cls, data: bytes, op: int = _REQUEST) -> "Message":
         """Read a client's message, or with `op` 2 a server's.
 
-        An option that is malformed is dropped and counted in `malformed`; the others are good.
+        Drops a malformed option and counts it in `malformed`; keeps the others.
 
         Raises:
-            MalformedError: it is none.
+            MalformedError: it is not such a message.
         """
         if len(data) < _FIXED.size:
             raise MalformedError("too short")
@@ -125,7 +125,7 @@ class Message:
         if self.type is not None:
             parts.append(bytes((Opt.TYPE, 1, self.type)))
         for code, value in self.options.items():
-            # RFC 3396: what is longer than an option goes into several.
+            # RFC 3396: a value that is too long for one option is split into several.
             for start in range(0, max(len(value), 1), 255):
                 piece = value[start : start + 255]
                 parts.append(bytes((code, len(piece))) + piece)
@@ -134,28 +134,28 @@ class Message:
 
     @property
     def client(self) -> bytes:
-        """Who the client is: its identifier, or else its hardware (RFC 2131, section 4.2)."""
+        """The client's identifier, or its hardware address (RFC 2131, section 4.2)."""
         identifier = self.options.get(Opt.CLIENT)
         return b"\1" + self.chaddr if identifier is None else identifier
 
     def address(self, code: Opt) -> IPv4Address:
-        """An option that is one address; NOBODY where it is not there."""
+        """The value of an option that is one address; NOBODY if the option is missing."""
         value = self.options.get(code)
         return NOBODY if value is None else IPv4Address(value)
 
     @property
     def unknown(self) -> bool:
-        """Whether it has an option that means nothing to us."""
+        """Whether it has an option that the server does not understand."""
         return not self.options.keys() <= _KNOWN
 
 
-# How long an option's value has to be; others may be of any length.
+# The length of an option's value; other options may have any length.
 _LENGTHS = {Opt.REQUESTED_ADDRESS: 4, Opt.SERVER: 4, Opt.TYPE: 1, Opt.OVERLOAD: 1}
 _SHORTEST_CLIENT = 2  # RFC 2132, section 9.14
 
 
 def _read_options(data: bytes, sname: bytes, file: bytes) -> tuple[dict[int, bytes], int]:
-    """Read the options, and those in other fields for want of room (RFC 2132, section 9.3).
+    """Read the options, including those that overflow into other fields (RFC 2132, section 9.3).
 
     Returns them, and how many were malformed.
     """
@@ -179,23 +179,23 @@ def _read_options(data: bytes, sname: bytes, file: bytes) -> tuple[dict[int, byt
 def _read_field(data: bytes, options: dict[int, bytes]) -> int:
     """Add a field's options to those already read; return how many were malformed."""
     malformed = at = 0
-    # Some clients leave the end option out where nothing follows.
+    # Some clients omit the end option at the end of the message.
     while at < len(data) and data[at] != Opt.END:
         code = data[at]
         if code == Opt.PAD:
             at += 1
             continue
         if at + 1 >= len(data) or at + 2 + data[at + 1] > len(data):
-            return malformed + 1  # the last one is cut short
+            return malformed + 1  # the last option is truncated
         value = data[at + 2 : at + 2 + data[at + 1]]
         at += 2 + len(value)
         if code not in _LENGTHS:
-            # RFC 3396: an option that is there several times is one, in pieces.
+            # RFC 3396: the pieces of an option that occurs several times are joined.
             options[code] = options.get(code, b"") + value
         elif len(value) == _LENGTHS[Opt(code)] and code not in options:
             options[code] = value
         else:
-            malformed += 1  # of the wrong length, or a second one: these are too short for pieces
+            malformed += 1  # of the wrong length, or a duplicate: such short options are not split
     return malformed
 
 
@@ -209,10 +209,10 @@ def _type(value: bytes | None) -> Type | None:
 
 
 def addresses(*values: IPv4Address) -> bytes:
-    """An option's value that is a list of addresses."""
+    """The value of an option that is a list of addresses."""
     return b"".join(each.packed for each in values)
 
 
 def seconds(value: float) -> bytes:
-    """An option's value that is a time."""
+    """The value of an option that is a time."""
     return min(int(value), 0xFFFF_FFFF).to_bytes(4, "big")

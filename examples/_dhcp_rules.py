@@ -1,4 +1,4 @@
-"""What a DHCP server answers to which message (RFC 2131, section 4.3). No I/O, no clock."""
+"""How a DHCP server answers each message (RFC 2131, section 4.3). No I/O, no clock."""
 
 import dataclasses
 from collections import Counter, OrderedDict
@@ -9,13 +9,13 @@ from _dhcp_message import NOBODY, Message, Opt, Type, addresses, seconds
 
 __all__ = ["OFFER_TIME", "Config", "Probe", "Rules"]
 
-OFFER_TIME = 60.0  # how long an address is kept for a client that was offered it
-BLOCK_TIME = 3600.0  # how long nobody gets an address that somebody uses who did not ask for it
+OFFER_TIME = 60.0  # how long an offered address is reserved for the client
+BLOCK_TIME = 3600.0  # how long an address is not leased after a host used it without a lease
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What the server says of its network."""
+    """What the server tells its clients about the network."""
 
     address: IPv4Interface
     lease: float = 3600.0
@@ -26,33 +26,34 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """Before this is offered, see whether somebody has it (RFC 2131, section 2.2)."""
+    """Asks to check that no host uses an address before it is offered (RFC 2131, section 2.2)."""
 
     address: IPv4Address
     request: Message
 
 
 class Rules:
-    """Answers messages. Whatever comes in is in `counters`, and so is what came of it.
+    """Answers messages. `counters` counts every message and its outcome.
 
-    `handle` gives the answer, None, or a `Probe`: then see who has the address and call `probed`,
-    which gives one of the three again. An answer may go out once the leases are committed.
+    `handle` returns the answer, None, or a `Probe`. For a probe, find out who has the address and
+    call `probed`, which returns one of the three again. Send an answer only after the leases have
+    been committed.
     """
 
     def __init__(self, config: Config, leases: Leases) -> None:
         self.counters: Counter[str] = Counter()
         self._config = config
         self._leases = leases
-        # By client, the oldest first. (An ordinary dict takes ever longer to find its first item
-        # when many before it were deleted.)
+        # By client, the oldest first. An OrderedDict, because an ordinary dict takes longer and
+        # longer to find its first item after many deletions before it.
         self._offers: OrderedDict[bytes, tuple[IPv4Address, float]] = OrderedDict()
         self._offered: dict[IPv4Address, bytes] = {}  # the same by address
-        self._probing: dict[bytes, Probe] = {}  # by client: the message to be answered in the end
+        self._probing: dict[bytes, Probe] = {}  # by client: the message to answer
         self._probed: set[IPv4Address] = set()  # the same addresses
         self._common = self._common_options()
 
     def handle(self, request: Message, now: float, direct: bool = False) -> Message | Probe | None:
-        """Answer a message; `direct` if it was sent to our address and no other server's."""
+        """Answer a message; `direct`: it was sent to our own address, so no other server got it."""
         if request.type is None:
             return self._drop("bootp")
         self._count(request.type.name.lower())
@@ -63,7 +64,7 @@ class Rules:
         if request.giaddr != NOBODY:
             self._count("relayed")
             if request.giaddr not in self._config.address.network:
-                return self._drop("relayed_from_elsewhere")  # we have no addresses for there
+                return self._drop("relayed_from_elsewhere")  # we have no addresses for that network
         match request.type:
             case Type.DISCOVER:
                 return self._discover(request, now)
@@ -81,15 +82,15 @@ class Rules:
                 return self._drop("not_from_a_client")
 
     def probed(self, probe: Probe, user: bytes | None, now: float) -> Message | Probe | None:
-        """Go on when a probe is over: `user` is the MAC that answered for the address."""
+        """Continue after a probe; `user` is the MAC that answered for the address, or None."""
         client = probe.request.client
         self._probing.pop(client, None)
         self._probed.discard(probe.address)
         self._leases.give_back(probe.address)
         offered = self._offers.get(client)
         if offered is None or offered[0] != probe.address:
-            return None  # the client has taken, or got, another one meanwhile
-        # The client itself may have it still, and rightly so.
+            return None  # the client has another address meanwhile
+        # The client itself may still have the address.
         if user is None or user == probe.request.chaddr:
             return self._offer(probe.request, probe.address, now)
         self._count("in_use")
@@ -103,7 +104,7 @@ class Rules:
         client = request.client
         self._expire_offers(now)
         running = self._probing.get(client)
-        if running is not None:  # it asks again; it is answered once, with its newest number
+        if running is not None:  # it asked again; answer once, with its newest xid
             running.request.xid, running.request.secs = request.xid, request.secs
             return self._drop("repeated")
         offered = self._offers.get(client)
@@ -115,13 +116,13 @@ class Rules:
             return self._drop("exhausted")
         self._keep(address, client, now)
         if lease is not None and lease.address == address and lease.expires > now:
-            return self._offer(request, address, now)  # it is the client's, whoever answers there
+            return self._offer(request, address, now)  # the client has it, even if a host answers
         probe = self._probing[client] = Probe(address, request)
         self._probed.add(address)
         return probe
 
     def _choose(self, request: Message, now: float) -> IPv4Address | None:
-        """Its own address if it can be, the one that it wishes for, or any."""
+        """Choose the client's own address if it is free, else the one it wants, else any."""
         lease = self._leases.of(request.client)
         wishes = [lease.address] if lease is not None else []
         wishes.append(request.address(Opt.REQUESTED_ADDRESS))
@@ -131,7 +132,7 @@ class Rules:
         return self._leases.unused(now, self._taken)
 
     def _taken(self, address: IPv4Address) -> bool:
-        # A probe may go on when its offer was taken back.
+        # A probe may still run after its offer was withdrawn.
         ours = self._config.address.ip
         return address in self._offered or address in self._probed or address == ours
 
@@ -148,7 +149,7 @@ class Rules:
         self._offered[address] = client
 
     def _withdraw(self, client: bytes) -> None:
-        """Forget what a client was offered, if anything."""
+        """Forget the offer to a client, if there is one."""
         address, _ = self._offers.pop(client, (None, 0.0))
         if address is not None:
             del self._offered[address]
@@ -173,14 +174,15 @@ class Rules:
         lease = self._leases.of(client)
         offered = self._offers.get(client)
         ours = lease.address if lease is not None else None
-        if Opt.SERVER in request.options:  # SELECTING; we may have forgotten what we offered
+        if Opt.SERVER in request.options:  # SELECTING; we may have forgotten our offer
             ours = offered[0] if offered is not None else ours or wanted
         elif ours is None and offered is not None and offered[0] == wanted:
             ours = wanted  # SELECTING, but the client's option 54 was malformed
         if ours is not None:  # or INIT-REBOOT, RENEWING, REBINDING
             return self._grant(request, wanted, now) if wanted == ours else self._nak(request)
-        # A client that we don't know. Another server may, and answers; but the address has to be of
-        # this network, and a client that asks us alone would wait in vain.
+        # We don't know this client. Another server may know it and answer. But refuse an address of
+        # another network, and refuse a client that asks only us, because no other server answers
+        # it.
         if direct or wanted not in self._config.address.network or self._leases.at(wanted):
             return self._nak(request)
         return self._drop("unknown_clients")
@@ -205,7 +207,7 @@ class Rules:
             type=Type.NAK,
             xid=request.xid,
             chaddr=request.chaddr,
-            # The relay is to broadcast it, too (section 4.3.2).
+            # The relay must broadcast it as well (section 4.3.2).
             broadcast=request.broadcast or request.giaddr != NOBODY,
             giaddr=request.giaddr,
             options={Opt.SERVER: addresses(self._config.address.ip), **_echoed(request)},
@@ -234,7 +236,7 @@ class Rules:
             return self._drop("no_address")
         return self._answer(request, Type.ACK, None)
 
-    # What answers are made of (table 3)
+    # Building answers (table 3)
 
     def _answer(self, request: Message, kind: Type, address: IPv4Address | None) -> Message:
         self._count(f"{kind.name.lower()}_sent")
@@ -276,13 +278,13 @@ class Rules:
         self.counters[what] += 1
 
     def _drop(self, what: str) -> Message | None:
-        """Count a message that gets no answer."""
+        """Count a message that is not answered."""
         self.counters[what] += 1
         return None
 
 
 def _echoed(request: Message) -> dict[int, bytes]:
-    """What goes back as it came: RFC 6842, and RFC 3046 (which wants it to be the last)."""
+    """The options that an answer repeats: RFC 6842, and RFC 3046 (which must be the last)."""
     return {
         code: request.options[code] for code in (Opt.CLIENT, Opt.RELAY) if code in request.options
     }

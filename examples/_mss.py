@@ -4,16 +4,16 @@ __all__ = ["clamp_mss", "clamped"]
 
 
 def clamped(packets: list[bytes], mtu: int) -> list[bytes]:
-    """Do `clamp_mss` to each that may need it: whole headers of IPv4 or IPv6, and TCP."""
+    """Apply `clamp_mss` to each TCP packet. Each packet must have a whole IPv4 or IPv6 header."""
     return [
         clamp_mss(each, mtu) if each[9 if each[0] < 0x60 else 6] == 6 else each for each in packets
     ]
 
 
 def clamp_mss(packet: bytes, mtu: int) -> bytes:
-    """Lower the MSS option of a TCP SYN to what the MTU leaves; for networks behind the tunnel.
+    """Lower the MSS option of a TCP SYN to what fits the MTU, for networks behind the tunnel.
 
-    Their hosts know nothing of our MTU, and many never hear the ICMP messages that would tell them.
+    Their hosts don't know our MTU, and many never receive the ICMP messages that would tell them.
     """
     v4 = packet[0] >> 4 == 4
     start = (packet[0] & 15) * 4 if v4 else 40
@@ -32,7 +32,7 @@ def clamp_mss(packet: bytes, mtu: int) -> bytes:
         if packet[place] == 2 and packet[place + 1] == 4 and place + 4 <= end and mss > most:
             changed = bytearray(packet)
             changed[place + 2 : place + 4] = most.to_bytes(2, "big")
-            # RFC 1624: the checksum, from the old one; at an odd place the bytes trade sides.
+            # RFC 1624: update the checksum. At an odd place, swap the bytes of the words.
             old, new = (mss, most) if place % 2 == 0 else (_turn(mss), _turn(most))
             total = (int.from_bytes(packet[start + 16 : start + 18], "big") ^ 0xFFFF) + new
             total += old ^ 0xFFFF

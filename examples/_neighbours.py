@@ -1,4 +1,4 @@
-"""What a host asks a neighbour: "who has this address?", and pings; pure functions of bytes."""
+"""A host's requests to a neighbor: "who has this address?", and pings. Pure functions of bytes."""
 
 import dataclasses
 import struct
@@ -10,14 +10,14 @@ from aiotun.offload import checksum
 
 __all__ = ["Neighbour", "Reply"]
 
-_PAYLOAD = bytes(range(56))  # as many as ping(8) sends
+_PAYLOAD = bytes(range(56))  # the size that ping(8) sends
 
 # Ethernet and ARP for IPv4 (RFC 826).
 _ARP = struct.Struct("!6s6sHHHBBH6s4s6s4s")
 _ARP_FIXED = (0x0806, 1, 0x0800, 6, 4)
 _ASK, _ANSWER = 1, 2
 _EVERYBODY = b"\xff" * 6
-# Without options (RFC 791), and RFC 8200.
+# IPv4 without options (RFC 791).
 _IPV4 = struct.Struct("!BBHHHBBH4s4s")
 _IPV6 = struct.Struct("!IHBB16s16s")
 _SOLICITATION, _ADVERTISEMENT = 135, 136  # RFC 4861, sections 4.3 and 4.4
@@ -36,15 +36,15 @@ class Reply:
 
 @dataclasses.dataclass(frozen=True)
 class Neighbour:
-    """A host on the same Ethernet, and who we are for it. Both addresses are of one version."""
+    """A host on the same Ethernet, and our own addresses. Both are of the same IP version."""
 
     mac: bytes  # ours
     source: IPv4Address | IPv6Address  # ours
     target: IPv4Address | IPv6Address
-    ident: int  # tells our pings from those of others
+    ident: int  # identifies our pings
 
     def find(self) -> bytes:
-        """Ask everybody whose the address is: by ARP, or by neighbour discovery."""
+        """Ask who has the address: by ARP, or by neighbor discovery."""
         ours, theirs = self.source.packed, self.target.packed
         if self.target.version == 4:
             head = (_EVERYBODY, self.mac, *_ARP_FIXED, _ASK)
@@ -55,7 +55,7 @@ class Neighbour:
         return b"\x33\x33" + group[12:] + self._packet(message, group, 255)
 
     def found(self, frame: bytes) -> bytes | None:
-        """The neighbour's MAC, if that is what a frame tells us."""
+        """Return the neighbor's MAC if the frame is its answer, or None."""
         frame, _ = untagged(frame)
         if frame[:6] != self.mac:
             return None
@@ -65,18 +65,18 @@ class Neighbour:
             return mac if theirs else None
         message, hops = self._message(frame)
         told, option = message[8:24], message[24:26]
-        # The 255 shows that no router has passed it on.
+        # A hop limit of 255 shows that no router has forwarded it.
         if (message[:2], hops) != (bytes((_ADVERTISEMENT, 0)), 255):
             return None
         return message[26:32] if (told, option) == (self.target.packed, _TARGET_LINK) else None
 
     def ping(self, mac: bytes, number: int) -> bytes:
-        """An echo request to the neighbour, whose MAC this is."""
+        """An echo request to the neighbor, which has this MAC."""
         kind = 8 if self.target.version == 4 else 128
         return mac + self._packet(self._echo(kind, number), self.target.packed, 64)
 
     def reply(self, frame: bytes) -> Reply | None:
-        """What a frame answers to a ping of ours; None where it answers none, or is damaged."""
+        """Read the answer to one of our pings; None for any other or a damaged frame."""
         frame, _ = untagged(frame)
         if frame[:6] != self.mac:
             return None
@@ -97,7 +97,7 @@ class Neighbour:
         return _icmp(kind, rest, pseudo)
 
     def _packet(self, message: bytes, to: bytes, hops: int) -> bytes:
-        """A frame without the MAC that it goes to."""
+        """A frame without its destination MAC."""
         ours = self.source.packed
         if self.target.version == 4:
             head = _IPV4.pack(0x45, 0, 20 + len(message), 0, 0, hops, 1, 0, ours, to)
@@ -107,7 +107,7 @@ class Neighbour:
         return self.mac + b"\x86\xdd" + head + message
 
     def _message(self, frame: bytes) -> tuple[bytes, int]:
-        """The ICMP message from the neighbour, and its TTL or hop limit; empty if there is none."""
+        """The ICMP message from the neighbor, empty if there is none, and its TTL or hop limit."""
         theirs, own = self.target.packed, self.source.packed
         pair, packet = theirs + own, frame[14:]
         if self.target.version == 4:
@@ -132,6 +132,6 @@ def _icmp(kind: int, rest: bytes, pseudo: int) -> bytes:
 
 
 def _pseudo(source: bytes, target: bytes, length: int) -> int:
-    """What ICMPv6's checksum covers beside the message (RFC 8200, section 8.1)."""
+    """The sum of ICMPv6's pseudo-header (RFC 8200, section 8.1)."""
     words: tuple[int, ...] = struct.unpack("!16H", source + target)
     return sum(words) + length + 58

@@ -1,4 +1,4 @@
-"""What the tunnels' programs share: deliver to a device, run until a signal comes, say why not."""
+"""Code that the tunnel programs share: send to a device, run until a signal, report errors."""
 
 import asyncio
 import signal
@@ -13,22 +13,22 @@ import aiotun
 
 __all__ = ["BATCH", "QUEUE", "Delivery", "report", "run", "until_signal"]
 
-# Packets to read at once. A super-packet of TCP is some 45 of them, and so is what UDP_SEGMENT
-# takes in one call.
+# Packets to read at once. A TCP super-packet holds about 45 of them, and so does one call with
+# UDP_SEGMENT.
 BATCH = 90
 
-# Packets that the kernel holds for us, should we not get the core: a fifth of a second's, at the
-# 50,000 a second or so that a program like this seals. What is more than that, the kernel drops.
+# Packets that the kernel queues while this program does not run. It seals about 50,000 a second, so
+# this is a fifth of a second. The kernel drops packets beyond that.
 QUEUE = 10_000
 
 MOST_WAITING = 4096
 
 
 class Delivery:
-    """Sends packets to the kernel; what it does not take is counted, and the others are sent.
+    """Sends packets to the kernel, and counts the packets that the kernel refuses.
 
-    A single packet goes at once, from wherever it comes. Several wait for `run`, so that the device
-    can merge them.
+    `put` sends a single packet immediately. Several packets wait for `run`, so that the device can
+    merge them.
     """
 
     def __init__(self, device: aiotun.Device, dropped: Counter[str]) -> None:
@@ -50,7 +50,7 @@ class Delivery:
                 self._dropped["refused by the kernel"] += 1
                 return
             except aiotun.AiotunError:
-                return  # closed or lost: that is for those who read from it to tell
+                return  # closed or lost: the task that reads from it raises the error
         if len(self._waiting) > MOST_WAITING:
             self._dropped["the device is full"] += len(packets)
         elif packets:
@@ -77,9 +77,9 @@ class Delivery:
 async def report(
     device: aiotun.Device, socks: Sequence[DatagramSocket], show: Callable[[Counter[str]], str]
 ) -> None:
-    """At each SIGUSR1 print, on stderr, what is made of the counts of what was not sent.
+    """At each SIGUSR1 print the counts of dropped packets on stderr, as `show` formats them.
 
-    Those are the sockets' own, and what the kernel dropped before we could fetch it.
+    Counts what the sockets did not send, and what the kernel dropped before this program read it.
     """
     asked = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, asked.set)
@@ -99,13 +99,13 @@ async def report(
 
 
 async def until_signal(name: str, *work: Coroutine[Any, Any, None]) -> None:
-    """Say "ready NAME", and run these side by side until SIGINT or SIGTERM, or until one fails."""
+    """Print "ready NAME" and run these concurrently until SIGINT, SIGTERM, or until one fails."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     tasks = [asyncio.create_task(each) for each in (stop.wait(), *work)]
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    await asyncio.sleep(0)  # each has begun, and waits: `report` for its signal, too
+    await asyncio.sleep(0)  # let each start; `report` must be listening for its signal
     print(f"ready {name}", flush=True)
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -119,7 +119,7 @@ async def until_signal(name: str, *work: Coroutine[Any, Any, None]) -> None:
 
 
 def run(main: Coroutine[Any, Any, None], uvloop: bool = False) -> int:
-    """Run a program's coroutine; give its exit status: 1, and one line, where it failed."""
+    """Run a program's coroutine and return its exit status; if it fails, print one line."""
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     try:
         if uvloop:

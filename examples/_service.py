@@ -1,4 +1,4 @@
-"""What the examples' services share: the command line, and an orderly end on a signal."""
+"""Code that the services share: the command line, and an orderly end on a signal."""
 
 import argparse
 import asyncio
@@ -30,9 +30,9 @@ _DEFAULT = ["10.203.0.1/24", "fd03:a107:203::1/64"]
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """Make the command line that all have: --name, --address and --uvloop."""
+    """Make the parser for the options that all have: --name, --address and --uvloop."""
     made = argparse.ArgumentParser(description=description)
-    made.add_argument("--name", help="the interface's name; the kernel picks one unless given")
+    made.add_argument("--name", help="the interface's name (default: the kernel picks one)")
     made.add_argument(
         "--address",
         action="append",
@@ -45,10 +45,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 class Networks:
-    """The addresses that a service answers for; asked once a packet, so plain numbers.
+    """The addresses that a service answers for, kept as numbers because each packet is looked up.
 
-    All of its networks, but for the broadcast address of an IPv4 network: nobody may answer in its
-    name (RFC 1122, section 3.2.1.3).
+    These are all addresses of its networks except an IPv4 network's broadcast address, which must
+    not be a source address (RFC 1122, section 3.2.1.3).
     """
 
     def __init__(self, addresses: list[IPv4Interface | IPv6Interface]) -> None:
@@ -56,14 +56,14 @@ class Networks:
         for address in addresses:
             network = address.network
             first, last = int(network.network_address), int(network.broadcast_address)
-            # A network of two addresses or one has no broadcast address (RFC 3021).
+            # A network of one or two addresses has no broadcast address (RFC 3021).
             if address.version == 4 and network.prefixlen < 31:
                 last -= 1
             self._ranges[4 if address.version == 4 else 16].append((first, last))
 
     def __contains__(self, address: bytes) -> bool:
         number = int.from_bytes(address, "big")
-        # No any(): the generator in it would cost twice as much as all the rest.
+        # Not any(): its generator would cost twice as much as the rest of this method.
         for first, last in self._ranges.get(len(address), ()):  # noqa: SIM110
             if first <= number <= last:
                 return True
@@ -71,14 +71,14 @@ class Networks:
 
 
 def echo(packet: bytes, networks: Networks) -> bytes | None:
-    """Answer a ping to an address of these networks, or give None."""
+    """Return the answer to a ping to an address of these networks, or None."""
     if packet[0] < 0x60:
         return icmp_echo(packet) if packet[16:20] in networks else None
     return icmpv6_echo(packet) if packet[24:40] in networks else None
 
 
 def addresses_of(args: argparse.Namespace) -> list[IPv4Interface | IPv6Interface]:
-    """The addresses that were asked for, or the ones that there are else."""
+    """The addresses of the command line, or the default addresses."""
     return args.address or [ip_interface(each) for each in _DEFAULT]
 
 
@@ -100,7 +100,7 @@ def run_device(
     """Open a device, serve until a signal comes, and close it.
 
     Returns:
-        The exit status: 0 after a signal, 1 where something failed, 2 for wrong arguments.
+        The exit status: 0 after a signal, 1 if something failed, 2 for invalid arguments.
     """
     try:
         opener = make()
@@ -118,13 +118,13 @@ def run_device(
 
 
 def on_signals(stop: Callable[[], object]) -> None:
-    """Have it called when SIGINT or SIGTERM comes."""
+    """Call `stop` when SIGINT or SIGTERM comes."""
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
 def run_main(main: Callable[[], Coroutine[Any, Any, None]], uvloop: bool) -> int:
-    """Run a program in an event loop, and give the exit status, as `run` does."""
+    """Run a program in an event loop and return the exit status, as `run_device` does."""
     try:
         with asyncio.Runner(loop_factory=loop_factory(uvloop)) as runner:
             runner.run(main())

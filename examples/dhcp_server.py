@@ -4,11 +4,11 @@
     sudo python examples/dhcp_server.py --bridge br0 --name dhcp0 --address 10.0.0.1/24 \\
         --range 10.0.0.100-10.0.0.199 --router 10.0.0.1 --dns 9.9.9.9 --leases leases.db &
 
-Answers ARP and pings for its address, and DHCPv4 clients (RFC 2131); sees whether somebody uses an
-address before it offers it. The leases outlive it, whatever it dies of.
+Answers ARP and pings for its address, and DHCPv4 clients (RFC 2131). Before it offers an address it
+checks that no host uses it. The leases survive even if the server is killed.
 
-Prints "ready TAP" when it serves, counters on SIGUSR1 and at its end, which comes with SIGINT or
-SIGTERM.
+Prints "ready TAP" when it serves, and its counters on SIGUSR1 and at its end. SIGINT or SIGTERM end
+it.
 """
 
 import argparse
@@ -35,7 +35,7 @@ MAX_RANGE = 65_536  # addresses
 
 @dataclasses.dataclass
 class Asking:
-    """A probe under way, and who answered for its address."""
+    """A running probe, and the MAC that answered for its address."""
 
     probe: Probe
     datagram: Datagram
@@ -43,7 +43,7 @@ class Asking:
 
 
 class Server:
-    """The rules with a TAP around them."""
+    """Applies the rules to the frames of a TAP device."""
 
     def __init__(self, tap: aiotun.TapDevice, args: argparse.Namespace, leases: Leases) -> None:
         self._tap = tap
@@ -62,13 +62,14 @@ class Server:
     async def serve(self) -> None:
         async for batch in self._tap.batches():
             answers = [answer for frame in batch for answer in self._answers(frame)]
-            # What an answer promises is in the file before anybody hears it; one time for all.
+            # Commit before the answers go out, so that the file has every lease that a client is
+            # told of; one commit for all answers.
             self._leases.commit()
             self._send(answers)
 
     def _answers(self, frame: bytes) -> list[bytes]:
         if frame[:6] != self._mac and not frame[0] & 1:
-            self.counters["for_others"] += 1  # which the bridge floods until it knows better
+            self.counters["for_others"] += 1  # the bridge floods unknown MACs
             return []
         message = read_arp(frame)
         if message is not None:
@@ -85,14 +86,14 @@ class Server:
         return self._next(self._rules.handle(request, time.time(), direct), datagram)
 
     def _next(self, step: Message | Probe | None, datagram: Datagram) -> list[bytes]:
-        """Do what the rules want done next: the frames to send."""
+        """Take the next step of the rules; return the frames to send."""
         if step is None:
             return []
         if isinstance(step, Message):
             return [deliver(step, datagram, self._mac, self._address)]
         self._asking[step.address] = Asking(step, datagram)
         loop = asyncio.get_running_loop()
-        # Twice, since nothing tells of a frame that was lost (RFC 5227, section 2.1.1).
+        # Ask twice, because a frame may be lost (RFC 5227, section 2.1.1).
         loop.call_later(self._patience / 2, self._ask, step.address)
         loop.call_later(self._patience, self._answered, step.address)
         return [arp_probe(self._mac, step.address)]
@@ -183,7 +184,7 @@ def positive(text: str) -> float:
 
 def short(text: str) -> float:
     value = positive(text)
-    if value > 10:  # clients lose patience, and an offer runs out after a minute
+    if value > 10:  # clients give up, and an offer ends after a minute
         raise ValueError
     return value
 
@@ -201,27 +202,27 @@ def arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--bridge", metavar="BR", required=True, help="which must exist")
-    add("--name", metavar="TAP", help="the TAP's name; the kernel picks one unless given")
+    add("--name", metavar="TAP", help="its name (default: the kernel picks one)")
     add("--address", metavar="A/LEN", type=IPv4Interface, required=True, help="the server's own")
     add("--range", metavar="FIRST-LAST", type=address_range, required=True)
     add("--lease", metavar="SECONDS", type=positive, default=3600.0, help="(%(default)s)")
     add("--router", metavar="A", type=IPv4Address, default=NOBODY)
     add("--dns", metavar="A", type=IPv4Address, action="append", default=[])
-    add("--leases", metavar="FILE", default=":memory:", help="kept in memory unless given")
+    add("--leases", metavar="FILE", default=":memory:", help="default: keep leases in memory")
     add("--probe", metavar="SECONDS", type=short, default=0.5,
-        help="how long to listen whether a new address is in use (%(default)s)")  # fmt: skip
-    add("--mac", type=mac_address, help="the server's own (02:00 and its address)")
+        help="how long to probe for a host that uses an address (%(default)s)")  # fmt: skip
+    add("--mac", type=mac_address, help="the server's MAC (default: 02:00 and its address)")
     add("--boot-file", metavar="NAME", type=boot_file, default=b"",
-        help="what a machine is to boot: a path for TFTP, for iPXE also a URL")  # fmt: skip
+        help="the file that machines boot: a path for TFTP, for iPXE also a URL")  # fmt: skip
     args = parser.parse_args()
     first, last = args.range
     network = args.address.network
     hosts = (first, last)
     if network.prefixlen < 31 and {network.network_address, network.broadcast_address} & {*hosts}:
-        parser.error("the range takes in the network's own address, or the broadcast address")
+        parser.error("the range includes the network's own address or the broadcast address")
     if first not in network or last not in network:
         parser.error(f"the range is not in {network}")
-    # Always the same, so that no client's cache is wrong after a restart.
+    # Always the same MAC, so that the clients' caches are right after a restart.
     args.mac = args.mac or b"\x02\x00" + args.address.ip.packed
     return args
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Answers pings with no privilege at all: root is needed to open the device, and for nothing more.
+"""Answers pings without any privilege: only opening the device needs root.
 
     sudo python examples/drop_privileges.py --name tun0 --address 10.0.0.1/24 --user nobody
 
-opens its queues as root, becomes an ordinary user for good, and serves. With --separate
+opens the queues as root, becomes an ordinary user for good, and serves. With --separate
 
     sudo python examples/drop_privileges.py --separate --name tun0 --address 10.0.0.1/24
 
-root starts a child as that user, which never had a privilege, hands it the queues through a socket
-(SCM_RIGHTS), and closes its own: what remains here waits for the child.
+root starts a child as that user, which never has a privilege, passes it the queues through a socket
+(SCM_RIGHTS), and closes its own. Then it only waits for the child.
 
 Prints "ready NAME" when it serves, and ends cleanly on SIGINT and SIGTERM.
 """
@@ -29,9 +29,9 @@ import aiotun
 # linux/prctl.h, linux/capability.h
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 24, 38, 47, 4
 CAPABILITY_VERSION_3 = 0x2008_0522
-CAPABILITIES = 64  # as many as version 3 has room for
+CAPABILITIES = 64  # version 3 has room for this many
 
-MANY = 253  # fds that the kernel takes in one message (SCM_MAX_FD)
+MANY = 253  # the most fds in one message (SCM_MAX_FD)
 
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -44,10 +44,10 @@ def call(name: str, *args: object) -> None:
 
 
 def become(user: pwd.struct_passwd) -> None:
-    """Become an ordinary user, with no way back. The order matters: each step takes away more.
+    """Become an ordinary user, irreversibly. The order of the steps matters.
 
-    No program that is started from here on gives anything back, either, such as a setuid one
-    (no_new_privs).
+    With no_new_privs, programs that are started later (setuid programs, for example) can't give
+    privileges back either.
 
     Raises:
         PermissionError, OSError: a step failed. The program must not go on.
@@ -58,17 +58,17 @@ def become(user: pwd.struct_passwd) -> None:
             break  # EINVAL: this kernel has no more of them
     call("prctl", PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     os.setgroups([])
-    # All three ids: with the saved one left, a way back is left.
+    # Set all three ids: the saved id would be a way back.
     os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
     os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
-    # The kernel has emptied all sets with that, unless somebody told it not to (securebits).
+    # The kernel has cleared all sets of capabilities with that, unless securebits forbid it.
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
     call("capset", ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
     check()
 
 
 def check() -> None:
-    """See that nothing is left, by the kernel's own word."""
+    """Check with the kernel that no privilege is left."""
     with open("/proc/self/status") as file:
         said = dict(line.strip().partition(":")[::2] for line in file)
     sets = ("CapInh", "CapPrm", "CapEff", "CapAmb")
@@ -79,13 +79,13 @@ def check() -> None:
 
 
 async def alone() -> None:
-    """Wait until this is the only thread: the others would keep what it gives up.
+    """Wait until this is the only thread, because other threads would keep their privileges.
 
-    The ids are the process's, the capabilities and no_new_privs each thread's own. The thread that
-    opened the device may still be ending.
+    The ids belong to the process, but capabilities and no_new_privs belong to each thread. The
+    thread that opened the device may still be ending.
 
     Raises:
-        PermissionError: another one stays.
+        PermissionError: another thread keeps running.
     """
     for _ in range(1000):
         if len(os.listdir("/proc/self/task")) == 1:
@@ -124,7 +124,7 @@ async def open_and_drop(args: argparse.Namespace) -> None:
 
 
 def start_child(args: argparse.Namespace) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start what is to serve, as the ordinary user, before there is anything to inherit."""
+    """Start the child as the ordinary user, before there are fds to inherit."""
     ours, theirs = socket.socketpair()
     with theirs:
         child = subprocess.Popen(
@@ -143,7 +143,7 @@ async def open_and_hand_over(args: argparse.Namespace) -> None:
         try:
             opener = aiotun.open_tun(args.name, addresses=addresses_of(args), queues=args.queues)
             async with opener as tun:
-                # From here on a signal is the child's: it ends, and so do we.
+                # From here on a signal ends the child, and this process ends with the child.
                 on_signals(child.terminate)
                 socket.send_fds(sock, [b"queues"], [queue.fileno() for queue in tun.queues])
         except BaseException:
@@ -158,7 +158,7 @@ async def take_and_serve(args: argparse.Namespace) -> None:
     with socket.socket(fileno=args.take) as sock:
         _, fds, _, _ = socket.recv_fds(sock, 100, MANY)
     if not fds:
-        raise ValueError("no queues came; the process that has them is gone")
+        raise ValueError("no queues came: the parent process has ended")
     await alone()
     call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     check()
@@ -177,7 +177,7 @@ def user(text: str) -> pwd.struct_passwd:
     except KeyError:
         raise argparse.ArgumentTypeError(f"there is no user {text}") from None
     if found.pw_uid == 0 or found.pw_gid == 0:
-        raise argparse.ArgumentTypeError(f"{text} is no ordinary user")
+        raise argparse.ArgumentTypeError(f"{text} is not an ordinary user")
     return found
 
 
@@ -188,13 +188,14 @@ def count(text: str) -> int:
 
 
 def start(args: argparse.Namespace) -> int:
-    # Before 0.23, uvloop has the kernel start a thread for io_uring when the loop is made, and that
-    # one stays root whatever the process becomes (CVE-2024-22017, of Node.js, is the same).
+    # uvloop before 0.23 uses io_uring, for which the kernel starts a thread when the loop is made.
+    # That thread stays root after the process has dropped its privileges (as in CVE-2024-22017 of
+    # Node.js).
     os.environ["UV_USE_IO_URING"] = "0"
     if args.take is not None:
         return run_main(lambda: take_and_serve(args), args.uvloop)
     if os.geteuid() != 0:
-        print(f"{sys.argv[0]}: start this as root, which it then ceases to be", file=sys.stderr)
+        print(f"{sys.argv[0]}: start this as root; it drops the privileges itself", file=sys.stderr)
         return 1
     main = open_and_hand_over if args.separate else open_and_drop
     return run_main(lambda: main(args), args.uvloop)
@@ -203,13 +204,13 @@ def start(args: argparse.Namespace) -> int:
 if __name__ == "__main__":
     command = parser(__doc__)
     command.add_argument(
-        "--user", type=user, default="nobody", help="whom to become (default: %(default)s)"
+        "--user", type=user, default="nobody", help="the user to become (default: %(default)s)"
     )
     command.add_argument(
-        "--queues", type=count, default=1, metavar="N", help="how many (default: %(default)s)"
+        "--queues", type=count, default=1, metavar="N", help="queues (default: %(default)s)"
     )
     command.add_argument(
-        "--separate", action="store_true", help="serve in a child that never was root"
+        "--separate", action="store_true", help="serve in a child that was never root"
     )
     command.add_argument("--take", type=int, help=argparse.SUPPRESS)
     sys.exit(start(command.parse_args()))

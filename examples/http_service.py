@@ -1,22 +1,22 @@
 #!/usr/bin/env python3
-"""A ping responder inside a web service, which shows and counts its traffic; needs aiohttp.
+"""A ping responder inside a web service that shows and counts its traffic; needs aiohttp.
 
     pip install 'aiotun[examples]'
     sudo python examples/http_service.py --name tun0 --address 10.0.0.1/24 --http 127.0.0.1:8080
 
-    GET /             a page that draws packets and bytes a second, and starts and stops
-    GET /stats.json   the counters; GET /events gives them every half second, as server-sent events
+    GET /             a page with charts of packets and bytes a second, and with start and stop
+    GET /stats.json   the counters; GET /events sends them every half second, as server-sent events
     GET /metrics      the same for Prometheus
-    POST /start       start answering pings, which it does from the beginning
-    POST /stop        stop that; what comes meanwhile waits in the kernel, which drops and counts
-                      what it has no room for
+    POST /start       start answering pings; it is started at the beginning
+    POST /stop        stop answering: packets wait in the kernel, which drops and counts those that
+                      don't fit into its queue
 
-Any page that somebody's browser shows can send requests here. So Host has to be an address,
-"localhost" or a --host-name, which a name of theirs for our address is not; and an Origin has to be
-this service's own. Whoever can connect without a browser is not kept out by that.
+Any web page in a user's browser can send requests here. So the service refuses a Host other than an
+address, "localhost" or a --host-name (another site may give its own name to our address), and an
+Origin other than its own. This does not keep out clients that are not browsers.
 
-The device is opened and closed with the web application. Prints "ready NAME" when it serves, and
-the address of the page on stderr. On SIGINT and SIGTERM requests under way are finished first.
+The web application opens and closes the device. Prints "ready NAME" when it serves, and the address
+of the page on stderr. On SIGINT and SIGTERM it finishes running requests first.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ except ImportError:
     sys.exit(f"{sys.argv[0]}: aiohttp is not installed: pip install 'aiotun[examples]'")
 
 INTERVAL = 0.5  # seconds between two events
-PATIENCE = 5.0  # seconds for requests under way at the end
+PATIENCE = 5.0  # seconds for running requests to finish at the end
 
 
 class Responder:
-    """Answers pings while it is started; counts."""
+    """Answers pings while it is started, and counts them."""
 
     def __init__(self, tun: aiotun.TunDevice, networks: Networks) -> None:
         self.tun = tun
@@ -63,7 +63,7 @@ class Responder:
             self._task = asyncio.create_task(self._answer())
 
     async def stop(self) -> None:
-        """Stop; no packet is lost with that, they wait in the kernel."""
+        """Stop answering; loses no packet, as packets wait in the kernel."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -73,20 +73,21 @@ class Responder:
             async for packet in self.tun:
                 reply = echo(packet, self.networks)
                 if reply is not None:
-                    # Without waiting: a task that is stopped while it sends would lose the answer.
+                    # Don't wait: a task that is stopped while it waits to send would lose the
+                    # answer.
                     try:
                         self.tun.send_nowait(reply)
                         self.answered += 1
                     except (aiotun.LinkDownError, aiotun.PacketError, BlockingIOError):
                         self.unsent += 1
         except aiotun.DeviceLostError:
-            pass  # whoever asks for the counters is told
+            pass  # the next request for the counters gets the error
 
     async def counters(self) -> dict[str, int]:
-        """The kernel's, by its names, and our own.
+        """The kernel's counters, by its names, and our own.
 
         Raises:
-            aiotun.LinkError: the interface is gone.
+            aiotun.LinkError: the interface no longer exists.
         """
         kernel = dataclasses.asdict(await self.tun.link.stats())
         return {**kernel, "answered": self.answered, "unsent": self.unsent}
@@ -103,7 +104,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def allow_only(host_names: Collection[str]) -> Any:
-    """Refuse what another site's page has a browser send: by Origin, or by Host (DNS rebinding)."""
+    """Refuse requests that another site's page makes: by Origin, or by Host (DNS rebinding)."""
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -111,7 +112,7 @@ def allow_only(host_names: Collection[str]) -> Any:
         if not is_ours(host, host_names):
             return refusal("Host is not an address, localhost or a --host-name")
         origin = request.headers.get("Origin")
-        # Not the scheme: a proxy may have added TLS.
+        # Don't compare the scheme: a proxy may have added TLS.
         if origin is not None and origin.partition("://")[2] != host:
             return refusal("Origin is another site")
         return await handler(request)
@@ -120,7 +121,7 @@ def allow_only(host_names: Collection[str]) -> Any:
 
 
 def is_ours(host: str, host_names: Collection[str]) -> bool:
-    """Whether a Host names this service. An address does: no name was resolved to get here."""
+    """Whether a Host names this service. An address always does, as no name was resolved."""
     name = re.sub(r":\d*$", "", host.lower())  # without the port
     if name in ("localhost", *host_names):
         return True
@@ -162,9 +163,9 @@ async def stop(request: web.Request) -> web.Response:
 
 
 async def events(request: web.Request) -> web.StreamResponse:
-    """The counters again and again, until the client goes or the service ends."""
+    """Send the counters again and again until the client disconnects or the service ends."""
     responder, ending = request.app[RESPONDER], request.app[ENDING]
-    said = json.dumps(await responder.status())  # where that fails there is a status to say so
+    said = json.dumps(await responder.status())  # an error here still becomes the response's status
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
     while True:
@@ -178,7 +179,7 @@ async def events(request: web.Request) -> web.StreamResponse:
             await asyncio.wait_for(ending.wait(), INTERVAL)
         try:
             said = json.dumps(await responder.status())
-        except aiotun.LinkError:  # too late for a status; who asks anew is told
+        except aiotun.LinkError:  # too late for a status; the next request gets it
             return response
 
 
@@ -197,7 +198,7 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def application(args: argparse.Namespace, opener: aiotun.device.Opener[aiotun.TunDevice]) -> Any:
-    """The web application; the device lives as long as it does."""
+    """The web application. The device is open as long as the application runs."""
 
     async def device(app: web.Application) -> AsyncIterator[None]:
         async with opener as tun:
@@ -340,6 +341,6 @@ if __name__ == "__main__":
         action="append",
         default=[],
         metavar="NAME",
-        help="a name under which browsers may reach it, beside addresses and localhost",
+        help="a name that browsers may use for it, besides addresses and localhost",
     )
     sys.exit(begin(command.parse_args()))

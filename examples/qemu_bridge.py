@@ -1,22 +1,23 @@
 #!/usr/bin/env python3
-"""Joins a virtual machine's TAP device, and an uplink if asked, to a bridge; undoes it at the end.
+"""Joins a virtual machine's TAP device, and an uplink if given, to a bridge; undoes it at the end.
 
     sudo python examples/qemu_bridge.py --bridge br0 --tap tap0 --launch -- \\
         qemu-system-x86_64 -m 1G -drive file=disk.qcow2
 
-starts QEMU with the TAP as an open file, so that QEMU itself needs no privilege: put for instance
-"setpriv --reuid=1000 --regid=1000 --clear-groups --inh-caps=-all" before it. The exit status is
-QEMU's. Without --launch
+starts QEMU and passes it the TAP as an open file, so QEMU itself needs no privilege: put
+"setpriv --reuid=1000 --regid=1000 --clear-groups --inh-caps=-all" before it, for example. The exit
+status is QEMU's. Without --launch
 
     sudo python examples/qemu_bridge.py --bridge br0 --tap tap0 --owner alice
 
-makes a TAP to which nobody is attached, prints "ready tap0", and waits. Alice starts QEMU herself,
-with "-netdev tap,id=net,ifname=tap0,script=no,downscript=no", as often as she likes.
+makes a TAP to which no program is attached, prints "ready tap0", and waits. Alice can then start
+QEMU herself, with "-netdev tap,id=net,ifname=tap0,script=no,downscript=no", as often as she likes.
 
-The end comes with SIGINT, SIGTERM, QEMU's own end, or a step that fails. What was made is removed
-then, and what was there is put back: a bridge stays, and so does a TAP; the uplink and that TAP go
-back to the bridge they were in, and what was down is taken down. Addresses are left alone, also
-those of the uplink, which do not work while it is in a bridge: give the bridge one before.
+It ends on SIGINT or SIGTERM, when QEMU ends, or when a step fails. Then it removes what it has made
+and restores what existed before: an existing bridge or TAP stays, the uplink and that TAP go back
+to their previous bridge, and interfaces that were down are taken down. It does not change
+addresses. The uplink's addresses don't work while it is in a bridge, so give the bridge an address
+before.
 """
 
 import argparse
@@ -34,11 +35,11 @@ Undo = list[Callable[[], Awaitable[object]]]
 
 
 async def raise_bridge(name: str, undo: Undo) -> None:
-    """Have the bridge there and up."""
+    """Create the bridge if it does not exist, and bring it up."""
     try:
         await aiotun.create_bridge(name)
         undo.append(lambda: aiotun.delete_bridge(name))
-    except aiotun.DeviceBusyError:  # it is there already
+    except aiotun.DeviceBusyError:  # it exists already
         bridge = aiotun.Link(name)
         if not (await bridge.info()).up:
             undo.append(bridge.down)
@@ -55,20 +56,21 @@ async def join(name: str, bridge: str, undo: Undo) -> None:
         if not before.up:
             await link.down()
 
-    # First: the kernel has released it from its old bridge when it finds that the new one is none.
+    # Register this first: if the new bridge is invalid, the kernel notices it only after it has
+    # released the interface from its old bridge.
     undo.append(put_back)
     await link.set_master(bridge)
     await link.up()
 
 
 async def launch(args: argparse.Namespace, undo: Undo) -> int:
-    """Open the TAP, join it to the bridge, run QEMU on it, and give QEMU's exit status."""
-    # With virtio-net headers the guest may leave checksums and segmentation to the kernel. QEMU
-    # sees that the TAP has them, and takes them off again where the guest's device is another.
+    """Open the TAP, join it to the bridge, run QEMU on it, and return QEMU's exit status."""
+    # With virtio-net headers the guest can leave checksums and segmentation to the kernel. QEMU
+    # detects the headers, and removes them if the guest's card is of another kind.
     try:
         tap = await aiotun.open_tap(args.tap, bridge=args.bridge, exclusive=True, offload="raw")
         made = True
-    except aiotun.DeviceBusyError:  # it is there already
+    except aiotun.DeviceBusyError:  # it exists already
         tap = await aiotun.open_tap(args.tap, up=False, offload="raw")
         made = False
     fd = tap.queues[0].detach()
@@ -82,16 +84,16 @@ async def launch(args: argparse.Namespace, undo: Undo) -> int:
             pass_fds=[fd],
         )
     finally:
-        os.close(fd)  # QEMU has its own: a TAP that was made goes with QEMU
+        os.close(fd)  # QEMU has its own copy, so a new TAP is deleted when QEMU ends
     try:
         status = await process.wait()
     except asyncio.CancelledError:
         status = await end(process)
-    return status if status >= 0 else 128 - status  # killed by a signal; as shells have it
+    return status if status >= 0 else 128 - status  # killed by a signal: a shell's status
 
 
 async def end(process: asyncio.subprocess.Process) -> int:
-    """Ask QEMU to end, and make it end if it doesn't, or if a second signal comes."""
+    """Ask QEMU to end; kill it if it doesn't, or if a second signal comes."""
     try:
         process.terminate()
         return await asyncio.wait_for(process.wait(), PATIENCE)
@@ -106,7 +108,7 @@ async def keep(args: argparse.Namespace, undo: Undo) -> int:
     try:
         name = await aiotun.create_persistent(name, "tap", owner=args.owner)
         undo.append(lambda: aiotun.delete_persistent(name))
-    except aiotun.DeviceBusyError:  # it is there already: is it a TAP, and free for QEMU?
+    except aiotun.DeviceBusyError:  # it exists: check that it is a TAP that QEMU can open
         await (await aiotun.open_tap(name, up=False)).aclose()
     await join(name, args.bridge, undo)
     print(f"ready {name}", flush=True)
@@ -123,7 +125,7 @@ async def connect(args: argparse.Namespace, undo: Undo) -> int:
 
 async def main(args: argparse.Namespace) -> int:
     undo: Undo = []
-    # In a task of its own: signals cancel it, and never what is undone afterwards.
+    # A separate task, so that signals cancel it but not the undoing afterwards.
     work = asyncio.create_task(connect(args, undo))
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, work.cancel)
@@ -137,7 +139,7 @@ async def main(args: argparse.Namespace) -> int:
     for step in reversed(undo):
         try:
             await step()
-        except aiotun.AiotunError as error:  # the others are to be undone all the same
+        except aiotun.AiotunError as error:  # undo the other steps, too
             status = complain(error)
     return status
 
@@ -184,7 +186,7 @@ def arguments() -> argparse.Namespace:
         "--model", default="virtio-net-pci", help="the guest's device (%(default)s)"
     )
     parser.add_argument("--launch", action="store_true", help="start the command that follows --")
-    # Cut off by hand: the command may have a "--" of its own, and options as we have them.
+    # Split the arguments here: the command may have its own "--", and options like ours.
     own = sys.argv[1:]
     cut = own.index("--") if "--" in own else len(own)
     args = parser.parse_args(own[:cut])

@@ -5,8 +5,8 @@
     echo hello | nc -u -w1 10.0.0.77 7
 
 Every address of the device's networks echoes, and answers pings. Prints "ready NAME" when it
-serves, and ends cleanly on SIGINT and SIGTERM. To datagrams that come in fragments, to other ports,
-and from port 0 (which asks for no answer) or another echo service it answers nothing.
+serves, and ends cleanly on SIGINT and SIGTERM. It does not answer fragments, datagrams to other
+ports, and datagrams from port 0 (which can't be answered) or from another echo service.
 """
 
 import argparse
@@ -20,16 +20,17 @@ from aiotun.reply import icmp_echo, icmpv6_echo
 
 UDP = 17
 HOPS = 64  # the TTL and hop limit of an answer
-# IPv4 without options (RFC 791), IPv6 (RFC 8200), each with a UDP header behind (RFC 768).
+# IPv4 without options (RFC 791), IPv6 (RFC 8200), each followed by a UDP header (RFC 768).
 HEADERS4 = struct.Struct("!HHHHBBH4s4sHHHH")
 HEADERS6 = struct.Struct("!IHBB16s16sHHHH")
 
 
 def echo4(packet: bytes, port: int) -> bytes | None:
-    """Answer a UDP datagram to `port` over IPv4, or give None.
+    """Return the answer to a UDP datagram to `port` over IPv4, or None.
 
-    Addresses and ports change places. A checksum does not see the order of what it sums up, so that
-    of UDP stays right, and 0 where there is none. That of the header follows the TTL.
+    Swaps the addresses and the ports. A checksum does not depend on the order of its words, so
+    UDP's stays right (and a checksum of 0, which means none, stays 0). The header's is updated for
+    the TTL.
     """
     if len(packet) < HEADERS4.size:
         return None
@@ -52,7 +53,7 @@ def echo4(packet: bytes, port: int) -> bytes | None:
 
 
 def echo6(packet: bytes, port: int) -> bytes | None:
-    """Answer a UDP datagram to `port` over IPv6, or give None; see `echo4`."""
+    """Return the answer to a UDP datagram to `port` over IPv6, or None; see `echo4`."""
     if len(packet) < HEADERS6.size:
         return None
     (start, length, following, _, source, target, source_port, target_port, udp_length,

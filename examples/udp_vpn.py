@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""An encrypted tunnel over UDP: the shortest VPN that one would still dare to use.
+"""An encrypted tunnel over UDP: a VPN that is as short as possible and still safe to use.
 
     python examples/udp_vpn.py key alice 10.8.0.2 fd08::2 >> keys     # append a line for a client
 
@@ -8,23 +8,23 @@
     sudo python examples/udp_vpn.py client --key alice.key --address 10.8.0.2/24 \\
         --address fd08::2/64 --connect vpn.example.org:4500
 
-A line of the key file is a client's name, its addresses in the tunnel and its key; the server's
-file has a line for each client, a client's file has its own. Prints "ready NAME" when it serves,
-tells on stderr at SIGUSR1 what was dropped, and ends cleanly on SIGINT and SIGTERM. Needs
-`cryptography` (pip install 'aiotun[examples]').
+A line of the key file has a client's name, its addresses in the tunnel and its key. The server's
+file has a line for each client; a client's file has its own line. Prints "ready NAME" when it
+serves, prints the counts of dropped packets on stderr at SIGUSR1, and ends cleanly on SIGINT and
+SIGTERM. Needs `cryptography` (pip install 'aiotun[examples]').
 
-What goes over the wire (|| joins):
+The messages (|| means concatenation):
 
     HELLO    1 || client id (8) || nonce (23) || MAC (16)
     WELCOME  2 || client id (8) || session (7) || nonce (16) || MAC (16), which covers the HELLO
     DATA     3 || session (7) || counter (8) || sealed packet and tag; empty is a keepalive
 
-From the client's key and both nonces HKDF makes a key each way; a counter is never used twice with
-a key. The server believes a new session once data of it has come, so that an old HELLO that
-somebody repeats is worth nothing. No answer is larger than its question, so the server can't be
-used to make a flood larger; that is why the HELLO has the longer nonce.
+HKDF derives a key for each direction from the client's key and both nonces. A counter is never used
+twice with a key. The server uses a new session only after it has received data in it, so replaying
+an old HELLO achieves nothing. No answer is larger than its request, so the server can't be used to
+amplify a flood; this is why the nonce of the HELLO is longer.
 
-docs/how-to/udp_vpn.md says what it does not protect against.
+docs/how-to/udp_vpn.md says what the tunnel does not protect against.
 """
 
 import argparse
@@ -58,11 +58,11 @@ HELLO, WELCOME, DATA = b"\1", b"\2", b"\3"
 HEAD_BYTES, TAG_BYTES = 16, 16
 HELLO_BYTES = WELCOME_BYTES = 48
 
-WINDOW = 4096  # packets that may overtake each other
+WINDOW = 4096  # how far packets may be reordered
 RENEW_SECONDS = 600.0
-LAST_COUNTER = 2**36  # far from where either cipher gets weak; renewed long before
+LAST_COUNTER = 2**36  # far below the limit of either cipher; sessions are renewed long before
 RETRY_SECONDS = 1.0
-SILENT_KEEPALIVES = 3  # unanswered, and the server has lost the session
+SILENT_KEEPALIVES = 3  # after so many without an answer, the server has lost the session
 
 CIPHERS: dict[str, type[AESGCM] | type[ChaCha20Poly1305]] = {
     "aes-256-gcm": AESGCM,
@@ -77,14 +77,15 @@ _ZEROS = bytes(4)
 
 @dataclass
 class Client:
-    """A line of the key file, and what the server knows of that client."""
+    """A line of the key file, and the server's state of that client."""
 
     name: str
     addresses: list[bytes]
     key: bytes
     current: "Session | None" = None
     previous: "Session | None" = None
-    # Not confirmed yet; several, so that a repeated HELLO does not push out the one that counts.
+    # Sessions that are not confirmed yet. Several, so that a replayed HELLO does not displace the
+    # client's real one.
     offered: "deque[Session]" = field(default_factory=lambda: deque(maxlen=4))
     where: "tuple[DatagramSocket, Address] | None" = None
 
@@ -96,7 +97,7 @@ class Client:
 def read_keys(path: Path) -> list[Client]:
     """Read a key file; raises ValueError and OSError."""
     clients: list[Client] = []
-    # Lines end at a newline and nowhere else, and a comment may be in any encoding.
+    # Only a newline ends a line, and a comment may be in any encoding.
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         words = line.partition(b"#")[0].decode("utf-8", "backslashreplace").split()
         if not words:
@@ -107,7 +108,7 @@ def read_keys(path: Path) -> list[Client]:
             if len(key) != 32 or not addresses:
                 raise ValueError
             clients.append(Client(name, [ip_address(each).packed for each in addresses], key))
-        except ValueError:  # whose own text might show a key
+        except ValueError:  # its text might show a key
             raise ValueError(f"{path}: line {number} is not NAME ADDRESS... KEY") from None
     taken = [address for client in clients for address in client.addresses]
     if not clients or len(set(taken)) < len(taken):
@@ -120,10 +121,10 @@ def mac(key: bytes, *parts: bytes) -> bytes:
 
 
 class Session:
-    """A key each way, a counter, and what has come.
+    """A key for each direction, a counter, and the received counters.
 
     Args:
-        index: 7 bytes by which both ends know it.
+        index: the 7 bytes that identify the session at both ends.
         secret: 64 bytes: the key to the server, and the key to the client.
     """
 
@@ -133,7 +134,7 @@ class Session:
         self.index = index
         self._head = DATA + index
         self._sent = 0
-        self._next = 0  # one above the highest counter that has come
+        self._next = 0  # one above the highest counter received
         self._seen = bytearray(WINDOW)
         self.began = now
 
@@ -150,7 +151,7 @@ class Session:
         return messages
 
     def open(self, messages: Iterable[bytes], dropped: Counter[str]) -> tuple[list[bytes], bool]:
-        """Give what is genuine and new; and whether the newest so far is among it."""
+        """Return the genuine and new packets, and whether the newest so far is among them."""
         head, decrypt, accept = self._head, self._decrypt, self._accept
         packets: list[bytes] = []
         before = self._next
@@ -180,7 +181,7 @@ class Session:
 
 
 def agree(key: bytes, hello: bytes, welcome: bytes, cipher: str) -> bytes:
-    """Derive a session's keys: from the client's key, and from what both have said."""
+    """Derive a session's keys from the client's key and the nonces of both."""
     said = hashlib.sha256(hello + welcome[:-16]).digest()
     info = b"aiotun udp_vpn 1 " + cipher.encode()
     return HKDF(SHA256(), length=64, salt=said, info=info).derive(key)
@@ -211,7 +212,7 @@ def target_of(packet: bytes) -> bytes:
 
 
 class Server:
-    """Knows its clients by their keys, and each by where it was heard last."""
+    """The server's end: clients are known by their keys, and their addresses may change."""
 
     def __init__(self, clients: list[Client], cipher: str, dropped: Counter[str]) -> None:
         self._cipher = cipher
@@ -253,7 +254,7 @@ class Server:
             self._confirm(client, session)
         if newest and session is client.current:
             client.where = sock, source  # roaming
-        if not all(packets) and client.current is not None:  # a keepalive is answered by one
+        if not all(packets) and client.current is not None:  # answer a keepalive with a keepalive
             sock.send_nowait(client.current.seal([b""], self._dropped), source)
         return [packet for packet in packets if self._belongs(packet, client)]
 
@@ -280,7 +281,7 @@ class Server:
         sock.send_nowait([welcome], source)
 
     def _confirm(self, client: Client, session: Session) -> None:
-        """Use a session from now on; the one before it for what is still under way."""
+        """Use a session from now on; keep the previous one for messages still on the way."""
         for old in [client.previous, *(each for each in client.offered if each is not session)]:
             if old is not None:
                 del self._sessions[old.index]
@@ -288,7 +289,7 @@ class Server:
         client.offered.clear()
 
     def tick(self, now: float) -> float:
-        """Forget sessions that no client would use any more."""
+        """Forget sessions that no client uses any more."""
         for client in self._by_id.values():
             for session in (client.current, client.previous, *client.offered):
                 if session is not None and now - session.began > 2 * RENEW_SECONDS:
@@ -303,7 +304,7 @@ class Server:
 
 
 class OneServer:
-    """The client's end: says HELLO until there is a session, and again when it is time."""
+    """The client's end: sends HELLO until there is a session, and again to renew it."""
 
     def __init__(
         self,
@@ -360,7 +361,7 @@ class OneServer:
             self._previous = self._current
             self._current = Session(welcome[9:16], secret, self._cipher, False, now)
             self._hello, self._heard_at = None, now
-            self._keep_alive(now)  # so that the server believes it, too
+            self._keep_alive(now)  # so that the server confirms it
 
     def tick(self, now: float) -> float:
         session = self._current
@@ -383,7 +384,7 @@ End = Server | OneServer
 
 
 class Tunnel:
-    """Carries packets between a device and one of the ends."""
+    """Carries packets between a device and the server's or the client's end."""
 
     def __init__(self, tun: aiotun.TunDevice, end: End, dropped: Counter[str]) -> None:
         self._tun, self._end, self._dropped = tun, end, dropped
@@ -400,7 +401,7 @@ class Tunnel:
                 for run_ in runs_of_one_session(datagrams, self._dropped):
                     packets += self._end.receive(sock, run_, source, time.monotonic())
             whole = [each for each in packets if len(each) >= (20 if each[0] < 0x60 else 40)]
-            self._dropped["no IP packet"] += len(packets) - len(whole)
+            self._dropped["not an IP packet"] += len(packets) - len(whole)
             self.delivery.put(clamped(whole, self._tun.mtu))
 
         return received

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A host on an Ethernet that lives in this program alone, behind a TAP device.
+"""A host on an Ethernet that exists only in this program, behind a TAP device.
 
     sudo ip link add br0 type bridge
     sudo ip addr add 10.203.0.254/24 dev br0
@@ -7,13 +7,13 @@
     sudo python examples/virtual_host.py --bridge br0 --address 10.203.0.1/24 &
     ping 10.203.0.1
 
-It answers ARP and IPv6 neighbour discovery for its addresses, and pings. The addresses and the MAC
-are this host's; the kernel's side of the device has a MAC of its own, and no address unless you
-give it one, or attach it to a bridge that has. Prints "ready NAME" when it serves, and ends cleanly
-on SIGINT and SIGTERM.
+It answers ARP and IPv6 neighbor discovery for its addresses, and pings. The addresses and the MAC
+belong to this host. The kernel's side of the device has its own MAC, and no address unless you add
+one or attach the device to a bridge that has one. Prints "ready NAME" when it serves, and ends
+cleanly on SIGINT and SIGTERM.
 
-With --ping A it pings another host of its network, too: until a signal comes, or --count times,
-after which it ends. Its exit status is then 0 if there was an answer, and 1 if there was none.
+With --ping A it also pings another host of its network, until a signal comes or --count times. Its
+exit status is then 0 if there was an answer, and 1 if there was none.
 """
 
 import argparse
@@ -33,7 +33,7 @@ IPV4, ARP, IPV6 = b"\x08\x00", b"\x08\x06", b"\x86\xdd"
 
 
 class Host:
-    """What the host answers, a frame at a time."""
+    """Answers frames, one at a time."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.mac: bytes = args.mac
@@ -41,7 +41,7 @@ class Host:
         self._packed = {each.packed for each in self.addresses}
 
     def answer(self, frame: bytes) -> bytes | None:
-        """Give the answer to a frame, or None where it asks this host for nothing."""
+        """Return the answer to a frame, or None if it does not ask this host for anything."""
         frame, tag = untagged(frame)
         answer = self._answer(frame)
         return None if answer is None else tagged(answer, tag)
@@ -50,7 +50,7 @@ class Host:
         ethertype = frame[12:14]
         if ethertype == ARP:
             return reply.arp(frame, self.mac, self.addresses)
-        # To this host alone; only questions for MACs come to several at once.
+        # Pings must be sent to this host's MAC. Only requests for a MAC go to groups.
         if frame[:6] == self.mac:
             packet = None
             if ethertype == IPV4 and frame[30:34] in self._packed:
@@ -89,12 +89,12 @@ def host_mac(text: str) -> bytes:
     except ValueError:
         mac = b""
     if len(mac) != 6 or text.count(":") != 5 or mac[0] & 1 or not any(mac):
-        raise argparse.ArgumentTypeError("a host's MAC is one such as 02:00:00:00:00:01")
+        raise argparse.ArgumentTypeError("a host's MAC must be unicast, such as 02:00:00:00:00:01")
     return mac
 
 
 def random_mac() -> bytes:
-    """One of those that anybody may use (IEEE 802, locally administered)."""
+    """A random MAC that anybody may use (IEEE 802, locally administered)."""
     return b"\x02" + random.randbytes(5)
 
 
@@ -105,22 +105,22 @@ def arguments() -> argparse.Namespace:
     add("--mac", type=host_mac, default=random_mac(), help="the host's MAC (default: a random one)")
     add("--bridge", help="attach the device to this bridge")
     add("--ping", type=ip_address, metavar="A", help="ping this host, which may be on the bridge")
-    add("--count", type=positive, metavar="N", help="end after so many pings")
+    add("--count", type=positive, metavar="N", help="end after this many pings")
     add("--interval", type=duration, metavar="SECONDS", default=1.0,
-        help="between two pings (%(default)s)")  # fmt: skip
+        help="seconds between two pings (%(default)s)")  # fmt: skip
     args = command.parse_args()
     own = addresses_of(args)
     if args.ping is not None and (
         not any(args.ping in each.network for each in own) or args.ping in [each.ip for each in own]
     ):
-        command.error(f"--ping: {args.ping} is no other host of this host's networks")
+        command.error(f"--ping: {args.ping} is not another host in this host's networks")
     if args.count is not None and args.ping is None:
-        command.error("--count: of what? there is no --ping")
+        command.error("--count needs --ping")
     return args
 
 
 def ping_of(args: argparse.Namespace) -> Ping | None:
-    """What --ping asks for: from the address that is in the same network."""
+    """The pings that --ping asks for, from the address in the same network."""
     if args.ping is None:
         return None
     source = next(each.ip for each in addresses_of(args) if args.ping in each.network)
@@ -151,5 +151,5 @@ if __name__ == "__main__":
         lambda tap: serve(tap, host, ping),
         uvloop=args.uvloop,
     )
-    # As ping(8) has it.
+    # The exit status of ping(8).
     sys.exit(1 if status == 0 and ping is not None and not ping.times else status)

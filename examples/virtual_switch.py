@@ -6,16 +6,17 @@
     qemu-system-x86_64 -netdev stream,id=n,addr.type=unix,addr.path=/run/switch.sock \\
         -device virtio-net-pci,netdev=n ...
 
-Ports, each with --port, as often as needed:
+Give --port for each port:
 
-    tap:NAME[@NETNS]   a TAP device, made unless it is there; in a network namespace if asked
-    udp:LOCAL=REMOTE   a frame a datagram, ADDRESS:PORT each: another switch, -netdev dgram
-    dgram:LOCAL=REMOTE the same between two Unix sockets' paths
+    tap:NAME[@NETNS]   a TAP device, created if it does not exist; in a network namespace if given
+    udp:LOCAL=REMOTE   a frame in each datagram, for another switch or -netdev dgram; LOCAL and
+                       REMOTE are ADDRESS:PORT
+    dgram:LOCAL=REMOTE the same between the paths of two Unix sockets
     unix:PATH          listens on a Unix socket for -netdev stream; each connection is a port
     tcp:ADDRESS:PORT   the same on TCP
 
-Prints "ready" when it serves, counters on SIGUSR1 and at its end, which comes with SIGINT or
-SIGTERM. It has no spanning tree: two ways between two switches would be a loop.
+Prints "ready" when it serves, and its counters on SIGUSR1 and at its end. SIGINT or SIGTERM end it.
+It has no spanning tree: two paths between two switches make a loop.
 """
 
 import argparse
@@ -33,9 +34,9 @@ from _switching import MAX_FRAME, Counters, Port, Switch
 
 import aiotun
 
-# What may wait for a slow stream, in bytes, before frames for it are dropped.
+# How many bytes may wait for a slow stream before its frames are dropped.
 MAX_BACKLOG = 1 << 20
-BUDGET = 64  # datagrams taken before other ports have their turn
+BUDGET = 64  # datagrams to read before other ports get a turn
 
 
 # --- Ports ---------------------------------------------------------------------------------------
@@ -49,13 +50,13 @@ class TapPort(Port):
     def put(self, frame: bytes) -> bool:
         try:
             self._tap.send_nowait(frame)
-        except (BlockingIOError, aiotun.AiotunError):  # full, down, lost, or not to its liking
+        except (BlockingIOError, aiotun.AiotunError):  # full, down, lost, or the kernel refuses it
             return False
         return True
 
 
 class DatagramPort(Port):
-    """A frame a datagram. The socket's buffer is the only one, so nothing piles up here."""
+    """A frame in each datagram. Only the socket's buffer holds frames, so nothing piles up here."""
 
     def __init__(
         self, counters: Counters, sock: socket.socket, remote: str | tuple[str, int]
@@ -67,18 +68,18 @@ class DatagramPort(Port):
     def put(self, frame: bytes) -> bool:
         try:
             self._sock.sendto(frame, self._remote)
-        except OSError:  # full, too long, or nobody there (which UDP tells by ICMP, and late)
+        except OSError:  # full, too long, or no peer (UDP reports it later, by ICMP)
             return False
         return True
 
     def receive(self, switch: Switch) -> None:
-        """Take what is there, but leave the other ports their turn."""
+        """Read the datagrams that wait, up to a budget, so that other ports get their turn."""
         for _ in range(BUDGET):
             try:
                 frame, sender = self._sock.recvfrom(MAX_FRAME + 1)
             except BlockingIOError:
                 return
-            except OSError:  # what became of a frame that was sent: nobody is there
+            except OSError:  # the error of a frame that was sent: there is no peer
                 continue
             if sender == self._remote or sender[:2] == self._remote:  # IPv6 has two numbers more
                 switch.forward(self, frame)
@@ -88,7 +89,7 @@ class DatagramPort(Port):
 
 
 class StreamPort(Port, asyncio.Protocol):
-    """One connection of QEMU's `-netdev stream`: 4 bytes of length, and the frame."""
+    """A connection of QEMU's `-netdev stream`: 4 bytes of length, then the frame."""
 
     def __init__(self, counters: Counters, switch: Switch) -> None:
         super().__init__(counters)
@@ -120,7 +121,7 @@ class StreamPort(Port, asyncio.Protocol):
         del self._buffer[:start]
 
     def _give_up(self) -> None:
-        """No frame is that long: the peer speaks something else, and where the next begins..."""
+        """Close it: no frame is that long, so the next frame in the stream can't be found."""
         self.counters.received += 1
         self.counters.malformed += 1
         self._buffer.clear()
@@ -138,7 +139,7 @@ class StreamPort(Port, asyncio.Protocol):
 
     def close(self) -> None:
         if self._transport is not None:
-            self._transport.abort()  # what waits for a peer that doesn't read would keep us
+            self._transport.abort()  # close() would wait until a peer reads, and it may never
 
 
 # --- Opening them --------------------------------------------------------------------------------
@@ -149,7 +150,7 @@ Place = str | tuple[str, int]
 
 @dataclasses.dataclass
 class Spec:
-    """What one --port asks for."""
+    """The parts of a --port option."""
 
     text: str
     kind: str
@@ -184,7 +185,7 @@ async def read_tap(tap: aiotun.TapDevice, port: TapPort, switch: Switch) -> None
             for frame in batch:
                 switch.forward(port, frame)
     except aiotun.DeviceLostError as error:
-        switch.remove(port)  # the others go on
+        switch.remove(port)  # the other ports continue
         print(f"{sys.argv[0]}: {error.strerror}", file=sys.stderr)
 
 
@@ -224,13 +225,13 @@ async def open_streams(spec: Spec, switch: Switch) -> AsyncIterator[None]:
 
 @contextlib.contextmanager
 def bound(place: Place, kind: socket.SocketKind) -> Iterator[socket.socket]:
-    """A non-blocking socket at a place of its own; a Unix socket's file goes with it."""
+    """A bound, non-blocking socket; the file of a Unix socket is deleted with it."""
     path = Path(place) if isinstance(place, str) else None
     family = socket.AF_UNIX
     if path is None:
         family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
     elif path.is_socket():
-        path.unlink()  # what one that was killed left behind
+        path.unlink()  # left behind by a process that was killed
     with socket.socket(family, kind) as sock:
         sock.setblocking(False)
         if kind == socket.SOCK_STREAM and path is None:
@@ -250,7 +251,7 @@ def bound(place: Place, kind: socket.SocketKind) -> Iterator[socket.socket]:
 
 
 def port_spec(text: str) -> Spec:
-    """Read a --port; raise what argparse shows."""
+    """Parse a --port; raises the errors that argparse shows."""
     kind, _, rest = text.partition(":")
     local, equals, remote = rest.partition("=")
     try:
@@ -267,11 +268,11 @@ def port_spec(text: str) -> Spec:
             return Spec(text, kind, inet(local), inet(remote))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
-    raise argparse.ArgumentTypeError(f"{text!r} is no port; see --help")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a valid port; see --help")
 
 
 def inet(text: str) -> tuple[str, int]:
-    """Read ADDRESS:PORT; an IPv6 address stands in brackets."""
+    """Parse ADDRESS:PORT; an IPv6 address is in brackets."""
     address, _, port = text.rpartition(":")
     if address.startswith("[") and address.endswith("]"):
         address = str(ipaddress.IPv6Address(address[1:-1]))

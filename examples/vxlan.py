@@ -3,18 +3,18 @@
 
     sudo python examples/vxlan.py --name tap0 --vni 42 --local 192.0.2.1 --remote 192.0.2.2
 
-does what "ip link add tap0 type vxlan id 42 local 192.0.2.1 remote 192.0.2.2 dstport 4789" does:
-behind which of the remotes an address is, it learns from the frames that come from there; what is
-for everybody, or for an address not learned yet, goes to all of them.
+does what "ip link add tap0 type vxlan id 42 local 192.0.2.1 remote 192.0.2.2 dstport 4789" does. It
+learns from received frames which remote an Ethernet address is behind. Frames for a group, or for
+an address that is not learned yet, go to all remotes.
 
-Prints "ready NAME" when it serves, tells on stderr at SIGUSR1 what was dropped, and ends cleanly on
-SIGINT and SIGTERM. VXLAN has no protection whatsoever: whoever can send datagrams here, with the
-address of a remote, is on the network.
+Prints "ready NAME" when it serves, prints the counts of dropped frames on stderr at SIGUSR1, and
+ends cleanly on SIGINT and SIGTERM. VXLAN protects nothing: every host that can send datagrams here
+with the address of a remote is on the network.
 
-All datagrams leave from one port, where RFC 7348 (section 5) would have one for each flow, so that
-routers spread them. And where both ends are on one machine, the kernel leaves checksums and
-segmentation of its own vxlan device's frames to a network card that never comes: turn them off
-("ethtool -K vxlan0 tx off tso off"). Between machines that does not happen.
+All datagrams leave from one port. RFC 7348 (section 5) recommends a port for each flow, so that
+routers spread the flows. If both ends are on one machine, the kernel leaves the checksums and the
+segmentation of its own vxlan device's frames to a network card, and there is none on the way: turn
+them off ("ethtool -K vxlan0 tx off tso off"). Between machines this is not needed.
 """
 
 import argparse
@@ -31,35 +31,35 @@ from _running import BATCH, QUEUE, Delivery, report, run, until_signal
 
 import aiotun
 
-# RFC 7348, section 5: the I flag, 24 bits of nothing, the VNI, 8 bits of nothing.
+# RFC 7348, section 5: the I flag, 24 reserved bits, the VNI, 8 reserved bits.
 HEADER_BYTES = 8
 _VALID = 0x08
 
 # Outer IPv4 or IPv6, UDP, this header, inner Ethernet.
 OVERHEAD = {4: 20 + 8 + 8 + 14, 6: 40 + 8 + 8 + 14}
 
-AGE_SECONDS = 300.0  # as the kernel's
+AGE_SECONDS = 300.0  # the kernel's default
 MOST_LEARNED = 4096
 
 
 class Vxlan:
-    """Frames to datagrams, and back; no I/O.
+    """Converts frames to datagrams and back; no I/O.
 
     Args:
         vni: the network's number, 24 bits.
-        remotes: who else is on it; what comes from others is dropped.
+        remotes: the other endpoints; datagrams from other hosts are dropped.
     """
 
     def __init__(self, vni: int, remotes: list[Address]) -> None:
         self._head = bytes([_VALID, 0, 0, 0]) + (vni << 8).to_bytes(4, "big")
         self._remotes = remotes
-        # Hosts only: RFC 7348 has answers come from whatever port.
+        # By host only: with RFC 7348, answers may come from any port.
         self._by_host = {remote[0]: remote for remote in remotes}
         self._learned: dict[bytes, tuple[Address, float]] = {}
         self.dropped: Counter[str] = Counter()
 
     def send(self, frames: list[bytes], now: float) -> list[tuple[Address, list[bytes]]]:
-        """Give each frame, in its datagram, to the remotes that it is for."""
+        """Return the datagrams of these frames for each remote."""
         runs: list[tuple[Address, list[bytes]]] = []
         flooded: list[bytes] = []
         last: Address | None = None
@@ -76,13 +76,13 @@ class Vxlan:
         return runs
 
     def _where(self, mac: bytes, now: float) -> Address | None:
-        if mac[0] & 1:  # for a group, or for everybody
+        if mac[0] & 1:  # a group or broadcast address
             return None
         remote, seen = self._learned.get(mac, (None, 0.0))
         return remote if now - seen < AGE_SECONDS else None
 
     def receive(self, datagrams: list[bytes], source: Address, now: float) -> list[bytes]:
-        """Give the frames of our network in these datagrams, and learn who is where."""
+        """Return the frames of our network in these datagrams, and learn their source addresses."""
         remote = self._by_host.get(source[0])
         if remote is None:
             self.dropped["not from a remote"] += len(datagrams)
@@ -106,14 +106,14 @@ class Vxlan:
 
     def _learn(self, mac: bytes, remote: Address, now: float) -> None:
         if mac[0] & 1 or not any(mac):
-            return  # nobody's own address
+            return  # a group address can't be a source
         if len(self._learned) >= MOST_LEARNED and mac not in self._learned:
-            self._learned.clear()  # somebody makes addresses up; all are learned anew
+            self._learned.clear()  # a host invents addresses; learn all of them again
         self._learned[mac] = (remote, now)
 
 
 class Service:
-    """A TAP device and a UDP socket at work."""
+    """Connects a TAP device and a UDP socket."""
 
     def __init__(self, tap: aiotun.TapDevice, sock: DatagramSocket, vxlan: Vxlan) -> None:
         self._tap, self._sock, self._vxlan = tap, sock, vxlan
@@ -165,7 +165,7 @@ async def serve(args: argparse.Namespace) -> None:
 
 
 def number(most: int) -> Callable[[str], int]:
-    """Make a type for the command line: numbers from 0 to `most`."""
+    """Make a type for argparse: numbers from 0 to `most`."""
 
     def parse(text: str) -> int:
         value = int(text)
@@ -180,17 +180,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--name", help="the interface's name; the kernel picks one unless given")
+    parser.add_argument("--name", help="the interface's name (default: the kernel picks one)")
     parser.add_argument("--vni", type=number(2**24 - 1), required=True, help="the network's number")
     parser.add_argument("--local", type=ip_address, required=True, metavar="IP")
     parser.add_argument("--remote", type=ip_address, nargs="+", required=True, metavar="IP")
     parser.add_argument("--port", type=number(65535), default=4789)
     parser.add_argument("--address", action="append", metavar="A/LEN", help="for the interface")
-    parser.add_argument("--mtu", type=int, help="default: what 1500 bytes leave: 1450, IPv6 1430")
+    parser.add_argument("--mtu", type=int, help="default: 1450 over IPv4, 1430 over IPv6")
     parser.add_argument("--uvloop", action="store_true", help="run on uvloop")
     args = parser.parse_args()
     if any(each.version != args.local.version for each in args.remote):
-        parser.error("--local and --remote are to be of one version of IP")
+        parser.error("--local and --remote must be of one version of IP")
     return run(serve(args), args.uvloop)
 
 

@@ -3,15 +3,15 @@
 
     sudo python examples/worker_processes.py --name tun0 --address 10.0.0.1/24 --workers 4
 
-The kernel spreads flows over the queues. This process holds all of them, and serves none: when a
-worker dies it answers what still waits in the worker's queue, disables the queue, so that the
-kernel gives its flows to the others, and starts another worker, with which the queue is enabled
-again. (What comes in the instant between the last answer and that is lost, as in a full queue.) Of
-each worker a line on stderr tells the process.
+The kernel spreads flows over the queues. This process holds all queues open and serves none. When a
+worker dies, this process answers the packets that wait in the worker's queue, disables the queue so
+that the kernel gives its flows to the others, and starts another worker, which enables the queue
+again. (Packets that come between the last answer and disabling are lost, as in a full queue.) A
+line on stderr names the process of each worker.
 
-Prints "ready NAME" when all workers serve. On SIGTERM and SIGINT the kernel is told to send nothing
-more (the carrier is off), the workers answer what waits, and all is closed. If this process is
-killed, its workers do the same.
+Prints "ready NAME" when all workers serve. On SIGTERM and SIGINT it turns the carrier off, so that
+the kernel sends no more packets; the workers answer the packets that wait, and everything is
+closed. If this process is killed, its workers do the same.
 """
 
 import argparse
@@ -30,11 +30,11 @@ from _service import Networks, addresses_of, echo, loop_factory, on_signals, par
 
 import aiotun
 
-PATIENCE = 10.0  # seconds for a worker to begin, and to answer what waits at the end
+PATIENCE = 10.0  # seconds for a worker to start, and to answer the waiting packets at the end
 
 Addresses = list[IPv4Interface | IPv6Interface]
 
-# A new interpreter for each worker: a fork would have this process's event loop in it.
+# A new interpreter for each worker: a fork would inherit this process's event loop.
 spawn = multiprocessing.get_context("spawn")
 
 
@@ -42,20 +42,20 @@ spawn = multiprocessing.get_context("spawn")
 
 
 def work(queue: aiotun.Queue, addresses: Addresses, parent: Connection, uvloop: bool) -> None:
-    """What a worker process does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to all: wait for ours
+    """The main function of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process
     with asyncio.Runner(loop_factory=loop_factory(uvloop)) as runner:
         runner.run(serve_queue(queue, Networks(addresses), parent))
 
 
 async def serve_queue(queue: aiotun.Queue, networks: Networks, parent: Connection) -> None:
-    """Answer until the parent closes its end, ends, or a SIGTERM comes; then answer the rest."""
+    """Answer packets until the parent closes its end or a SIGTERM comes; then answer the rest."""
     serving = asyncio.create_task(answer_all(queue, networks))
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, serving.cancel)
     loop.add_reader(parent.fileno(), serving.cancel)
     parent.send_bytes(b"ready")
-    # A cancelled task has taken no packet: all that it leaves is there.
+    # Cancelling the task loses no packet: the rest is still in the queue.
     with contextlib.suppress(asyncio.CancelledError, aiotun.DeviceLostError):
         await serving
     loop.remove_reader(parent.fileno())
@@ -69,7 +69,7 @@ async def answer_all(queue: aiotun.Queue, networks: Networks) -> None:
 
 
 def answer_rest(queue: aiotun.Queue, networks: Networks) -> None:
-    """Answer what waits in the queue, and don't wait for more."""
+    """Answer the packets that are in the queue now."""
     with contextlib.suppress(BlockingIOError, aiotun.DeviceLostError):
         while True:
             answer(queue, queue.recv_nowait(), networks)
@@ -79,7 +79,7 @@ def answer(queue: aiotun.Queue, packet: bytes, networks: Networks) -> None:
     reply = echo(packet, networks)
     if reply is not None:
         try:
-            # Without waiting: a task that is cancelled while it sends would lose the answer.
+            # Don't wait: a task that is cancelled while it waits to send would lose the answer.
             queue.send_nowait(reply)
         except (aiotun.LinkDownError, aiotun.PacketError, BlockingIOError) as error:
             say(f"an answer could not be sent: {error}")
@@ -89,18 +89,18 @@ def answer(queue: aiotun.Queue, packet: bytes, networks: Networks) -> None:
 
 
 class WorkerError(aiotun.AiotunError):
-    """A worker can't even begin: then another one can't either."""
+    """A worker can't start, so starting another one is useless."""
 
 
 class Parent:
-    """Keeps a worker at each queue of a device."""
+    """Keeps a worker running for each queue of a device."""
 
     def __init__(self, tun: aiotun.TunDevice, addresses: Addresses, uvloop: bool) -> None:
         self.tun = tun
         self.addresses = addresses
         self.networks = Networks(addresses)
         self.uvloop = uvloop
-        self.missing = len(tun.queues)  # workers that have not begun yet
+        self.missing = len(tun.queues)  # workers that have not started yet
         self.stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -114,7 +114,7 @@ class Parent:
         )
 
     async def keep(self, place: int, queue: aiotun.Queue) -> None:
-        """Have a worker at this queue, until the end."""
+        """Keep a worker running for this queue, until the end."""
         while not self.stopping.is_set():
             ours, theirs = spawn.Pipe()
             args = (queue, self.addresses, theirs, self.uvloop)
@@ -126,7 +126,7 @@ class Parent:
                 if queue.disabled:
                     queue.enable()
                 await first(readable(worker.sentinel), self.stopping.wait())
-            # Our end of the connection is closed: where the worker lives, it answers the rest.
+            # Our end of the connection is closed now, so a live worker answers the rest and ends.
             try:
                 await asyncio.wait_for(readable(worker.sentinel), PATIENCE)
             except TimeoutError:
@@ -139,7 +139,7 @@ class Parent:
             worker.close()
 
     async def begin(self, place: int, worker: SpawnProcess, ours: Connection) -> None:
-        """Wait until it serves."""
+        """Wait until the worker serves."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(readable(ours.fileno()), PATIENCE)
         try:
@@ -155,7 +155,7 @@ class Parent:
 
 
 async def readable(fd: int) -> None:
-    """Wait until there is something to read, or the other end is closed."""
+    """Wait until the fd is readable or its other end is closed."""
     event = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_reader(fd, event.set)
@@ -166,7 +166,7 @@ async def readable(fd: int) -> None:
 
 
 async def first(*waits: Coroutine[Any, Any, object]) -> None:
-    """Wait for one of them, and cancel the others."""
+    """Wait for one of the coroutines, and cancel the others."""
     tasks = [asyncio.create_task(each) for each in waits]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -182,7 +182,7 @@ def say(text: str) -> None:
 
 def count(text: str) -> int:
     if not (text.isdecimal() and 1 <= int(text) <= 256):
-        raise argparse.ArgumentTypeError("a device has 1 to 256 queues, each for a worker")
+        raise argparse.ArgumentTypeError("there may be 1 to 256 workers, one for each queue")
     return int(text)
 
 
@@ -208,6 +208,6 @@ def start(args: argparse.Namespace) -> int:
 if __name__ == "__main__":
     command = parser(__doc__)
     command.add_argument(
-        "--workers", type=count, default=2, metavar="N", help="how many (default: %(default)s)"
+        "--workers", type=count, default=2, metavar="N", help="workers (default: %(default)s)"
     )
     sys.exit(start(command.parse_args()))

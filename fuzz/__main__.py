@@ -1,9 +1,9 @@
 """Fuzz the parsers.
 
 make fuzz                              every target, some seconds each: a minute in all
-make fuzz ARGS=300                     five minutes each
-make fuzz ARGS="60 dhcp vxlan"         a minute each, of these two
-make fuzz ARGS="--replay FILE"         one input again; its folder's name says for which target
+make fuzz ARGS=300                     every target, five minutes each
+make fuzz ARGS="60 dhcp vxlan"         only these two, a minute each
+make fuzz ARGS="--replay FILE"         one input again; its folder's name is the target
 make fuzz ARGS=--list                  what each target promises
 """
 
@@ -42,7 +42,7 @@ def _parse() -> argparse.Namespace:
         args.seconds = float(args.words.pop(0))
     for name in args.words:
         if name not in TARGETS:
-            parser.error(f"there is no target {name!r}; there are {', '.join(TARGETS)}")
+            parser.error(f"unknown target {name!r}; the targets are {', '.join(TARGETS)}")
     return args
 
 
@@ -75,21 +75,23 @@ def main() -> int:
     failed = [target.name for target, each in runs if not _report(target, each, args)]
     if failed:
         print(f"FAILED: {', '.join(failed)}")
-    # What is missing is a user's own affair, and CI's failure.
+    # A missing tool is an error in CI only.
     return 1 if failed or ((missing or unbuilt) and os.environ.get("CI")) else 0
 
 
 def _engine(wanted: str | None) -> tuple[Engine, str | None]:
-    """Choose an engine, and say what is missing for the better one."""
+    """Choose an engine, and return what is missing for the better one."""
     if wanted == "mutation":
         return _runs.mutated, None
     if importlib.util.find_spec("atheris") is not None:
         return _runs.guided, None
-    return _runs.mutated, "missing: atheris (x86-64 and CPython only); mutating without guidance"
+    return _runs.mutated, (
+        "missing: atheris (for CPython on x86-64 only); mutating without coverage guidance"
+    )
 
 
 def _report(target: Target, engine: Engine, args: argparse.Namespace) -> bool:
-    """Run one, and say what came of it: a line, and for a finding all that is known."""
+    """Run one target; print a line, and the details of a finding. Returns whether there is none."""
     run = engine(target, args.seconds, args.seed)
     rate = run.executions / max(run.seconds, 0.001)
     verdict = "FAILED" if run.text else "ok"
@@ -100,20 +102,23 @@ def _report(target: Target, engine: Engine, args: argparse.Namespace) -> bool:
     )
     if run.text:
         print(run.text)
-        print(f"promised: {target.property}\nseed: {args.seed}")
+        print(f"broken promise: {target.property}\nseed: {args.seed}")
         if run.finding is not None:
             again = f"--replay {run.finding.relative_to(ROOT)}"
             if run.engine == "sanitizers":
                 again = f"--engine sanitizers {again}"
-            print(f'again: make fuzz ARGS="{again}"')
+            print(f'to run this input again: make fuzz ARGS="{again}"')
     return not run.text
 
 
 def _replay(path: Path, sanitized: bool) -> int:
-    """Try one input; its traceback, or a sanitizer's report, is all that there is to see."""
+    """Try one input. A finding shows as a traceback or a sanitizer's report."""
     name = path.resolve().parent.name
     if name not in TARGETS:
-        print(f"aiotun: {path} lies in no target's folder ({', '.join(TARGETS)})", file=sys.stderr)
+        print(
+            f"aiotun: the folder of {path} is not named after a target ({', '.join(TARGETS)})",
+            file=sys.stderr,
+        )
         return 2
     if sanitized and "AIOTUN_FUZZ_MODULE" not in os.environ:
         if problem := _runs.build_sanitized():
@@ -122,7 +127,7 @@ def _replay(path: Path, sanitized: bool) -> int:
         command = [sys.executable, "-m", "fuzz", "--engine", "sanitizers", "--replay", str(path)]
         return subprocess.run(command, env=_runs.sanitized_environment()).returncode
     TARGETS[name].check(path.read_bytes())
-    print(f"{name}: {TARGETS[name].property}: holds for {path}")
+    print(f"{name}: no fault with {path}; the promise is: {TARGETS[name].property}")
     return 0
 
 

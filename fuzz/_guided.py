@@ -1,8 +1,8 @@
-"""One target under atheris, which is libFuzzer guided by the branches that Python takes.
+"""Runs one target under atheris: libFuzzer, guided by the branches that Python takes.
 
 python -m fuzz._guided TARGET [libFuzzer's options and corpora]
 
-A process of its own: libFuzzer never returns, and ends at the first finding.
+It needs its own process, because libFuzzer never returns, and exits at the first finding.
 """
 
 import importlib
@@ -10,8 +10,9 @@ import sys
 
 import atheris
 
-# Whose branches guide it, for each target. Known before the targets are imported, since importing
-# is when code is instrumented; and no more than that, since it takes its time.
+# The modules whose branches guide the search, for each target. atheris instruments code when it is
+# imported, so this table must be known before the targets are imported. It names no more modules
+# than needed, because instrumenting takes time.
 _MODULES = {
     "decode": ["aiotun.decode", "aiotun._packets.encode", "dpkt"],
     "header": ["aiotun._packets.ipheader"],
@@ -45,7 +46,7 @@ def main(name: str, *options: str) -> None:
     with atheris.instrument_imports(include=_MODULES[name]):
         from .targets import TARGETS
 
-        for module in _MODULES[name]:  # what is imported only when it is needed
+        for module in _MODULES[name]:  # some are imported lazily, so import all of them now
             importlib.import_module(module)
     atheris.Setup([name, *options], TARGETS[name].check)
     atheris.Fuzz()

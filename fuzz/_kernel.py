@@ -1,8 +1,8 @@
-"""The kernel's own segmentation, as an oracle: super-packets in, what comes of each out.
+"""The kernel's own segmentation, as an oracle: give it a super-packet, and get the segments.
 
-A packet socket hands a super-packet to a TUN or TAP device that was opened without offload, so that
-the kernel has to cut it up before the device's reader gets it (skb_gso_segment). The devices lie in
-a network namespace that a helper process makes; their fds keep it alive once the helper has ended.
+A packet socket sends a super-packet to a TUN or TAP device that was opened without offload. So the
+kernel must segment it before the device's reader gets it (skb_gso_segment). The devices are in a
+network namespace that a helper process creates. Their fds keep it alive after the helper has ended.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ from ._target import ROOT
 __all__ = ["close", "missing", "segments"]
 
 _SOL_PACKET, _PACKET_VNET_HDR = 263, 15  # linux/socket.h, linux/if_packet.h
-# The device's ring: more than come of one input. What does not fit there is dropped.
+# The length of the device's ring, which must hold all segments of one input: others are dropped.
 _TXQUEUELEN = 8192
 
 
 @functools.cache
 def _devices() -> tuple[list[int], str]:
-    """The fds (two devices, then a packet socket for each), or why there are none."""
+    """Return the fds (two devices, then a packet socket for each), or why there are none."""
     ours, theirs = socket.socketpair()
     command = [
         sys.executable,
@@ -50,13 +50,13 @@ def _devices() -> tuple[list[int], str]:
 
 
 def missing() -> str | None:
-    """Why the kernel can't be asked here, or None."""
+    """Why this machine can't run the oracle, or None."""
     fds, why = _devices()
     return None if fds else f"missing: a TAP device in a network namespace ({why})"
 
 
 def close() -> None:
-    """Close the devices; the next question opens others."""
+    """Close the devices. The next call of `segments` opens others."""
     if _devices.cache_info().currsize:
         for fd in _devices()[0]:
             os.close(fd)
@@ -64,7 +64,7 @@ def close() -> None:
 
 
 def segments(super_packet: bytes, frame: bool) -> list[bytes] | None:
-    """What the kernel makes of a super-packet; None where it refuses or drops it."""
+    """Return the kernel's segments of a super-packet; None if it refuses or drops it."""
     fds, why = _devices()
     if not fds:
         raise RuntimeError(why)
@@ -95,7 +95,7 @@ async def _open(control: int) -> None:
 
 
 if __name__ == "__main__":
-    # Nothing but what we send may come out of the devices.
+    # The devices must carry only what we send, so IPv6 must not send anything by itself.
     with contextlib.suppress(OSError):
         Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
     asyncio.run(_open(int(sys.argv[1])))

@@ -1,7 +1,7 @@
-"""An engine without a look at what code an input reaches, and without anything to install.
+"""A fuzzing engine that needs nothing installed, and does not look at the code an input reaches.
 
-It is for the sanitizers, where the other one can't be; for machines that it does not exist for; and
-for `make test`, where a few thousand inputs are always the same.
+It runs where atheris can't: under sanitizers, and on machines that atheris does not support. It
+also runs in `make test`, because it always gives the same few thousand inputs.
 """
 
 import random
@@ -12,7 +12,7 @@ from ._target import Target
 
 __all__ = ["Outcome", "inputs", "run"]
 
-# Bytes that mean something at most places: versions, protocols, options, lengths, ethertypes.
+# Bytes that have a meaning in many places: versions, protocols, options, lengths, ethertypes.
 _TELLING = (
     *(bytes([each]) for each in (0, 1, 2, 4, 5, 6, 8, 17, 41, 43, 44, 50, 51, 58, 59, 60)),
     *(bytes([each]) for each in (0x45, 0x60, 0x80, 0xFF)),
@@ -22,7 +22,7 @@ _TELLING = (
 
 
 def inputs(target: Target, seed: int) -> Iterator[bytes]:
-    """The corpus as it is, then changes of it without end; the same seed makes the same."""
+    """Yield the corpus, then endless mutations of it. The same seed gives the same inputs."""
     chance = random.Random(f"{seed} {target.name}")
     seeds = target.seeds()
     yield from seeds
@@ -34,7 +34,7 @@ def _mutated(chance: random.Random, seeds: list[bytes]) -> bytes:
     data = bytearray(chance.choice(seeds))
     for _ in range(chance.randrange(1, 6)):
         way = chance.randrange(8)
-        # Headers are in front, and matter the most.
+        # Mostly change the front, where the headers are.
         at = chance.randrange(min(len(data), 96 if chance.random() < 0.8 else 4096) + 1)
         if way == 0 and at < len(data):
             data[at] = chance.randrange(256)
@@ -57,7 +57,7 @@ def _mutated(chance: random.Random, seeds: list[bytes]) -> bytes:
 
 
 class Outcome:
-    """What a run came to: how many inputs, and the one at which it ended, with what was raised."""
+    """The result of a run: how many inputs, and the one that failed, with the error it raised."""
 
     def __init__(self) -> None:
         self.executions = 0
@@ -69,7 +69,7 @@ class Outcome:
 def run(
     target: Target, seed: int, *, seconds: float = float("inf"), most: float = float("inf")
 ) -> Outcome:
-    """Give a target inputs, for so long or so many, until one fails."""
+    """Give a target inputs for that many seconds, or that many inputs, until one fails."""
     outcome = Outcome()
     end = time.monotonic() + seconds
     for data in inputs(target, seed):
@@ -78,7 +78,7 @@ def run(
             break
         try:
             target.check(data)
-        except Exception as error:  # noqa: BLE001 - this is what is looked for
+        except Exception as error:  # noqa: BLE001 - any exception is a finding
             outcome.failed, outcome.error = data, error
             break
         finally:

@@ -1,4 +1,4 @@
-"""How the engines are run, each on one target: in this process, or in one that may die."""
+"""Runs an engine on one target: in this process, or in a child that may crash."""
 
 import dataclasses
 import hashlib
@@ -25,29 +25,29 @@ __all__ = [
     "sanitized_environment",
 ]
 
-# The targets that the C module has a part in.
+# The targets that use the C module.
 SANITIZED = ("split", "merge", "segmenting")
 
-_TIMEOUT = 10  # seconds for one input: more would be a finding, too
+_TIMEOUT = 10  # seconds; an input that takes longer is a finding
 _LONGEST = 4096  # bytes of an input
 
 
 @dataclasses.dataclass
 class Run:
-    """What came of one target under one engine."""
+    """The result of one target under one engine."""
 
     engine: str
     seconds: float
     executions: int
     note: str = ""
-    """How far it got: branches, or the slowest input."""
+    """The number of branches reached, or the time of the slowest input."""
     finding: Path | None = None
     text: str = ""
-    """What was raised, or what the sanitizer said."""
+    """The traceback, or the sanitizer's report."""
 
 
 def mutated(target: Target, seconds: float, seed: int) -> Run:
-    """Run our own engine here."""
+    """Run our own engine in this process."""
     begin = time.monotonic()
     outcome = _mutating.run(target, seed, seconds=seconds)
     run = Run(
@@ -63,8 +63,8 @@ def mutated(target: Target, seconds: float, seed: int) -> Run:
 
 
 def guided(target: Target, seconds: float, seed: int) -> Run:
-    """Run atheris, in a process of its own."""
-    grown = FINDINGS / target.name / "corpus"  # what it finds worth keeping, for the next run
+    """Run atheris in a child."""
+    grown = FINDINGS / target.name / "corpus"  # atheris keeps useful inputs here for the next run
     grown.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     before = _findings(target.name)
@@ -88,16 +88,17 @@ def guided(target: Target, seconds: float, seed: int) -> Run:
     run.note = str(_number(r"cov: (\d+)", said)) + " branches"
     if done.returncode != 0:
         run.finding = next(iter(_findings(target.name) - before), None)
-        # atheris says what was raised, libFuzzer on stderr everything else, the input among it.
+        # atheris prints the exception on stdout. libFuzzer prints the rest, with the input, on
+        # stderr.
         _, raised, text = done.stdout.partition(" === Uncaught Python exception: ===\n")
         run.text = text.rstrip() if raised else said[-3000:]
         if run.finding is None:
-            run.text += "\n(no input was saved: the target could not be run)"
+            run.text += "\n(no input was saved, because the target could not run)"
     return run
 
 
 def sanitized(target: Target, seconds: float, seed: int) -> Run:
-    """Run our own engine on a C module with sanitizers, in a process that they may end."""
+    """Run our own engine on a C module with sanitizers, in a child that they may abort."""
     last = FINDINGS / target.name / "last"
     last.parent.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
@@ -116,7 +117,7 @@ def build_sanitized() -> str | None:
     """Build the C module with AddressSanitizer and UndefinedBehaviorSanitizer.
 
     Returns:
-        Why that can't be done here, or None.
+        None, or why this machine can't build it.
     """
     compiler = shutil.which(os.environ.get("CC", "cc"))
     include = sysconfig.get_path("include")
@@ -137,7 +138,7 @@ def build_sanitized() -> str | None:
 
 
 def sanitized_environment() -> dict[str, str]:
-    """What a process needs for the sanitizers to see all that it does."""
+    """The environment in which the sanitizers see all memory accesses of the C module."""
     compiler = os.environ.get("CC", "cc")
     found = subprocess.run(
         [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True
@@ -145,7 +146,8 @@ def sanitized_environment() -> dict[str, str]:
     return {
         **os.environ,
         "AIOTUN_FUZZ_MODULE": str(FINDINGS / "_speedups.so"),
-        # There before Python's own allocator, which would hide what it looks for.
+        # AddressSanitizer must be loaded first. Python's own allocator would hide errors from it,
+        # hence PYTHONMALLOC.
         "LD_PRELOAD": found.stdout.strip(),
         "ASAN_OPTIONS": "detect_leaks=0",
         "PYTHONMALLOC": "malloc",
@@ -165,6 +167,6 @@ def _findings(name: str) -> set[Path]:
 
 
 def _number(pattern: str, text: str) -> int:
-    """The last number that a pattern finds."""
+    """Return the last number that matches a pattern, else 0."""
     found = re.findall(pattern, text)
     return int(found[-1]) if found else 0

@@ -1,4 +1,4 @@
-"""What a target is, and where its files are."""
+"""Defines what a fuzz target is, and where its files are."""
 
 import dataclasses
 import random
@@ -17,10 +17,10 @@ class Target:
     """One parser, or several that read the same kind of bytes.
 
     Attributes:
-        name: of the target, and of its folders in corpus/ and build/fuzz/.
-        check: is given an input and raises where the property does not hold, whatever it raises.
-        property: what is promised, in words.
-        missing: says why this can't be checked on this machine; None where it can.
+        name: the name of the target, and of its folders in corpus/ and build/fuzz/.
+        check: takes an input, and raises any exception if the promise is broken.
+        property: the promise, in words.
+        missing: returns why this machine can't check the target, or None if it can.
     """
 
     name: str
@@ -29,15 +29,15 @@ class Target:
     missing: Callable[[], str | None] = lambda: None
 
     def seeds(self) -> list[bytes]:
-        """The inputs to begin with, in an order that does not change."""
+        """Return the initial inputs, always in the same order."""
         return [path.read_bytes() for path in sorted((CORPUS / self.name).iterdir())]
 
 
 class Choices(random.Random):
-    """Chance that an input decides: each choice takes some of its bytes; zeroes behind its end.
+    """A random generator that takes its numbers from an input's bytes, and zeros after its end.
 
-    So an engine that mutates bytes, or is guided by coverage, writes well-formed packets with
-    right checksums, which it would never come upon.
+    A target can use it to build well-formed packets with correct checksums. An engine that only
+    mutates bytes would practically never produce one.
     """
 
     def __new__(cls, data: bytes) -> "Choices":
@@ -61,7 +61,7 @@ class Choices(random.Random):
         return self._at >= len(self._data)
 
     def rest(self, most: int) -> bytes:
-        """Up to so many of the next bytes as they are."""
+        """Return up to `most` of the next bytes unchanged."""
         part = self._data[self._at : self._at + most]
         self._at += most
         return part

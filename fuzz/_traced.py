@@ -1,8 +1,8 @@
-"""One target under our own engine, each input written down before it is tried.
+"""Runs one target under our own engine, and writes each input to a file before it tries it.
 
 python -m fuzz._traced TARGET SECONDS SEED FILE
 
-For a process that a sanitizer may end at any input: the file then holds it.
+A sanitizer may abort this process at any input. The file then contains that input.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ __all__: list[str] = []
 
 def main(name: str, seconds: str, seed: str, file: str) -> int:
     target = TARGETS[name]
-    if why := target.missing():  # asked here, as the answer may take longer than a short run
+    if why := target.missing():  # before the clock starts, because this may take a while
         print(why)
         return 1
     fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -1,4 +1,4 @@
-"""What the examples read from an Ethernet: DHCP, VXLAN, the virtual switch."""
+"""The parsers of the examples that read Ethernet frames: DHCP, VXLAN, the virtual switch."""
 
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
@@ -20,7 +20,7 @@ _MAC = b"\2\0\0\0\0\1"
 
 
 def dhcp(data: bytes) -> None:
-    """The first byte says a frame, or a message without one."""
+    """The first byte says whether the rest is a frame or a bare DHCP message."""
     if not data:
         return
     message = data[1:]
@@ -57,7 +57,7 @@ def dhcp(data: bytes) -> None:
 
 
 def vxlan_(data: bytes) -> None:
-    """A datagram from a remote, one from elsewhere, and the frame back."""
+    """Receive a datagram from a remote and from a stranger, and send its frame back."""
     remote, stranger = ("192.0.2.2", 4789), ("198.51.100.1", 4789)
     end = vxlan.Vxlan(42, [remote])
     assert end.receive([data], stranger, 0.0) == []
@@ -100,7 +100,7 @@ class _Transport:
 
 
 def switch(data: bytes) -> None:
-    """A stream of QEMU's, in pieces: as many frames come out as bytes went in for."""
+    """Receive a QEMU stream in pieces. The frames that come out must account for all its bytes."""
     choices = Choices(data[:16])
     counters, learner = _switching.Counters(), _switching.Switch(300.0, lambda: 1.0)
     other = _Port()
@@ -125,19 +125,19 @@ TARGETS = [
     Target(
         "dhcp",
         dhcp,
-        "MalformedError alone; a message that was read is the same after it was written; an "
-        "answer fits a frame and has the question's number",
+        "raises only MalformedError; a message that is written and read again is the same; an "
+        "answer fits into a frame and has the request's transaction ID",
     ),
     Target(
         "vxlan",
         vxlan_,
-        "nothing is raised; what comes from no remote is dropped; a frame comes out as it went "
-        "in, and everything else is counted",
+        "raises nothing; drops what does not come from a remote; frames come out unchanged, and "
+        "everything else is counted",
     ),
     Target(
         "switch",
         switch,
-        "nothing is raised; a stream's frames are counted, each forwarded, filtered or malformed; "
-        "no more is kept of a stream than a frame",
+        "raises nothing; counts each frame of a stream as forwarded, filtered or malformed; "
+        "buffers at most one frame of a stream",
     ),
 ]

@@ -14,7 +14,7 @@ _NETWORKS = IPv4Network("0.0.0.0/0"), IPv6Network("::/0")
 
 
 def decoding(data: bytes) -> None:
-    """dpkt raises many things on bad input; one comes out, and what comes in can be written."""
+    """dpkt raises many exceptions on bad input; aiotun must raise one, and write what it read."""
     for decode in (decode_packet, decode_frame):
         try:
             decoded = decode(data)
@@ -23,11 +23,11 @@ def decoding(data: bytes) -> None:
         try:
             written = encode(decoded)
         except ValueError:
-            continue  # more than fits an IP packet, say
+            continue  # for example, longer than an IP packet may be
         try:
             again = decode(written)
         except PacketDecodeError:
-            continue  # data of bytes, where dpkt looks for a layer that it can read
+            continue  # the payload was plain bytes, in which dpkt now looks for a layer
         assert encode(again) == written, (decoded, again)
 
 
@@ -48,7 +48,7 @@ def header(data: bytes) -> None:
 
 
 def replying(data: bytes) -> None:
-    """Never an error, never more bytes than were asked with, always back to who asked."""
+    """Answers must raise nothing, be no longer than the request, and go back to its sender."""
     before = bytes(data)
     echo = reply.icmp_echo(data)
     if echo is not None:
@@ -59,7 +59,7 @@ def replying(data: bytes) -> None:
     if echo is not None:
         assert 48 <= len(echo) <= len(data)
         assert echo[8:40] == data[24:40] + data[8:24]
-    # A tag of VLAN 0 comes back.
+    # The answer has the same VLAN 0 tag as the request.
     tag = data[12:16] if data[12:14] in (b"\x81\0", b"\x88\xa8") else b""
     answer = reply.arp(data, _MAC, _NETWORKS[0])
     if answer is not None:
@@ -76,7 +76,7 @@ def replying(data: bytes) -> None:
 
 
 def describing(data: bytes) -> None:
-    """A line for whatever comes, in which nothing can talk to a terminal."""
+    """Any bytes must give a line, and no line can control a terminal."""
     for frame in (False, True):
         line, _ = describe(data, frame=frame)
         assert line.isprintable(), line
@@ -87,25 +87,24 @@ TARGETS = [
     Target(
         "decode",
         decoding,
-        "decode_packet and decode_frame raise PacketDecodeError alone; "
-        "encode, of what they gave, ValueError alone, and the same again after another round",
+        "decode_packet and decode_frame raise only PacketDecodeError; encode of their results "
+        "raises only ValueError, and decoding and encoding again gives the same bytes",
     ),
     Target(
         "header",
         header,
-        "IPHeader raises ValueError alone; what it says is within the packet, and no property "
-        "raises",
+        "IPHeader raises only ValueError; its offsets are within the packet; no property raises",
     ),
     Target(
         "reply",
         replying,
-        "nothing is raised; an answer is no longer than what it answers (ARP 42 bytes, neighbour "
-        "advertisement 86, and 4 for a tag of VLAN 0), goes back to who asked, and is not answered "
+        "raises nothing; an answer is no longer than the request (ARP 42 bytes, neighbor "
+        "advertisement 86, plus 4 for a VLAN 0 tag), goes back to its sender, and is not answered "
         "itself",
     ),
     Target(
         "describe",
         describing,
-        "nothing is raised; one line of printable characters",
+        "raises nothing; gives one line of printable characters",
     ),
 ]

@@ -1,4 +1,4 @@
-"""Super-packets cut up by `split` and by the kernel, which has no code in common with it."""
+"""Compares `split` with the kernel's segmentation of the same super-packets."""
 
 import random
 import struct
@@ -25,7 +25,7 @@ _OPTIONS6 = [b"", b"\0\0\1\4\0\0\0\0", b"\x2b\0\1\4\0\0\0\0" + _ROUTING,
 
 
 def segmenting(data: bytes) -> None:
-    """Choices make a super-packet, which is then damaged or not."""
+    """Build a super-packet from the input, perhaps damage it, and split it in both ways."""
     choices = Choices(data)
     frame, header, packet = _super_packet(choices)
     whole = header.pack() + packet
@@ -34,14 +34,14 @@ def segmenting(data: bytes) -> None:
     for split in (MODULE.split, gso.split):
         ours = _attempt(split, exact(changed), frame)
         if changed == whole:
-            # What is right is cut up, unless it is out of proportion.
+            # A correct super-packet must be split, unless the result is out of proportion.
             count = -(-(len(packet) - header.hdr_len) // header.gso_size)
             total = len(packet) + max(count - 1, 0) * header.hdr_len
             expected = total <= max(65_535, 16 * len(packet)) and _checksum_known(header, packet)
             assert (ours is not None) == expected, (changed, ours)
         if ours is None or kernels is None or not _comparable(changed, frame):
             continue
-        # What fits one segment is no super-packet to the kernel, and keeps its wrong checksums.
+        # If it fits into one segment, the kernel does not segment it and leaves wrong checksums.
         if changed == whole or len(ours) > 1:
             assert len(ours) == len(kernels), (changed, ours, kernels)
             for one, other in zip(ours, kernels, strict=True):
@@ -82,7 +82,7 @@ def _super_packet(choices: Choices) -> tuple[bool, VnetHeader, bytes]:
     elif choices.randrange(4) == 3:
         flags = 0
     if flags:
-        # Any sum will do: it is the sender's.
+        # Any partial checksum is valid: the sender computes it.
         struct.pack_into("!H", made, start + offset, choices.getrandbits(16))
     header = VnetHeader(flags, kind, head, size, start, offset)
     return bool(link), header, bytes(made)
@@ -97,13 +97,16 @@ def _attempt(split: Any, data: memoryview, frame: bool) -> list[bytes] | None:
 
 
 def _checksum_known(header: VnetHeader, packet: bytes) -> bool:
-    """Not so where a source route has no partial checksum for its end."""
+    """Whether `split` can know the checksums: not with a source route and no partial checksum."""
     routed = b"\x83\7\4\x0a" in packet or b"\x89\7\4\x0a" in packet or _ROUTING[1:8] in packet
     return bool(header.flags) or not routed
 
 
 def _comparable(data: bytes, frame: bool) -> bool:
-    """The kernel takes a checksum for partial wherever the header says that it stands."""
+    """Whether kernel and `split` must agree: is the checksum where the protocol has it?
+
+    The kernel completes a checksum at any place that the virtio-net header names.
+    """
     head, packet = VnetHeader.unpack(data), data[VnetHeader.SIZE :]
     if not head.flags & VnetHeader.NEEDS_CSUM or head.gso_type & ~GsoType.ECN == GsoType.NONE:
         return True
@@ -113,7 +116,7 @@ def _comparable(data: bytes, frame: bool) -> bool:
 
 
 def _alike(one: bytes, other: bytes) -> bool:
-    """The same, but for a checksum of 0 or 0xffff, which are one sum."""
+    """Whether both are the same, except that a checksum may be 0 in one and 0xffff in the other."""
     if one == other:
         return True
     places = [at for at in range(min(len(one), len(other))) if one[at] != other[at]]
@@ -127,8 +130,8 @@ TARGETS = [
     Target(
         "segmenting",
         segmenting,
-        "split gives what the kernel's own segmentation gives, where both cut up; what is right "
-        "and in proportion is cut up",
+        "if both split and the kernel segment a super-packet, the segments are the same; split "
+        "accepts every correct super-packet that is in proportion",
         missing=_kernel.missing,
     )
 ]

@@ -1,7 +1,8 @@
-"""Super-packets: the virtio-net header, and cutting up and putting together, in both languages.
+"""Super-packets: the virtio-net header, and split and merge, in C and in Python.
 
-AIOTUN_FUZZ_MODULE=PATH in the environment has another build of the C module checked: one with
-sanitizers. Inputs lie in memory of just their length, so that a read of one byte too many is seen.
+AIOTUN_FUZZ_MODULE=PATH in the environment selects another build of the C module: the one with
+sanitizers. Each input is in a buffer of exactly its length, so that a sanitizer sees a read of one
+byte too many.
 """
 
 import ctypes
@@ -37,7 +38,7 @@ def _load() -> Any:
 
 
 MODULE = _load()
-# Where super-packets are read from and written to, beside a device.
+# The functions of the C module that read from a device and write to it use this pair instead.
 NEAR, FAR = (each.detach() for each in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
 os.set_blocking(NEAR, False)
 
@@ -53,13 +54,13 @@ def vnet_header(data: bytes) -> None:
 
 
 def exact(data: bytes) -> memoryview:
-    """The same bytes, with nothing behind them that could be read by mistake."""
+    """Return the bytes in a buffer of exactly their length."""
     buffer = (ctypes.c_char * len(data)).from_buffer_copy(data) if data else b""
     return memoryview(buffer).cast("B")
 
 
 def _split(data: bytes, frame: bool) -> list[bytes] | None:
-    """Cut up by both, which must agree, in what they raise as well."""
+    """Split with the C module and its Python twin, which must agree, also in their errors."""
 
     def attempt(function: Any, argument: Any) -> list[bytes] | str:
         try:
@@ -74,14 +75,14 @@ def _split(data: bytes, frame: bool) -> list[bytes] | None:
         os.write(FAR, data)
         read = MODULE.read_split(NEAR, frame, 1)
         assert read == (([], 1) if isinstance(ours, str) else (ours, 0))
-        # The same behind a header of 12 bytes, whatever the last two hold.
+        # The same with a 12-byte header, whatever its last two bytes are.
         os.write(FAR, data[:10] + b"\xff\xff" + data[10:])
         assert MODULE.read_split(NEAR, frame, 1, 12) == read
     return None if isinstance(ours, str) else ours
 
 
 def splitting(data: bytes) -> None:
-    """The first byte says packet or frame, the rest is a super-packet."""
+    """The first byte says whether it is a packet or a frame; the rest is a super-packet."""
     if not data:
         return
     frame, data = bool(data[0] & 1), data[1:]
@@ -92,9 +93,9 @@ def splitting(data: bytes) -> None:
     if head.gso_type & ~0x80 == 0:
         assert [len(part) for part in parts] == [len(body)]
         return
-    # In proportion: the bounds stand here once more, so that it takes two mistakes to lose them.
+    # The bounds are repeated here, so that a mistake in the library alone can't remove them.
     assert sum(map(len, parts)) <= max(65_535, 16 * len(body))
-    # No byte more than the whole but headers, and no segment larger than was said.
+    # Only headers are added, and no segment is larger than the header says.
     headers = len(parts[0]) - min(head.gso_size, len(parts[0]))
     assert all(len(part) <= len(body) for part in parts)
     assert all(len(part) == len(parts[0]) for part in parts[:-1])
@@ -103,7 +104,7 @@ def splitting(data: bytes) -> None:
 
 
 def merging(data: bytes) -> None:
-    """Runs of packets, now and then damaged, put together and cut up again."""
+    """Merge runs of packets, some of them damaged, and split the result again."""
     choices = Choices(data)
     frame, batch = bool(choices.getrandbits(1)), _packets(choices)
     merged = MODULE.merge([exact(packet) for packet in batch], frame)
@@ -151,7 +152,7 @@ def damaged(choices: Choices, data: bytes) -> bytes:
 
 
 def _comparable(packet: bytes, frame: bool) -> bytes:
-    """Without what `merge` may change: the identification of what must not be fragmented."""
+    """Remove what `merge` may change: the IPv4 identification of a don't-fragment packet."""
     start = 0
     if frame:
         start = 14
@@ -167,20 +168,20 @@ TARGETS = [
     Target(
         "vnet-header",
         vnet_header,
-        "VnetHeader.unpack raises ValueError where there are fewer bytes than its size of 10 or "
-        "12, and pack gives the same bytes back",
+        "VnetHeader.unpack raises ValueError only for fewer bytes than its size of 10 or 12, and "
+        "pack gives the same bytes back",
     ),
     Target(
         "split",
         splitting,
-        "ValueError alone; the C module and its Python twin give the same, errors' texts included; "
-        "segments all of one size but for a smaller last one, none longer than the whole, and "
-        "together no longer than 64 KiB or 16 times that",
+        "raises only ValueError; the C module and its Python twin give the same results and error "
+        "texts; all segments have the same size, only the last may be smaller; none is longer than "
+        "the super-packet; together they are no longer than 64 KiB or 16 times the super-packet",
     ),
     Target(
         "merge",
         merging,
-        "nothing is raised; both twins give the same; cut up again it is what went in, but for "
-        "the identification of what must not be fragmented",
+        "raises nothing; the C module and its Python twin give the same; split gives back the "
+        "packets, except the IPv4 identification of those that must not be fragmented",
     ),
 ]

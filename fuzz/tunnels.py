@@ -1,7 +1,7 @@
-"""What the VPN examples read: WireGuard's messages, udp_vpn's datagrams, TCP's MSS option.
+"""The parsers of the VPN examples: WireGuard's messages, udp_vpn's datagrams, TCP's MSS option.
 
-Two ends talk to each other over a network that drops, repeats, reorders and damages, as the input
-says, and puts datagrams of its own in. Keys and nonces are the same in every run.
+Two ends talk over a simulated network. The input decides which datagrams the network drops,
+repeats, reorders, damages or invents. Keys and nonces are the same in every run.
 """
 
 import random
@@ -29,12 +29,12 @@ _SECRETS = random.Random(0).randbytes(32), random.Random(1).randbytes(32)
 
 
 def _steady() -> Any:
-    """Chance that is the same for each input."""
+    """Make os.urandom return the same bytes for each input."""
     return mock.patch("os.urandom", random.Random(2).randbytes)
 
 
 def _meddled(choices: Choices, datagram: bytes) -> list[bytes]:
-    """What the network makes of a datagram."""
+    """Return what the network delivers instead of a datagram."""
     way = choices.randrange(8)
     if way == 1:
         return []
@@ -58,9 +58,9 @@ def _meddled(choices: Choices, datagram: bytes) -> list[bytes]:
 
 def _check_genuine(got: list[bytes], sent: list[bytes]) -> None:
     for packet in got:
-        # WireGuard fills up with zeroes.
+        # WireGuard pads packets with zeros.
         assert packet.rstrip(b"\0") in {each.rstrip(b"\0") for each in sent}, packet
-    assert len(got) <= len(sent), "a packet came twice"
+    assert len(got) <= len(sent), "a packet was delivered twice"
 
 
 def wireguard(data: bytes) -> None:
@@ -100,7 +100,7 @@ def wireguard(data: bytes) -> None:
 
 
 class _Socket:
-    """Keeps what is sent."""
+    """Records what is sent."""
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
@@ -113,12 +113,12 @@ class _Socket:
 
 
 def _now(coroutine: Any) -> None:
-    """Run a coroutine that does not wait."""
+    """Run a coroutine that must not wait."""
     try:
         coroutine.send(None)
     except StopIteration:
         return
-    raise AssertionError("it waits")
+    raise AssertionError("the coroutine waits")
 
 
 def udp_vpn_(data: bytes) -> None:
@@ -150,7 +150,7 @@ def udp_vpn_(data: bytes) -> None:
                 before = sum(map(len, far.sent))
                 for run in udp_vpn.runs_of_one_session(arrived, dropped):
                     got[name] += receive(socks[name == "server"], run, source, now)
-                if name == "server":  # or it would be of use for flooding others
+                if name == "server":  # else the server could be abused to flood others
                     assert sum(map(len, far.sent)) - before <= sum(map(len, arrived))
             if turn >= 2:
                 packet = _PACKETS[_A][turn % 3] + bytes([turn])
@@ -164,11 +164,11 @@ def udp_vpn_(data: bytes) -> None:
     for packet in got["client"]:
         assert packet in sent["server"], packet
     for packets in got.values():
-        assert len(set(packets)) == len(packets), "a packet came twice"
+        assert len(set(packets)) == len(packets), "a packet was delivered twice"
 
 
 def mss(data: bytes) -> None:
-    """The first byte chooses the MTU; only whole IP headers get that far."""
+    """The first byte chooses the MTU. Callers pass only packets with a whole IP header."""
     if len(data) < 2 or len(data) - 1 < (20 if data[1] < 0x60 else 40):
         return
     packet, mtu = data[1:], 576 + data[0] * 8
@@ -184,16 +184,16 @@ TARGETS = [
     Target(
         "wireguard",
         wireguard,
-        "nothing is raised; what comes out is what the other end put in, at most once",
+        "raises nothing; each end delivers only packets of the other end, and each at most once",
     ),
     Target(
         "udp-vpn",
         udp_vpn_,
-        "nothing is raised; what comes out is what the other end put in, at most once",
+        "raises nothing; each end delivers only packets of the other end, and each at most once",
     ),
     Target(
         "mss",
         mss,
-        "nothing is raised; of a packet at most an MSS option and the checksum change",
+        "raises nothing; changes nothing in a packet but one MSS option and the checksum",
     ),
 ]

@@ -1,4 +1,4 @@
-"""Text: configuration files, options, the words of the command."""
+"""The parsers of text: configuration files, options, the words of the command."""
 
 import argparse
 import re
@@ -22,7 +22,7 @@ __all__ = ["TARGETS"]
 
 
 def _no_names(host: str, port: int | str, *, type: int = 0) -> Any:  # noqa: A002 - its name
-    """As getaddrinfo, but nobody is asked."""
+    """Like getaddrinfo, but without name resolution."""
     return _getaddrinfo(host, port, type=type, flags=socket.AI_NUMERICHOST)
 
 
@@ -30,7 +30,7 @@ _getaddrinfo = socket.getaddrinfo
 
 
 class _File:
-    """What is there to be read, in place of a path."""
+    """Stands in for the path of a file with these contents."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -62,7 +62,7 @@ def vpn_keys(data: bytes) -> None:
 
 
 def options(data: bytes) -> None:
-    """Each reader alone: what it gives it reads again, as the same."""
+    """Each parser must parse the text of its own result to the same result."""
     text = data.decode("utf-8", "surrogateescape")
     readers: list[Callable[[str], Any]] = [parse_address, parse_route, parse_mac, check_new_name]
     for read in readers:
@@ -82,7 +82,7 @@ _LINE = re.compile(r"|#.*|\[[A-Za-z]+\]|[A-Za-z0-9]+=[A-Za-z0-9_.:/@+$-]+")
 
 
 def networkd(data: bytes) -> None:
-    """Words of `aiotun networkd`: its files have nothing but known sections and plain values."""
+    """Any words of `aiotun networkd` must give files with only known sections and plain values."""
     words = data.decode("utf-8", "surrogateescape").split("\n")
     try:
         texts = networkd_command.units(words)
@@ -96,7 +96,7 @@ def networkd(data: bytes) -> None:
 
 
 def commands(data: bytes) -> None:
-    """Words of `aiotun add` and `del`, up to where the kernel would be asked."""
+    """Parse the words of `aiotun add` and `del`, without asking the kernel."""
     words = data.decode("utf-8", "surrogateescape").split("\n")
     valued, flags = set(tuntap._VALUES), set(tuntap._FLAGS)
     try:
@@ -113,25 +113,27 @@ TARGETS = [
     Target(
         "wireguard-config",
         wireguard_config,
-        "ConfigError alone; keys of 32 bytes, numbers within their limits",
+        "raises only ConfigError; keys have 32 bytes, and numbers are within their limits",
     ),
     Target(
-        "vpn-keys", vpn_keys, "ValueError alone; every client with a key of 32 bytes and an address"
+        "vpn-keys",
+        vpn_keys,
+        "raises only ValueError; every client has a key of 32 bytes and an address",
     ),
     Target(
         "options",
         options,
-        "addresses, routes, MACs, names and the switch's ports: ValueError (ArgumentTypeError) "
-        "alone; what was read is read again from its text as the same",
+        "addresses, routes, MACs, names and the switch's ports: raises only ValueError or "
+        "ArgumentTypeError; the text of a result parses to the same result",
     ),
     Target(
         "networkd",
         networkd,
-        "UsageError alone; no text gets a line, section or pattern of its own into a file",
+        "raises only UsageError; no word can add a line, section or pattern to a file",
     ),
     Target(
         "commands",
         commands,
-        "UsageError alone",
+        "raises only UsageError",
     ),
 ]

@@ -1,1 +1,1 @@
-"""The tests of aiotun; `tests.helpers` has what they share."""
+"""The tests of aiotun. `tests.helpers` has the helpers that they share."""

@@ -1,13 +1,13 @@
-"""Moves the whole test run into namespaces of its own, and makes sure that it is there.
+"""Moves the whole test run into private namespaces, and verifies that it is in them.
 
-Three steps, so that no test can ever touch an interface of the machine:
+Three steps make sure that no test can touch an interface of the machine:
 
-1. `enter` (outside) replaces the process by ``unshare``, which runs this file as a script;
-2. `main` (inside, a fresh process) mounts what must be private and replaces itself by the same
-   command line that pytest was started with;
-3. `problem` (inside, in pytest) says why this is not a private namespace, if it isn't.
+1. `enter` (outside) replaces the process with ``unshare``, which runs this file as a script;
+2. `main` (inside, a fresh process) mounts what must be private and replaces itself with the command
+   line that pytest was started with;
+3. `problem` (inside, in pytest) checks that this is a private namespace.
 
-Where one of them fails the run ends there with one line. Nothing falls back to the machine's own
+If one of them fails, the run ends with a one-line message. Nothing falls back to the machine's own
 namespaces.
 """
 
@@ -27,7 +27,7 @@ from pathlib import Path
 # Set by `enter`: the inodes of the namespaces outside, "net:mnt".
 MARKER = "AIOTUN_TESTS_OUTSIDE"
 # Written by `main` into the private /run: the inode of the network namespace inside. A marker in
-# the environment can be inherited or exported by mistake; a file on a tmpfs of ours cannot.
+# the environment can be inherited or exported by mistake; a file on our own tmpfs can't.
 PROOF = Path("/run/aiotun-tests")
 NODE = Path("/dev/net/tun")
 
@@ -36,22 +36,23 @@ _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 2, 4, 8, 4096  # mount.h
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1  # sockios.h, if.h
 _TUN_DEVICE = os.makedev(10, 200)  # Documentation/admin-guide/devices.txt
 
-# Unasked traffic (duplicate address detection, router solicitations, link-local addresses and the
-# multicast reports that follow them) would land between the packets that a test waits for.
+# The kernel sends packets by itself: duplicate address detection, router solicitations, link-local
+# addresses and the multicast reports that follow them. They would arrive between the packets that a
+# test waits for.
 _QUIET = {"accept_dad": "0", "router_solicitations": "0", "addr_gen_mode": "1"}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class IsolationError(Exception):
-    """The tests can't have namespaces of their own; the text says what is missing."""
+    """The tests can't get private namespaces; the text says what is missing."""
 
 
 def enter(command: Sequence[str], env: Mapping[str, str]) -> None:
-    """Replace this process by `command` in private namespaces; never returns.
+    """Replace this process with `command` in private namespaces; never returns.
 
     Raises:
-        IsolationError: not possible here, and why.
+        IsolationError: this machine does not allow it; the text says why.
     """
     unshare = _unshare()
     _check_node()
@@ -59,8 +60,8 @@ def enter(command: Sequence[str], env: Mapping[str, str]) -> None:
     script = [sys.executable, "-P", os.path.abspath(__file__), *command]
     inside = {**env, MARKER: outside}
     if os.geteuid() != 0:
-        # Inside everybody is root by name, and pytest would look for its files of the last runs in
-        # /tmp/pytest-of-root, which may be the real root's.
+        # Inside a user namespace every user is called root, and pytest would use
+        # /tmp/pytest-of-root, which may belong to the real root.
         inside["LOGNAME"] = f"uid{os.geteuid()}"
     os.execve(unshare[0], [*unshare, "--", *script], inside)
 
@@ -105,7 +106,7 @@ def _inode(kind: str) -> int:
 
 
 def problem(env: Mapping[str, str]) -> str | None:
-    """Say why this process is not where `main` left it, or None where it is."""
+    """Return why this process is not in the namespaces that `main` made, or None if it is."""
     net, mnt = _inode("net"), _inode("mnt")
     outer_net, _, outer_mnt = env.get(MARKER, "").partition(":")
     if not (outer_net.isdigit() and outer_mnt.isdigit()):
@@ -125,11 +126,11 @@ def problem(env: Mapping[str, str]) -> str | None:
 
 
 def prepare_netns() -> None:
-    """Bring `lo` up and quieten IPv6 in the calling thread's network namespace."""
+    """Bring `lo` up and silence IPv6 in the calling thread's network namespace."""
     for where in ("all", "default"):
         for key, value in _QUIET.items():
-            # A machine without IPv6 has none of these, and in a container /proc/sys may be
-            # read-only: noisier, but not unsafe.
+            # A machine without IPv6 has none of these files, and in a container /proc/sys may be
+            # read-only. The tests then see more packets, but are still isolated.
             with contextlib.suppress(OSError):
                 Path(f"/proc/sys/net/ipv6/conf/{where}/{key}").write_text(value)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -140,7 +141,7 @@ def prepare_netns() -> None:
 
 
 def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -> None:
-    """mount(2), which Python has no function for; only for use inside."""
+    """mount(2), which Python does not offer; call it inside only."""
     done = _libc.mount(
         source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), data.encode()
     )
@@ -150,7 +151,7 @@ def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -
 
 
 def bind(source: str, target: str) -> None:
-    """Make `source` (a file or folder) appear at `target` too; only for use inside."""
+    """Make `source` (a file or folder) appear at `target` as well; call it inside only."""
     mount(source, target, "", _MS_BIND)
 
 
@@ -164,7 +165,7 @@ def unshare_netns() -> None:
 
 
 def setns(fd: int) -> None:
-    """Move the calling thread into the network namespace that `fd` stands for."""
+    """Move the calling thread into the network namespace of this fd."""
     if sys.version_info >= (3, 12):
         os.setns(fd, CLONE_NEWNET)
     elif _libc.setns(fd, CLONE_NEWNET) != 0:
@@ -173,20 +174,21 @@ def setns(fd: int) -> None:
 
 
 def _make_private() -> None:
-    # sysfs shows the interfaces of the namespace it was mounted in: without this, /sys/class/net
-    # would still be the machine's.
+    # sysfs shows the interfaces of the namespace that mounted it. Without a new mount,
+    # /sys/class/net would still show the machine's.
     mount("sysfs", "/sys", "sysfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
-    # 'ip netns add' makes its names under /run/netns. Not nodev: the node below lies here.
+    # 'ip netns add' makes its names under /run/netns. Not nodev: _open_node_to_all makes a node
+    # here.
     mount("tmpfs", "/run", "tmpfs", _MS_NOSUID, "mode=0755")
     prepare_netns()
     PROOF.write_text(str(_inode("net")))
 
 
 def _open_node_to_all() -> None:
-    """Give tests that run as an ordinary user the node with the mode that distributions give it.
+    """Make /dev/net/tun usable for tests that run as an ordinary user, as on most distributions.
 
-    On a bare machine it is 0600. Its mode is not changed: a second node for the same driver is put
-    over it, and only in this mount namespace, where nobody outside can see it.
+    On a bare machine its mode is 0600. The node itself is not changed: a second node of the same
+    driver is mounted over it, in this mount namespace only, so nothing changes outside.
     """
     if os.stat(NODE).st_mode & 0o006 == 0o006:
         return
@@ -197,7 +199,7 @@ def _open_node_to_all() -> None:
         bind(ours, str(NODE))
         os.close(os.open(NODE, os.O_RDWR | os.O_CLOEXEC))
     except PermissionError as error:
-        # In a user namespace nodes can't be made; the tests that need this say so themselves.
+        # Nobody can make nodes in a user namespace. The tests that need this one skip.
         sys.stderr.write(f"note: {NODE} stays as it is, for root only ({error.strerror})\n")
 
 

@@ -13,7 +13,7 @@ def _open_files() -> Counter[str]:
     for fd in os.listdir("/proc/self/fd"):
         try:
             link = os.readlink(f"/proc/self/fd/{fd}")
-        except FileNotFoundError:  # the one that listed the folder
+        except FileNotFoundError:  # the fd that listed the folder
             continue
         if link == "/dev/net/tun" or link.startswith(("net:[", "socket:[")):
             found[link] += 1
@@ -25,16 +25,16 @@ def _our_threads() -> list[threading.Thread]:
 
 
 class LeakCheck:
-    """What is open now, to compare with later."""
+    """Remembers what is open now, to compare with later."""
 
     def __init__(self) -> None:
         self._before = _open_files()
 
     def problem(self, timeout: float = 5.0) -> str | None:
-        """Say what has been opened and not closed since.
+        """Return what has been opened and not closed since, in words, or None.
 
-        Closing ends in short-lived threads, so those are waited for first, `timeout` seconds at
-        most.
+        Devices close in short-lived threads, so this first waits for those threads, `timeout`
+        seconds at most.
         """
         deadline = time.monotonic() + timeout
         for thread in _our_threads():
@@ -42,7 +42,7 @@ class LeakCheck:
         threads = _our_threads()
         leaked = _open_files() - self._before
         if leaked:
-            gc.collect()  # also lets ResourceWarning be raised in the test that deserves it
+            gc.collect()  # also raises ResourceWarning in the test that caused it
             leaked = _open_files() - self._before
         if threads or leaked:
             return f"left behind: fds {sorted(leaked.elements())}, threads {threads}"

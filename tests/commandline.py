@@ -5,19 +5,18 @@ import errno
 import os
 import pty
 import select
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 
-import pytest
+from .helpers import need
 
 COMMAND = [sys.executable, "-W", "error", "-m", "aiotun"]
 
 
 class Running:
-    """A command that runs; what it says is read as it comes."""
+    """A running command. Its output is read as it comes."""
 
     def __init__(self, process: subprocess.Popen[bytes], out: int, err: int | None) -> None:
         self.process = process
@@ -25,7 +24,7 @@ class Running:
         self.out = self.err = ""
 
     def read_until(self, words: str, *, err: bool = False, timeout: float = 20) -> None:
-        """Read until it has said this, on stderr where that is apart."""
+        """Read until the output has these words; with `err`, until stderr has if it is separate."""
         deadline = time.monotonic() + timeout
         while words not in (self.err if err and self.err_fd is not None else self.out):
             left = deadline - time.monotonic()
@@ -33,14 +32,14 @@ class Running:
                 raise AssertionError(f"never said {words!r}: {self.out!r} {self.err!r}")
 
     def _read(self, timeout: float) -> bool:
-        """Read once from whatever is ready; False at the end of all."""
+        """Read once from each stream that is ready; False when all have ended."""
         fds = [fd for fd in (self.out_fd, self.err_fd) if fd is not None and fd >= 0]
         if not fds:
             return False
         for fd in select.select(fds, [], [], timeout)[0]:
             try:
                 data = os.read(fd, 65536).decode()
-            except OSError as error:  # the other side of a terminal is gone
+            except OSError as error:  # the terminal's other side has been closed
                 if error.errno != errno.EIO:
                     raise
                 data = ""
@@ -53,7 +52,7 @@ class Running:
         return True
 
     def end(self, timeout: float = 20) -> int:
-        """Read all the rest, and give the exit status."""
+        """Read the rest of the output, and return the exit status."""
         deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0 and self._read(left):
             pass
@@ -68,7 +67,7 @@ class Running:
 def piped(
     *args: str, command: list[str] = COMMAND, env: Mapping[str, str] | None = None
 ) -> Iterator[Running]:
-    """Run `aiotun` with its output and its errors in a pipe each."""
+    """Run `aiotun` with stdout and stderr in separate pipes."""
     process = subprocess.Popen(
         [*command, *args],
         stdin=subprocess.DEVNULL,
@@ -90,9 +89,7 @@ def in_terminal(
     *args: str, command: list[str] = COMMAND, env: Mapping[str, str] | None = None
 ) -> Iterator[Running]:
     """Run `aiotun` in a terminal of its own; `type_in` writes there."""
-    setsid = shutil.which("setsid")
-    if setsid is None:
-        pytest.skip("missing: setsid(1); install util-linux")
+    setsid = need("setsid")
     ours, theirs = pty.openpty()
     try:
         own = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}

@@ -17,15 +17,15 @@ from ._leaks import LeakCheck
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
-    """Before anything is collected: go on in namespaces of our own, or not at all."""
+    """Before anything is collected, restart in private namespaces; without them, run nothing."""
     if _isolation.MARKER in os.environ:
-        return None  # pytest_configure looks whether it is true
-    # pytest has put its own files in the place of stdout and stderr, which would outlive the exec.
+        return None  # pytest_configure checks that the marker tells the truth
+    # pytest has replaced stdout and stderr by its own files, and these would survive the exec.
     capture = config.pluginmanager.getplugin("capturemanager")
     if capture is not None:
         capture.suspend_global_capture(in_=True)
     os.chdir(config.invocation_params.dir)
-    # The original command line keeps everything that was said: -X, -m, -p no:..., a debugger.
+    # The original command line keeps every option: -X, -m, -p no:..., a debugger.
     command = [sys.executable, *sys.orig_argv[1:]]
     sys.stdout.flush()
     sys.stderr.flush()
@@ -38,17 +38,18 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse to run anywhere else.
+    """Refuse to run outside of the private namespaces.
 
-    Also where this file was loaded too late for the hook above: pytest looks only into the folders
-    that its arguments name.
+    This also catches a run that loaded this file too late for the hook above: pytest loads the
+    conftest.py files of the folders that its arguments name, and no others.
     """
     if _isolation.MARKER not in os.environ:
         pytest.exit("aiotun tests: name the tests folder, or a file in it, on the command line", 4)
     why = _isolation.problem(os.environ)
     if why is not None:
         pytest.exit(f"aiotun tests: {why}", 4)
-    # A shell has what it starts with '&' ignore Ctrl-C, and our tests' programs would do so, too.
+    # A shell makes a program that it starts with '&' ignore SIGINT, and the programs that the tests
+    # start would inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -57,7 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Turn a skip for something that the machine lacks into a failure, where CI should have it."""
+    """In CI, turn a skip for something that the machine lacks into a failure."""
     if not os.environ.get("CI") or report.outcome != "skipped" or hasattr(report, "wasxfail"):
         return
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
@@ -87,7 +88,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Run every async test twice: both loops are promised to behave the same."""
+    """Run every async test on both loops: aiotun promises to behave the same on each."""
     return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
 
 
@@ -96,8 +97,8 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves open files or threads of ours behind."""
     check = LeakCheck()
     yield
-    # All other fixtures of the test have ended by now, but pytest holds their values for longer;
-    # a Link among them holds its namespace as long as it lives.
+    # All other fixtures of the test have ended by now, but pytest still holds their values. A Link
+    # among them would keep its namespace open.
     request.node.funcargs.clear()
     problem = check.problem()
     if problem is not None:
@@ -108,8 +109,9 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 def netns(no_leaks: None) -> Iterator[int]:
     """Give the test an empty network namespace of its own, with `lo` up; the value is its fd.
 
-    Only this thread moves, and threads that it starts. A loop of wider scope that was made before
-    has sockets in the namespace before, but those are pairs that never meet a network.
+    Only this thread enters the namespace, and threads that it starts. An event loop of a wider
+    scope was made before: its sockets stay in the previous namespace, but they are socket pairs,
+    which don't use the network.
     """
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:

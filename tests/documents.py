@@ -1,21 +1,21 @@
-"""The pages of the documentation, cut into what can be run.
+"""The pages of the documentation, cut into blocks that can be run.
 
-A page is one story: its blocks run in their order, in one folder, one network namespace, one Python
-namespace and one shell.
+The blocks of a page run in their order, in one folder, one network namespace, one Python namespace
+and one shell.
 
-- A python block is run, with `await` at the top level. Where its first line is a comment with a
-  file's name (`# responder.py`) the block is that file, for a later block to use.
-- A console block has commands behind `$ `, each with what it prints. There a line of `...` stands
-  for any number of lines, and `...` within one for anything; times and other decimal fractions need
-  not agree.
-- Blocks of ini and text are no programs. An ini block, too, is a file where its first line names
-  one.
+- A python block may use `await` at the top level. If its first line is a comment with a file name
+  (`# responder.py`), the block is not run but written to that file, for a later block to use.
+- A console block has commands after `$ `, each with its output. In the output a line of `...`
+  stands for any number of lines, and `...` within a line for any text; times and other decimal
+  fractions may differ.
+- ini and text blocks are not run. An ini block, too, becomes a file if its first line names one.
 
-Two comments in a page's source, right before a block, are about running it. Nobody sees them:
+Two comments in a page's source, right before a block, control how it is run. Readers don't see
+them:
 
     <!-- not run: the reason -->
     <!-- run first:
-    Python code that the block needs, and the reader does not
+    Python code that the block needs and the reader does not
     -->
 """
 
@@ -25,11 +25,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .helpers import ROOT
+from .helpers import PACKAGES, ROOT
 
-__all__ = ["Block", "Command", "blocks_of", "matches", "pages"]
+__all__ = ["Block", "Command", "blocks_of", "matches", "pages", "programs"]
 
-# What is not a program, or is for Sphinx.
+# Languages of blocks that are not run.
 SILENT = ("text", "ini")
 
 _FENCE = re.compile(r"( *)(`{3,}|:{3,})(.*)")
@@ -55,10 +55,10 @@ class Block:
 
     Attributes:
         line: where in the page its first line is.
-        language: ``"python"`` and so on; ``"indented"`` where it has no fence.
-        text: what is in it.
+        language: ``"python"`` and so on; ``"indented"`` if it has no fence.
+        text: its content.
         not_run: why it is not run, or None.
-        before: hidden Python code to be run before.
+        before: hidden Python code that runs before the block.
     """
 
     line: int
@@ -69,9 +69,16 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The name of the file that this block is, where it is one."""
+        """The name of the file that this block becomes, or None."""
         found = _FILE.match(self.text.partition("\n")[0])
         return found[1] if found else None
+
+    @property
+    def code(self) -> str:
+        """The part of this block that is run: Python code, or the commands without their output."""
+        if self.language == "console":
+            return self.before + "\n".join(command.text for command in self.commands)
+        return self.before + self.text
 
     @property
     def commands(self) -> list[Command]:
@@ -91,7 +98,7 @@ class Block:
 
 
 def blocks_of(page: Path) -> list[Block]:
-    """Give the code blocks of a page, in order."""
+    """Return the code blocks of a page, in order."""
     lines = page.read_text().splitlines()
     found: list[Block] = []
     reason: str | None = None
@@ -124,15 +131,29 @@ def blocks_of(page: Path) -> list[Block]:
     return found
 
 
-# 0.222 and 0.1/0.2/0.3, but not 10.0.0.1 or 1.2.3; times of the day, and in whole milliseconds; the
-# number that ping gives itself.
+# The name of a program at the beginning of a command, or of a string in Python code. Not a
+# variable.
+_PROGRAM = re.compile(
+    r"""(?:^|[|;&("']|\b(?:sudo|exec)\s)\s*"""
+    rf"({'|'.join(map(re.escape, PACKAGES))})(?![\w.-]|\s*[=(])",
+    re.MULTILINE,
+)
+
+
+def programs(code: str) -> list[str]:
+    """Return the programs of `helpers.PACKAGES` that this code runs; it is Python or shell code."""
+    return sorted(set(_PROGRAM.findall(code)))
+
+
+# Numbers that differ from run to run: 0.222 and 0.1/0.2/0.3, but not 10.0.0.1 or 1.2.3; times of
+# day; whole milliseconds; the identifier that ping chooses.
 _VARYING = re.compile(
     r"\d\d:\d\d:\d\d\.\d+|(?<![\d.])\d+\.\d+(?![\d.]*\d)|\b\d+(?=ms\b)|(?<=\bid )\d+"
 )
 
 
 def matches(expected: list[str], printed: list[str]) -> bool:
-    """Whether a program printed what a page says."""
+    """Whether a program printed the output that a page shows."""
     wanted = [_VARYING.sub("0.0", line.rstrip()) for line in expected]
     got = "".join(_VARYING.sub("0.0", line.rstrip()) + "\n" for line in printed)
     pattern = ""

@@ -1,4 +1,4 @@
-"""What several tests need; each piece small, and none of them aiotun's own code."""
+"""Small helpers that several tests share. None of them uses aiotun's own code."""
 
 import asyncio
 import functools
@@ -24,17 +24,42 @@ from . import _isolation
 
 ROOT = Path(__file__).parent.parent
 
-# Not the root of a user namespace, who is an ordinary user outside.
+# Programs that the tests run, and the Debian package of each.
+PACKAGES = {
+    "bash": "bash",
+    "busybox": "busybox-static",
+    "cc": "gcc",
+    "chromium": "chromium",
+    "curl": "curl",
+    "dhclient": "isc-dhcp-client",
+    "ip": "iproute2",
+    "make": "make",
+    "nsenter": "util-linux",
+    "ping": "iputils-ping",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "setpriv": "util-linux",
+    "setsid": "util-linux",
+    "sysctl": "procps",
+    "systemd-analyze": "systemd",
+    "tcpdump": "tcpdump",
+    "tshark": "tshark",
+    "udhcpc": "udhcpc",
+    "unshare": "util-linux",
+    "wg": "wireguard-tools",
+    "wireguard-go": "wireguard-go",
+}
+
+# False for the root of a user namespace, who is an ordinary user outside of it.
 REAL_ROOT = Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
 
 
 async def wait_until(
     predicate: Callable[[], bool],
-    timeout: float = 5.0,  # noqa: ASYNC109 - nothing is cancelled, it only gives up
+    timeout: float = 5.0,  # noqa: ASYNC109 - it cancels nothing, it only stops waiting
 ) -> None:
-    """Let the loop run until `predicate` holds: for what the kernel or a thread does in its time.
+    """Let the loop run until `predicate` returns true: the kernel or a thread needs time for it.
 
-    Looks at every turn of the loop first, and after 50 turns every 2 ms.
+    Calls it at every turn of the loop at first, and after 50 turns every 2 ms.
     """
     deadline = time.monotonic() + timeout
     turns = 0
@@ -58,7 +83,7 @@ def checksum(data: bytes) -> int:
 def make_icmp_echo(
     src: str, dst: str, ident: int = 1, seq: int = 1, payload: bytes = b"ping"
 ) -> bytes:
-    """An echo request from `src` to `dst`: ICMP, or ICMPv6 where they are IPv6 addresses."""
+    """An echo request from `src` to `dst`: ICMP, or ICMPv6 if they are IPv6 addresses."""
     source, destination = ipaddress.ip_address(src), ipaddress.ip_address(dst)
     addresses = source.packed + destination.packed
     if source.version == 4:
@@ -74,10 +99,10 @@ def make_icmp_echo(
 
 
 def udp_burst(address: str, port: int, count: int, size_bytes: int = 32) -> list[bytes]:
-    """Send `count` numbered datagrams at once, from this thread's namespace; give their payloads.
+    """Send `count` numbered datagrams at once in this thread's namespace; return their payloads.
 
-    What the kernel has no room for it drops without a word: that is the sender's view of a slow
-    reader.
+    If the receiver's buffer is full, the kernel drops datagrams and the sender does not notice:
+    this is how a sender sees a slow reader.
     """
     payloads = [struct.pack("!I", number).ljust(size_bytes, b".") for number in range(count)]
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -87,12 +112,23 @@ def udp_burst(address: str, port: int, count: int, size_bytes: int = 32) -> list
     return payloads
 
 
+def need(program: str) -> str:
+    """Return the path of a program that the test runs; skip the test if this machine lacks it.
+
+    In CI that skip is a failure, because its reason begins with "missing:" (see conftest.py). Every
+    helper that runs a command asks this first, so that a missing program can't look like a fault.
+    An ordinary user's PATH may lack the sbin folders, so the search continues there.
+    """
+    found = shutil.which(program) or shutil.which(program, path="/usr/local/sbin:/usr/sbin:/sbin")
+    if found is None:
+        pytest.skip(f"missing: {program}; install {PACKAGES.get(program, program)}")
+    return found
+
+
 def ip(*args: str) -> Any:
-    """Run iproute2 in this thread's namespace and give what it says, parsed; [] for nothing."""
-    program = shutil.which("ip")
-    if program is None:
-        pytest.skip("missing: ip(8); install iproute2")
-    done = subprocess.run([program, "-j", *args], check=False, capture_output=True, text=True)
+    """Run iproute2 in this thread's namespace and return its output, parsed; [] for none."""
+    command = [need("ip"), "-j", *args]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode != 0:
         raise AssertionError(f"ip {' '.join(args)}: {done.stderr.strip()}")
     return json.loads(done.stdout) if done.stdout.strip() else []
@@ -100,18 +136,15 @@ def ip(*args: str) -> Any:
 
 @functools.cache
 def ordinary_python() -> tuple[list[str], dict[str, str]]:
-    """Give a command that starts Python as an ordinary user (nobody), and its environment.
+    """Return a command that starts Python as an ordinary user (nobody), and its environment.
 
-    Skips where nobody else can be had, or where they may make no namespaces. The interpreter, its
-    packages and this checkout may lie where only root can go (a home folder), so they are made
-    visible under the private /run.
+    Skips the test if this process can't become another user, or if that user may not make
+    namespaces. The interpreter, its packages and this checkout may be in a folder that only root
+    can enter (a home folder), so they are mounted under the private /run as well.
     """
     if not REAL_ROOT:
-        pytest.skip("an ordinary user's run already: there is no other user to become")
-    setpriv = shutil.which("setpriv")
-    if setpriv is None:
-        pytest.skip("missing: setpriv(1); install util-linux")
-    user = [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
+        pytest.skip("already run by an ordinary user, who can't become another user")
+    user = [need("setpriv"), "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
     trial = subprocess.run([*user, "unshare", "-rn", "true"], capture_output=True, text=True)
     if trial.returncode != 0:
         pytest.skip(f"missing: user namespaces for ordinary users ({trial.stderr.strip()})")
@@ -132,7 +165,7 @@ def ordinary_python() -> tuple[list[str], dict[str, str]]:
         "HOME": "/",
         "PYTHONPATH": f"{places['source']}:{places['packages']}",
         "PYTHONDONTWRITEBYTECODE": "1",
-        # A Python with a shared library looks for it where it was installed.
+        # A Python that is built as a shared library looks for that library in its installed place.
         "LD_LIBRARY_PATH": str(places["base"] / "lib"),
     }
     return [*user, str(places["base"] / "bin" / version)], env

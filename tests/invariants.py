@@ -1,7 +1,7 @@
-"""The invariants of a queue, asserted around everything that the event loop calls, in every test.
+"""The invariants of a queue. Every test asserts them after each call of the event loop to a queue.
 
-They are the sentences of `aiotun.queue`'s docstring. The library has no check of its own, so it
-costs nothing there.
+They are the sentences of `aiotun.queue`'s docstring. The library itself doesn't check them, so they
+cost its users nothing.
 """
 
 from collections.abc import Callable
@@ -18,32 +18,35 @@ _CHECKED = ("_readable", "_rest_ready", "_writable", "_link_down", "release")
 
 
 def check(queue: Queue) -> None:
-    """Assert what holds of a queue whenever none of its tasks is being resumed."""
+    """Assert the invariants that hold while none of the queue's tasks is being resumed."""
     watch, group = queue._watch, queue._peers()
-    assert queue._free == 0, "tasks may read unasked, and none is being resumed"
+    assert queue._free == 0, "tasks may read first, but no task is being resumed"
     assert not queue._resuming
     assert 0 <= queue._budget <= BUDGET
     for line in (queue._receivers, queue._senders):
-        assert not line or not (line[0].done() or line[-1].done()), "a line ends in who has left it"
+        assert not line or not (line[0].done() or line[-1].done()), (
+            "a line has a done task at an end"
+        )
     if queue.closed or queue._lost is not None:
         assert not watch.alive or not (watch.reading or watch.writing or watch.nudging)
         assert not watch.alive or not (queue._receivers or queue._senders)
         return
     if queue._receivers:
-        assert watch.reading, "a task waits for a packet that nobody will tell of"
+        assert watch.reading, "a task waits for a packet, and the queue is not watched"
     if queue._senders:
-        assert watch.writing, "a task waits for room that nobody will tell of"
+        assert watch.writing, "a task waits for room, and the queue is not watched"
     if group is not None and group.line:
-        assert watch.reading, "a task of the device waits, and this queue is not watched"
+        assert watch.reading, "a task waits on the device, and this queue is not watched"
     if watch.reading and queue.port.pending:
-        assert watch.nudging, "the port keeps packets that nobody will tell of"
+        assert watch.nudging, "the port keeps packets, and the loop will not call the queue"
     if watch.nudging:
         assert watch.reading
 
 
 def _checking(method: Callable[..., Any]) -> Callable[..., Any]:
     def checked(queue: Queue, *args: Any) -> Any:
-        # Within a resumed task (which closes the queue, say) it holds only once that is over.
+        # A call from within a resumed task (which closes the queue, for example) is checked later:
+        # the invariants hold again when that task has returned to the loop.
         inside = queue._resuming
         result = method(queue, *args)
         if not inside:

@@ -1,6 +1,5 @@
-"""Numbers and layouts, for every architecture; and compared with the kernel's own headers."""
+"""Numbers and layouts for every architecture, compared with the kernel's own headers."""
 
-import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -9,6 +8,8 @@ import pytest
 
 from aiotun._kernel import abi
 from aiotun._kernel.abi import Iff, Ioctl, OffloadFlag, number
+
+from .helpers import need
 
 USUAL = ["x86_64", "i686", "armv7l", "aarch64", "riscv64", "s390x", "loongarch64"]
 SWAPPED = ["mips", "mips64", "ppc", "ppc64le", "ppc64", "sparc", "sparc64", "alpha"]
@@ -26,17 +27,17 @@ def numbers(machine: str) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("machine", USUAL)
-def test_numbers_as_almost_everywhere(machine: str) -> None:
+def test_ioctl_numbers_of_most_machines(machine: str) -> None:
     assert numbers(machine) == (0x400454CA, 0x800454D2, 0x54E3)
 
 
 @pytest.mark.parametrize("machine", SWAPPED)
-def test_numbers_with_thirteen_size_bits(machine: str) -> None:
+def test_ioctl_numbers_with_13_size_bits(machine: str) -> None:
     assert numbers(machine) == (0x800454CA, 0x400454D2, 0x200054E3)
 
 
 @pytest.mark.parametrize("machine", ["parisc", "parisc64"])
-def test_numbers_on_parisc(machine: str) -> None:
+def test_ioctl_numbers_on_parisc(machine: str) -> None:
     assert numbers(machine) == (0x800454CA, 0x400454D2, 0x54E3)
 
 
@@ -48,12 +49,12 @@ def test_the_size_of_a_pointer_is_in_the_number(machine: str, long: int, short: 
     assert (number("write", 213, 16, machine), number("write", 213, 8, machine)) == (long, short)
 
 
-def test_numbers_of_this_machine() -> None:
+def test_ioctl_numbers_of_this_machine() -> None:
     assert number("write", 202, 4) == Ioctl.TUNSETIFF
     assert number("none", 227, 0) == Ioctl.TUNGETDEVNETNS
 
 
-def test_sizes() -> None:
+def test_structures_have_the_kernels_sizes() -> None:
     assert abi.IFREQ.size == abi.IFREQ_SIZE == 40
     assert abi.SOCK_FPROG.size == POINTER_BITS // 4
     assert abi.SOCK_FILTER.size == 8
@@ -103,20 +104,18 @@ SIZES = {
 
 
 def expected() -> dict[str, int]:
-    """What the headers should say, by the C expression that says it."""
+    """The expected values, by their C expressions."""
     found = {each.name: int(each) for each in Ioctl}
     found |= {f"IFF_{each.name}": int(each) for each in Iff}
     found |= {f"TUN_F_{each.name}": int(each) for each in OffloadFlag}
     return found | {name: int(value) for name, value in SIZES.items()}
 
 
-def test_what_the_kernel_headers_say(tmp_path: Path) -> None:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("missing: cc(1); install a C compiler")
+def test_constants_agree_with_the_kernels_headers(tmp_path: Path) -> None:
+    compiler = need("cc")
     lines = []
     for name in expected():
-        # Older headers do not have all of them; none of them may be missing but these.
+        # Older headers lack these; no other constant may be missing.
         optional = name in ("TUN_F_USO4", "TUN_F_USO6", "IFF_NO_CARRIER", "TUNSETCARRIER")
         lines += [f"#ifdef {name}", f"    SHOW({name});", "#endif"] if optional else []
         lines += [] if optional else [f"    SHOW({name});"]

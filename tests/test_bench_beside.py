@@ -18,16 +18,16 @@ def test_what_follows_beside_are_its_cases(tmp_path: Path) -> None:
 def test_beside_needs_another_checkout(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(["beside"])
-    assert "'beside' needs --other DIR" in capsys.readouterr().err
+    assert "'beside' needs '--other DIR'" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match="no checkout of aiotun"):
+    with pytest.raises(BenchError, match="not a checkout of aiotun"):
         list(beside.run(5, ["asyncio"], other=tmp_path))
 
 
 def test_an_unknown_case_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(BenchError, match="no case 'fast'; it has recv, async-for"):
+    with pytest.raises(BenchError, match="unknown case 'fast' for 'beside'; the cases are recv"):
         list(beside.run(5, ["asyncio"], other=Path(), names=["fast"]))
 
 

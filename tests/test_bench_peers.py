@@ -1,4 +1,4 @@
-"""The benchmark of other libraries: its report, its harness, and each program once."""
+"""The benchmark of other libraries: its report, its harness, and one run of each program."""
 
 import contextlib
 import json
@@ -21,10 +21,12 @@ from benchmarks.peers._contenders import CONTENDERS, Contender, present
 from benchmarks.peers._install import Installed
 from benchmarks.peers._sink import PORT, Sink
 
+from .helpers import need
+
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """Two parts, kept one after the other."""
+    """Results in two parts that were stored one after the other."""
     path = tmp_path / "results" / "peers.json"
     about = {"machine": "a & b", "load": "1"}
     c, ours, theirs = [100.0, 110.0, 120.0], [150.0, 160.0, 170.0], [9000.0, 9100.0, 9200.0]
@@ -80,12 +82,12 @@ def test_what_another_machine_reached_stands_beside_it(results: Path, tmp_path: 
     docs = tmp_path / "docs"
     report.write(results, docs)
     page = (docs / "benchmarks.md").read_text()
-    assert "|  | reach | a & b | b |" in page
+    assert "|  | target | a & b | b |" in page
     both = "1.45x (1.42-1.50) **missed** | 1.00x (1.00-1.00) reached |"
     assert f"to read <a> packet: aiotun / C | ≤ 1.15 | {both}" in page
     assert "aiotun / scapy | ≤ 1 | 0.02x (0.02-0.02) reached |  |" in page
     told = page.rpartition("## Measured on")[2]
-    assert "- machine: a & b\n\nAnd the other machine:\n\n- machine: b\n" in told
+    assert "- machine: a & b\n\nThe other machine:\n\n- machine: b\n" in told
 
 
 def test_a_part_measured_again_replaces_itself_alone(results: Path) -> None:
@@ -136,7 +138,7 @@ def test_peers_that_are_not_there_are_left_out() -> None:
 
 def test_a_missing_toolchain_is_a_reason_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(_install.MissingPeerError, match="no nosuchtool"):
+    with pytest.raises(_install.MissingPeerError, match="nosuchtool is not installed"):
         _install._tool("nosuchtool", "~/nowhere")
     with pytest.raises(_install.MissingPeerError, match=r"python.* -c: .*ModuleNotFoundError"):
         _install._run([sys.executable, "-c", "import nosuch"], Path())
@@ -147,19 +149,16 @@ def test_a_missing_toolchain_is_a_reason_not_an_error(monkeypatch: pytest.Monkey
 
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The C program; the others are only there where `make bench-peers` has built them."""
+    """Build the C program. The others exist only if `make bench-peers` has built them."""
     folder = tmp_path_factory.mktemp("peers")
     source = _install.SOURCES / "peer.c"
-    command = ["cc", "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(folder / "peer"), str(source)]
-    try:
-        subprocess.run(command, check=True)
-    except FileNotFoundError:
-        pytest.skip("missing: a C compiler")
+    words = ["-O1", "-Wall", "-Wextra", "-Werror", "-o", str(folder / "peer"), str(source)]
+    subprocess.run([need("cc"), *words], check=True)
     return folder
 
 
 def program(name: str, programs: Path) -> Contender:
-    """A contender that can run here. Fetching libraries is not a test's business."""
+    """A contender that can run here. Tests don't fetch libraries."""
     contender = CONTENDERS[name]
     if contender.peer == "C":
         return Contender(name, "C", (str(programs / "peer"), *contender.command[1:]))
@@ -201,7 +200,7 @@ def test_a_program_writes_what_it_is_told(name: str, programs: Path) -> None:
 def test_a_program_answers_pings(name: str, programs: Path) -> None:
     with _field.running(program(name, programs), "echo", "tun0"):
         _field.configure("tun0", "10.9.0.1/24")
-        ping = ["ping", "-q", "-c", "5", "-i", "0.01", "-W", "5", "10.9.0.2"]
+        ping = [need("ping"), "-q", "-c", "5", "-i", "0.01", "-W", "5", "10.9.0.2"]
         done = subprocess.run(ping, capture_output=True, text=True, check=False)
         assert "5 received" in done.stdout
 
@@ -213,7 +212,7 @@ def test_a_program_forwards(name: str, programs: Path) -> None:
         far = _field.Far(stack, iperf=False)
         way = _field.forwarder(stack, contender, 0, far)
         before = way.bytes
-        ping = ["ping", "-q", "-c", "3", "-i", "0.01", "-W", "5", way.target]
+        ping = [need("ping"), "-q", "-c", "3", "-i", "0.01", "-W", "5", way.target]
         done = subprocess.run(ping, capture_output=True, text=True, check=False)
         assert "3 received" in done.stdout
         assert [a - b for a, b in zip(way.bytes, before, strict=True)] == [3 * 84] * 2

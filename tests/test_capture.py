@@ -1,10 +1,9 @@
-"""`PcapWriter` without a network: files as tshark and tcpdump read them, slow disks, full disks."""
+"""`PcapWriter` without a network: files read by tshark and tcpdump, slow disks, full disks."""
 
 import asyncio
 import contextlib
 import io
 import os
-import shutil
 import struct
 import subprocess
 import sys
@@ -18,28 +17,25 @@ import pytest
 
 from aiotun.capture import Direction, Format, PcapWriter
 
-from .helpers import make_icmp_echo, wait_until
+from .helpers import make_icmp_echo, need, wait_until
 
 PACKET = make_icmp_echo("10.0.0.1", "10.0.0.2")
 PACKET6 = make_icmp_echo("fd00::1", "fd00::2")
 ETHERNET = bytes.fromhex("020000000001 020000000002 0800")
-# Nanoseconds that a double can't hold, that rounding would carry into the next second, and with
-# leading zeroes; a time whose upper half is not 0, and the last that pcap has room for.
+# Nanoseconds that a double can't represent, that rounding would carry into the next second, and
+# with leading zeros; a time whose upper half is not 0, and the last time that pcap can store.
 TIMES = [1_700_000_000_123_456_789, 1_699_999_999_999_999_999, 1_700_000_000_000_000_001, 0,
          4_294_967_295_999_999_999]  # fmt: skip
 
 
 def run(program: str, *args: str) -> str:
-    found = shutil.which(program)
-    if found is None:
-        pytest.skip(f"missing: {program}; install the package {program}")
-    done = subprocess.run([found, *args], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([need(program), *args], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def tshark(file: Path, *fields: str) -> list[list[str]]:
-    """Let tshark read a file, and give those fields of each packet."""
+    """Read a file with tshark, and return these fields of each packet."""
     wanted = [each for field in fields for each in ("-e", field)]
     said = run("tshark", "-n", "-r", str(file), "-T", "fields", *wanted)
     return [line.split("\t") for line in said.splitlines()]
@@ -50,7 +46,7 @@ def tcpdump(file: Path) -> list[str]:
 
 
 def packets(file: Path) -> list[bytes]:
-    """The packets of a pcap file, read by hand; it has to end with a whole one."""
+    """The packets of a pcap file, parsed here; the file must end with a whole packet."""
     data = file.read_bytes()
     assert data[:4] == struct.pack("<I", 0xA1B23C4D)
     found, at = [], 24
@@ -64,7 +60,7 @@ def packets(file: Path) -> list[bytes]:
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> Iterator[tuple[Path, int]]:
-    """A file that takes 64 KiB and then nothing until somebody reads: as slow as a disk can be."""
+    """A file that accepts 64 KiB and then blocks until the pipe is read, like a very slow disk."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -106,7 +102,7 @@ class TestFormats:
 
     @pytest.mark.parametrize("suffix", ["pcap", "pcapng"])
     def test_every_length_and_a_snaplen(self, suffix: str, tmp_path: Path) -> None:
-        """pcapng pads to four bytes; what is cut off is told."""
+        """pcapng pads to four bytes; a truncated packet has its original length."""
         file = tmp_path / f"file.{suffix}"
         with PcapWriter(file, snaplen=40) as writer:
             for extra in range(20):
@@ -124,7 +120,7 @@ class TestFormats:
         assert packets(file) == [PACKET6, large]
         assert [line[0] for line in tshark(file, "ipv6.dst")] == ["fd00::2"] * 2
 
-    def test_now_unless_told(self, tmp_path: Path) -> None:
+    def test_a_packet_gets_the_present_time_by_default(self, tmp_path: Path) -> None:
         with PcapWriter(tmp_path / "file.pcapng") as writer:
             before = time.time_ns()
             writer.write(PACKET)
@@ -156,12 +152,12 @@ class TestFiles:
         with PcapWriter(file) as writer:
             writer.write(PACKET)
             deadline = time.monotonic() + 5
-            while not writer.written:  # not only once it is closed
+            while not writer.written:  # before the file is closed
                 assert time.monotonic() < deadline
                 time.sleep(0.001)
             assert packets(file) == [PACKET]
 
-    def test_rotation(self, tmp_path: Path) -> None:
+    def test_rotation_keeps_the_newest_files(self, tmp_path: Path) -> None:
         file = tmp_path / "file.pcap"
         numbered = [make_icmp_echo("10.0.0.1", "10.0.0.2", seq=n) for n in range(25)]
         record = 16 + len(PACKET)
@@ -187,7 +183,7 @@ class TestFiles:
         assert packets(file) == [make_icmp_echo("10.0.0.1", "10.0.0.2", seq=2)]
 
     def test_any_number_of_files_may_be_kept(self, tmp_path: Path) -> None:
-        """A rotation takes as long as there are files, not as there may be."""
+        """The time of a rotation depends on the number of existing files, not on the limit."""
         before = time.monotonic()
         with PcapWriter(tmp_path / "file", max_bytes=1, max_files=10**6) as writer:
             for n in range(30):
@@ -276,13 +272,13 @@ class TestSlowDisk:
         await writer.aclose()
 
     def test_larger_than_all_that_may_wait(self, tmp_path: Path) -> None:
-        """A packet always has room where none waits."""
+        """A packet is always accepted if no other packet waits."""
         with PcapWriter(tmp_path / "a", pending_bytes=1) as writer:
             assert writer.write(PACKET)
 
 
 class Full(io.RawIOBase):
-    """A disk with so much room, which takes a few bytes at a time."""
+    """A disk of limited size that accepts a few bytes at a time."""
 
     def __init__(self, room: int) -> None:
         self.room = room
@@ -297,12 +293,12 @@ class Full(io.RawIOBase):
 
 
 class TestFullDisk:
-    def test_it_is_raised_once_and_counted(self) -> None:
+    def test_a_full_disk_is_raised_once_and_drops_are_counted(self) -> None:
         disk = Full(1000)
         writer = PcapWriter(cast(Any, disk))
         for _ in range(100):
             writer.write(PACKET)
-        with pytest.raises(OSError, match=r"No space left on device.*Make room") as caught:
+        with pytest.raises(OSError, match=r"No space left on device.*Free some space") as caught:
             writer.close()
         assert caught.value.errno == 28
         assert caught.value is writer.error
@@ -311,7 +307,7 @@ class TestFullDisk:
         writer.close()
 
     @pytest.mark.parametrize("file", ["/dev/full"])
-    async def test_closing_asynchronously(self, file: str) -> None:
+    async def test_aclose_raises_the_write_error(self, file: str) -> None:
         writer = PcapWriter(file)
         await wait_until(lambda: writer.error is not None)
         assert not writer.write(PACKET)
@@ -328,7 +324,7 @@ class TestFullDisk:
             for n in range(3000):
                 writer.write(make_icmp_echo("10.0.0.1", "10.0.0.2", seq=n))
                 if n % 100 == 0:
-                    time.sleep(0.0005)  # so that it comes in several pieces
+                    time.sleep(0.0005)  # so that it is written in several pieces
             with pytest.raises(OSError, match="No space left"):
                 writer.close()
             found = packets(tmp_path / "file.pcap")
@@ -367,7 +363,7 @@ class TestFullDisk:
         writer.close()
 
     def test_a_file_that_does_not_block(self, pipe: tuple[Path, int]) -> None:
-        """It would lose packets, or spin."""
+        """With such a file the writer would lose packets or spin."""
         with open(os.open(pipe[0], os.O_WRONLY | os.O_NONBLOCK), "wb", buffering=0) as file:
             writer = PcapWriter(cast(Any, file))
             for _ in range(100):
@@ -399,7 +395,7 @@ class TestEnds:
         assert writer.closed
         with pytest.raises(ValueError, match="closed"):
             writer.write(PACKET)
-        writer.record(PACKET, "in")  # what a capture does raises nothing
+        writer.record(PACKET, "in")  # a capture must not raise
         assert writer.dropped == 1
 
     def test_unclosed_warns_and_writes(self, tmp_path: Path) -> None:
@@ -448,7 +444,7 @@ threading.Thread(target=lambda: (writer.record(bytes(9), "in"), writer.close()))
         assert done.returncode == 0
         assert len(packets(file)) == 1
 
-    def test_no_thread_stays(self, tmp_path: Path) -> None:
+    def test_closing_ends_the_writers_thread(self, tmp_path: Path) -> None:
         before = threading.active_count()
         with PcapWriter(tmp_path / "a"):
             assert threading.active_count() == before + 1
@@ -477,7 +473,9 @@ threading.Thread(target=lambda: (writer.record(bytes(9), "in"), writer.close()))
         ({"file": io.BytesIO(), "max_bytes": 1000}, "needs a path"),
     ],
 )
-def test_wrong_arguments(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_a_writer_refuses_invalid_values(
+    options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
     options = {"file": tmp_path / "a", **options}
     with pytest.raises(ValueError, match=said):
         PcapWriter(**options)
@@ -498,8 +496,10 @@ def test_wrong_arguments(options: dict[str, Any], said: str, tmp_path: Path) -> 
         {"interface": 7},
     ],
 )
-def test_wrong_types(options: dict[str, Any], tmp_path: Path) -> None:
-    """At once, and before there is a file."""
+def test_a_writer_refuses_arguments_of_the_wrong_type(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    """It raises immediately, before it creates the file."""
     with pytest.raises(TypeError, match=rf"{next(iter(options))} must be .*, got "):
         PcapWriter(tmp_path / "a", **options)
     assert not (tmp_path / "a").exists()
@@ -509,12 +509,12 @@ def test_wrong_types(options: dict[str, Any], tmp_path: Path) -> None:
 def test_an_interface_name_that_pcapng_has_no_room_for(suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"a.{suffix}"
     for name in ("x" * 70_000, "\N{SNOWMAN}" * 30_000):
-        with pytest.raises(ValueError, match="pcapng takes 65535"):
+        with pytest.raises(ValueError, match="at most 65535 bytes"):
             PcapWriter(file, interface=name)
         assert not file.exists()
     with PcapWriter(file, interface="x" * 65_535) as writer:
         writer.write(PACKET)
-    # (tshark cuts it.)
+    # (tshark truncates the name.)
     assert tshark(file, "frame.len") == [[str(len(PACKET))]]
 
 
@@ -528,12 +528,12 @@ def test_a_file_that_can_not_be_written_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", [io.StringIO(), object()])
-def test_no_binary_file(file: Any) -> None:
+def test_a_text_file_is_refused(file: Any) -> None:
     with pytest.raises(TypeError, match="binary"):
         PcapWriter(file)
 
 
-def test_no_such_folder(tmp_path: Path) -> None:
+def test_a_missing_folder_raises_file_not_found_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         PcapWriter(tmp_path / "none" / "a")
 
@@ -546,7 +546,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
         ({"time_ns": 2**32 * 10**9}, "2106"),
     ],
 )
-def test_wrong_packets(options: dict[str, Any], said: str) -> None:
+def test_write_refuses_an_invalid_direction_or_time(options: dict[str, Any], said: str) -> None:
     formats: list[Format] = ["pcap", "pcapng"]
     for each in formats:
         with PcapWriter(io.BytesIO(), format=each) as writer, pytest.raises(ValueError, match=said):

@@ -8,7 +8,7 @@ import pytest
 from aiotun import cli
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exits:
         cli.main(["--version"])
     assert exits.value.code == 0
@@ -24,7 +24,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["demo", "--count", "many"], "a whole number above 0"),
     ],
 )
-def test_wrong_usage_is_2(args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_usage_exits_with_2(
+    args: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as exits:
         cli.main(args)
     assert exits.value.code == 2
@@ -32,7 +34,7 @@ def test_wrong_usage_is_2(args: list[str], said: str, capsys: pytest.CaptureFixt
 
 
 def test_ctrl_c_while_it_is_loaded() -> None:
-    """No traceback; what is loaded before, by Python itself, is out of reach."""
+    """There is no traceback. Python's own startup, before that, can't be caught."""
     code = (
         "import sys\n"
         "from aiotun.__main__ import main\n"

@@ -1,4 +1,4 @@
-"""What decoding gives, for each kind of bytes, and what it says without dpkt."""
+"""Decoding of each kind of bytes, and the error without dpkt."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ FOUR, SIX = make_icmp_echo("10.0.0.1", "10.0.0.2"), make_icmp_echo("fd00::1", "f
 MACS = bytes(12)
 
 
-def test_the_version_decides() -> None:
+def test_decode_returns_dpkts_objects_by_version() -> None:
     four, six = decode_packet(FOUR), decode_packet(SIX)
     assert isinstance(four, dpkt.ip.IP)
     assert isinstance(six, dpkt.ip6.IP6)
@@ -37,8 +37,10 @@ def test_the_version_decides() -> None:
         (decode_frame, MACS + b"\0\x0b\xaa\xaa\3\0\0\0\x12\x34xyz"),  # LLC
     ],
 )
-def test_any_bytes_like(decode: Callable[[Any], Any], data: bytes) -> None:
-    """None of it is a view of what the caller may change."""
+def test_decoded_objects_copy_any_bytes_like_argument(
+    decode: Callable[[Any], Any], data: bytes
+) -> None:
+    """No part of the result is a view of the caller's buffer."""
     expected = decode(data)
     buffer = bytearray(data)
     for argument in (buffer, memoryview(buffer), memoryview(b"?" + data)[1:]):
@@ -47,14 +49,14 @@ def test_any_bytes_like(decode: Callable[[Any], Any], data: bytes) -> None:
             decoded = decoded.data
         assert type(decoded) is bytes
     del argument, decoded
-    buffer[:] = b""  # which a view that is left would not allow
+    buffer[:] = b""  # fails if a view still exists
     assert bytes(expected)[: len(data)] == data
 
 
 @pytest.mark.parametrize(
     "call", ["decode_packet(b'E')", "decode_frame(b'E')", "encode(None)"], ids=lambda call: call[:6]
 )
-def test_without_dpkt(call: str, tmp_path: Path) -> None:
+def test_without_dpkt_the_error_names_the_extra(call: str, tmp_path: Path) -> None:
     (tmp_path / "dpkt.py").write_text("raise ImportError('nothing here')")
     source = str(Path(aiotun.__file__).parent.parent)
     code = f"import sys; sys.path[:0] = {[str(tmp_path), source]!r}; import aiotun; aiotun.{call}"

@@ -1,4 +1,4 @@
-"""Packets as lines of text: beside tcpdump's own, and for bytes that are no packet at all."""
+"""Packets as lines of text: compared with tcpdump's, and for bytes that are not packets."""
 
 import json
 import random
@@ -63,7 +63,7 @@ def arp(operation: int) -> bytes:
 NS = icmp(135, 0, bytes(4) + socket.inet_pton(socket.AF_INET6, "fd00::9"))
 HOP_BY_HOP = bytes([17, 0]) + bytes(6)
 
-# Lines that tcpdump writes for the same bytes.
+# The same lines as tcpdump's.
 AS_TCPDUMP = [
     make_icmp_echo(A, B),
     make_icmp_echo("fd00::1", "fd00::2", ident=3, seq=9),
@@ -76,7 +76,7 @@ AS_TCPDUMP = [
     ip6(17, udp(b"hello")),
     ip6(58, NS),
 ]
-# Others, with our own words.
+# Lines that differ from tcpdump's.
 OURS = [
     (ip4(6, tcp(0x18, b"hello")), "IP 10.0.0.1.40000 > 10.0.0.2.9: Flags [P.], seq 1000:1005, "
      "ack 2000, win 512, length 5"),
@@ -95,7 +95,7 @@ OURS = [
      "fragment 256 at 8+, length 5"),
     (b"", "[cut within the IP header, after 0 bytes]"),
     (b"\x45", "IP [cut within the IP header, after 1 bytes]"),
-    (b"\xff" * 30, "no IP packet: version 15, length 30"),
+    (b"\xff" * 30, "not an IP packet: version 15, length 30"),
     (ip4(17, udp(b"hello"))[:-2], "IP 10.0.0.1.40000 > 10.0.0.2.9: UDP, length 3 "
      "[2 bytes missing]"),
     (ip4(6, b"\0\1\0\2\0"), "IP 10.0.0.1.1 > 10.0.0.2.2: [cut within the TCP header, "
@@ -128,23 +128,23 @@ def test_tcpdumps_own_lines(tmp_path: Path) -> None:
     with PcapWriter(tmp_path / "a.pcap") as writer:
         for packet in AS_TCPDUMP:
             writer.write(packet)
-    # Without the words that it only adds sometimes: TCP's options.
+    # Without TCP's options, which only tcpdump shows.
     said = run("tcpdump", "-n", "-t", "-S", "-r", str(tmp_path / "a.pcap")).splitlines()
     said = [line.replace(", options [nop,nop,nop,nop]", "") for line in said]
     assert [describe(packet, frame=False)[0] for packet in AS_TCPDUMP] == said
 
 
 @pytest.mark.parametrize(("packet", "line"), OURS)
-def test_packets(packet: bytes, line: str) -> None:
+def test_each_packet_has_its_line(packet: bytes, line: str) -> None:
     assert describe(packet, frame=False)[0] == line
 
 
 @pytest.mark.parametrize(("frame", "line"), FRAMES)
-def test_frames(frame: bytes, line: str) -> None:
+def test_each_frame_has_its_line(frame: bytes, line: str) -> None:
     assert describe(frame, frame=True)[0] == line
 
 
-def test_fields() -> None:
+def test_fields_of_a_tagged_frame_are_complete() -> None:
     assert describe(ether(0x8100, b"\x20\x05\x08\x00" + ip4(6, tcp(0x12))), frame=True)[1] == {
         "length": 58,
         "src_mac": "02:00:00:00:00:02",
@@ -191,7 +191,7 @@ def test_any_bytes_have_a_line(data: bytes, frame: bool) -> None:
     st.integers(0, 120),
 )
 @settings(max_examples=3000, deadline=None)
-def test_nearly_packets_have_a_line(
+def test_damaged_packets_have_a_line(
     seed: tuple[bytes, bool], changes: list[tuple[int, int]], end: int
 ) -> None:
     data = bytearray(seed[0])
@@ -201,8 +201,8 @@ def test_nearly_packets_have_a_line(
     check(bytes(data[: max(end, len(data) - end)]), seed[1])
 
 
-def test_many_more_have_one() -> None:
-    """As fast as it goes: 60,000 mutations of each run's own."""
+def test_60000_mutated_packets_have_a_line() -> None:
+    """60,000 random mutations, different in each run."""
     chance = random.Random()
     seeds = [(packet, False) for packet in SEEDS] + [(each, True) for each in FRAME_SEEDS]
     for _ in range(60_000):
@@ -219,8 +219,8 @@ def test_many_more_have_one() -> None:
             raise
 
 
-def test_long_chains_end() -> None:
-    """64 KiB of VLAN tags, and of extension headers: neither recursion nor a page of text."""
+def test_long_header_chains_end_in_a_short_line() -> None:
+    """64 KiB of VLAN tags or extension headers cause neither deep recursion nor a long line."""
     tags = ether(0x8100, b"\0\5\x81\0" * 16_000)
     line, _ = describe(tags, frame=True)
     assert len(line) < 2000

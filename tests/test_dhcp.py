@@ -1,4 +1,4 @@
-"""The rules of examples/dhcp_server.py, by hand: its messages, its leases, and a clock of ours."""
+"""The parts of examples/dhcp_server.py: messages, leases and rules, with a simulated clock."""
 
 import argparse
 import asyncio
@@ -37,7 +37,7 @@ def mac(number: int) -> bytes:
 
 
 class Bench:
-    """A server with three addresses, and what clients say to it."""
+    """A server with three addresses, and its clients."""
 
     def __init__(self, file: Path | str = ":memory:", lease: float = HOUR) -> None:
         self.now = 1_000_000.0
@@ -45,13 +45,13 @@ class Bench:
         self.rules = rules.Rules(rules.Config(SERVER, lease), self.leases)
 
     def say(self, kind: Any, number: int, direct: bool = False, **fields: Any) -> Any:
-        """Have a client say something; give the message, the Probe or the None that comes."""
+        """Send a client's message to the rules; return their answer: a message, a Probe or None."""
         options = {Opt[name.upper()]: value for name, value in fields.pop("opt", {}).items()}
         message = Message(kind, 7, mac(number), options=options, **fields)
         return self.rules.handle(message, self.now, direct)
 
     def offer(self, number: int, **fields: Any) -> IPv4Address:
-        """Discover, with a probe that finds nobody."""
+        """Discover, with a probe that gets no answer."""
         answer = self.say(Type.DISCOVER, number, **fields)
         if isinstance(answer, rules.Probe):
             answer = self.rules.probed(answer, None, self.now)
@@ -121,7 +121,7 @@ def test_three_clients_have_three_addresses_and_the_fourth_none(bench: Bench) ->
     assert [bench.lease(number) for number in (1, 2, 3)] == [FIRST, SECOND, LAST]
     assert bench.say(Type.DISCOVER, 4) is None
     assert bench.rules.counters["exhausted"] == 1
-    # Until one expires: the one that is the longest gone.
+    # Until a lease expires: the one that ended first is taken.
     bench.now += HOUR - 1
     for number, address in ((1, FIRST), (3, LAST)):
         assert kind(bench.renew(number, address)) == "ACK"
@@ -136,7 +136,7 @@ def test_addresses_are_offered_once(bench: Bench) -> None:
     assert bench.offer(2) == SECOND  # again
     bench.now += rules.OFFER_TIME
     assert bench.offer(4) == FIRST
-    # What was offered to another by now is not granted.
+    # An address that was offered to another client meanwhile is not granted.
     assert kind(bench.select(1, FIRST)) == "NAK"
     assert kind(bench.select(4, FIRST)) == "ACK"
 
@@ -147,7 +147,7 @@ def test_a_client_gets_what_it_had(bench: Bench) -> None:
     bench.now += 10 * HOUR
     assert bench.offer(2) == SECOND
     bench.select(2, SECOND)
-    # Without a probe, while it has it.
+    # Without a probe, as the client has the address.
     assert bench.say(Type.DISCOVER, 2).yiaddr == SECOND
 
 
@@ -198,7 +198,7 @@ def test_who_asks_again_during_a_probe_is_answered_once(bench: Bench) -> None:
 
 
 def test_an_offer_taken_back_during_its_probe(bench: Bench) -> None:
-    """The client has gone to another server: nobody gets the address before the probe is over."""
+    """The client chose another server: the address is not offered before the probe is over."""
     probe = bench.say(Type.DISCOVER, 1)
     opt = {"server": SECOND.packed, "requested_address": FIRST.packed}
     assert bench.say(Type.REQUEST, 1, opt=opt) is None
@@ -240,7 +240,9 @@ def test_renewing_and_rebinding(
         (2, IPv4Address("192.0.2.1"), "NAK"),  # the wrong network
     ],
 )
-def test_rebooting(bench: Bench, client: int, wanted: IPv4Address, expected: str | None) -> None:
+def test_a_rebooting_client_is_confirmed_refused_or_ignored(
+    bench: Bench, client: int, wanted: IPv4Address, expected: str | None
+) -> None:
     bench.lease(1)
     assert kind(bench.reboot(client, wanted)) == expected
 
@@ -278,7 +280,7 @@ def test_declined_is_nobodys_for_an_hour(bench: Bench) -> None:
     assert [bench.offer(number) for number in (3, 4, 5)] == [SECOND, LAST, FIRST]
 
 
-def test_inform(bench: Bench) -> None:
+def test_inform_is_answered_without_a_lease(bench: Bench) -> None:
     address = IPv4Address("10.85.0.200")
     answer = bench.say(Type.INFORM, 1, ciaddr=address)
     assert (answer.type, answer.yiaddr, answer.ciaddr) == (Type.ACK, NOBODY, address)
@@ -289,13 +291,13 @@ def test_inform(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("strange", [Type.OFFER, Type.ACK, Type.NAK, None])
-def test_what_no_client_says(bench: Bench, strange: Any) -> None:
+def test_messages_that_no_client_sends_are_counted(bench: Bench, strange: Any) -> None:
     assert bench.say(strange, 1) is None
     counted = "bootp" if strange is None else "not_from_a_client"
     assert bench.rules.counters[counted] == 1
 
 
-def test_relays(bench: Bench) -> None:
+def test_relayed_messages_of_the_own_network_are_answered(bench: Bench) -> None:
     relay = IPv4Address("10.85.0.254")
     probe = bench.say(Type.DISCOVER, 1, giaddr=relay, hops=1)
     answer = bench.rules.probed(probe, None, bench.now)
@@ -324,7 +326,7 @@ RELAY = IPv4Address("10.85.0.254")
         ({"type": Type.NAK, "giaddr": RELAY}, RELAY, 67, mac(9)),
     ],
 )
-def test_where_an_answer_goes(
+def test_answers_go_to_the_address_that_rfc_2131_names(
     fields: dict[str, Any], target: IPv4Address, port: int, to: bytes
 ) -> None:
     answer = Message(**{"type": Type.ACK, "xid": 7, "chaddr": mac(1), **fields})
@@ -349,7 +351,7 @@ def test_a_restart_changes_nothing(tmp_path: Path) -> None:
     after = Bench(tmp_path / "leases.db")
     assert set(after.leases) == found
     assert kind(after.renew(2, SECOND)) == "ACK"
-    # An offer is not kept, but what it promised is.
+    # The offer is not stored, but the server still keeps its promise.
     assert kind(after.select(3, offered)) == "ACK"
     assert after.say(Type.DISCOVER, 4) is None
     after.leases.close()
@@ -367,7 +369,7 @@ def test_what_was_not_committed_is_not_there(tmp_path: Path) -> None:
 
 
 class Witness:
-    """A server's TAP; looks into a copy of the file whenever a frame is sent, as after a kill."""
+    """A server's TAP. For each sent frame it reads a copy of the file, as if after a kill."""
 
     def __init__(self, tap: aiotun.TapDevice, file: Path) -> None:
         self._tap, self._file = tap, file
@@ -390,7 +392,7 @@ class Witness:
 
 
 async def test_what_a_client_is_told_is_in_the_file_by_then(tmp_path: Path) -> None:
-    """Three clients, whose requests the server reads at once."""
+    """Three clients, whose requests the server reads together."""
     server = example_module("dhcp_server")
     args = argparse.Namespace(
         mac=mac(99), address=SERVER, probe=0.01, lease=HOUR, router=NOBODY, dns=[], boot_file=b""
@@ -419,10 +421,10 @@ async def test_what_a_client_is_told_is_in_the_file_by_then(tmp_path: Path) -> N
 
 
 def test_a_kill_in_the_middle_of_a_write(tmp_path: Path) -> None:
-    """Of what was being written the file has any part: what had been committed before is all there.
+    """The file may have any part of the last write; earlier commits must be complete.
 
-    SQLite appends to a log. A kill leaves it with the bytes that the kernel had been given, so with
-    any beginning of it.
+    SQLite appends to a log. A kill leaves the bytes that the kernel has received, which may be any
+    beginning of the write.
     """
     file, log = tmp_path / "leases.db", tmp_path / "leases.db-wal"
     last = FIRST + 9
@@ -457,8 +459,8 @@ def test_two_servers_on_one_file_are_refused(tmp_path: Path) -> None:
     Leases(FIRST, LAST, tmp_path / "leases.db").close()
 
 
-def test_another_range(tmp_path: Path) -> None:
-    """What is out of it is given to nobody; a client may still have its second in it."""
+def test_leases_outside_a_new_range_are_kept_but_not_given(tmp_path: Path) -> None:
+    """A client may have a lease outside of the new range and get another inside."""
     first = Bench(tmp_path / "leases.db")
     assert first.lease(1) == FIRST
     first.leases.close()
@@ -482,7 +484,7 @@ STEPS = st.tuples(
 
 @given(st.lists(STEPS, max_size=30))
 def test_no_address_and_no_client_twice(steps: list[tuple[str, int, int, int]]) -> None:
-    """Whatever happens: memory and file agree, and nobody's lease is given away."""
+    """After any steps memory and file agree, and no lease was given to another client."""
     leases = Leases(FIRST, FIRST + 3)
     now = 0.0
     for what, client, offset, later in steps:
@@ -535,7 +537,7 @@ def changed(at: int, value: bytes) -> bytes:
         changed(242, b"\x09"),  # type 9
     ],
 )
-def test_malformed_messages(bad: bytes) -> None:
+def test_malformed_messages_are_refused(bad: bytes) -> None:
     with pytest.raises(wire.MalformedError):
         Message.parse(bad)
 
@@ -597,7 +599,7 @@ def test_unknown_options_are_counted_and_harmless(bench: Bench) -> None:
     assert bench.rules.counters["unknown_options"] == 1
 
 
-def test_the_end_may_be_missing() -> None:
+def test_a_missing_end_option_is_tolerated() -> None:
     assert Message.parse(GOOD[:243]).type is Type.DISCOVER
 
 
@@ -624,7 +626,7 @@ SLASH16 = (IPv4Address("10.86.0.1"), IPv4Address("10.86.255.254"))
 
 
 class Flood:
-    """A server with a /16; each message comes from a client that nobody knows."""
+    """A server with a /16; each message comes from an unknown client."""
 
     def __init__(self) -> None:
         self.now = 1e6
@@ -637,7 +639,7 @@ class Flood:
             self.leases.grant(IPv4Address(number), b"\0%d" % number, self.now, seconds)
 
     def discover(self, count: int) -> None:
-        """DISCOVERs; the probes find nobody."""
+        """Send DISCOVERs; the probes get no answer."""
         for _ in range(count):
             self.clients += 1
             client = b"\2\0" + self.clients.to_bytes(4, "big")
@@ -674,7 +676,7 @@ def prepare_leases_that_end(flood: Flood) -> None:
     [prepare_leased, prepare_offered, prepare_offers_that_end, prepare_leases_that_end],
 )
 def test_a_flood_takes_no_longer_where_a_16_is_in_use(prepare: Callable[[Flood], None]) -> None:
-    """Time for each message: a search through the /16 takes tens of milliseconds."""
+    """Measures the time per message: a search of the /16 would take tens of milliseconds."""
     flood = Flood()
     prepare(flood)
     assert flood.seconds_each(1000) < 0.005
@@ -692,7 +694,7 @@ def test_renewals_do_not_fill_the_memory() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("dsrbnxw"), st.integers(0, 4)), max_size=60))
 def test_every_free_address_is_found(steps: list[tuple[str, int]]) -> None:
-    """Whatever clients did before: a new one gets an address if and only if one is free."""
+    """After any steps a new client gets an address if and only if one is free."""
     bench = Bench()
     for what, number in steps:
         match what:
@@ -732,7 +734,7 @@ def make_frame(payload: bytes = GOOD) -> bytes:
     return bytes(frames.udp((mac(1), b"\xff" * 6), (NOBODY, everybody), (68, 67), payload))
 
 
-def test_a_datagram_and_its_frame() -> None:
+def test_a_datagram_is_read_from_its_frame() -> None:
     frame = make_frame()
     found = frames.read_udp(frame + b"behind")
     assert found == frames.Datagram(mac(1), IPv4Address("255.255.255.255"), GOOD)
@@ -765,7 +767,7 @@ def test_a_priority_tagged_frame_is_answered_with_its_tag(bench: Bench) -> None:
         lambda frame: frame[:60] + b"\xaa" + frame[61:],
     ],
 )
-def test_damaged_datagrams(damage: Callable[[bytes], bytes]) -> None:
+def test_damaged_datagrams_are_refused(damage: Callable[[bytes], bytes]) -> None:
     with pytest.raises(wire.MalformedError):
         frames.read_udp(damage(make_frame()))
 

@@ -1,4 +1,4 @@
-"""Writing dpkt's objects: every field checked by a slow reader, whatever was stale before."""
+"""Encoding dpkt's objects: a slow reader checks every field, also if it was stale before."""
 
 import copy
 import pickle
@@ -54,7 +54,7 @@ def frame(data: object, **fields: Any) -> Ethernet:
 
 
 def verify(packet: bytes) -> tuple[int, bytes]:
-    """See that all lengths and sums of a whole packet are right; give its protocol and payload."""
+    """Check all lengths and checksums of a whole packet; return its protocol and payload."""
     if packet[0] >> 4 == 4:
         size = (packet[0] & 15) * 4
         assert struct.unpack_from("!H", packet, 2)[0] == len(packet)
@@ -104,7 +104,7 @@ each_kind = pytest.mark.parametrize("kind", list(LAYERS))
 @each_version
 @each_kind
 @given(body=st.binary(max_size=100))
-def test_what_is_made_anew(version: int, kind: str, body: bytes) -> None:
+def test_lengths_checksums_and_protocols_are_computed(version: int, kind: str, body: bytes) -> None:
     made = encode(packet(version, layer(kind, version, body)))
     proto, payload = verify(made)
     assert proto == LAYERS[kind](b"")[0 if version == 4 else 1]
@@ -114,8 +114,8 @@ def test_what_is_made_anew(version: int, kind: str, body: bytes) -> None:
 
 @each_version
 @each_kind
-def test_what_is_stale(version: int, kind: str) -> None:
-    """bytes() has stored sums and lengths; then everything was changed."""
+def test_stale_lengths_and_checksums_are_computed_again(version: int, kind: str) -> None:
+    """bytes() stores checksums and lengths; then the test changes everything."""
     made = packet(version, layer(kind, version, b"before"))
     made.p = made.nxt = LAYERS[kind](b"")[0 if version == 4 else 1]
     bytes(made)
@@ -135,7 +135,7 @@ def test_what_is_stale(version: int, kind: str) -> None:
 
 @each_version
 @pytest.mark.parametrize("size", range(41))
-def test_tcp_options(version: int, size: int) -> None:
+def test_tcp_options_are_padded_to_4_bytes(version: int, size: int) -> None:
     segment = TCP(sport=5, dport=7, flags=0x12, opts=b"\1" * size, data=b"data")
     _, payload = verify(encode(packet(version, segment)))
     offset = 20 + -(-size // 4) * 4
@@ -145,7 +145,7 @@ def test_tcp_options(version: int, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", range(41))
-def test_ip_options(size: int) -> None:
+def test_ip_options_are_padded_to_4_bytes(size: int) -> None:
     made = encode(ip4(UDP(dport=7, data=b"data"), opts=b"\1" * size))
     _, payload = verify(made)
     assert made[20 : 20 + size] == b"\1" * size
@@ -176,9 +176,9 @@ def test_all_other_fields_are_kept() -> None:
 
 @each_version
 def test_a_udp_checksum_is_never_zero(version: int) -> None:
-    """0 would say that there is none, which IPv6 does not even allow (RFC 8200, section 8.1)."""
+    """0 means that there is none, which IPv6 does not allow (RFC 8200, section 8.1)."""
     plain = encode(packet(version, UDP(sport=5, dport=7, data=b"\0\0")))
-    # A body of the plain sum brings the complement to 0.
+    # With the plain sum as its body, the complement becomes 0.
     body = plain[-4:-2]
     made = encode(packet(version, UDP(sport=5, dport=7, data=body)))
     assert made[-4:-2] == b"\xff\xff"
@@ -216,7 +216,7 @@ def test_checksums_that_dpkt_computes() -> None:
 
 
 def state(value: object) -> object:
-    """All that an object holds, all the way down."""
+    """Everything that an object refers to, recursively."""
     if isinstance(value, dpkt.Packet):
         names = {*vars(value), *value.__hdr_fields__, "data"} - {"_pack_hdr"}
         return type(value), {name: state(getattr(value, name)) for name in names}
@@ -292,7 +292,7 @@ def test_an_atomic_fragment_is_whole() -> None:
 
 @each_version
 def test_a_quoted_packet_keeps_what_it_says(version: int) -> None:
-    """It was cut short, and its lengths and sums are those of the whole one."""
+    """It is truncated, and its lengths and checksums are those of the whole packet."""
     whole = encode(packet(version, UDP(dport=9, data=bytes(1000))))
     quoted = whole[:60]
     quote = aiotun.decode_packet(quoted)
@@ -346,8 +346,8 @@ def test_checksums_are_for_the_last_address(kind: int) -> None:
     verify(encode(ip6(UDP(data=b"data"), all_extension_headers=[header])))
 
 
-def test_ipsec() -> None:
-    """What dpkt would write twice, and what it cannot write at all."""
+def test_ipsec_headers_are_written_once_and_whole() -> None:
+    """dpkt alone would write some of them twice, and can't write others."""
     segment = encode(ip6(UDP(data=b"data")))[40:]
     head = struct.pack("!BBHII", 17, 4, 0, 1, 2) + b"authenticity"
     original = struct.pack("!IHBB", 6 << 28, 24 + len(segment), 51, 64) + SRC6 + DST6
@@ -386,7 +386,7 @@ def test_ipsec() -> None:
         ),
     ],
 )
-def test_ethernet_types(made: Ethernet, head: str) -> None:
+def test_ethernet_types_and_vlan_tags_are_written(made: Ethernet, head: str) -> None:
     data = encode(made)
     assert data[:12] == MAC2 + MAC1
     assert data[12 : 12 + len(head) // 2].hex() == head
@@ -408,7 +408,7 @@ def _on_the_wire(head: str, payload: bytes = _IP) -> bytes:
     return MAC2 + MAC1 + bytes.fromhex(head) + payload
 
 
-# What dpkt drops when it decodes or writes, or both.
+# Frames of which dpkt drops something when it decodes or writes.
 UNUSUAL = {
     "a VLAN tag and a label": _on_the_wire("81000005 8847 00005140"),
     "three tags": _on_the_wire("81000064 810000c8 8100012c 0800"),
@@ -433,11 +433,11 @@ UNUSUAL = {
 
 
 @pytest.mark.parametrize("kind", UNUSUAL)
-def test_no_layer_is_lost(kind: str) -> None:
+def test_decoded_frames_encode_to_the_same_bytes(kind: str) -> None:
     original = UNUSUAL[kind]
     decoded = aiotun.decode_frame(original)
     assert encode(decoded) == original
-    # As dpkt alone decodes it: as it was, or refused, but for what dpkt leaves no trace of.
+    # Decoded by dpkt alone: written as it was, or refused, except where dpkt leaves no trace.
     untold = ("three", "802.1ad twice", "eight tags", "a control word")
     if not kind.startswith(untold):
         try:
@@ -453,7 +453,7 @@ def test_all_tags_are_decoded() -> None:
     assert isinstance(decoded.data, IP)
     decoded.vlan_tags[2].id = 5
     assert encode(decoded)[20:24] == b"\x81\0\xe0\5"
-    with pytest.raises(aiotun.PacketDecodeError, match="9 VLAN tags; 8 are enough"):
+    with pytest.raises(aiotun.PacketDecodeError, match="9 VLAN tags; at most 8"):
         aiotun.decode_frame(_on_the_wire("81000064" * 9 + "0800"))
 
 
@@ -463,7 +463,7 @@ def test_pppoe_has_its_length_and_protocol() -> None:
     data = encode(decoded)
     assert data[18:22] == struct.pack("!HH", len(data) - 20, 0x21)
     assert verify(data[22:])[0] == 17
-    # One byte is enough for the protocol, but advised against.
+    # The protocol may be one byte, which is not recommended.
     compressed = _on_the_wire("8864 11000011 0022 21")
     assert encode(aiotun.decode_frame(compressed)) == UNUSUAL["PPPoE"]
 
@@ -472,7 +472,7 @@ def test_pppoe_has_its_length_and_protocol() -> None:
 
 
 @pytest.mark.parametrize("what", [UDP(), b"\x45" + bytes(19), None, dpkt.arp.ARP(), "text"])
-def test_what_no_device_sends(what: Any) -> None:
+def test_encode_refuses_objects_that_no_device_sends(what: Any) -> None:
     with pytest.raises(TypeError, match="IP, IP6 and Ethernet"):
         encode(what)
 
@@ -486,39 +486,39 @@ def changed(what: Any, **fields: object) -> Any:
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        (ip4(UDP(), p=6), "p is 6, but 17"),
-        (ip4(TCP(), p=17), "p is 17, but 6"),
-        (ip6(UDP(), nxt=58), "nxt is 58, but 17"),
+        (ip4(UDP(), p=6), "p is 6, but UDP has the number 17"),
+        (ip4(TCP(), p=17), "p is 17, but TCP has the number 6"),
+        (ip6(UDP(), nxt=58), "nxt is 58, but UDP has the number 17"),
         (ip6(UDP(), nxt=44, all_extension_headers=[IP6HopOptsHeader(data=bytes(6))]), "nxt is 44"),
-        (IP(src="10.0.0.1", dst=DST4), "src has to be 4 bytes, not '10.0.0.1'"),
-        (IP6(src=SRC6), "dst has to be 16 bytes, not b''"),
-        (IP6(src=SRC4, dst=DST6), "src has to be 16 bytes"),
-        (Ethernet(dst=MAC1), "src has to be 6 bytes"),
-        (ip4(bytes(65516), len=0), "65536 bytes"),
-        (ip4(UDP(data=bytes(65528)), len=0), "65536 bytes"),
-        (ip6(bytes(65536)), "65536 bytes"),
-        (ip4(b"", opts=bytes(41)), "room for 40"),
-        (ip4(TCP(opts=bytes(41))), "room for 40"),
-        (changed(ip4(b""), data="text"), "bytes or dpkt's, not str"),
-        (changed(ip4(b""), data=5), "bytes or dpkt's, not int"),
-        (ip6(UDP(data=5)), "bytes or dpkt's, not int"),
-        (ip4(UDP(sport=65536)), "cannot be written"),
-        (ip4(UDP(), ttl=256), "cannot be written"),
-        (ip4(UDP(), ttl=None), "cannot be written"),
-        (ip6(b"", all_extension_headers=[IP6HopOptsHeader(data=bytes(5))]), "7 bytes"),
+        (IP(src="10.0.0.1", dst=DST4), "src must be 4 bytes, got '10.0.0.1'"),
+        (IP6(src=SRC6), "dst must be 16 bytes, got b''"),
+        (IP6(src=SRC4, dst=DST6), "src must be 16 bytes"),
+        (Ethernet(dst=MAC1), "src must be 6 bytes"),
+        (ip4(bytes(65516), len=0), "at most 65535 bytes, got 65536"),
+        (ip4(UDP(data=bytes(65528)), len=0), "at most 65535 bytes, got 65536"),
+        (ip6(bytes(65536)), "at most 65535 bytes, got 65536"),
+        (ip4(b"", opts=bytes(41)), "at most 40 bytes, got 41"),
+        (ip4(TCP(opts=bytes(41))), "at most 40 bytes, got 41"),
+        (changed(ip4(b""), data="text"), "bytes or a dpkt object, got str"),
+        (changed(ip4(b""), data=5), "bytes or a dpkt object, got int"),
+        (ip6(UDP(data=5)), "bytes or a dpkt object, got int"),
+        (ip4(UDP(sport=65536)), "can't be encoded"),
+        (ip4(UDP(), ttl=256), "can't be encoded"),
+        (ip4(UDP(), ttl=None), "can't be encoded"),
+        (ip6(b"", all_extension_headers=[IP6HopOptsHeader(data=bytes(5))]), "7 bytes, but its len"),
         (
             frame(dpkt.llc.LLC(data=b"data"), vlan_tags=[VLANtag8021Q(id=5)]),
-            "no VLAN tags or labels in front of LLC",
+            "can't write VLAN tags or labels in front of LLC",
         ),
         (
             frame(b"", vlan_tags=[VLANtagISL(id=5)], mpls_labels=[MPLSlabel(val=5)]),
-            "dpkt writes 18 of the 44 bytes of Ethernet",
+            "dpkt writes only 18 of the 44 bytes of Ethernet",
         ),
         (frame(ip4(b"", opts=b"\1" * 4), mpls_labels=[MPLSlabel(val=5)]), "IP would be decoded as"),
         (ip6(b"", all_extension_headers=[IP6RoutingHeader(len=3, data=SRC6)]), "len is 3"),
     ],
 )
-def test_what_cannot_be_encoded(what: Any, said: str) -> None:
+def test_encode_says_what_cannot_be_encoded(what: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said) as raised:
         encode(what)
     assert type(raised.value) is ValueError
@@ -531,6 +531,6 @@ def test_nested_without_end() -> None:
         encode(inside)
 
 
-def test_the_largest() -> None:
+def test_the_largest_packets_can_be_encoded() -> None:
     assert len(encode(ip4(UDP(data=bytes(65507))))) == 65535
     assert len(encode(ip6(UDP(data=bytes(65527))))) == 65575

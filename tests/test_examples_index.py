@@ -1,4 +1,4 @@
-"""examples/README.md lists every example, and what it says of them is so."""
+"""examples/README.md lists every example, and its statements are true."""
 
 import ast
 import re
@@ -34,7 +34,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def parts(name: str) -> set[Path]:
-    """The files of a program, and those it imports from the folder."""
+    """The files of a program, including those that it imports from the folder."""
     place = EXAMPLES / name
     found: set[Path] = set()
     waiting = list(place.rglob("*.py")) if place.is_dir() else [place]

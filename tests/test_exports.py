@@ -20,9 +20,9 @@ MODULES = {
 }
 FOLDERS = {path.parent.name: path for path in PACKAGE.glob("*/__init__.py")}
 
-# The rooms, from the ground up, and the rooms that each may import. `_queue/` belongs to the room
-# of `queue`. A room stands below all rooms that import it, so there is no circle of rooms. A new
-# room is added here first: what it may know of the others is part of its design.
+# The rooms, the lowest first, and the rooms that each may import. `_queue/` belongs to the room of
+# `queue`. A room is below all rooms that import it, so the imports have no cycle. Add a new room
+# here first: the rooms that it may import are part of its design.
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "_kernel": {"errors"},
@@ -33,7 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "capture": {"_kernel"},
     "namespaces": {"_kernel", "errors"},
     "link": {"_kernel", "errors"},
-    # decode and capture: as types, or loaded when they are used
+    # decode and capture: for types only, or imported when used
     "queue": {"_kernel", "_packets", "capture", "decode", "errors"},
     "device": {"_kernel", "capture", "decode", "errors", "link", "queue"},
     "networkd": {"_kernel", "device", "link"},
@@ -55,10 +55,10 @@ ROOMS: dict[str, set[str]] = {
     },
     "cli": {"__init__", "_kernel", "_packets", "capture", "errors", "namespaces", "reply"},
 }
-# Modules of another room than the one of their name.
+# Modules that belong to another room than their name suggests.
 ELSEWHERE = {"__main__": "cli", "pytest_plugin": "testing"}
 
-# Foreign packages, and the only modules that may import each.
+# Other packages, and the only modules that may import each.
 FOREIGN = {
     "pyroute2": {"_link.session"},
     "dpkt": {"decode", "_packets.encode"},
@@ -77,7 +77,7 @@ def room_of(module: str) -> str:
 
 
 def imports(module: str) -> tuple[set[str], set[str]]:
-    """Give (our modules, other top-level packages) that a module imports, wherever in it."""
+    """Return (our modules, other top-level packages) that a module imports anywhere."""
     ours: set[str] = set()
     others: set[str] = set()
     package = ["aiotun", *module.split(".")[:-1]]
@@ -158,7 +158,7 @@ def test_the_parts_of_a_room_do_not_import_its_face() -> None:
 
 def test_modules_do_not_import_each_other_in_circles() -> None:
     left = {module: set(ours) for module, (ours, _) in IMPORTS.items()}
-    # Whoever imports nothing that is left is in no circle, and neither is what nobody left imports.
+    # A module that imports none of the rest is in no cycle, nor is one that none of them imports.
     while True:
         imported = set[str]().union(*left.values())
         kept = {
@@ -200,7 +200,7 @@ def test_folders_say_what_they_are_for_and_hold_no_code(folder: str) -> None:
 
 def test_all_is_what_is_public() -> None:
     for name in aiotun.__all__:
-        getattr(aiotun, name)  # some are loaded only now
+        getattr(aiotun, name)  # some are imported only now
     public = {
         name
         for name, value in vars(aiotun).items()

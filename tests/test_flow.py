@@ -1,4 +1,4 @@
-"""Which flow a packet belongs to: the same for both directions, and for anything at all."""
+"""The flow of a packet: the same in both directions, and defined for any bytes."""
 
 import struct
 
@@ -48,14 +48,16 @@ def test_flows_are_told_apart() -> None:
     a, b = b"\x0a\0\0\1", b"\x0a\0\0\2"
     found = {flow_hash(ipv4(a, b, port, 80, 6, 0), 0, frame=False) % 4 for port in range(64)}
     assert found == {0, 1, 2, 3}
-    # Ports of a protocol without ports are its payload.
+    # ICMP has no ports: these bytes are its payload.
     ping = {flow_hash(ipv4(a, b, port, 80, 1, 0), 0, frame=False) for port in range(64)}
     assert len(ping) == 1
 
 
 @given(four, four, ports, ports, st.sampled_from([b"", b"\x81\0\0\7", b"\x88\xa8\0\7\x81\0\0\7"]))
-def test_frames(a: bytes, b: bytes, one: int, other: int, tags: bytes) -> None:
-    """The same as the packet in it, whatever tags and addresses it has, and header in front."""
+def test_a_frame_has_the_flow_of_its_packet(
+    a: bytes, b: bytes, one: int, other: int, tags: bytes
+) -> None:
+    """Its tags, its MACs and the header before it don't matter."""
     packet = ipv4(a, b, one, other, 6, 0)
     frame = bytes(10) + b"\2\0\0\0\0\1" + b"\2\0\0\0\0\2" + tags + b"\x08\0" + packet
     assert flow_hash(frame, 10, frame=True) == flow_hash(packet, 0, frame=False)
@@ -65,5 +67,5 @@ def test_frames(a: bytes, b: bytes, one: int, other: int, tags: bytes) -> None:
 
 
 @given(st.binary(max_size=80), st.sampled_from([0, 4, 10]), st.booleans())
-def test_any_bytes_will_do(data: bytes, start: int, frame: bool) -> None:
+def test_any_bytes_have_a_flow(data: bytes, start: int, frame: bool) -> None:
     assert flow_hash(data, start, frame=frame) >= 0

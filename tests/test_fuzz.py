@@ -1,6 +1,6 @@
-"""The fuzz targets: a short run of each, always the same one, and that each can fail.
+"""The fuzz targets: a short run of each with a fixed seed, and a proof that each can fail.
 
-`make fuzz` makes longer ones. What it found stays here as a test of its own.
+`make fuzz` runs longer. Each of its findings stays here as a test.
 """
 
 import dataclasses
@@ -72,7 +72,7 @@ Break = Callable[[pytest.MonkeyPatch], None]
 
 
 def _raising(place: Any, name: str) -> Break:
-    """Have a function raise what nobody expects, now and then."""
+    """Make a function raise an unexpected error now and then."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
         honest, calls = getattr(place, name), 0
@@ -94,7 +94,7 @@ def _replacing(place: Any, name: str, broken: Any) -> Break:
 
 
 def _changing(place: Any, name: str, change: Callable[[Any], Any]) -> Break:
-    """Have a function give something else."""
+    """Make a function return something else."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
         honest = getattr(place, name)
@@ -107,7 +107,7 @@ def _longer(answer: bytes | None) -> bytes | None:
     return None if answer is None else answer + bytes(2000)
 
 
-# One for each target: what it promises, broken.
+# For each target, a fault that breaks its promise.
 PLANTED: dict[str, Break] = {
     "decode": _raising(packets, "decode_frame"),
     "header": _replacing(IPHeader, "fragment", None),
@@ -138,7 +138,7 @@ PLANTED: dict[str, Break] = {
 
 
 @each_target
-def test_what_is_wrong_is_found(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_target_finds_a_planted_fault(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     _skip_missing(target)
     PLANTED[target.name](monkeypatch)
     outcome = _mutating.run(target, seed=1, most=3000)
@@ -171,7 +171,7 @@ def test_a_finding_is_saved_and_can_be_replayed(
     importlib.util.find_spec("atheris") is None, reason="atheris comes with make fuzz"
 )
 def test_the_guided_engine_finds_and_replays(tmp_path: Path) -> None:
-    """In a copy of the checkout, with a check of DHCP's options left out."""
+    """In a copy of the checkout that lacks a check of DHCP's options."""
     for folder in ("fuzz", "examples", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     broken = tmp_path / "examples" / "_dhcp_message.py"
@@ -221,7 +221,7 @@ def _frame(ethertype: int, payload: bytes) -> bytes:
 
 
 def _nested(levels: int) -> bytes:
-    """IPv4 in IPv4 in IPv4: each level of it is one of dpkt's recursion."""
+    """IPv4 in IPv4 in IPv4: dpkt recurses once for each level."""
     packet = b""
     for _ in range(levels):
         packet = _ip4(4, packet)
@@ -231,8 +231,8 @@ def _nested(levels: int) -> bytes:
 _MACS = b"\2\0\0\0\0\1\2\0\0\0\0\2"
 _FRAGMENT, _OPTIONS = struct.pack("!BBHI", 60, 0, 0, 1), b"\x3b\0" + bytes(6)
 
-# What makes dpkt raise something else: a fragment header with another extension header behind it;
-# MPLS labels with nothing behind them; more levels than Python's stack has.
+# Packets for which dpkt raises other errors: a fragment header followed by another extension
+# header; MPLS labels with nothing after them; more levels than Python's stack allows.
 OFFENDERS = [
     (AttributeError, _ip6(44, _FRAGMENT + _OPTIONS)),
     (AttributeError, _ip4(41, _ip6(44, _FRAGMENT + _OPTIONS))),

@@ -1,4 +1,4 @@
-"""Super-packets: cut up and put together, by the C module and by its Python twin."""
+"""Super-packets: split and merged, by the C module and by its Python twin."""
 
 import dataclasses
 import itertools
@@ -33,12 +33,12 @@ each_protocol = pytest.mark.parametrize("protocol", ["tcp", "udp"])
 
 @dataclasses.dataclass(frozen=True)
 class Packet:
-    """A packet as a list of choices; `bytes` writes it, with right lengths and checksums."""
+    """A packet as a set of fields; `bytes` writes it with valid lengths and checksums."""
 
     payload: bytes = b""
     version: int = 4
     protocol: str = "tcp"
-    link: bytes = b""  # what stands in front in a frame, without the ethertype
+    link: bytes = b""  # the frame's header without the ethertype
     tos: int = 0
     ttl: int = 64
     identity: int = 1
@@ -116,7 +116,7 @@ each_link = pytest.mark.parametrize("link", LINKS)
 
 
 def run_of(first: Packet, sizes: Iterable[int], seed: int = 0) -> list[Packet]:
-    """Packets that adjoin, with random payloads of these sizes."""
+    """Consecutive packets with random payloads of these sizes."""
     random_bytes = random.Random(seed).randbytes
     packets = []
     sequence, identity = first.sequence, first.identity
@@ -132,7 +132,7 @@ def written(packets: Iterable[Packet]) -> list[bytes]:
 
 
 def alone(packets: Iterable[bytes]) -> list[bytes]:
-    """What comes of packets that nothing is merged of."""
+    """The result of `merge` if it merges none of the packets."""
     return [NONE + packet for packet in packets]
 
 
@@ -142,7 +142,7 @@ class TestThereAndBack:
     @each_version
     @each_protocol
     @pytest.mark.parametrize("sizes", [(8, 8), (1448, 1448, 1448), (1000, 1000, 1), (1,) * 60])
-    def test_a_run(
+    def test_a_run_is_merged_into_one_super_packet(
         self, merge: Merge, link: str, version: int, protocol: str, sizes: tuple[int, ...]
     ) -> None:
         first = Packet(version=version, protocol=protocol, link=LINKS[link])
@@ -169,7 +169,7 @@ class TestThereAndBack:
     @each_version
     @each_protocol
     @pytest.mark.parametrize("length", [1, 99, 100, 101, 200, 6500, 65_000])
-    def test_boundaries(
+    def test_split_cuts_at_gso_size(
         self, split: Split, link: str, version: int, protocol: str, length: int
     ) -> None:
         first = Packet(version=version, protocol=protocol, link=LINKS[link])
@@ -183,8 +183,8 @@ class TestThereAndBack:
         assert split(header.pack() + bytes(whole), link != "packet") == written(packets)
 
     @each_merge
-    def test_64_kib(self, merge: Merge) -> None:
-        """As much as an IP packet can hold, and not a byte more."""
+    def test_no_super_packet_is_longer_than_an_ip_packet(self, merge: Merge) -> None:
+        """Up to 65,535 bytes exactly."""
         packets = written(run_of(Packet(), [1448] * 45 + [323]))
         (whole,) = merge(packets, False)
         assert len(whole) == 10 + 65_535
@@ -193,7 +193,7 @@ class TestThereAndBack:
         assert [len(each) for each in merge(packets, False)] == [10 + 65_212, 10 + 376]
 
     @each_merge
-    def test_wrap_around(self, merge: Merge) -> None:
+    def test_sequence_and_identification_wrap_around(self, merge: Merge) -> None:
         packets = written(run_of(Packet(sequence=0xFFFFFFF0, identity=0xFFFF), [8] * 6))
         (whole,) = merge(packets, False)
         assert split(whole) == packets
@@ -215,13 +215,15 @@ class TestThereAndBack:
         assert list(itertools.chain(*map(split, merged))) == packets
 
     @each_merge
-    def test_nothing(self, merge: Merge) -> None:
+    def test_empty_input_merges_to_nothing(self, merge: Merge) -> None:
         assert merge([], False) == []
         assert merge(iter([b"", b"x"]), False) == alone([b"", b"x"])
 
     @each_merge
     @pytest.mark.parametrize("form", [bytearray, memoryview])
-    def test_any_buffer(self, merge: Merge, form: Callable[[bytes], Any]) -> None:
+    def test_merge_takes_any_bytes_like_object(
+        self, merge: Merge, form: Callable[[bytes], Any]
+    ) -> None:
         packets = written(run_of(Packet(), [10, 10]))
         assert merge(map(form, packets), False) == merge(packets, False)
         with pytest.raises(TypeError):
@@ -230,7 +232,7 @@ class TestThereAndBack:
             merge(None, False)
 
 
-# Everything that keeps the second packet of a run from joining the first.
+# Every difference with which the second packet must not be merged with the first.
 DIFFERENT: dict[str, dict[str, Any]] = {
     "another source": {"source": "10.0.0.9"},
     "another port": {"ports": (1000, 2001)},
@@ -263,11 +265,11 @@ DIFFERENT: dict[str, dict[str, Any]] = {
 class TestWhatIsNotMerged:
     @each_merge
     @pytest.mark.parametrize("why", DIFFERENT)
-    def test_tcp(self, merge: Merge, why: str) -> None:
+    def test_segments_that_differ_are_not_merged(self, merge: Merge, why: str) -> None:
         first, second = run_of(Packet(), [100, 100])
         packets = written([first, second.but(**DIFFERENT[why])])
         assert merge(packets, False) == alone(packets)
-        # Nor where the first one is such.
+        # Nor if the first packet has it as well.
         if "flags" in DIFFERENT[why] or "options" in DIFFERENT[why]:
             packets = written([first.but(**DIFFERENT[why]), second.but(**DIFFERENT[why])])
             assert merge(packets, False) == alone(packets)
@@ -286,19 +288,21 @@ class TestWhatIsNotMerged:
             {"options": b"\x11\0\1\4\0\0\0\0"},
         ],
     )
-    def test_udp(self, merge: Merge, change: dict[str, Any]) -> None:
+    def test_datagrams_that_differ_are_not_merged(
+        self, merge: Merge, change: dict[str, Any]
+    ) -> None:
         first, second = run_of(Packet(version=6, protocol="udp"), [100, 100])
         packets = written([first, second.but(**change)])
         assert merge(packets, False) == alone(packets)
 
     @each_merge
-    def test_extension_headers(self, merge: Merge) -> None:
+    def test_packets_with_extension_headers_are_not_merged(self, merge: Merge) -> None:
         first = Packet(version=6, options=b"\x06\0\1\4\0\0\0\0")
         packets = written(run_of(first, [100, 100]))
         assert merge(packets, False) == alone(packets)
 
     @each_merge
-    def test_another_frame_header(self, merge: Merge) -> None:
+    def test_frames_with_different_headers_are_not_merged(self, merge: Merge) -> None:
         first, second = run_of(Packet(link=ETHERNET), [100, 100])
         packets = written([first, second.but(link=ETHERNET[:-1] + b"\x09")])
         assert merge(packets, True) == alone(packets)
@@ -308,7 +312,7 @@ class TestWhatIsNotMerged:
     @each_merge
     @pytest.mark.parametrize("tags", [3, 30_000])
     def test_more_vlan_tags_than_any_frame_has(self, merge: Merge, tags: int) -> None:
-        """The headers' length has 16 bits in a super-packet's own header."""
+        """A super-packet's header has 16 bits for the length of the headers."""
         link = ETHERNET + bytes.fromhex("81000005") * tags
         packets = written(run_of(Packet(link=link), [100, 100]))
         assert merge(packets, True) == alone(packets)
@@ -321,8 +325,8 @@ class TestWhatIsNotMerged:
         assert merge(packets, False) == alone(packets)
 
     @each_merge
-    def test_identification(self, merge: Merge) -> None:
-        """Looked at where the packet may be fragmented only."""
+    def test_identification_counts_only_without_dont_fragment(self, merge: Merge) -> None:
+        """Only a packet that may be fragmented needs its identification."""
         first, second = run_of(Packet(fragment=0), [100, 100])
         packets = written([first, second.but(identity=9)])
         assert merge(packets, False) == alone(packets)
@@ -334,7 +338,9 @@ class TestWhatIsNotMerged:
     @each_version
     @each_protocol
     @pytest.mark.parametrize("which", [0, 1])
-    def test_a_wrong_checksum(self, merge: Merge, version: int, protocol: str, which: int) -> None:
+    def test_packets_with_a_wrong_checksum_are_not_merged(
+        self, merge: Merge, version: int, protocol: str, which: int
+    ) -> None:
         packets = written(run_of(Packet(version=version, protocol=protocol), [100, 100]))
         packets[which] = packets[which][:-1] + bytes([packets[which][-1] ^ 1])
         assert merge(packets, False) == alone(packets)
@@ -347,13 +353,13 @@ class TestWhatIsNotMerged:
         assert merge(packets, False) == alone(packets)
 
     @each_merge
-    def test_no_udp_checksum(self, merge: Merge) -> None:
+    def test_datagrams_without_a_checksum_are_not_merged(self, merge: Merge) -> None:
         packets = written(run_of(Packet(protocol="udp"), [100, 100]))
         packets = [packet[:26] + b"\0\0" + packet[28:] for packet in packets]
         assert merge(packets, False) == alone(packets)
 
     @each_merge
-    def test_trailing_bytes(self, merge: Merge) -> None:
+    def test_packets_with_trailing_bytes_are_not_merged(self, merge: Merge) -> None:
         packets = [packet + b"\0" for packet in written(run_of(Packet(), [100, 100]))]
         assert merge(packets, False) == alone(packets)
 
@@ -380,7 +386,7 @@ class TestWhatIsNotMerged:
 
     @each_merge
     @each_version
-    def test_no_udp(self, merge: Merge, version: int) -> None:
+    def test_udp_false_leaves_datagrams_alone(self, merge: Merge, version: int) -> None:
         datagrams = written(run_of(Packet(version=version, protocol="udp"), [100] * 3))
         packets = written(run_of(Packet(version=version), [100] * 3))
         assert merge(datagrams, False, False) == alone(datagrams)
@@ -388,7 +394,7 @@ class TestWhatIsNotMerged:
         assert len(merge(packets + datagrams, False, True)) == 2
 
     @each_merge
-    def test_order_is_kept(self, merge: Merge) -> None:
+    def test_merge_keeps_the_order(self, merge: Merge) -> None:
         one = written(run_of(Packet(), [100] * 4))
         two = written(run_of(Packet(ports=(5, 6)), [100] * 4))
         mixed = [*one[:2], *two[:2], *one[2:], *two[2:]]
@@ -399,14 +405,14 @@ class TestWhatIsNotMerged:
 
 class TestSplit:
     @each_split
-    def test_flags(self, split: Split) -> None:
+    def test_tcp_flags_go_to_the_first_the_last_or_all(self, split: Split) -> None:
         """FIN and PSH on the last, CWR on the first, the others on all."""
         header = VnetHeader(1, GsoType.TCPV4 | GsoType.ECN, 0, 10).pack()
         packets = split(header + bytes(Packet(payload=bytes(30), flags=0xFF)), False)
         assert [packet[33] for packet in packets] == [0xF6, 0x76, 0x7F]
 
     @each_split
-    def test_extension_headers(self, split: Split) -> None:
+    def test_extension_headers_are_repeated(self, split: Split) -> None:
         options = b"\x2b\0\1\4\0\0\0\0" + b"\x06\1" + bytes(14)
         first = Packet(version=6, options=options)
         packets = run_of(first, [100, 100, 7])
@@ -415,7 +421,7 @@ class TestSplit:
         assert split(header + bytes(whole), False) == written(packets)
 
     @each_split
-    def test_ip_options(self, split: Split) -> None:
+    def test_ip_options_are_repeated(self, split: Split) -> None:
         first = Packet(options=b"\x94\4\0\0")
         packets = run_of(first, [100, 100])
         whole = first.but(payload=b"".join(packet.payload for packet in packets))
@@ -423,7 +429,7 @@ class TestSplit:
         assert split(header + bytes(whole), False) == written(packets)
 
     @each_split
-    def test_no_super_packet(self, split: Split) -> None:
+    def test_an_ordinary_packet_is_returned_whole(self, split: Split) -> None:
         assert split(NONE + b"anything", False) == [b"anything"]
         assert split(NONE, False) == [b""]
 
@@ -446,7 +452,7 @@ class TestSplit:
 
     @each_split
     def test_a_checksum_that_comes_to_zero(self, split: Split) -> None:
-        """It is written as 0xffff: in UDP zero means that there is none."""
+        """It is written as 0xffff, because zero means no checksum in UDP."""
         header = VnetHeader(1, 0, 0, 0, 0, 2).pack()
         assert split(header + b"\xff\xff\0\0", False) == [b"\xff\xff\xff\xff"]
         first = Packet(protocol="udp", payload=b"\0\0")
@@ -458,7 +464,7 @@ class TestSplit:
         assert zero[26:28] == b"\xff\xff"
 
     @each_split
-    def test_one_byte_each(self, split: Split) -> None:
+    def test_a_gso_size_of_1_gives_packets_of_one_byte(self, split: Split) -> None:
         packets = run_of(Packet(), [1] * 300)
         whole = Packet(payload=b"".join(packet.payload for packet in packets))
         header = VnetHeader(1, GsoType.TCPV4, 0, 1).pack()
@@ -470,15 +476,18 @@ class TestSplit:
         [
             (b"", "header of 10 bytes"),
             (bytes(9), "header of 10 bytes"),
-            (VnetHeader(1, 0, 0, 0, 5, 4).pack() + bytes(10), "a checksum at 9"),
-            (VnetHeader(1, 0, 0, 0, 65535, 65535).pack() + bytes(10), "a checksum at 131070"),
+            (VnetHeader(1, 0, 0, 0, 5, 4).pack() + bytes(10), "the checksum at 9 is outside"),
+            (
+                VnetHeader(1, 0, 0, 0, 65535, 65535).pack() + bytes(10),
+                "checksum at 131070 is outside",
+            ),
             (VnetHeader(1, 1, 0, 9).pack(), "neither IPv4 nor IPv6"),
             (VnetHeader(1, 1, 0, 9).pack() + b"\x50" * 60, "neither IPv4 nor IPv6"),
-            (VnetHeader(1, 1, 0, 0).pack() + bytes(Packet()), "gso_size of 0"),
-            (VnetHeader(1, 4, 0, 9).pack() + bytes(Packet()), "gso_type of 4"),
-            (VnetHeader(1, 5, 0, 9).pack() + bytes(Packet()), "gso_type of 5"),
-            (VnetHeader(1, 3, 0, 9).pack() + bytes(Packet(protocol="udp")), "gso_type of 3"),
-            (VnetHeader(1, 0x61, 0, 9).pack() + bytes(Packet()), "gso_type of 97"),
+            (VnetHeader(1, 1, 0, 0).pack() + bytes(Packet()), "gso_size must not be 0"),
+            (VnetHeader(1, 4, 0, 9).pack() + bytes(Packet()), "gso_type 4 does not match"),
+            (VnetHeader(1, 5, 0, 9).pack() + bytes(Packet()), "gso_type 5 does not match"),
+            (VnetHeader(1, 3, 0, 9).pack() + bytes(Packet(protocol="udp")), "gso_type 3 does not"),
+            (VnetHeader(1, 0x61, 0, 9).pack() + bytes(Packet()), "gso_type 97 does not match"),
             (VnetHeader(1, 1, 0, 9).pack() + bytes(Packet(fragment=0x2000)), "fragment"),
             (VnetHeader(1, 1, 0, 9).pack() + bytes(Packet(payload=b"x"))[:-1], "length"),
             (VnetHeader(1, 1, 0, 9).pack() + bytes(Packet()) + b"x", "length"),
@@ -492,21 +501,23 @@ class TestSplit:
             (
                 VnetHeader(1, 4, 0, 9).pack()
                 + bytes(Packet(version=6, options=b"\x2b\xff\0\0\0\0\0\0")),
-                "neither TCP nor UDP|header that does not fit",
+                "neither TCP nor UDP|does not match",
             ),
         ],
     )
-    def test_bad_input(self, split: Split, data: bytes, why: str) -> None:
+    def test_invalid_super_packets_say_what_is_wrong(
+        self, split: Split, data: bytes, why: str
+    ) -> None:
         with pytest.raises(ValueError, match=why):
             split(data, False)
 
     @each_split
-    def test_no_bytes(self, split: Split) -> None:
+    def test_split_refuses_a_str(self, split: Split) -> None:
         with pytest.raises(TypeError):
             split("text", False)
 
     @each_split
-    def test_any_buffer(self, split: Split) -> None:
+    def test_split_takes_any_bytes_like_object(self, split: Split) -> None:
         (whole,) = merge(written(run_of(Packet(), [10, 10])))
         assert split(bytearray(whole), False) == split(memoryview(whole), False) == split(whole)
 
@@ -521,7 +532,7 @@ ROUTED = {
 
 
 class TestSourceRoutes:
-    """Their header has the next hop, where the pseudo-header has the final destination."""
+    """The header has the next hop, but the pseudo-header has the final destination."""
 
     @each_split
     @pytest.mark.parametrize("kind", ROUTED)
@@ -549,7 +560,7 @@ class TestSourceRoutes:
         whole = bytes(ROUTED[kind].but(payload=bytes(100)))
         gso_type = GsoType.TCPV4 if ROUTED[kind].version == 4 else GsoType.TCPV6
         for header in (VnetHeader(0, gso_type, 0, 40), VnetHeader(1, gso_type, 0, 40, 20, 4)):
-            with pytest.raises(ValueError, match="a source route, and no partial checksum"):
+            with pytest.raises(ValueError, match="a source route, but no partial checksum"):
                 split(header.pack() + whole, False)
 
     @each_split
@@ -565,7 +576,7 @@ class TestSourceRoutes:
         "options", [b"\0\x83\7\4", b"\7\3\x83\0", b"\1\1\1\x44", b"\x44\0\x83\7"]
     )
     def test_options_that_are_none(self, split: Split, options: bytes) -> None:
-        """Behind the end of the options, within another one, or cut short."""
+        """They are after the end of the options, inside another option, or truncated."""
         whole = bytes(Packet(options=options, payload=bytes(100)))
         header = VnetHeader(0, GsoType.TCPV4, 0, 40)
         if options == b"\x44\0\x83\7":  # a length of 0: what follows the two bytes is looked at
@@ -582,20 +593,20 @@ class TestSourceRoutes:
 
 
 class TestInProportion:
-    """No stranger's super-packet becomes much more than it was."""
+    """A super-packet from another host can't grow beyond proportion."""
 
     @each_split
     @each_version
     @pytest.mark.parametrize("gso_size", [1, 2])
-    def test_a_bomb(self, split: Split, version: int, gso_size: int) -> None:
+    def test_a_tiny_gso_size_is_refused(self, split: Split, version: int, gso_size: int) -> None:
         gso_type = GsoType.TCPV4 if version == 4 else GsoType.TCPV6
         whole = bytes(Packet(version=version, payload=bytes(60_000)))
         with pytest.raises(ValueError, match=f"would become {60_000 // gso_size} packets"):
             split(VnetHeader(1, gso_type, 0, gso_size).pack() + whole, False)
 
     @each_split
-    def test_headers(self, split: Split) -> None:
-        """At most 512 bytes of them, though the packets be few."""
+    def test_headers_longer_than_512_bytes_are_refused(self, split: Split) -> None:
+        """This holds even for a few packets."""
         header = VnetHeader(1, GsoType.TCPV6, 0, 1).pack()
         last, one_more = b"\6\0\1\4\0\0\0\0", b"\x3c\0\1\4\0\0\0\0"
         whole = bytes(Packet(version=6, options=one_more * 54 + last, payload=b"xy"))
@@ -606,7 +617,7 @@ class TestInProportion:
             split(header + whole, False)
 
     @each_split
-    def test_many_vlan_tags(self, split: Split) -> None:
+    def test_thousands_of_vlan_tags_are_refused(self, split: Split) -> None:
         link = ETHERNET + bytes.fromhex("81000005") * 8000
         whole = bytes(Packet(link=link, payload=bytes(32_000)))
         with pytest.raises(ValueError, match="headers of 32066 bytes"):
@@ -614,7 +625,9 @@ class TestInProportion:
 
     @each_split
     @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-    def test_what_linux_sends(self, split: Split, protocol: str) -> None:
+    def test_the_smallest_segments_that_linux_sends_are_split(
+        self, split: Split, protocol: str
+    ) -> None:
         """The smallest payloads: 8 bytes of TCP with 40 bytes of options, 128 datagrams of 1."""
         tagged = ETHERNET + bytes.fromhex("81000005")
         if protocol == "tcp":
@@ -640,7 +653,7 @@ class TestInProportion:
             assert list(again) == packets
 
 
-# What a stranger may send: packets that are right, and such with a few bytes changed or cut off.
+# Packets from other hosts: valid packets, and packets with a few bytes changed or cut off.
 PACKETS = st.builds(
     Packet,
     payload=st.binary(max_size=40),
@@ -674,7 +687,7 @@ def damaged(draw: st.DrawFn, data: st.SearchStrategy[bytes]) -> bytes:
 
 
 def unidentified(packet: bytes, frame: bool) -> bytes:
-    """Without the identification, and the checksum over it, of what may not be fragmented."""
+    """The packet without its identification and header checksum if it may not be fragmented."""
     try:
         version, ip, *_ = gso._layers(packet, frame)
     except ValueError:
@@ -684,7 +697,7 @@ def unidentified(packet: bytes, frame: bool) -> bytes:
     return packet[: ip + 4] + packet[ip + 6 : ip + 10] + packet[ip + 12 :]
 
 
-# Two that follow each other by chance, though not by their identification, which doesn't count.
+# Two equal packets, which follow each other except for their identification. It doesn't count.
 TWINS = 2 * written([Packet(protocol="udp", payload=b"x", fragment=0x4000)])
 
 
@@ -692,7 +705,9 @@ class TestAnyInput:
     @each_merge
     @given(packets=lists(), frame=st.booleans())
     @example(packets=TWINS, frame=False)
-    def test_there_and_back(self, merge: Merge, packets: list[bytes], frame: bool) -> None:
+    def test_splitting_undoes_merging(
+        self, merge: Merge, packets: list[bytes], frame: bool
+    ) -> None:
         merged = merge(packets, frame)
         again = itertools.chain(*(split(each, frame=frame) for each in merged))
         assert [unidentified(each, frame) for each in again] == [

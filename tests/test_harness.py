@@ -1,4 +1,4 @@
-"""The harness itself: it isolates, refuses where it cannot, and sees what it is there to see."""
+"""The harness itself: it isolates the tests, or refuses to run, and detects leaks."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ def run_pytest(
     cwd: Path = ROOT,
     env: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run pytest as from outside; `env` is added to ours, from which the marker is taken."""
+    """Run pytest as from outside: without the marker, and with `env` added to the environment."""
     ours = {key: value for key, value in os.environ.items() if key not in (_isolation.MARKER, "CI")}
     command = [*prefix, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *args]
     return subprocess.run(
@@ -34,7 +34,7 @@ def run_pytest(
 
 
 def run_here(folder: Path, source: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a test module that lies elsewhere under our conftest."""
+    """Run a test module from another folder with our conftest."""
     (folder / "test_it.py").write_text(source)
     return run_pytest(
         "-c", str(ROOT / "pyproject.toml"), "-p", "tests.conftest", str(folder), env=env
@@ -52,7 +52,7 @@ def run_here(folder: Path, source: str, **env: str) -> subprocess.CompletedProce
             "echo 'unshare: unshare failed: Operation not permitted' >&2; exit 1",
             "(unshare failed: Operation not permitted)",
         ),
-        # One that succeeds but does nothing: the run would go on outside.
+        # An unshare that succeeds but does nothing: the run would continue outside.
         ('while [ "$1" != -- ] && [ -n "$2" ]; do shift; done; shift; exec "$@"', None),
     ],
 )
@@ -73,7 +73,7 @@ def test_where_unsharing_fails_nothing_runs(
 
 
 def test_a_forged_marker_is_refused() -> None:
-    # In a namespace of its own, so that nothing is touched even if the check did not hold.
+    # In its own namespace, so that nothing is touched even if the check fails.
     unshare = shutil.which("unshare")
     assert unshare is not None
     for forged in ("1", "1:1", f"{_isolation._inode('net')}:1", os.environ[_isolation.MARKER]):

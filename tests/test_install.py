@@ -1,4 +1,4 @@
-"""What pip makes of the sources, with a C compiler and without; what an sdist holds; versions."""
+"""What pip builds with a C compiler and without one; the contents of an sdist; versions."""
 
 import os
 import re
@@ -14,17 +14,17 @@ import pytest
 
 import aiotun
 
-from .helpers import ROOT
+from .helpers import ROOT, need
 
 FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
-# Of the repository, what only git and CI read.
+# Files of the repository that only git and CI use.
 NOT_FOR_USERS = (".ci/", ".github/", ".gitignore", ".pre-commit-config.yaml")
-# What setuptools writes into each sdist, of what pyproject.toml says.
+# Files that setuptools adds to each sdist.
 WRITTEN = ("PKG-INFO", "setup.cfg", "src/aiotun.egg-info/")
 
 
 def wheel(tmp_path: Path, **env: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """Build a wheel of a copy of the sources: what was said, the name of the wheel, its files."""
+    """Build a wheel from a copy of the sources; return the output, and its name and files."""
     source, target = tmp_path / "source", tmp_path / "wheels"
     source.mkdir()
     for name in FILES:
@@ -50,9 +50,8 @@ def has_c_module(found: list[str]) -> bool:
 
 
 @pytest.mark.parametrize("choice", ["", "require"])
-def test_with_a_compiler(tmp_path: Path, choice: str) -> None:
-    if shutil.which("cc") is None:
-        pytest.skip("missing: cc(1); install gcc")
+def test_with_a_compiler_the_wheel_has_the_c_module(tmp_path: Path, choice: str) -> None:
+    need("cc")
     done, found = wheel(tmp_path, AIOTUN_SPEEDUPS=choice)
     assert has_c_module(found), done.stderr
     assert "-cp311-abi3-linux_" in found[0]
@@ -60,8 +59,8 @@ def test_with_a_compiler(tmp_path: Path, choice: str) -> None:
     assert "aiotun/_packets/_speedups.c" not in found
 
 
-def test_without_a_compiler(tmp_path: Path) -> None:
-    """It is left out, and the rest is there."""
+def test_without_a_compiler_the_wheel_is_pure_python(tmp_path: Path) -> None:
+    """The wheel has everything except the C module."""
     done, found = wheel(tmp_path, CC="/nonexistent/cc")
     assert done.returncode == 0, done.stderr
     assert not has_c_module(found)
@@ -74,14 +73,14 @@ def test_without_a_compiler_where_it_is_required(tmp_path: Path) -> None:
     assert found == []
 
 
-def test_where_it_is_forbidden(tmp_path: Path) -> None:
+def test_forbid_builds_a_pure_python_wheel(tmp_path: Path) -> None:
     done, found = wheel(tmp_path, AIOTUN_SPEEDUPS="forbid")
     assert found, done.stderr
     assert not has_c_module(found)
     assert found[0].endswith("-py3-none-any.whl")
 
 
-def test_another_word(tmp_path: Path) -> None:
+def test_an_unknown_aiotun_speedups_fails_the_build(tmp_path: Path) -> None:
     done, found = wheel(tmp_path, AIOTUN_SPEEDUPS="perhaps")
     assert found == []
     assert (
@@ -91,11 +90,11 @@ def test_another_word(tmp_path: Path) -> None:
 
 
 def test_the_sdist_is_the_repository(tmp_path: Path) -> None:
-    """Whoever packages aiotun can build and test it from there: nothing is left out, or added."""
+    """A packager can build and test aiotun from the sdist: no file is missing or added."""
     git = shutil.which("git")
     if git is None or not (ROOT / ".git").exists():
         pytest.skip("not a checkout, with git(1), of the repository")
-    # git refuses a checkout that belongs to another user, unless it is told.
+    # git refuses a checkout of another user unless it is declared safe.
     command = [git, "-c", f"safe.directory={ROOT}", "-C", str(ROOT), "ls-files", "-z"]
     listed = subprocess.run(
         [*command, "--cached", "--others", "--exclude-standard"],
@@ -112,7 +111,7 @@ def test_the_sdist_is_the_repository(tmp_path: Path) -> None:
     for name in tracked:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, source / name)
-    # What a checkout has lying about, and git does not know.
+    # Files in a checkout that git does not track.
     (source / "src/aiotun/__pycache__").mkdir()
     for name in ("_speedups.abi3.so", "__pycache__/queue.cpython-311.pyc"):
         (source / "src/aiotun" / name).touch()
@@ -127,8 +126,8 @@ def test_the_sdist_is_the_repository(tmp_path: Path) -> None:
     assert {name for name in names if not name.startswith(WRITTEN)} == tracked
 
 
-def test_one_version_everywhere() -> None:
-    """pyproject.toml says it; what is installed says the same, and the changelog tells of it."""
+def test_package_pyproject_and_changelog_name_the_same_version() -> None:
+    """The installed package has pyproject.toml's version, and the changelog a heading."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         version = tomllib.load(file)["project"]["version"]
     assert aiotun.__version__ == version
@@ -139,6 +138,6 @@ def test_one_version_everywhere() -> None:
     assert re.fullmatch(rf"\[{re.escape(release)}\] - {date}", ours)
 
 
-def test_a_name_that_is_not_there() -> None:
+def test_a_misspelled_public_name_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'open_tub'"):
         aiotun.open_tub  # noqa: B018

@@ -1,4 +1,4 @@
-"""The cheap view of an IP header: beside a slow reader of its own, beside dpkt, for any bytes."""
+"""The cheap view of an IP header, compared with a slow reader and with dpkt, for any bytes."""
 
 import ipaddress
 import itertools
@@ -32,7 +32,7 @@ FIELDS = (
 
 
 def fields(packet: bytes | bytearray | memoryview) -> dict[str, Any] | None:
-    """What IPHeader says, or None for no header. Nothing but ValueError may come."""
+    """The fields of IPHeader, or None if it raises ValueError. It must not raise anything else."""
     try:
         header = IPHeader(packet)
     except ValueError:
@@ -42,7 +42,7 @@ def fields(packet: bytes | bytearray | memoryview) -> dict[str, Any] | None:
 
 
 def reference(packet: bytes) -> dict[str, Any] | None:
-    """The same by another reader, byte by byte."""
+    """The same from another reader, byte by byte."""
     if not packet or packet[0] >> 4 not in (4, 6):
         return None
     four = packet[0] >> 4 == 4
@@ -122,7 +122,7 @@ def fragment_header(following: int, place: int) -> bytes:
 # --- By hand -------------------------------------------------------------------------------------
 
 
-def test_ipv4() -> None:
+def test_every_field_of_an_ipv4_header() -> None:
     header = IPHeader(ip4(UDP))
     assert (header.version, header.proto, header.ttl) == (4, 17, 9)
     assert header.src == ipaddress.IPv4Address("10.0.0.1")
@@ -133,7 +133,7 @@ def test_ipv4() -> None:
     assert repr(header) == "<IPHeader 10.0.0.1 > 10.0.0.2 proto=17 ttl=9 sport=4660 dport=53>"
 
 
-def test_ipv6() -> None:
+def test_every_field_of_an_ipv6_header() -> None:
     header = IPHeader(ip6(UDP))
     assert (header.version, header.proto, header.ttl) == (6, 17, 9)
     assert header.src == ipaddress.IPv6Address(bytes(range(16)))
@@ -161,10 +161,10 @@ def test_extension_headers_are_passed(kinds: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("proto", [50, 59, 135])
-def test_what_ends_the_chain(proto: int) -> None:
+def test_the_first_other_header_ends_the_chain(proto: int) -> None:
     header = IPHeader(ip6(extension(0, proto) + UDP, proto=0))
     assert (header.proto, header.payload_offset, header.sport) == (proto, 48, None)
-    header = IPHeader(ip6(extension(0, proto), proto=0))  # and nothing behind it
+    header = IPHeader(ip6(extension(0, proto), proto=0))  # and nothing after it
     assert (header.payload_offset, header.total_length) == (48, 48)
 
 
@@ -180,7 +180,9 @@ def test_what_ends_the_chain(proto: int) -> None:
         (0x1FFF, 0xFFF8, True, False),
     ],
 )
-def test_fragments(place4: int, place6: int, fragment: bool, ports: bool) -> None:
+def test_only_first_fragments_have_ports(
+    place4: int, place6: int, fragment: bool, ports: bool
+) -> None:
     four = IPHeader(ip4(UDP, place=place4))
     six = IPHeader(ip6(fragment_header(17, place6) + UDP, proto=44))
     for header in (four, six):
@@ -194,7 +196,7 @@ def test_what_follows_a_later_fragments_header_is_no_header() -> None:
     assert (header.proto, header.payload_offset) == (60, 48)
 
 
-def test_ports() -> None:
+def test_only_protocols_with_ports_have_ports() -> None:
     for proto in range(256):
         header = IPHeader(ip4(PORTS, proto=proto))
         found = (0x1234, 53) if proto in (6, 17, 33, 132, 136) else (None, None)
@@ -207,7 +209,7 @@ def test_ports_that_are_cut_off() -> None:
             assert IPHeader(packet[:length]).sport is None
             assert IPHeader(packet[:length]).dport is None
         assert IPHeader(packet[: header + 4]).dport == 53
-    # They are there, but not the packet's.
+    # The bytes are there, but outside of the packet's length.
     assert IPHeader(ip4(UDP, length=23)).sport is None
     assert IPHeader(ip6(UDP, length=3)).sport is None
     assert IPHeader(ip6(UDP, length=4)).sport == 0x1234
@@ -216,35 +218,35 @@ def test_ports_that_are_cut_off() -> None:
 @pytest.mark.parametrize(
     ("packet", "said"),
     [
-        (b"", "cut short, at 0"),
-        (b"\x45", "cut short, at 1"),
-        (ip4()[:19], "cut short, at 19"),
-        (ip6()[:39], "cut short, at 39"),
-        (b"\x00" * 40, "version is 0"),
-        (b"\x50" + bytes(40), "version is 5"),
-        (b"\xff" * 40, "version is 15"),
-        (ip4(first=0x44), "16 of 20"),
-        (ip4(first=0x40), "0 of 20"),
-        (ip4(first=0x46), "24 of 20"),
-        (ip4(first=0x46, length=24), "there are 20"),
-        (ip4(length=19), "19 bytes in all"),
-        (ip4(UDP, length=0), "0 bytes in all"),
+        (b"", "truncated after 0 bytes"),
+        (b"\x45", "truncated after 1 bytes"),
+        (ip4()[:19], "truncated after 19 bytes"),
+        (ip6()[:39], "truncated after 39 bytes"),
+        (b"\x00" * 40, "the version must be 4 or 6, got 0"),
+        (b"\x50" + bytes(40), "the version must be 4 or 6, got 5"),
+        (b"\xff" * 40, "the version must be 4 or 6, got 15"),
+        (ip4(first=0x44), "a header of 16 bytes in a packet of 20"),
+        (ip4(first=0x40), "a header of 0 bytes in a packet of 20"),
+        (ip4(first=0x46), "a header of 24 bytes in a packet of 20"),
+        (ip4(first=0x46, length=24), "the packet has 20"),
+        (ip4(length=19), "total length is 19 bytes"),
+        (ip4(UDP, length=0), "total length is 0 bytes"),
         (ip6(bytes(7), proto=0), "47 bytes"),
         (ip6(b"\x11\x01" + bytes(13), proto=0), "55 bytes"),
         (ip6(b"\x11\x01" + bytes(14), proto=0, length=15), "55 bytes"),
         (ip6(b"\x3c\x00" + bytes(6), proto=0), "48 bytes"),
         (ip6(b"\x11\x00\xc2\x04" + bytes(4) + UDP, proto=0, length=0), "40 bytes"),  # a jumbogram
-        (ip6(bytes(65535), proto=0), "65575 bytes"),  # as many extension headers as there can be
+        (ip6(bytes(65535), proto=0), "65575 bytes"),  # as many extension headers as possible
     ],
 )
-def test_no_header(packet: bytes, said: str) -> None:
+def test_malformed_packets_say_what_is_wrong(packet: bytes, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         IPHeader(packet)
     assert reference(packet) is None
 
 
 @pytest.mark.parametrize("packet", [ip4(UDP), ip6(UDP), ip6(extension(60, 17) + UDP, proto=60)])
-def test_any_bytes_like(packet: bytes) -> None:
+def test_headers_of_any_bytes_like_object_copy_addresses(packet: bytes) -> None:
     expected = fields(packet)
     assert expected is not None
     views = (bytearray(packet), memoryview(packet), memoryview(b"?" + packet)[1:])
@@ -254,7 +256,7 @@ def test_any_bytes_like(packet: bytes) -> None:
         assert (type(header.src_bytes), type(header.dst_bytes)) == (bytes, bytes)
 
 
-def test_only_what_it_has() -> None:
+def test_a_header_takes_no_other_attributes() -> None:
     assert aiotun.IPHeader is IPHeader
     with pytest.raises(AttributeError):
         IPHeader(ip4()).anything = 1  # type: ignore[attr-defined]  # that is the test
@@ -298,13 +300,13 @@ CHANGED = st.builds(
 
 @given(st.one_of(st.binary(max_size=100), CHANGED))
 @example(ip6(fragment_header(60, 0) + extension(60, 17) + UDP, proto=44))
-def test_as_the_reference(packet: bytes) -> None:
+def test_headers_agree_with_the_reference(packet: bytes) -> None:
     assert fields(packet) == reference(packet)
 
 
 @given(CHANGED)
-def test_as_dpkt(packet: bytes) -> None:
-    """Where dpkt reads it at all, and without what dpkt does differently."""
+def test_headers_agree_with_dpkt(packet: bytes) -> None:
+    """Only if dpkt can decode it, and without known differences."""
     found = fields(packet)
     if found is None:
         return
@@ -326,7 +328,7 @@ def test_as_dpkt(packet: bytes) -> None:
         assert (decoded.data.sport, decoded.data.dport) == (found["sport"], found["dport"])
 
 
-def test_what_the_other_tests_make() -> None:
+def test_headers_read_the_packets_of_the_test_helpers() -> None:
     for source, target in (("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")):
         packet = make_icmp_echo(source, target)
         header = IPHeader(packet)

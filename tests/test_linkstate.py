@@ -1,4 +1,4 @@
-"""What a watcher remembers of a link, and what leads from one state to the next."""
+"""The state of a link in a watcher, and the events from one state to the next."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +17,7 @@ def state(*addresses: LinkAddress, **info: Any) -> LinkState:
 
 
 def kinds(backlog: Backlog) -> list[str]:
-    """Take all that is there."""
+    """Take all events."""
     found: list[str] = []
     while (event := backlog.take()) is not None:
         found.append(event.kind)
@@ -25,13 +25,13 @@ def kinds(backlog: Backlog) -> list[str]:
 
 
 class TestDifferences:
-    def test_none(self) -> None:
+    def test_equal_states_have_no_differences(self) -> None:
         assert differences(state(ONE), state(ONE)) == []
 
-    def test_what_is_no_event(self) -> None:
+    def test_other_fields_make_no_event(self) -> None:
         assert differences(state(), state(alias="x", txqueuelen=1, mac="m", master="br0")) == []
 
-    def test_all_at_once(self) -> None:
+    def test_every_difference_is_an_event_in_order(self) -> None:
         after = state(TWO, name="b0", mtu=1400, up=True, carrier=True)
         assert differences(state(ONE), after) == [
             LinkEvent("renamed", after.info),
@@ -46,16 +46,16 @@ class TestDifferences:
 
 
 class TestAfter:
-    def test_link(self) -> None:
+    def test_a_link_change_replaces_the_info(self) -> None:
         info = dataclasses.replace(INFO, mtu=1400)
         assert state(ONE).after(Change(7, info, None, False)) == state(ONE, mtu=1400)
         assert state(ONE).after(Change(7, info, None, True)) is None
 
-    def test_addresses(self) -> None:
+    def test_an_address_change_adds_or_removes_it(self) -> None:
         assert state(ONE).after(Change(7, None, TWO, False)) == state(ONE, TWO)
         assert state(ONE, TWO).after(Change(7, None, ONE, True)) == state(TWO)
 
-    def test_repetitions(self) -> None:
+    def test_a_repeated_change_gives_the_same_state(self) -> None:
         before = state(ONE)
         assert before.after(Change(7, None, ONE, False)) is before
         assert before.after(Change(7, None, TWO, True)) is before
@@ -68,7 +68,7 @@ class TestAfter:
 
 
 class TestBacklog:
-    def test_in_order(self) -> None:
+    def test_events_are_taken_in_order(self) -> None:
         backlog = Backlog(state())
         assert backlog.take() is None
         backlog.add(state(up=True))
@@ -86,7 +86,7 @@ class TestBacklog:
         for number in range(10 * BACKLOG):
             backlog.add(state(mtu=1000 + number, up=bool(number % 2)))
         assert len(backlog._changes) <= BACKLOG
-        # The change that he was in the middle of is told to its end.
+        # The rest of a change of which the reader has already taken a part is reported in full.
         assert kinds(backlog) == ["up", "mtu", "address_removed"]
         backlog.add(state())
         assert kinds(backlog) == ["mtu", "down"]
@@ -103,7 +103,7 @@ class TestBacklog:
             backlog.add(state(up=not number % 2))
         assert kinds(backlog) == ["up", "down"] * (BACKLOG // 2)
 
-    def test_deletion_is_last(self) -> None:
+    def test_the_deletion_is_the_last_event(self) -> None:
         backlog = Backlog(state())
         for number in range(2 * BACKLOG):
             backlog.add(state(mtu=1000 + number))

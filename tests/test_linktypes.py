@@ -1,4 +1,4 @@
-"""Addresses, routes, MACs and names: their text and what is refused."""
+"""Addresses, routes, MACs and names: their text forms and invalid values."""
 
 import dataclasses
 import ipaddress
@@ -15,7 +15,7 @@ from aiotun._link.values import LinkAddress, Route, check_name, parse_address, p
 
 
 def interfaces(version: int) -> st.SearchStrategy[IPv4Interface | IPv6Interface]:
-    """Give any address of that family with any prefix length."""
+    """Any address of that family with any prefix length."""
     bits = 32 if version == 4 else 128
     return st.builds(
         lambda ip, prefix: ipaddress.ip_interface((ip, prefix)),
@@ -30,14 +30,16 @@ numbers = st.none() | st.integers(0, 2**32 - 1)
 
 class TestAddress:
     @given(any_interface)
-    def test_text_and_back(self, interface: IPv4Interface | IPv6Interface) -> None:
+    def test_an_address_parsed_and_printed_is_the_same(
+        self, interface: IPv4Interface | IPv6Interface
+    ) -> None:
         address = parse_address(str(interface))
         assert address.interface == interface
         assert address == parse_address(interface) == parse_address(address)
         assert str(address) == str(interface)
 
     @given(st.sampled_from([4, 6]).flatmap(lambda v: st.tuples(interfaces(v), interfaces(v))))
-    def test_peer_and_back(
+    def test_a_peer_address_parsed_and_printed_is_the_same(
         self, pair: tuple[IPv4Interface | IPv6Interface, IPv4Interface | IPv6Interface]
     ) -> None:
         own, peer = pair
@@ -64,7 +66,7 @@ class TestAddress:
     def test_a_peer_alone_has_the_whole_length(self) -> None:
         assert str(parse_address("10.0.0.1 peer 10.0.0.2")) == "10.0.0.1 peer 10.0.0.2/32"
 
-    def test_scope(self) -> None:
+    def test_the_scope_follows_from_the_address(self) -> None:
         scopes = {
             "10.0.0.1/24": "global",
             "169.254.0.1/16": "global",
@@ -87,24 +89,24 @@ class TestAddress:
             ("10.0.0.1/24 brd 10.0.0.255", "write '10.0.0.1/24'"),
             ("10.0.0.1 peer", "write '10.0.0.1/24'"),
             ("10.0.0.1 peer fd00::2/64", "mixes IPv4 and IPv6"),
-            ("10.0.0.1/24 peer 10.0.0.2/32", "only the peer has one"),
-            ("fe80::1%eth0/64", "leave '%eth0' out"),
-            ("fd00::1 peer fe80::1%eth0/64", "leave '%eth0' out"),
+            ("10.0.0.1/24 peer 10.0.0.2/32", "only the peer can have one"),
+            ("fe80::1%eth0/64", "leave out '%eth0'"),
+            ("fd00::1 peer fe80::1%eth0/64", "leave out '%eth0'"),
         ],
     )
-    def test_wrong_text(self, text: str, reason: str) -> None:
+    def test_parse_address_says_what_to_write(self, text: str, reason: str) -> None:
         with pytest.raises(ValueError, match=reason) as caught:
             parse_address(text)
         assert repr(text) in str(caught.value)
 
     @pytest.mark.parametrize("value", [None, 5, b"10.0.0.1/24", IPv4Address("10.0.0.1")])
-    def test_wrong_type(self, value: Any) -> None:
+    def test_parse_address_refuses_other_types(self, value: Any) -> None:
         with pytest.raises(TypeError, match=type(value).__name__):
             parse_address(value)
 
 
 class TestValues:
-    """What is put together by hand is checked there, and not when the kernel is asked."""
+    """Objects check their fields when they are made, not when they are used."""
 
     @pytest.mark.parametrize(
         ("arguments", "kind", "words"),
@@ -118,7 +120,7 @@ class TestValues:
             ((IPv4Interface("10.0.0.1/24"), None, "²"), ValueError, "scope"),
         ],
     )
-    def test_wrong_address(
+    def test_link_address_refuses_invalid_fields(
         self, arguments: tuple[Any, ...], kind: type[Exception], words: str
     ) -> None:
         with pytest.raises(kind, match=words):
@@ -140,19 +142,19 @@ class TestValues:
             ((IPv4Network("10.2.0.0/16"), None, None, 254, 1), TypeError, "onlink"),
         ],
     )
-    def test_wrong_route(
+    def test_route_refuses_invalid_fields(
         self, arguments: tuple[Any, ...], kind: type[Exception], words: str
     ) -> None:
         with pytest.raises(kind, match=words):
             Route(*arguments)
 
-    def test_numbers_are_scopes(self) -> None:
+    def test_a_scope_may_be_a_number(self) -> None:
         assert LinkAddress(IPv4Interface("10.0.0.1/24"), None, "77").scope == "77"
 
 
 class TestRoute:
     @given(any_interface, st.booleans(), numbers, st.none() | st.integers(1, 2**32 - 1))
-    def test_text_and_back(
+    def test_a_route_parsed_and_printed_is_the_same(
         self,
         interface: IPv4Interface | IPv6Interface,
         gateway: bool,
@@ -177,12 +179,12 @@ class TestRoute:
         else:
             assert parse_route(str(route)) == route
 
-    def test_whole(self) -> None:
+    def test_parse_route_reads_every_word_in_any_order(self) -> None:
         assert parse_route("10.2.0.0/16 table 100 via 10.0.0.2 metric 50") == Route(
             IPv4Network("10.2.0.0/16"), IPv4Address("10.0.0.2"), 50, 100
         )
 
-    def test_onlink(self) -> None:
+    def test_onlink_is_parsed_printed_and_not_compared(self) -> None:
         route = parse_route("default via 172.31.1.1 onlink metric 5")
         assert route.onlink
         assert str(route) == "0.0.0.0/0 via 172.31.1.1 onlink metric 5"
@@ -191,7 +193,7 @@ class TestRoute:
         assert parse_route(str(route)).onlink
         plain = parse_route("default via 172.31.1.1 metric 5")
         assert not plain.onlink
-        assert plain == route  # the kernel takes one of them only
+        assert plain == route  # the kernel accepts only one of them
 
     def test_an_address_is_its_own_network(self) -> None:
         assert parse_route("10.2.3.4").dst == IPv4Network("10.2.3.4/32")
@@ -208,36 +210,36 @@ class TestRoute:
     @pytest.mark.parametrize(
         ("text", "reason"),
         [
-            ("", "is no route"),
-            ("all", "is no route"),
-            ("10.2.0.1/16", "host bits set: the network is 10.2.0.0/16"),
-            ("10.2.0.0/16 via", "is no route"),
-            ("10.2.0.0/16 10.0.0.2", "is no route"),
-            ("10.2.0.0/16 dev eth0", "is no route"),
-            ("10.2.0.0/16 onlink", "'onlink' has no gateway"),
+            ("", "is not a valid route"),
+            ("all", "is not a valid route"),
+            ("10.2.0.1/16", "host bits set; write 10.2.0.0/16 for the network"),
+            ("10.2.0.0/16 via", "is not a valid route"),
+            ("10.2.0.0/16 10.0.0.2", "is not a valid route"),
+            ("10.2.0.0/16 dev eth0", "is not a valid route"),
+            ("10.2.0.0/16 onlink", "'onlink' needs a gateway"),
             ("10.2.0.0/16 via onlink", "gateway 'onlink'"),
-            ("10.2.0.0/16 via 10.0.0.2 onlink onlink", "names 'onlink' twice"),
-            ("10.2.0.0/16 via 10.0.0.2 onlink 5", "is no route"),
-            ("onlink", "is no route"),
+            ("10.2.0.0/16 via 10.0.0.2 onlink onlink", "has 'onlink' twice"),
+            ("10.2.0.0/16 via 10.0.0.2 onlink 5", "is not a valid route"),
+            ("onlink", "is not a valid route"),
             ("10.2.0.0/16 via nobody", "gateway 'nobody'"),
             ("10.2.0.0/16 via fd00::2", "mixes IPv4 and IPv6"),
-            ("10.2.0.0/16 metric 5 metric 6", "names 'metric' twice"),
-            ("10.2.0.0/16 metric -5", "'metric' needs a number"),
-            ("10.2.0.0/16 metric 1_0", "'metric' needs a number"),
-            ("10.2.0.0/16 metric 4294967296", "it may be 0 to 4294967295"),
-            ("10.2.0.0/16 table main", "'table' needs a number"),
-            ("10.2.0.0/16 table 0", "it may be 1 to 4294967295"),
-            ("fe80::%eth0/64", "leave '%eth0' out"),
-            ("default via fe80::1%eth0", "leave '%eth0' out"),
+            ("10.2.0.0/16 metric 5 metric 6", "has 'metric' twice"),
+            ("10.2.0.0/16 metric -5", "'metric' must be a number"),
+            ("10.2.0.0/16 metric 1_0", "'metric' must be a number"),
+            ("10.2.0.0/16 metric 4294967296", "must be 0 to 4294967295"),
+            ("10.2.0.0/16 table main", "'table' must be a number"),
+            ("10.2.0.0/16 table 0", "must be 1 to 4294967295"),
+            ("fe80::%eth0/64", "leave out '%eth0'"),
+            ("default via fe80::1%eth0", "leave out '%eth0'"),
         ],
     )
-    def test_wrong_text(self, text: str, reason: str) -> None:
+    def test_parse_route_says_what_is_wrong(self, text: str, reason: str) -> None:
         with pytest.raises(ValueError, match=reason) as caught:
             parse_route(text)
         assert repr(text) in str(caught.value)
 
-    def test_named_twice(self) -> None:
-        with pytest.raises(ValueError, match="given beside it"):
+    def test_an_option_given_twice_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="given twice"):
             parse_route("10.2.0.0/16 metric 5", metric=5)
         with pytest.raises(ValueError, match="already"):
             parse_route(parse_route("10.2.0.0/16"), metric=5)
@@ -255,14 +257,14 @@ class TestRoute:
             ("default", "10.0.0.2", None, None, "yes"),
         ],
     )
-    def test_wrong_type(self, arguments: tuple[Any, ...]) -> None:
+    def test_parse_route_refuses_other_types(self, arguments: tuple[Any, ...]) -> None:
         with pytest.raises(TypeError):
             parse_route(*arguments)
 
 
 class TestMac:
     @given(st.binary(min_size=6, max_size=6), st.booleans())
-    def test_unicast_or_refused(self, octets: bytes, upper: bool) -> None:
+    def test_only_unicast_macs_are_accepted(self, octets: bytes, upper: bool) -> None:
         text = octets.hex(":")
         given_text = text.upper() if upper else text
         if octets[0] & 1 or not any(octets):
@@ -272,12 +274,12 @@ class TestMac:
             assert parse_mac(given_text) == text
 
     @pytest.mark.parametrize("text", ["", "02", "02-00-00-00-00-01", "0200.0000.0001", " 02:00"])
-    def test_wrong_text(self, text: str) -> None:
+    def test_parse_mac_says_what_to_write(self, text: str) -> None:
         with pytest.raises(ValueError, match="write six pairs") as caught:
             parse_mac(text)
         assert repr(text) in str(caught.value)
 
-    def test_wrong_type(self) -> None:
+    def test_parse_mac_refuses_bytes(self) -> None:
         mac: Any = b"\x02\0\0\0\0\1"
         with pytest.raises(TypeError, match="bytes"):
             parse_mac(mac)
@@ -285,17 +287,17 @@ class TestMac:
 
 class TestName:
     @pytest.mark.parametrize("name", ["a", "tun0", "vpn%d", "a" * 15, "ünïcö", "a.b", "..."])
-    def test_right(self, name: str) -> None:
+    def test_check_name_accepts_names_that_the_kernel_takes(self, name: str) -> None:
         assert check_name(name) == name
 
     @pytest.mark.parametrize(
         "name", ["", "a" * 16, "ü" * 8, ".", "..", "a/b", "a b", "a:b", "a\tb", "a\0b"]
     )
-    def test_wrong(self, name: str) -> None:
+    def test_check_name_refuses_invalid_names(self, name: str) -> None:
         with pytest.raises(ValueError, match="name"):
             check_name(name)
 
-    def test_wrong_type(self) -> None:
+    def test_check_name_refuses_bytes(self) -> None:
         name: Any = b"tun0"
         with pytest.raises(TypeError, match="bytes"):
             check_name(name)

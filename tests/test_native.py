@@ -1,4 +1,4 @@
-"""What the C module has and its Python twins: one behaviour, whichever is in use."""
+"""The functions of the C module and their Python twins: both behave the same."""
 
 import contextlib
 import errno
@@ -56,32 +56,34 @@ Pair = tuple[socket.socket, socket.socket]
 class TestRead:
     @each_read
     @pytest.mark.parametrize("size", [0, 1, 84, 1500, 65_535, abi.READ_SIZE])
-    def test_a_packet(self, pair: Pair, read: Read, size: int) -> None:
+    def test_read_returns_a_packet_of_any_size(self, pair: Pair, read: Read, size: int) -> None:
         packet = os.urandom(size)
         pair[1].send(packet)
         assert read(pair[0].fileno(), abi.READ_SIZE) == packet
 
     @each_read
-    def test_no_more_than_asked_for(self, pair: Pair, read: Read) -> None:
+    def test_read_returns_no_more_than_asked_for(self, pair: Pair, read: Read) -> None:
         for _ in range(2):
             pair[1].send(b"0123456789")
         assert read(pair[0].fileno(), 4) == b"0123"
         assert read(pair[0].fileno(), 0) == b""
 
     @each_read
-    def test_none_waits(self, pair: Pair, read: Read) -> None:
+    def test_read_raises_when_no_packet_waits(self, pair: Pair, read: Read) -> None:
         with pytest.raises(BlockingIOError) as caught:
             read(pair[0].fileno(), 100)
         assert caught.value.errno == errno.EAGAIN
 
     @each_read
-    def test_no_fd(self, read: Read) -> None:
+    def test_read_of_an_fd_that_is_not_open_raises(self, read: Read) -> None:
         with pytest.raises(OSError, match="Bad file descriptor"):
             read(2**31 - 1, 100)
 
     @each_read
     @pytest.mark.parametrize("args", [(), (1,), (1, 2, 3), ("1", 2), (1, "2"), (2**80, 1), (1, -1)])
-    def test_wrong_arguments(self, read: Callable[..., bytes], args: tuple[object, ...]) -> None:
+    def test_read_refuses_invalid_arguments(
+        self, read: Callable[..., bytes], args: tuple[object, ...]
+    ) -> None:
         with pytest.raises((TypeError, ValueError, OverflowError, OSError)):
             read(*args)
 
@@ -90,12 +92,12 @@ SIZES = (0, 1, 84, 8191, 8192, 8193, 65_222, 65_535, abi.READ_SIZE)
 
 
 class TestLongPackets:
-    """The C module reads them into an object as long as the last one was; and that is a guess."""
+    """The C module guesses that a packet is as long as the last one, and reads into that size."""
 
     @each_read
     @pytest.mark.parametrize("first", SIZES)
     @pytest.mark.parametrize("second", SIZES)
-    def test_one_length_after_another(
+    def test_packets_of_changing_lengths_are_read_whole(
         self, pair: Pair, read: Read, first: int, second: int
     ) -> None:
         fd = pair[0].fileno()
@@ -117,13 +119,13 @@ class TestLongPackets:
     def test_short_ones_among_them(self, pair: Pair, read_many: ReadMany) -> None:
         chance = random.Random(8)
         for _ in range(200):
-            short = chance.choice((0, 1, 20))  # so many that a long one is no longer expected, too
+            short = chance.choice((0, 1, 20))  # enough that it no longer expects a long one
             sizes = [chance.choice(SIZES)] + [chance.randrange(100) for _ in range(short)]
             batches = []
             for size in sizes:
                 batches.append(chance.randbytes(size))
                 pair[1].send(batches[-1])
-                if len(batches) == 3:  # more the socket may not hold
+                if len(batches) == 3:  # the socket may not hold more
                     assert read_many(pair[0].fileno(), abi.READ_SIZE, 9) == batches
                     batches = []
             if batches:
@@ -165,18 +167,18 @@ class TestReadMany:
         assert len(read_many(pair[0].fileno(), 100, rest)) == rest
 
     @each_read_many
-    def test_none_waits(self, pair: Pair, read_many: ReadMany) -> None:
+    def test_read_many_raises_when_no_packet_waits(self, pair: Pair, read_many: ReadMany) -> None:
         with pytest.raises(BlockingIOError):
             read_many(pair[0].fileno(), 100, 5)
 
     @each_read_many
-    def test_no_fd(self, read_many: ReadMany) -> None:
+    def test_read_many_of_an_fd_that_is_not_open_raises(self, read_many: ReadMany) -> None:
         with pytest.raises(OSError, match="Bad file descriptor"):
             read_many(2**31 - 1, 100, 5)
 
     @each_read_many
     @pytest.mark.parametrize("args", [(), (1, 2), (1, 2, 3, 4), ("1", 2, 3), (1, -1, 3)])
-    def test_wrong_arguments(
+    def test_read_many_refuses_invalid_arguments(
         self, read_many: Callable[..., object], args: tuple[object, ...]
     ) -> None:
         with pytest.raises((TypeError, ValueError, OSError)):
@@ -185,14 +187,16 @@ class TestReadMany:
 
 class TestWriteMany:
     @each_write_many
-    def test_in_order(self, pair: Pair, write_many: WriteMany) -> None:
+    def test_write_many_writes_in_order(self, pair: Pair, write_many: WriteMany) -> None:
         packets = [bytes([number]) * number for number in range(9)]
         assert write_many(pair[1].fileno(), packets) == 9
         assert native.read_many(pair[0].fileno(), 100, 100) == packets
         assert write_many(pair[1].fileno(), []) == 0
 
     @each_write_many
-    def test_until_it_is_full(self, pair: Pair, write_many: WriteMany) -> None:
+    def test_write_many_stops_when_the_socket_is_full(
+        self, pair: Pair, write_many: WriteMany
+    ) -> None:
         packets = [number.to_bytes(4, "big") for number in range(10_000)]
         pair[1].setblocking(False)
         written = write_many(pair[1].fileno(), packets)
@@ -201,25 +205,29 @@ class TestWriteMany:
 
     @each_write_many
     @pytest.mark.parametrize("wrong", ["text", None, 7, memoryview(b"abcd")[::2]])
-    def test_what_is_no_packet(self, pair: Pair, write_many: WriteMany, wrong: object) -> None:
+    def test_write_many_stops_before_an_object_that_is_no_packet(
+        self, pair: Pair, write_many: WriteMany, wrong: object
+    ) -> None:
         assert write_many(pair[1].fileno(), [b"one", b"two", wrong, b"three"]) == 2
         assert native.read_many(pair[0].fileno(), 100, 100) == [b"one", b"two"]
 
     @each_write_many
-    def test_what_it_does_not_take(self, pair: Pair, write_many: WriteMany) -> None:
+    def test_write_many_returns_0_when_the_fd_fails(
+        self, pair: Pair, write_many: WriteMany
+    ) -> None:
         assert write_many(2**31 - 1, [b"packet"]) == 0
         pair[0].close()
         assert write_many(pair[1].fileno(), [b"packet"]) == 0
 
     @pytest.mark.skipif(_speedups is None, reason=MISSING)
     @pytest.mark.parametrize("args", [(), (1, [], 1), ("1", []), (1, (b"tuple",)), (1, None)])
-    def test_wrong_arguments(self, args: tuple[object, ...]) -> None:
+    def test_write_many_refuses_invalid_arguments(self, args: tuple[object, ...]) -> None:
         with pytest.raises(TypeError):
             _speedups.write_many(*args)
 
 
 class _Odd(int):
-    """An int whose arithmetic is nobody's business."""
+    """An int with its own arithmetic, which must not be used."""
 
     def __mod__(self, other: int) -> Any:
         return "odd"
@@ -244,11 +252,13 @@ class TestChecksum:
 
     @pytest.mark.parametrize("value", [-1, -(2**70)])
     def test_a_negative_sum(self, checksum: Callable[..., int], value: int) -> None:
-        with pytest.raises(ValueError, match="initial is negative"):
+        with pytest.raises(ValueError, match="initial must not be negative"):
             checksum(b"abc", value)
 
     @pytest.mark.parametrize("value", ["1", 1.5, None])
-    def test_no_number(self, checksum: Callable[..., int], value: object) -> None:
+    def test_checksum_refuses_an_initial_that_is_no_integer(
+        self, checksum: Callable[..., int], value: object
+    ) -> None:
         with pytest.raises(TypeError):
             checksum(b"abc", value)
 
@@ -269,7 +279,7 @@ def test_numbers_may_be_of_a_subclass(pair: Pair) -> None:
 @pytest.mark.skipif(_speedups is None, reason=MISSING)
 def test_the_c_module_knows_the_longest_packet() -> None:
     assert _speedups.READ_SIZE == abi.READ_SIZE
-    with pytest.raises(ValueError, match="a size of 65582 is out of range; it may be 0 to 65581"):
+    with pytest.raises(ValueError, match="a size must be 0 to 65581, got 65582"):
         _speedups.read(0, abi.READ_SIZE + 1)
 
 
@@ -325,25 +335,25 @@ HIDE = "import sys; sys.modules['aiotun._packets._speedups'] = None\n"
 
 
 class TestChoice:
-    def test_forbid(self) -> None:
+    def test_forbid_uses_the_python_functions(self) -> None:
         assert _python(SHOW, "forbid").stdout == "False posix\n"
 
     @pytest.mark.skipif(_speedups is None, reason=MISSING)
     @pytest.mark.parametrize("choice", ["", "require"])
-    def test_in_use_where_there_is_one(self, choice: str) -> None:
+    def test_the_c_module_is_used_when_it_is_installed(self, choice: str) -> None:
         done = _python(SHOW, choice)
         assert done.stdout.startswith("True "), done.stderr
 
-    def test_without_one(self) -> None:
+    def test_without_the_c_module_the_python_functions_are_used(self) -> None:
         assert _python(HIDE + SHOW, "").stdout == "False posix\n"
 
     def test_required_and_missing(self) -> None:
         done = _python(HIDE + SHOW, "require")
         assert done.returncode == 1
         last = done.stderr.splitlines()[-1]
-        assert last.startswith("ImportError: AIOTUN_SPEEDUPS=require, and aiotun was installed")
+        assert last.startswith("ImportError: AIOTUN_SPEEDUPS is 'require', but aiotun")
 
-    def test_another_word(self) -> None:
+    def test_an_unknown_aiotun_speedups_fails_the_import(self) -> None:
         done = _python(SHOW, "yes")
         assert done.returncode == 1
-        assert "AIOTUN_SPEEDUPS is 'yes'; it may be 'require' or 'forbid'" in done.stderr
+        assert "AIOTUN_SPEEDUPS must be 'require', 'forbid' or unset, got 'yes'" in done.stderr

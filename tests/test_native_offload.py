@@ -1,4 +1,4 @@
-"""Super-packets in and out: the C module and its twins, over a socket that keeps boundaries."""
+"""Reading and writing super-packets: the C module and its twins, over a packet socket."""
 
 import os
 import socket
@@ -43,10 +43,12 @@ class TestReadSplit:
             assert read_split(pair[0].fileno(), False, 99) == (packets[count:], 0)
 
     @each_read_split
-    def test_what_can_not_be_cut_up(self, pair: Pair, read_split: ReadSplit) -> None:
+    def test_invalid_super_packets_are_counted_and_skipped(
+        self, pair: Pair, read_split: ReadSplit
+    ) -> None:
         packets = written(run_of(Packet(), [100] * 3))
         whole = native.merge(packets, False)[0]
-        damaged = whole[:1] + b"\4" + whole[2:]  # TCP over IPv6 it is not
+        damaged = whole[:1] + b"\4" + whole[2:]  # it is not TCP over IPv6
         for each in (damaged, whole, b"short", damaged):
             pair[1].send(each)
         assert read_split(pair[0].fileno(), False, 99) == (packets, 3)
@@ -54,21 +56,27 @@ class TestReadSplit:
         assert read_split(pair[0].fileno(), False, 1) == ([], 1)
 
     @each_read_split
-    def test_what_is_out_of_proportion(self, pair: Pair, read_split: ReadSplit) -> None:
-        """Neither read at once, nor kept for later: lost, and counted."""
+    def test_super_packets_that_grow_too_much_are_dropped_and_counted(
+        self, pair: Pair, read_split: ReadSplit
+    ) -> None:
+        """They are dropped and counted."""
         whole = bytes(Packet(payload=bytes(60_000)))
         pair[1].send(VnetHeader(1, GsoType.TCPV4, 0, 1).pack() + whole)
         pair[1].send(native.merge(written(run_of(Packet(), [1000])), False)[0])
         assert read_split(pair[0].fileno(), False, 2) == (written(run_of(Packet(), [1000])), 1)
 
     @each_read_split
-    def test_frames(self, pair: Pair, read_split: ReadSplit) -> None:
+    def test_read_split_splits_frames_with_a_vlan_tag(
+        self, pair: Pair, read_split: ReadSplit
+    ) -> None:
         frames = written(run_of(Packet(link=LINKS["vlan"]), [1448] * 45))
         pair[1].send(native.merge(frames, True)[0])
         assert read_split(pair[0].fileno(), True, 64) == (frames, 0)
 
     @each_read_split
-    def test_none_waits(self, pair: Pair, read_split: ReadSplit) -> None:
+    def test_read_split_raises_when_nothing_waits_or_the_fd_is_closed(
+        self, pair: Pair, read_split: ReadSplit
+    ) -> None:
         with pytest.raises(BlockingIOError):
             read_split(pair[0].fileno(), False, 5)
         with pytest.raises(OSError, match="Bad file descriptor"):
@@ -96,14 +104,16 @@ class TestReadSplit:
 
     @pytest.mark.skipif(_speedups is None, reason=MISSING)
     @pytest.mark.parametrize("args", [(), (1, False), (1, False, 1, 10, 1), ("1", False, 1)])
-    def test_wrong_arguments(self, args: tuple[object, ...]) -> None:
+    def test_read_split_refuses_invalid_arguments(self, args: tuple[object, ...]) -> None:
         with pytest.raises(TypeError):
             _speedups.read_split(*args)
 
 
 class TestWriteMerged:
     @each_write_merged
-    def test_what_merge_gives(self, pair: Pair, write_merged: WriteMerged) -> None:
+    def test_write_merged_writes_what_merge_returns(
+        self, pair: Pair, write_merged: WriteMerged
+    ) -> None:
         packets: list[bytes] = []
         for protocol in ("tcp", "udp"):
             packets += written(run_of(Packet(protocol=protocol), [100] * 9 + [7]))
@@ -114,7 +124,9 @@ class TestWriteMerged:
         assert native.read_many(pair[0].fileno(), abi.READ_SIZE, 100) == expected
 
     @each_write_merged
-    def test_frames(self, pair: Pair, write_merged: WriteMerged) -> None:
+    def test_write_merged_merges_frames_with_two_vlan_tags(
+        self, pair: Pair, write_merged: WriteMerged
+    ) -> None:
         packets = written(run_of(Packet(link=LINKS["qinq"]), [1448] * 45))
         assert write_merged(pair[1].fileno(), map(bytearray, packets), True) == 45
         assert os.read(pair[0].fileno(), 70_000) == native.merge(packets, True)[0]
@@ -149,14 +161,18 @@ class TestWriteMerged:
         assert arrived == packets[:done]
 
     @each_write_merged
-    def test_what_it_does_not_take(self, pair: Pair, write_merged: WriteMerged) -> None:
+    def test_write_merged_returns_0_when_the_fd_fails(
+        self, pair: Pair, write_merged: WriteMerged
+    ) -> None:
         packets = written(run_of(Packet(), [100] * 3))
         assert write_merged(2**31 - 1, packets, False) == 0
         pair[0].close()
         assert write_merged(pair[1].fileno(), packets, False) == 0
 
     @each_write_merged
-    def test_what_is_no_packet(self, pair: Pair, write_merged: WriteMerged) -> None:
+    def test_write_merged_writes_nothing_when_an_object_is_no_packet(
+        self, pair: Pair, write_merged: WriteMerged
+    ) -> None:
         with pytest.raises(TypeError):
             write_merged(pair[1].fileno(), [bytes(20), "text"], False)
         with pytest.raises(TypeError):
@@ -166,6 +182,6 @@ class TestWriteMerged:
 
     @pytest.mark.skipif(_speedups is None, reason=MISSING)
     @pytest.mark.parametrize("args", [(), (1, []), (1, [], False, 10, 1), ("1", [], False)])
-    def test_wrong_arguments(self, args: tuple[object, ...]) -> None:
+    def test_write_merged_refuses_invalid_arguments(self, args: tuple[object, ...]) -> None:
         with pytest.raises(TypeError):
             _speedups.write_merged(*args)

@@ -1,4 +1,4 @@
-"""The frames that examples/virtual_host.py asks with, and what it takes for an answer."""
+"""The requests of examples/virtual_host.py, and the frames that it accepts as answers."""
 
 import argparse
 from collections.abc import Callable
@@ -24,7 +24,7 @@ BOTH = pytest.mark.parametrize("host", [FOUR, SIX], ids=["IPv4", "IPv6"])
 
 
 def told(host: Any) -> bytes:
-    """What the neighbour answers to who looks for it."""
+    """The neighbor's answer to a request for its MAC."""
     answer = (reply.arp if host is FOUR else reply.neighbour_advertisement)(
         host.find(), THEIRS, {host.target}
     )
@@ -33,7 +33,7 @@ def told(host: Any) -> bytes:
 
 
 def ponged(host: Any, number: int = 7) -> bytes:
-    """What the neighbour answers to a ping."""
+    """The neighbor's answer to a ping."""
     frame = host.ping(THEIRS, number)
     packet = (reply.icmp_echo if host is FOUR else reply.icmpv6_echo)(frame[14:])
     assert packet is not None
@@ -41,7 +41,7 @@ def ponged(host: Any, number: int = 7) -> bytes:
 
 
 @BOTH
-def test_it_is_found(host: Any) -> None:
+def test_the_asked_neighbor_is_found(host: Any) -> None:
     assert host.found(told(host)) == THEIRS
     assert host.found(told(host) + bytes(18)) == THEIRS  # padding
     assert host.found(OTHER + told(host)[6:]) is None
@@ -58,8 +58,8 @@ def test_another_is_not_taken_for_it(host: Any) -> None:
     assert stranger.reply(ponged(host)) is None
 
 
-def test_what_is_asked_with() -> None:
-    """As dpkt reads it."""
+def test_arp_and_neighbor_requests_are_valid() -> None:
+    """dpkt decodes them."""
     frame = decode_frame(FOUR.find())
     assert (frame.src, frame.dst) == (OURS, b"\xff" * 6)
     assert isinstance(frame.data, dpkt.arp.ARP)
@@ -74,8 +74,8 @@ def test_what_is_asked_with() -> None:
 
 @BOTH
 @pytest.mark.parametrize("number", [0, 1, 255, 65535])
-def test_pings(host: Any, number: int) -> None:
-    """dpkt reads them; and the answer is read by us, padded or not."""
+def test_echo_requests_are_valid_and_replies_are_read(host: Any, number: int) -> None:
+    """dpkt decodes the requests; padded replies are read, too."""
     frame = decode_frame(host.ping(THEIRS, number))
     assert (frame.src, frame.dst) == (OURS, THEIRS)
     assert (frame.data.src, frame.data.dst) == (host.source.packed, host.target.packed)
@@ -87,7 +87,7 @@ def test_pings(host: Any, number: int) -> None:
 
 @BOTH
 def test_each_bit_of_an_answer_counts(host: Any) -> None:
-    """But for those that no checksum covers, and that say nothing."""
+    """Except bits that no checksum covers and that have no meaning here."""
     answer = ponged(host)
     # The source's MAC; IPv6's class, flow label and hop limit.
     free = {*range(6, 12), *(() if host is FOUR else (14, 15, 16, 17, 21))}
@@ -100,7 +100,7 @@ def test_each_bit_of_an_answer_counts(host: Any) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda frame: frame[:21] + b"\x40" + frame[22:],  # was passed on by a router
+        lambda frame: frame[:21] + b"\x40" + frame[22:],  # forwarded by a router
         lambda frame: frame[:57] + b"\x00" + frame[58:],
         lambda frame: frame[:85],
     ],
@@ -110,8 +110,8 @@ def test_advertisements_that_are_none(damage: Callable[[bytes], bytes]) -> None:
 
 
 @given(st.integers(0, 200), st.dictionaries(st.integers(0, 110), st.integers(0, 255), max_size=4))
-def test_any_frame(length: int, changes: dict[int, int]) -> None:
-    """None is too short, and no damage is taken for something else."""
+def test_damaged_frames_are_not_mistaken_for_answers(length: int, changes: dict[int, int]) -> None:
+    """No length raises, and no damaged frame is accepted with wrong contents."""
     for host in (FOUR, SIX):
         for frame in (told(host), ponged(host)):
             changed = bytearray(frame)
@@ -127,7 +127,7 @@ def test_any_frame(length: int, changes: dict[int, int]) -> None:
 @BOTH
 @pytest.mark.parametrize("tag", [b"\x81\0\0\0", b"\x81\0\xe0\0", b"\x88\xa8\x60\0"])
 def test_a_priority_tagged_frame_is_no_other_network(host: Any, tag: bytes) -> None:
-    """VLAN 0: the host answers with the tag, and takes answers that have one."""
+    """VLAN 0: the host answers with the tag, and accepts answers that have one."""
 
     def tagged(frame: bytes) -> bytes:
         return frame[:12] + tag + frame[12:]

@@ -1,4 +1,4 @@
-"""The text of networkd's files; whether networkd takes it is in integration/test_networkd.py."""
+"""The text of networkd's files; integration/test_networkd.py uses them in networkd."""
 
 import ipaddress
 import pwd
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from aiotun import LinkAddress, Route, cli, networkd_units
 
 PLAIN_NETDEV = """\
-# To be /etc/systemd/network/50-tun0.netdev; see systemd.netdev(5).
+# Install this as /etc/systemd/network/50-tun0.netdev; see systemd.netdev(5).
 
 [NetDev]
 Name=tun0
@@ -20,13 +20,13 @@ Kind=tun
 """
 
 PLAIN_NETWORK = """\
-# To be /etc/systemd/network/50-tun0.network; see systemd.network(5).
+# Install this as /etc/systemd/network/50-tun0.network; see systemd.network(5).
 
 [Match]
 Name=tun0
 
 [Link]
-# There is no carrier until a program attaches; booting does not wait for that.
+# There is no carrier until a program attaches. Don't make the boot wait for it.
 RequiredForOnline=no
 
 [Network]
@@ -34,7 +34,7 @@ ConfigureWithoutCarrier=yes
 """
 
 
-def test_a_name_is_enough() -> None:
+def test_a_name_alone_gives_both_files() -> None:
     assert networkd_units("tun0") == {
         "50-tun0.netdev": PLAIN_NETDEV,
         "50-tun0.network": PLAIN_NETWORK,
@@ -42,7 +42,7 @@ def test_a_name_is_enough() -> None:
 
 
 def settings(text: str) -> list[tuple[str, list[str]]]:
-    """Each section of a file with its lines, as networkd reads them."""
+    """Each section of a file with its lines, as networkd parses them."""
     found: list[tuple[str, list[str]]] = []
     for line in text.splitlines():
         if line.startswith("["):
@@ -53,7 +53,7 @@ def settings(text: str) -> list[tuple[str, list[str]]]:
 
 
 def parts(name: str, mode: Any = "tun", **options: Any) -> dict[str, list[list[str]]]:
-    """The lines that options add to those of a plain device, by section."""
+    """The lines that the options add to a plain device's, by section."""
     units = networkd_units(name, mode, **options)
     assert list(units) == [f"50-{name}.netdev", f"50-{name}.network"]
     plain = ["RequiredForOnline=no", "ConfigureWithoutCarrier=yes"]
@@ -84,7 +84,9 @@ def parts(name: str, mode: Any = "tun", **options: Any) -> dict[str, list[list[s
     ],
 )
 @pytest.mark.parametrize("mode", ["tun", "tap"])
-def test_the_device(mode: str, options: dict[str, Any], lines: list[str] | None) -> None:
+def test_device_options_become_lines_of_the_netdev_file(
+    mode: str, options: dict[str, Any], lines: list[str] | None
+) -> None:
     expected = {} if lines is None else {f"[{mode.capitalize()}]": [lines]}
     assert parts("x", mode, **options) == expected
 
@@ -169,12 +171,14 @@ def test_the_device(mode: str, options: dict[str, Any], lines: list[str] | None)
         ),
     ],
 )
-def test_the_link(options: dict[str, Any], expected: dict[str, list[list[str]]]) -> None:
+def test_link_options_become_lines_of_the_network_file(
+    options: dict[str, Any], expected: dict[str, list[list[str]]]
+) -> None:
     assert parts("x", "tap", **options) == expected
 
 
 def test_the_bridge_is_not_left_to_be_found_out() -> None:
-    assert "# Needs a .netdev file" in networkd_units("x", "tap", bridge="br0")["50-x.network"]
+    assert "# This needs a .netdev file" in networkd_units("x", "tap", bridge="br0")["50-x.network"]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +195,9 @@ def test_the_bridge_is_not_left_to_be_found_out() -> None:
         ("persist", False, None),
     ],
 )
-def test_what_networkd_has_no_word_for(option: str, value: object, default: object) -> None:
+def test_options_that_networkd_lacks_are_refused(
+    option: str, value: object, default: object
+) -> None:
     options: dict[str, Any] = {option: value}
     with pytest.raises(ValueError, match=rf"networkd .*{option}"):
         networkd_units("x", **options)
@@ -205,18 +211,18 @@ def test_what_networkd_has_no_word_for(option: str, value: object, default: obje
         ({"mtu": 1279, "addresses": ["fd00::1/64"]}, "fd00::1/64: IPv6 needs at least 1280"),
         ({"mtu": 68, "routes": ["fd00::/64"]}, "fd00::/64: IPv6 needs at least 1280"),
         ({"mtu": 67}, "68 to 65535"),
-        ({"owner": "a b"}, "no name of a user"),
-        ({"owner": ""}, "no name of a user"),
+        ({"owner": "a b"}, "not a valid user or group name"),
+        ({"owner": ""}, "not a valid user or group name"),
         ({"owner": "1000"}, "a number as an int"),
-        ({"group": "-x"}, "no name of a user"),
-        ({"group": "x\n[Link]"}, "no name of a user"),
-        ({"group": "x\n"}, "no name of a user"),
+        ({"group": "-x"}, "not a valid user or group name"),
+        ({"group": "x\n[Link]"}, "not a valid user or group name"),
+        ({"group": "x\n"}, "not a valid user or group name"),
         ({"owner": -1}, "owner must be 0"),
-        ({"addresses": ["10.0.0.1/24\nGateway=10.0.0.2"]}, "no address"),
-        ({"routes": ["default\nvia"]}, "no route"),
+        ({"addresses": ["10.0.0.1/24\nGateway=10.0.0.2"]}, "not a valid address"),
+        ({"routes": ["default\nvia"]}, "not a valid route"),
     ],
 )
-def test_wrong_values(options: dict[str, Any], said: str) -> None:
+def test_networkd_units_refuses_invalid_values(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         networkd_units("x", **options)
 
@@ -226,20 +232,22 @@ def test_wrong_values(options: dict[str, Any], said: str) -> None:
     [
         ("tun", {"mac": "02:00:00:00:00:01"}, "open_tap"),
         ("tun", {"bridge": "br0"}, "open_tap"),
-        ("tap", {"vnet_header": 1}, "vnet_header is True or False"),
+        ("tap", {"vnet_header": 1}, "vnet_header must be True or False"),
         ("tap", {"owner": 1.0}, "owner must be an int"),
         ("tap", {"addresses": "10.0.0.1/24"}, "a list"),
         ("tap", {"colour": "blue"}, "colour"),
     ],
 )
-def test_wrong_types(mode: Any, options: dict[str, Any], said: str) -> None:
+def test_networkd_units_refuses_arguments_of_the_wrong_type(
+    mode: Any, options: dict[str, Any], said: str
+) -> None:
     with pytest.raises(TypeError, match=said):
         networkd_units("x", mode, **options)
 
 
 @pytest.mark.parametrize("mode", ["TUN", "", None, "bridge"])
-def test_wrong_modes(mode: Any) -> None:
-    with pytest.raises(ValueError, match="mode is 'tun' or 'tap'"):
+def test_networkd_units_refuses_other_modes(mode: Any) -> None:
+    with pytest.raises(ValueError, match="mode must be 'tun' or 'tap'"):
         networkd_units("x", mode)
 
 
@@ -269,7 +277,7 @@ def test_names_that_networkd_would_take_for_something_else(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["t", "1a", "a1", "-x", "tun0.5", "a_b", "a@b", "+a", "a" * 15])
-def test_names_that_it_takes(name: str) -> None:
+def test_unusual_names_are_written_as_they_are(name: str) -> None:
     units = networkd_units(name)
     assert f"\nName={name}\n" in units[f"50-{name}.netdev"]
     assert f"\nName={name}\n" in units[f"50-{name}.network"]
@@ -277,7 +285,7 @@ def test_names_that_it_takes(name: str) -> None:
 
 def test_a_name_is_needed() -> None:
     name: Any = None
-    with pytest.raises(TypeError, match="an interface name is a str"):
+    with pytest.raises(TypeError, match="an interface name must be a str"):
         networkd_units(name)
 
 
@@ -297,7 +305,7 @@ def test_a_value_forced_past_its_class_carries_nothing_in(field: str) -> None:
     address = LinkAddress(ipaddress.IPv4Interface("10.0.0.1/8"))
     route = Route(ipaddress.IPv4Network("10.0.0.0/8"))
     object.__setattr__(address if field == "scope" else route, field, EVIL)
-    with pytest.raises(ValueError, match="can't stand in a networkd file"):
+    with pytest.raises(ValueError, match="not a valid value for"):
         networkd_units("x", addresses=[address], routes=[route])
 
 
@@ -308,7 +316,7 @@ texts = st.text(st.sampled_from("a1.-\n\r\\ =[]#;%\x00\x85\u2028$"), max_size=12
 def test_no_value_becomes_more_than_a_value(name: str, owner: str, scope: str, bridge: str) -> None:
     address = LinkAddress(ipaddress.IPv4Interface("10.0.0.1/8"))
     object.__setattr__(address, "scope", scope)
-    # Each with the lines that it may add: a title, a comment (of the bridge) and what it says.
+    # Each with the number of lines that it may add: a heading, a comment (of the bridge), settings.
     cases: list[tuple[dict[str, Any], int]] = [
         ({"name": name}, 0),
         ({"name": "x", "owner": owner}, 2),
@@ -389,25 +397,25 @@ def test_the_command_takes_the_same_options(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("", "say the device's name"),
-        ("tun0 tun1", "'tun1' is no word"),
-        ("tun0 dev tun1", "two names are given, 'tun0' and 'tun1'"),
-        ("tun0 mtu 1400 mtu 1401", "'mtu' is said twice: '1400' and '1401'"),
+        ("", "the device's name is missing"),
+        ("tun0 tun1", "unknown argument 'tun1'"),
+        ("tun0 dev tun1", "expected one device name, got 'tun0' and 'tun1'"),
+        ("tun0 mtu 1400 mtu 1401", "'mtu' is given twice: '1400' and '1401'"),
         ("tun0 mtu", "'mtu' needs a value"),
-        ("tun0 ipv6_autoconf no", "ipv6_autoconf is 'on' or 'off', not 'no'"),
-        ("tun0 ipv6_autoconf on ipv6_autoconf off", "'ipv6_autoconf' is said twice"),
+        ("tun0 ipv6_autoconf no", "'ipv6_autoconf' must be 'on' or 'off', got 'no'"),
+        ("tun0 ipv6_autoconf on ipv6_autoconf off", "'ipv6_autoconf' is given twice"),
         ("tun0 ipv6_autoconf on mtu 1000", "at least 1280"),
         ("tun0 mtu many", "mtu must be an int, got 'many'"),
         ("tun0 route default via", "'via' needs a value"),
-        ("tun0 address here", "'here' is no address"),
+        ("tun0 address here", "'here' is not a valid address"),
         ("tun0 address 10.0.0.1", "write '10.0.0.1/24'"),
-        ("tun0 mode bridge", "mode is 'tun' or 'tap'"),
+        ("tun0 mode bridge", "mode must be 'tun' or 'tap'"),
         ("tun0 bridge br0", "open_tap"),
         ("tun0 netns blue", "no setting for netns='blue'"),
         ("tun%d", "without '%d'"),
     ],
 )
-def test_words_that_make_no_sense(
+def test_invalid_arguments_of_the_command_are_one_line(
     words: str, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, out, err = said(capsys, *words.split())

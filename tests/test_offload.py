@@ -1,4 +1,4 @@
-"""The Internet checksum against the slow and obvious way, and the virtio-net header."""
+"""The Internet checksum, compared with a simple algorithm, and the virtio-net header."""
 
 import array
 import struct
@@ -27,7 +27,7 @@ class TestChecksum:
             ("00", 0xFFFF),
             ("0000", 0xFFFF),
             ("00" * 1501, 0xFFFF),
-            # Congruent to 0, but something was added: the other zero.
+            # A sum of 0xffff is the other zero: something was added.
             ("ffff", 0),
             ("ffff" * 3, 0),
             ("0001fffe", 0),
@@ -36,30 +36,34 @@ class TestChecksum:
             ("ff", 0x00FF),
         ],
     )
-    def test_known_sums(self, data: str, expected: int) -> None:
+    def test_checksum_of_known_data(self, data: str, expected: int) -> None:
         assert checksum(bytes.fromhex(data)) == expected
         assert helpers.checksum(bytes.fromhex(data)) == expected
 
     @given(st.binary(max_size=200))
-    def test_any_data(self, data: bytes) -> None:
+    def test_checksum_agrees_with_the_plain_algorithm(self, data: bytes) -> None:
         assert checksum(data) == helpers.checksum(data)
 
     @given(st.binary(max_size=40), st.integers(1, 70_000), st.booleans())
-    def test_long_data(self, pattern: bytes, length: int, odd: bool) -> None:
+    def test_checksum_of_long_data_agrees_with_the_plain_algorithm(
+        self, pattern: bytes, length: int, odd: bool
+    ) -> None:
         data = (pattern * (length // max(1, len(pattern)) + 1))[:length] + b"\1" * odd
         assert checksum(data) == helpers.checksum(data)
 
     @given(st.binary(max_size=60), st.binary(max_size=60))
     def test_initial_is_the_sum_of_what_stands_before(self, before: bytes, data: bytes) -> None:
         before += bytes(len(before) % 2)
-        # The plain sum of 16-bit words, not folded: what a caller adds up of a pseudo-header.
+        # The plain sum of 16-bit words, not folded, as a caller sums a pseudo-header.
         initial = sum(struct.unpack(f"!{len(before) // 2}H", before))
         assert checksum(data, initial) == helpers.checksum(before + data)
 
     @pytest.mark.parametrize(
         ("initial", "expected"), [(0, 0xFFFF), (1, 0xFFFE), (0xFFFF, 0), (0x1_FFFE, 0)]
     )
-    def test_initial_alone(self, initial: int, expected: int) -> None:
+    def test_checksum_of_no_data_is_that_of_the_initial_sum(
+        self, initial: int, expected: int
+    ) -> None:
         assert checksum(b"", initial) == expected
         assert checksum(bytes(6), initial) == expected
 
@@ -69,7 +73,7 @@ class TestChecksum:
         assert checksum(data + checksum(data).to_bytes(2, "big")) == 0
 
     @pytest.mark.parametrize("data", [b"", b"\x12", b"\x12\x34\x56", bytes(range(100))])
-    def test_any_bytes_like(self, data: bytes) -> None:
+    def test_checksum_takes_any_bytes_like_object(self, data: bytes) -> None:
         expected = checksum(data)
         buffer = bytearray(data)
         assert checksum(buffer) == checksum(memoryview(buffer)) == expected
@@ -83,7 +87,7 @@ class TestChecksum:
 
 
 class TestVnetHeader:
-    def test_layout(self) -> None:
+    def test_pack_uses_the_machines_byte_order(self) -> None:
         header = VnetHeader(1, GsoType.TCPV4, 52, 1448, 20, 16)
         words = [each.to_bytes(2, sys.byteorder) for each in (52, 1448, 20, 16)]
         assert header.pack() == b"\x01\x01" + b"".join(words)
@@ -91,7 +95,7 @@ class TestVnetHeader:
         longer = header._replace(num_buffers=3)
         assert longer.pack() == header.pack() + (3).to_bytes(2, sys.byteorder)
 
-    def test_all_zero_unless_told(self) -> None:
+    def test_a_header_is_all_zero_by_default(self) -> None:
         assert VnetHeader().pack() == bytes(10)
         assert VnetHeader.unpack(bytes(10)) == VnetHeader()
         assert VnetHeader.unpack(bytes(10)).num_buffers is None
@@ -99,7 +103,7 @@ class TestVnetHeader:
         assert VnetHeader(num_buffers=0).pack() == bytes(12)
 
     @given(HEADERS, st.binary(max_size=20))
-    def test_round_trip(self, header: VnetHeader, packet: bytes) -> None:
+    def test_unpack_returns_what_pack_wrote(self, header: VnetHeader, packet: bytes) -> None:
         data = header.pack()
         assert len(data) == (VnetHeader.SIZE if header.num_buffers is None else 12)
         for buffer in (data + packet, bytearray(data + packet), memoryview(data + packet)):
@@ -108,7 +112,7 @@ class TestVnetHeader:
             assert found == header
 
     @pytest.mark.parametrize("length", range(10))
-    def test_too_short(self, length: int) -> None:
+    def test_unpack_refuses_less_than_10_bytes(self, length: int) -> None:
         with pytest.raises(ValueError, match="10 bytes"):
             VnetHeader.unpack(bytes(length))
         for more in (length, 10, 11):
@@ -143,7 +147,7 @@ class TestVnetHeader:
                 VnetHeader(num_buffers=value).pack()
 
     @pytest.mark.parametrize("name", ["flags", "csum_offset", "another"])
-    def test_frozen(self, name: str) -> None:
+    def test_a_header_cannot_be_changed(self, name: str) -> None:
         header = VnetHeader()
         with pytest.raises(AttributeError):
             setattr(header, name, 1)

@@ -1,4 +1,4 @@
-"""Wrong arguments are a ValueError or a TypeError where `open_tun` or `open_tap` is called."""
+"""Invalid arguments raise ValueError or TypeError when `open_tun` or `open_tap` is called."""
 
 import asyncio
 import copy
@@ -29,12 +29,12 @@ both = pytest.mark.parametrize("open_it", BOTH, ids=["tun", "tap"])
 
 
 def _forbidden(*args: object, **kwargs: object) -> Any:
-    raise AssertionError(f"the arguments were wrong, and still something was done: {args}")
+    raise AssertionError(f"the arguments were invalid, but the opening went on: {args}")
 
 
 @pytest.fixture
 def nothing_done(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whatever an opening would do first fails the test."""
+    """The test fails if an opening does anything."""
     with monkeypatch.context() as patch:
         patch.setattr(ioctl, "open_node", _forbidden)
         patch.setattr(fcntl, "ioctl", _forbidden)
@@ -72,7 +72,7 @@ WRONG_NAMES: list[tuple[Any, type[Exception]]] = [
     ("default", ValueError),
     # lib/ctype.c: a byte of 0xA0 is a space to the kernel, and "à" has one.
     ("à0", ValueError),
-    ("t\udcff", ValueError),  # a byte that is not UTF-8, as os.fsdecode gives it
+    ("t\udcff", ValueError),  # a byte that is not UTF-8, as os.fsdecode returns it
     ("t\ud800", ValueError),
     (b"tun0", TypeError),
     (0, TypeError),
@@ -205,28 +205,34 @@ SWITCHES = [
 class TestWrong:
     @both
     @pytest.mark.parametrize(("name", "kind"), WRONG_NAMES, ids=lambda value: repr(value))
-    def test_name(self, open_it: Open, name: Any, kind: type[Exception]) -> None:
+    def test_open_refuses_invalid_names(
+        self, open_it: Open, name: Any, kind: type[Exception]
+    ) -> None:
         with pytest.raises(kind) as caught:
             open_it(name)
         assert type(caught.value) is kind
 
     @both
     @pytest.mark.parametrize(("option", "value", "kind"), WRONG)
-    def test_value(self, open_it: Open, option: str, value: Any, kind: type[Exception]) -> None:
+    def test_open_refuses_invalid_values(
+        self, open_it: Open, option: str, value: Any, kind: type[Exception]
+    ) -> None:
         with pytest.raises(kind) as caught:
             open_it("tun0", **{option: value})
         assert type(caught.value) is kind
 
     @pytest.mark.parametrize(("option", "value", "kind"), WRONG_TAP)
-    def test_value_on_a_tap(self, option: str, value: Any, kind: type[Exception]) -> None:
+    def test_open_tap_refuses_invalid_values(
+        self, option: str, value: Any, kind: type[Exception]
+    ) -> None:
         with pytest.raises(kind) as caught:
             aiotun.open_tap("tap0", **{option: value})
         assert type(caught.value) is kind
 
     @both
     @pytest.mark.parametrize("option", SWITCHES)
-    def test_words_are_no_switches(self, open_it: Open, option: str) -> None:
-        """``persist="no"`` must not be taken for a yes."""
+    def test_a_str_for_a_bool_is_refused(self, open_it: Open, option: str) -> None:
+        """``persist="no"`` must not mean True."""
         with pytest.raises(TypeError, match=option):
             open_it("tun0", **{option: "no"})
 
@@ -238,7 +244,7 @@ class TestWrong:
             aiotun.open_tun("tun0", **options)
 
     @both
-    def test_unknown_keyword(self, open_it: Open) -> None:
+    def test_an_unknown_keyword_names_the_nearest_option(self, open_it: Open) -> None:
         function = open_it.__name__
         for word, nearest in (
             ("address", "addresses"), ("adresses", "addresses"), ("route", "routes"),
@@ -277,7 +283,9 @@ class TestWrong:
             ({"mtu": 1279, "routes": ["fd01::/64"]}, "fd01::/64: IPv6 needs at least 1280"),
         ],
     )
-    def test_together(self, open_it: Open, options: dict[str, Any], words: str) -> None:
+    def test_open_refuses_options_that_contradict_each_other(
+        self, open_it: Open, options: dict[str, Any], words: str
+    ) -> None:
         with pytest.raises(ValueError, match=words):
             open_it("tun0", **options)
 
@@ -317,7 +325,7 @@ class TestRight:
     @pytest.mark.parametrize(
         "name", [None, "a", "a" * 15, "é" * 7, "vpn%d", "%d", "a%db", "a.b", "a-b", "...", "tun0"]
     )
-    def test_names(self, open_it: Open, name: str | None) -> None:
+    def test_open_accepts_valid_names(self, open_it: Open, name: str | None) -> None:
         open_it(name)
 
     @both
@@ -341,7 +349,7 @@ class TestRight:
             ("routes", (each for each in ["default via 10.0.0.1 metric 5 table 100"])),
         ],
     )
-    def test_values(self, open_it: Open, option: str, value: Any) -> None:
+    def test_open_accepts_the_extreme_values(self, open_it: Open, option: str, value: Any) -> None:
         open_it("tun0", **{option: value})
 
     def test_a_tun_takes_a_larger_mtu(self) -> None:
@@ -419,7 +427,7 @@ class TestOpener:
             assert each._options == opener._options
 
     @both
-    async def test_works_once(self, open_it: Open) -> None:
+    async def test_an_opener_works_only_once(self, open_it: Open) -> None:
         opener = open_it("one0")
         device = await opener
         await device.aclose()
@@ -430,7 +438,7 @@ class TestOpener:
                 async with opener:
                     raise AssertionError(again)
 
-    async def test_works_once_also_after_a_failure(self) -> None:
+    async def test_an_opener_works_only_once_also_after_a_failure(self) -> None:
         opener = aiotun.open_tun("one0", netns="no-such-namespace")
         with pytest.raises(aiotun.LinkError) as caught:
             await opener
@@ -438,7 +446,7 @@ class TestOpener:
         with pytest.raises(RuntimeError, match="again"):
             await opener
 
-    async def test_works_once_also_for_two_tasks_at_once(self) -> None:
+    async def test_an_opener_works_only_once_for_two_tasks(self) -> None:
         opener = aiotun.open_tun("one0")
 
         async def use() -> aiotun.TunDevice:
@@ -450,7 +458,7 @@ class TestOpener:
         assert isinstance(second, RuntimeError)
 
     @both
-    async def test_both_forms(self, open_it: Open) -> None:
+    async def test_an_opener_can_be_awaited_or_entered(self, open_it: Open) -> None:
         device = await open_it("one0")
         assert [name for _, name in socket.if_nameindex()] == ["lo", "one0"]
         await device.aclose()

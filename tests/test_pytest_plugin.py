@@ -1,4 +1,4 @@
-"""The pytest plugin as users get it: runs of their own, as root and as anybody else."""
+"""The pytest plugin as users get it: separate runs, as root and as an ordinary user."""
 
 import os
 import subprocess
@@ -50,7 +50,7 @@ def test_outside():
 def run(
     folder: Path, *args: str, ordinary: bool = False, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run pytest with the plugin, as somebody whose project lies in that folder."""
+    """Run pytest with the plugin, as a user whose project is in that folder."""
     python, base = [sys.executable], dict(os.environ)
     base["PYTHONPATH"] = str(Path(aiotun.__file__).parent.parent)
     if ordinary:
@@ -67,7 +67,7 @@ def run(
     return subprocess.run(
         [*python, "-W", "error", "-m", "pytest", *plugins, *args, "test_it.py"],
         cwd=folder,
-        # Not by the entry point, which is there only where aiotun is installed.
+        # Don't use the entry point, which exists only if aiotun is installed.
         env={**base, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OUTSIDE": outside, **env},
         capture_output=True,
         text=True,
@@ -81,13 +81,13 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_as_root(project: Path) -> None:
-    """Each test that asks has a namespace of its own, and the run stays where it is."""
+def test_each_isolated_test_has_a_namespace_of_its_own(project: Path) -> None:
+    """Each test that asks gets its own namespace, and the run itself stays in its namespace."""
     done = run(project)
     assert "5 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_isolated_as_root(project: Path) -> None:
+def test_aiotun_isolate_moves_the_run_as_root(project: Path) -> None:
     done = run(project, "--aiotun-isolate", MOVED="1")
     assert "5 passed" in done.stdout, done.stdout + done.stderr
 
@@ -99,8 +99,8 @@ def test_isolated_by_configuration(project: Path) -> None:
     assert done.stdout.count("test session starts") == 1
 
 
-def test_as_an_ordinary_user(project: Path) -> None:
-    """Nothing is done unasked: what needs a namespace is an error, and says what to do."""
+def test_an_ordinary_user_is_told_to_use_aiotun_isolate(project: Path) -> None:
+    """A test that needs a namespace is an error that says what to do."""
     done = run(project, ordinary=True)
     assert "2 passed, 3 errors" in done.stdout, done.stdout + done.stderr
     assert "pytest with --aiotun-isolate" in done.stdout
@@ -109,7 +109,7 @@ def test_as_an_ordinary_user(project: Path) -> None:
 
 
 def test_isolating_fails_closed(project: Path) -> None:
-    """Where there may be no namespaces, and where the environment says what isn't so."""
+    """When namespaces are forbidden, and when the environment has a false marker."""
     (project / "test_it.py").write_text("def test(): open('ran', 'w').close()")
     refused = [
         *("unshare", "-r", "sh", "-c", 'echo 0 >/proc/sys/user/max_user_namespaces; exec "$@"'),
@@ -131,7 +131,7 @@ def test_isolating_fails_closed(project: Path) -> None:
     assert not (project / "ran").exists()
 
 
-def test_it_is_registered() -> None:
-    """The entry point that an installation makes."""
+def test_the_plugin_has_an_entry_point() -> None:
+    """An installation has the entry point."""
     text = (Path(__file__).parent.parent / "pyproject.toml").read_text()
     assert '[project.entry-points.pytest11]\naiotun = "aiotun.pytest_plugin"\n' in text

@@ -1,4 +1,4 @@
-"""Echo replies: field by field, for every checksum there is, and for hostile bytes."""
+"""Echo replies: field by field, for every checksum, and for hostile bytes."""
 
 import ipaddress
 import struct
@@ -18,13 +18,13 @@ REPLIES: list[Reply] = [icmp_echo, icmpv6_echo]
 
 
 def fill(data: bytes, offset: int, before: bytes = b"") -> bytes:
-    """Put the checksum over `before` and `data` into its place, which has to be zero."""
+    """Write the checksum of `before` and `data` into its place, which must be zero."""
     return data[:offset] + checksum(before + data).to_bytes(2, "big") + data[offset + 2 :]
 
 
 @dataclass(frozen=True)
 class Echo4:
-    """An ICMP message in IPv4, with checksums that are right whatever the fields are."""
+    """An ICMP message in IPv4, with valid checksums for any fields."""
 
     start: int = 0x45
     tos: int = 0
@@ -91,7 +91,7 @@ class Echo6:
 
 
 def valid4(packet: bytes) -> bool:
-    """Whether both checksums of a packet are right, as a receiver reckons: anew, over all of it."""
+    """Whether both checksums of a packet are valid, computed again over the whole packet."""
     return checksum(packet[:20]) == 0 and checksum(packet[20:]) == 0
 
 
@@ -133,13 +133,13 @@ ECHOES6 = st.builds(
 # --- What the answer is --------------------------------------------------------------------------
 
 
-def test_icmp_field_by_field() -> None:
+def test_an_icmp_answer_is_right_field_by_field() -> None:
     echo = Echo4(tos=0x10, ident=0xABCD, seq=0x0102)
     expected = replace(echo, ttl=64, kind=0, source=echo.target, target=echo.source)
     assert icmp_echo(echo.pack()) == expected.pack()
 
 
-def test_icmpv6_field_by_field() -> None:
+def test_an_icmpv6_answer_is_right_field_by_field() -> None:
     echo = Echo6(start=0x6AB12345, ident=0xABCD, seq=0x0102)
     expected = replace(echo, hops=64, kind=129, source=echo.target, target=echo.source)
     assert icmpv6_echo(echo.pack()) == expected.pack()
@@ -150,7 +150,7 @@ def test_icmp_checksums_are_right(echo: Echo4) -> None:
     answer = icmp_echo(echo.pack())
     assert answer is not None
     assert valid4(answer)
-    # Nothing but the checksums can differ from an answer made anew: there are two zeroes.
+    # Only the checksums can differ from a newly made answer, because there are two zeros.
     made = replace(echo, ttl=64, kind=0, source=echo.target, target=echo.source).pack()
     assert (answer[:10], answer[12:22], answer[24:]) == (made[:10], made[12:22], made[24:])
 
@@ -218,7 +218,7 @@ NOW = 0x01234567  # milliseconds since midnight
 def test_options_of_an_answer(
     monkeypatch: pytest.MonkeyPatch, options: bytes, answered: bytes
 ) -> None:
-    """RFC 1122, section 3.2.2.6: entered and given back; and nothing else is changed."""
+    """RFC 1122, section 3.2.2.6: options are filled in and returned; nothing else changes."""
     days = 20_000 * 86_400_000
     monkeypatch.setattr("aiotun.reply.time.time_ns", lambda: (days + NOW) * 1_000_000)
     echo = Echo4(start=0x45 + len(options) // 4, options=options, behind=b"behind")
@@ -228,7 +228,7 @@ def test_options_of_an_answer(
     packet = echo.pack()
     assert icmp_echo(packet) == expected.pack()
     assert icmp_echo(memoryview(packet)) == expected.pack()
-    # Damage stays damage.
+    # A damaged packet stays damaged.
     damaged = packet[:10] + bytes([packet[10] ^ 1]) + packet[11:]
     answer = icmp_echo(damaged)
     assert answer is not None
@@ -241,7 +241,7 @@ def test_options_of_an_answer(
 
 
 def both_zeroes(value: int) -> list[int]:
-    """A checksum, and where it is zero the other zero too: a receiver takes either."""
+    """A checksum, and if it is zero the other zero, too: a receiver accepts both."""
     return [0, 0xFFFF] if value in (0, 0xFFFF) else [value]
 
 
@@ -299,7 +299,7 @@ def test_every_message_checksum(reply: Reply, echo: Echo4 | Echo6, offset: int) 
 
 
 def test_an_answer_of_zeroes_has_the_checksum_ffff() -> None:
-    # A receiver sums up 0 then, whose complement is not 0: the other zero would be wrong here.
+    # A receiver's sum is 0 here, and its complement is not 0, so the other zero would be wrong.
     answer = icmp_echo(Echo4(ident=0, seq=0, payload=bytes(56)).pack())
     assert answer is not None
     assert answer[20:] == b"\0\0\xff\xff" + bytes(60)
@@ -377,7 +377,7 @@ def test_a_damaged_icmpv6_message_stays_damaged(echo: Echo6, icmp_sum: int) -> N
         pytest.param(Echo4(length=0), id="no length"),
     ],
 )
-def test_no_icmp_answer(echo: Echo4) -> None:
+def test_other_icmp_packets_are_not_answered(echo: Echo4) -> None:
     assert icmp_echo(echo.pack()) is None
 
 
@@ -394,7 +394,7 @@ def test_no_icmp_answer(echo: Echo4) -> None:
         pytest.param(Echo6(following=17), id="UDP"),
         pytest.param(Echo6(kind=129), id="echo reply"),
         pytest.param(Echo6(kind=8), id="ICMP's type"),
-        pytest.param(Echo6(kind=135), id="neighbour solicitation"),
+        pytest.param(Echo6(kind=135), id="neighbor solicitation"),
         pytest.param(Echo6(code=1), id="code"),
         pytest.param(Echo6(target="ff02::1"), id="to all nodes"),
         pytest.param(Echo6(target="ff0e::1234"), id="to a group"),
@@ -406,7 +406,7 @@ def test_no_icmp_answer(echo: Echo4) -> None:
         pytest.param(Echo6(length=0), id="no length, or a jumbogram"),
     ],
 )
-def test_no_icmpv6_answer(echo: Echo6) -> None:
+def test_other_icmpv6_packets_are_not_answered(echo: Echo6) -> None:
     assert icmpv6_echo(echo.pack()) is None
 
 
@@ -421,7 +421,7 @@ def test_cut_short_anywhere_is_no_answer(reply: Reply, echo: Echo4 | Echo6) -> N
 @pytest.mark.parametrize("payload", [b"", b"\xff", bytes(57)])
 @pytest.mark.parametrize("behind", [b"\0", b"padding"])
 @pytest.mark.parametrize(("reply", "echo"), [(icmp_echo, Echo4()), (icmpv6_echo, Echo6())])
-def test_what_stands_behind_is_cut(
+def test_bytes_after_the_packet_are_cut_off(
     reply: Reply, echo: Echo4 | Echo6, payload: bytes, behind: bytes
 ) -> None:
     plain = replace(echo, payload=payload).pack()
@@ -432,7 +432,7 @@ def test_what_stands_behind_is_cut(
 
 
 def test_answers_are_not_answered() -> None:
-    """Or two responders would answer each other for ever."""
+    """Otherwise two responders would answer each other for ever."""
     for reply, packet in ((icmp_echo, Echo4().pack()), (icmpv6_echo, Echo6().pack())):
         answer = reply(packet)
         assert answer is not None
@@ -470,7 +470,9 @@ def test_hostile_bytes_never_raise(data: bytes) -> None:
 
 @pytest.mark.parametrize(("reply", "echo"), [(icmp_echo, Echo4()), (icmpv6_echo, Echo6())])
 @pytest.mark.parametrize("behind", [b"", b"behind"])
-def test_any_bytes_like(reply: Reply, echo: Echo4 | Echo6, behind: bytes) -> None:
+def test_any_bytes_like_packet_is_answered_with_bytes(
+    reply: Reply, echo: Echo4 | Echo6, behind: bytes
+) -> None:
     packet = echo.pack() + behind
     expected = reply(packet)
     assert type(expected) is bytes

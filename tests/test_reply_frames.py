@@ -1,4 +1,4 @@
-"""ARP and neighbour discovery: each rule of their RFCs, and hostile bytes."""
+"""ARP and neighbor discovery: each rule of their RFCs, and hostile bytes."""
 
 import ipaddress
 import struct
@@ -32,7 +32,7 @@ def ip(text: str) -> bytes:
 
 @dataclass(frozen=True)
 class Arp:
-    """A request, unless said otherwise."""
+    """A request by default."""
 
     receiver: str = ALL
     sender: str = THEIRS
@@ -60,7 +60,7 @@ def option(kind: int, data: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Nd:
-    """A solicitation, unless said otherwise, with a right checksum."""
+    """A solicitation by default, with a valid checksum."""
 
     receiver: str = GROUP_MAC
     sender: str = THEIRS
@@ -83,7 +83,7 @@ class Nd:
         body = struct.pack("!BBHI", self.kind, self.code, 0, self.flags) + ip(self.target)
         body += self.options
         length = len(body) if self.length is None else self.length
-        # Right for what the header says, so that it is not the sum by which a length is refused.
+        # Valid for the header's length, so that a wrong length is not refused by the checksum.
         pseudo = ip(self.source) + ip(self.destination) + struct.pack("!II", length, 58)
         value = checksum(pseudo + body[:length]) ^ self.flip
         body = body[:2] + value.to_bytes(2, "big") + body[4:]
@@ -127,10 +127,10 @@ each_reply = pytest.mark.parametrize(("reply", "asked"), REPLIES, ids=["arp", "n
         (Arp(target_mac=ALL), {}),
         (Arp(behind=bytes(18)), {}),  # padded to Ethernet's 60 bytes
         (Arp(sender_ip="0.0.0.0"), {"target_ip": "0.0.0.0"}),  # a probe
-        (Arp(sender="02:00:00:00:00:03"), {}),  # passed on by somebody
+        (Arp(sender="02:00:00:00:00:03"), {}),  # forwarded by another host
     ],
 )
-def test_arp(asked: Arp, changes: dict[str, Any]) -> None:
+def test_arp_requests_are_answered_field_by_field(asked: Arp, changes: dict[str, Any]) -> None:
     assert arp(asked.pack(), OURS, ADDRESSES) == replace(ARP_REPLY, **changes).pack()
 
 
@@ -149,7 +149,7 @@ def test_arp(asked: Arp, changes: dict[str, Any]) -> None:
         Arp(operation=0),
         Arp(operation=2),
         Arp(operation=3),
-        Arp(sender_ip=OURS4),  # announced by somebody else
+        Arp(sender_ip=OURS4),  # announced by another host
         Arp(sender_ip="224.0.0.1"),
         Arp(sender_ip="255.255.255.255"),
         Arp(sender_mac=ALL),
@@ -158,7 +158,7 @@ def test_arp(asked: Arp, changes: dict[str, Any]) -> None:
         ARP_REPLY,
     ],
 )
-def test_no_arp_reply(asked: Arp) -> None:
+def test_other_arp_frames_are_not_answered(asked: Arp) -> None:
     assert arp(asked.pack(), OURS, ADDRESSES) is None
 
 
@@ -169,8 +169,8 @@ def test_no_arp_reply(asked: Arp) -> None:
     ("asked", "changes"),
     [
         (Nd(), {}),
-        (Nd(receiver=OURS), {}),  # a multicast that a bridge has made a unicast
-        (Nd(receiver=OURS, destination=OURS6), {}),  # still there?
+        (Nd(receiver=OURS), {}),  # a bridge has sent a multicast as a unicast
+        (Nd(receiver=OURS, destination=OURS6), {}),  # a check whether the host is still there
         (Nd(receiver=OURS, destination=OURS6, options=b""), {}),
         (Nd(options=b"", sender="02:00:00:00:00:03"), {"receiver": "02:00:00:00:00:03"}),
         (Nd(sender="02:00:00:00:00:03"), {}),
@@ -192,7 +192,9 @@ def test_no_arp_reply(asked: Arp) -> None:
         (Nd(source="fe80::2"), {"destination": "fe80::2"}),
     ],
 )
-def test_advertisement(asked: Nd, changes: dict[str, Any]) -> None:
+def test_neighbor_solicitations_are_answered_field_by_field(
+    asked: Nd, changes: dict[str, Any]
+) -> None:
     answer = neighbour_advertisement(asked.pack(), OURS, ADDRESSES)
     assert answer == replace(ADVERTISEMENT, **changes).pack()
 
@@ -232,14 +234,14 @@ def test_advertisement(asked: Nd, changes: dict[str, Any]) -> None:
         Nd(options=option(1, mac(THEIRS)) + b"\x0e\0"),
         Nd(options=option(1, mac(ALL))),
         Nd(options=option(1, mac(NOBODY))),
-        Nd(source="::"),  # says where it is, and is nowhere
+        Nd(source="::"),  # has a link-layer address but no source address
         Nd(source="::", options=b"", receiver=OURS, destination=OURS6),
         Nd(source="ff02::1"),
         Nd(source=OURS6),
         ADVERTISEMENT,
     ],
 )
-def test_no_advertisement(asked: Nd) -> None:
+def test_other_frames_get_no_neighbor_advertisement(asked: Nd) -> None:
     assert neighbour_advertisement(asked.pack(), OURS, ADDRESSES) is None
 
 
@@ -260,7 +262,7 @@ def test_checksums_are_right(source: int, target: int, noise: bytes) -> None:
 
 
 def test_a_group_is_no_target() -> None:
-    """Not even where it is among the addresses."""
+    """Not even if it is one of the addresses."""
     asked = Nd(receiver=OURS, target="ff02::1:2", destination="ff02::1:ff01:2")
     assert neighbour_advertisement(asked.pack(), OURS, [IPv6Address("ff02::1:2")]) is None
     asked = replace(asked, target="fd00::1:2")
@@ -287,7 +289,7 @@ def test_addresses_are_anything_that_contains(reply: Reply, asked: Arp | Nd) -> 
 
 
 @each_reply
-def test_macs(reply: Reply, asked: Arp | Nd) -> None:
+def test_a_mac_may_be_text_or_bytes_and_must_be_unicast(reply: Reply, asked: Arp | Nd) -> None:
     frame = asked.pack()
     assert reply(frame, mac(OURS), ADDRESSES) == reply(frame, OURS, ADDRESSES)
     assert reply(frame, "0A:0B:0C:0D:0E:0F", ADDRESSES) == reply(
@@ -309,7 +311,7 @@ def test_a_tagged_frame_is_of_another_network(reply: Reply, asked: Arp | Nd) -> 
 @each_reply
 @pytest.mark.parametrize("tag", ["81000000", "8100e000", "8100f000", "88a86000"])
 def test_a_priority_tag_is_no_other_network(reply: Reply, asked: Arp | Nd, tag: str) -> None:
-    """VLAN 0: answered with the tag, as the kernel takes it, too."""
+    """VLAN 0: the answer has the tag, which the kernel also accepts."""
     frame = asked.pack()
     plain = reply(frame, OURS, ADDRESSES)
     assert plain is not None
@@ -318,7 +320,7 @@ def test_a_priority_tag_is_no_other_network(reply: Reply, asked: Arp | Nd, tag: 
         answer = reply(argument, OURS, ADDRESSES)
         assert answer == plain[:12] + bytes.fromhex(tag) + plain[12:]
         assert reply(answer, OURS, ADDRESSES) is None
-    # Another tag behind it is of another network, or none.
+    # A second tag means another network, or is invalid.
     for behind in ("81000005", tag):
         deeper = frame[:12] + bytes.fromhex(tag + behind) + frame[12:]
         assert reply(deeper, OURS, ADDRESSES) is None
@@ -335,7 +337,7 @@ def test_cut_short_anywhere_is_no_answer(reply: Reply, asked: Arp | Nd) -> None:
 
 
 @each_reply
-def test_any_bytes_like(reply: Reply, asked: Arp | Nd) -> None:
+def test_any_bytes_like_frame_is_answered_with_bytes(reply: Reply, asked: Arp | Nd) -> None:
     frame = asked.pack()
     expected = reply(frame, OURS, ADDRESSES)
     assert type(expected) is bytes

@@ -1,25 +1,20 @@
-"""The units in docs/how-to/service.md: systemd finds nothing wrong with them."""
+"""systemd finds no fault in the units of docs/how-to/service.md."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
-
-from .helpers import ROOT
+from .helpers import ROOT, need
 
 UNITS = re.compile(r"`/etc/systemd/system/([^`]+)`.*?```ini\n(.*?)```", re.DOTALL)
 
 
-def test_systemd_takes_them(tmp_path: Path) -> None:
-    program = shutil.which("systemd-analyze")
-    if program is None:
-        pytest.skip("missing: systemd-analyze(1); install systemd")
+def test_systemd_accepts_the_service_units_of_the_page(tmp_path: Path) -> None:
+    program = need("systemd-analyze")
     units = dict(UNITS.findall((ROOT / "docs" / "how-to" / "service.md").read_text()))
     assert sorted(units) == ["aiotun-tun0.service", "responder.service"]
     for name, text in units.items():
-        # It looks for the programs, which are installed elsewhere here, or not at all.
+        # It checks that the programs exist, but here they are installed elsewhere or not at all.
         text = re.sub(r"^(Exec\w+=)/\S+", r"\1/bin/true", text, flags=re.MULTILINE)
         (tmp_path / name).write_text(text)
     done = subprocess.run(
@@ -28,6 +23,6 @@ def test_systemd_takes_them(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    # About other units, of this machine, it may say what it likes.
+    # Ignore messages about other units of this machine.
     ours = [line for line in done.stderr.splitlines() if any(name in line for name in units)]
     assert ours == []

@@ -1,4 +1,4 @@
-"""The soak in short, and that it finds what is planted; `make soak` is the long one."""
+"""A short soak, and that it finds planted faults; `make soak` runs a long one."""
 
 import asyncio
 import random
@@ -14,7 +14,7 @@ from .soak.ledger import Flow, Ledger
 from .soak.planting import PLANTS
 from .soak.stage import Stage
 
-# What each planted fault is reported as.
+# The report of each planted fault.
 SAID = {
     "fd": r"fds grew from \d+ to \d+",
     "thread": r"threads grew from \d+ to \d+",
@@ -34,7 +34,7 @@ def soak(*options: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_short_soak() -> None:
+def test_a_short_soak_loses_nothing() -> None:
     done = soak()
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("nothing lost, nothing grew, nothing hung\n")
@@ -49,7 +49,7 @@ def test_a_short_soak() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("plant", PLANTS)
-def test_what_is_planted_is_found(plant: str) -> None:
+def test_each_planted_fault_is_found(plant: str) -> None:
     done = soak("--plant", plant)
     assert done.returncode == 1, done.stdout + done.stderr
     problems = [line for line in done.stdout.splitlines() if line.startswith("PROBLEM: ")]
@@ -96,7 +96,7 @@ def test_every_packet_is_accounted_for(flow: Flow) -> None:
     ]
 
 
-def test_more_than_was_sent(flow: Flow) -> None:
+def test_more_deliveries_than_sent_packets_are_a_problem(flow: Flow) -> None:
     flow.arrive(flow.make())
     flow.ledger.settle("way", flow, dropped=5)
     assert flow.ledger.problems == ["way: 0 packets sent, and 1 delivered"]

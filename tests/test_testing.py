@@ -1,4 +1,4 @@
-"""The testing kit for users: devices in memory, bad lines, namespaces."""
+"""The testing kit for users: devices in memory, fault injection, namespaces."""
 
 import asyncio
 import errno
@@ -32,7 +32,7 @@ def number(data: bytes) -> int:
 # --- memory_pair ---------------------------------------------------------------------------------
 
 
-async def test_a_pair_both_ways() -> None:
+async def test_a_memory_pair_passes_packets_both_ways() -> None:
     one, other = memory_pair()
     async with one, other:
         assert isinstance(one, aiotun.TunDevice)
@@ -77,7 +77,7 @@ async def test_a_pair_of_taps() -> None:
         memory_pair(wrong)
 
 
-async def test_what_the_kernel_would_refuse() -> None:
+async def test_a_memory_device_refuses_what_the_kernel_would() -> None:
     one, other = memory_pair()
     async with one, other:
         for data in (b"", b"\x00"):
@@ -93,13 +93,13 @@ async def test_what_the_kernel_would_refuse() -> None:
         assert await other.recv_many() == [packet(1)]
 
 
-async def test_what_takes_an_interface() -> None:
+async def test_a_memory_device_refuses_what_takes_an_interface() -> None:
     one, other = memory_pair()
     tap, tap2 = memory_pair("tap")
     async with one, other, tap, tap2:
         link = one.link
         for request in (link.up, link.info, link.stats, link.addresses, link.routes):
-            with pytest.raises(aiotun.LinkError, match="memory0 is in memory alone") as caught:
+            with pytest.raises(aiotun.LinkError, match="memory0 exists only in memory") as caught:
                 await request()
             assert caught.value.errno == errno.EOPNOTSUPP
         with pytest.raises(aiotun.LinkError):
@@ -121,8 +121,8 @@ async def test_what_takes_an_interface() -> None:
                 call()
 
 
-async def test_closing_one_end() -> None:
-    """What was sent before arrives, then the loss, again and again; here iteration ends."""
+async def test_closing_one_end_is_a_loss_at_the_other() -> None:
+    """Earlier packets arrive, then every call raises the loss; at the closed end iteration ends."""
     one, other = memory_pair()
     await one.send(packet(1))
     waiting = asyncio.create_task(one.recv())
@@ -182,7 +182,7 @@ async def test_a_sender_waits_for_the_other_end() -> None:
 
 
 async def test_a_peer_process_that_dies_with_packets_waiting() -> None:
-    """It never read what we sent: then the kernel says so at once, and does not wait."""
+    """It never read our packets: the kernel reports the end immediately."""
     left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     async with aiotun.Queue.from_fd(left.detach()) as queue:
         with right:
@@ -203,7 +203,7 @@ async def test_a_peer_process_that_dies_with_packets_waiting() -> None:
 
 
 async def through(count: int = 1000, **faults: Any) -> tuple[list[bytes], FaultCounts]:
-    """Send numbered packets through an injector; give what arrives."""
+    """Send numbered packets through an injector; return those that arrive."""
     one, other = memory_pair()
     faulty = FaultInjector(one, **faults)
     got: list[bytes] = []
@@ -233,27 +233,27 @@ def near(count: int, rate: float, of: int = 1000) -> bool:
     return abs(count - rate * of) < 0.3 * rate * of
 
 
-async def test_no_faults() -> None:
+async def test_without_faults_every_packet_passes_in_order() -> None:
     got, counts = await through()
     assert [number(each) for each in got] == list(range(1000))
     assert counts == FaultCounts(packets=1000)
 
 
-async def test_drop() -> None:
+async def test_drop_loses_the_given_share_and_repeats_with_the_seed() -> None:
     got, counts = await through(drop=0.2)
     assert near(counts.dropped, 0.2)
     assert len(got) == 1000 - counts.dropped
     assert [number(each) for each in got] == sorted({number(each) for each in got})
-    assert await through(drop=0.2) == (got, counts)  # the seed decides, and nothing else
+    assert await through(drop=0.2) == (got, counts)  # only the seed decides
     assert await through(drop=0.2, seed=1) != (got, counts)
-    # Another fault beside it takes no part in which are dropped.
+    # A second kind of fault does not change which packets are dropped.
     beside, _ = await through(drop=0.2, duplicate=0.5)
     assert {number(each) for each in beside} == {number(each) for each in got}
     got, counts = await through(drop=1)
     assert (got, counts.dropped) == ([], 1000)
 
 
-async def test_duplicate() -> None:
+async def test_duplicate_repeats_the_given_share() -> None:
     got, counts = await through(duplicate=0.2)
     assert near(counts.duplicated, 0.2)
     times = Counter(number(each) for each in got)
@@ -262,7 +262,7 @@ async def test_duplicate() -> None:
     assert max(times.values()) == 2
 
 
-async def test_corrupt() -> None:
+async def test_corrupt_flips_one_bit_in_the_given_share() -> None:
     got, counts = await through(corrupt=0.2)
     assert near(counts.corrupted, 0.2)
     changed = 0
@@ -274,14 +274,14 @@ async def test_corrupt() -> None:
     assert changed == counts.corrupted
 
 
-async def test_reorder() -> None:
+async def test_reorder_changes_the_order_and_loses_nothing() -> None:
     got, counts = await through(reorder=0.2)
     assert near(counts.reordered, 0.2)
     numbers = [number(each) for each in got]
     assert sorted(numbers) == list(range(1000))
     assert numbers != sorted(numbers)
     assert await through(reorder=0.2) == (got, counts)
-    # Nothing passes: then they come by themselves.
+    # No packet follows, so they are released after a time.
     got, counts = await through(3, reorder=1)
     assert sorted(number(each) for each in got) == [0, 1, 2]
 
@@ -313,7 +313,7 @@ async def test_delayed_packets_for_several_receivers() -> None:
 
 
 async def test_delayed_packets_wait_for_room() -> None:
-    """All become due at once, and far more than the other end has room for."""
+    """All are released at the same time, and the other end has no room for them."""
     one, other = memory_pair()
     async with FaultInjector(one, delay=1, delay_by=0.001) as faulty, other:
         assert await faulty.send_many(packet(n) for n in range(3000)) == 3000
@@ -324,7 +324,7 @@ async def test_delayed_packets_wait_for_room() -> None:
         assert faulty.sent.lost == 0
 
 
-async def test_delay() -> None:
+async def test_delay_holds_packets_back_and_loses_nothing() -> None:
     got, counts = await through(delay=0.2)
     assert near(counts.delayed, 0.2)
     numbers = [number(each) for each in got]
@@ -387,7 +387,7 @@ async def test_faults_of_what_is_received() -> None:
 
 
 async def test_cancellation_loses_nothing_behind_faults() -> None:
-    """Several receivers, of which some are cancelled at every moment."""
+    """Several receivers, some of which are cancelled at any time."""
     one, other = memory_pair()
     async with FaultInjector(one) as faulty, other:
         got: list[int] = []
@@ -415,7 +415,7 @@ async def test_cancellation_loses_nothing_behind_faults() -> None:
             faulty.recv_nowait()
 
 
-async def test_the_end_of_a_faulty_device() -> None:
+async def test_closing_a_faulty_device_wakes_its_receivers() -> None:
     one, other = memory_pair()
     faulty = FaultInjector(one, delay=1, delay_by=1000)
     await faulty.send(packet(1))
@@ -466,7 +466,7 @@ async def test_a_real_device_behind_faults() -> None:
 def test_rates_are_checked() -> None:
     one, other = memory_pair()
     for wrong in ({"drop": -0.1}, {"delay": 1.1}, {"corrupt": float("nan")}, {"delay_by": -1}):
-        with pytest.raises(ValueError, match="not"):
+        with pytest.raises(ValueError, match="must be"):
             FaultInjector(one, **wrong)
     one.close()
     other.close()
@@ -479,7 +479,7 @@ def here() -> int:
     return os.stat("/proc/thread-self/ns/net").st_ino
 
 
-def test_isolated() -> None:
+def test_isolated_enters_a_new_namespace_and_comes_back() -> None:
     ip("tuntap", "add", "dev", "outer0", "mode", "tun")
     outside = here()
     with isolated() as fd:
@@ -520,7 +520,7 @@ def test_isolated_moves_one_thread() -> None:
 
 
 def test_isolated_fails_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where unshare(2) is refused, and where it says that it did what it did not."""
+    """When unshare(2) fails, and when it returns success without doing anything."""
     outside = here()
     ran = []
 
@@ -571,11 +571,11 @@ def _give_a_lambda() -> object:
     return lambda: None
 
 
-def test_isolated_run() -> None:
+def test_isolated_run_calls_a_function_in_new_namespaces() -> None:
     ip("tuntap", "add", "dev", "outer0", "mode", "tun")
     seen = isolated_run(_look, 1, 2, key="three")
     assert seen.pop("inode") != here()
-    assert seen.pop("sysfs") != os.stat("/sys").st_dev  # mounted anew: of that namespace
+    assert seen.pop("sysfs") != os.stat("/sys").st_dev  # a new mount, for that namespace
     assert seen == {"names": ["lo"], "uid": 0, "arguments": ((1, 2), "three")}
     assert isolated_run(_open_one) == "tun0"
     with pytest.raises(LookupError, match="from inside") as caught:
@@ -588,7 +588,7 @@ def test_isolated_run() -> None:
 
 
 def test_isolated_run_as_an_ordinary_user() -> None:
-    """By way of a user namespace; and refused, with nothing run, where there may be none."""
+    """It uses a user namespace; if those are forbidden, it raises and runs nothing."""
     python, env = ordinary_python()
     code = """if True:
     import os, socket
@@ -604,7 +604,8 @@ def test_isolated_run_as_an_ordinary_user() -> None:
         print(isolated_run(os.geteuid), isolated_run(socket.if_nameindex))
         print(os.stat("/proc/self/ns/net").st_ino == before, os.geteuid() != 0)
     """
-    # From a folder that this user may enter, as spawned processes do; the checkout may be none.
+    # Start in a folder that this user may enter, as spawned processes must; the checkout may not
+    # be.
     done = subprocess.run([*python, "-c", code], env=env, cwd="/", capture_output=True, text=True)
     assert done.stdout.splitlines() == ["refused True", "0 [(1, 'lo')]", "True True"], done.stderr
     code = """if True:

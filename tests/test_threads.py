@@ -1,4 +1,4 @@
-"""Short-lived threads: what comes out of them, also where nobody waits for it any more."""
+"""Short-lived threads and their results, also if no task waits for them any more."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from .helpers import wait_until
 
 
 def inode() -> int:
-    """The network namespace that the calling thread is in."""
+    """The inode of the calling thread's network namespace."""
     return os.stat("/proc/thread-self/ns/net").st_ino
 
 
@@ -34,7 +34,7 @@ def join_threads() -> None:
 
 @pytest.fixture
 def elsewhere(netns: int) -> Iterator[int]:
-    """The fd of a network namespace that nobody is in."""
+    """The fd of a network namespace that no thread is in."""
     _isolation.unshare_netns()
     try:
         fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -47,7 +47,7 @@ def elsewhere(netns: int) -> Iterator[int]:
 
 
 class Gate:
-    """A function that waits in its thread until it is let go."""
+    """A function that waits in its thread until the test releases it."""
 
     def __init__(self) -> None:
         self.entered, self.going_on = threading.Event(), threading.Event()
@@ -73,7 +73,7 @@ class Gate:
     async def task(
         self, function: Callable[[], str] | None = None, netns: int | None = None
     ) -> asyncio.Task[str]:
-        """Start waiting for the function; returns once it is running."""
+        """Start a task that waits for the function; returns when the function runs."""
         run = threads.run(function or self, netns, on_cancel=self.tell, undo=self.undo)
         task = asyncio.create_task(run)
         await wait_until(self.entered.is_set)
@@ -81,11 +81,11 @@ class Gate:
 
 
 class TestRun:
-    async def test_a_result(self) -> None:
+    async def test_run_returns_the_result_of_another_thread(self) -> None:
         assert await threads.run(lambda: 7) == 7
         assert await threads.run(threading.get_ident) != threading.get_ident()
 
-    async def test_an_error(self) -> None:
+    async def test_run_raises_the_threads_error_with_its_traceback(self) -> None:
         def fail() -> None:
             raise KeyError("in the thread")
 
@@ -95,7 +95,7 @@ class TestRun:
 
     @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
     async def test_an_error_that_would_end_a_thread(self, kind: type[BaseException]) -> None:
-        """It comes out here, like any other; the thread says nothing about it."""
+        """It is raised here, like any other error; the thread prints nothing."""
 
         def fail() -> None:
             raise kind
@@ -108,7 +108,7 @@ class TestRun:
         assert type(caught) is kind
 
     async def test_an_error_goes_with_its_last_user(self) -> None:
-        """No ring of error and frames keeps what they hold until the collector comes."""
+        """The error and its frames must not form a cycle that waits for the garbage collector."""
 
         class Held:
             def __del__(self) -> None:
@@ -123,7 +123,7 @@ class TestRun:
         with contextlib.suppress(KeyError):
             await threads.run(lambda held=held: fail(held))  # type: ignore[misc]
         del held
-        join_threads()  # one that is ending still holds its function
+        join_threads()  # an ending thread still refers to its function
         assert gone == [True]
 
     async def test_the_loop_goes_on_meanwhile(self) -> None:
@@ -136,7 +136,7 @@ class TestRun:
         assert await task == "value"
         assert (gate.told, gate.undone) == (0, [])
 
-    async def test_many_at_once(self) -> None:
+    async def test_many_threads_run_at_once(self) -> None:
         barrier = threading.Barrier(20)
         results = await asyncio.gather(
             *(threads.run(lambda n=n: (barrier.wait(5), n)[1]) for n in range(20))  # type: ignore[misc]
@@ -145,7 +145,7 @@ class TestRun:
 
 
 class TestCancelling:
-    async def test_waits_and_undoes(self) -> None:
+    async def test_cancelling_waits_for_the_thread_and_undoes(self) -> None:
         gate = Gate()
         task = await gate.task()
         task.cancel()
@@ -165,7 +165,7 @@ class TestCancelling:
         with pytest.raises(asyncio.CancelledError, match="because"):
             await task
 
-    async def test_again_and_again(self) -> None:
+    async def test_cancelling_again_still_waits_for_the_thread(self) -> None:
         gate = Gate()
         task = await gate.task()
         for number in range(1, 4):
@@ -177,8 +177,8 @@ class TestCancelling:
             await task
         assert gate.undone == ["value"]
 
-    async def test_while_it_undoes(self) -> None:
-        """The undoing goes on to its end, once."""
+    async def test_cancelling_while_it_undoes_finishes_the_undoing(self) -> None:
+        """It runs exactly once."""
         undoing, going_on = threading.Event(), threading.Event()
         undone = []
 
@@ -202,7 +202,7 @@ class TestCancelling:
             await task
         assert undone == ["value"]
 
-    async def test_nothing_to_undo_after_an_error(self) -> None:
+    async def test_after_an_error_there_is_nothing_to_undo(self) -> None:
         gate = Gate()
         task = await gate.task(gate.fail)
         task.cancel()
@@ -213,18 +213,18 @@ class TestCancelling:
         assert gate.undone == []
 
     async def test_with_the_result_in_the_same_turn(self) -> None:
-        """Cancelled after the thread has reported, before the task has seen it."""
+        """The cancellation comes after the thread's report, before the task sees it."""
         gate = Gate()
         task = await gate.task()
         gate.going_on.set()
-        # No turn of the loop in between: the report waits in it.
+        # Don't let the loop turn: the report is queued in it.
         join_threads()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert gate.undone == ["value"]
 
-    async def test_without_anything_to_undo_with(self) -> None:
+    async def test_cancelling_without_undo_drops_the_result(self) -> None:
         gate = Gate()
         task = asyncio.create_task(threads.run(gate))
         await wait_until(gate.entered.is_set)
@@ -246,7 +246,7 @@ class TestCancelling:
             await task
         assert where == [os.fstat(elsewhere).st_ino]
 
-    async def test_a_timeout(self) -> None:
+    async def test_a_timeout_waits_for_the_thread_and_undoes(self) -> None:
         gate = Gate()
         asyncio.get_running_loop().call_later(0.05, gate.going_on.set)
         with pytest.raises(TimeoutError):
@@ -265,9 +265,9 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 class TestLoopClosed:
     @contextlib.contextmanager
     def abandoned(self, kind: str, gate: Gate, *, cancel: bool = False) -> Iterator[None]:
-        """Run until the function is under way; within, the loop still is; then it is closed."""
+        """Run until the function is running. The loop is closed at the end of the block."""
         loop = LOOPS[kind]()
-        # It complains of a task that was destroyed while it waited: that is what is done here.
+        # The loop reports a pending task that was destroyed; here that is on purpose.
         loop.set_exception_handler(lambda _, __: None)
         try:
             task = loop.run_until_complete(gate.task())
@@ -290,7 +290,7 @@ class TestLoopClosed:
 
     @pytest.mark.parametrize("cancel", [False, True])
     def test_after_the_thread_is_done(self, kind: str, cancel: bool) -> None:
-        """It told the loop, which never came round to it: still nobody has the value."""
+        """It has told the loop, which never ran again, so no task has the value."""
         gate = Gate()
         with self.abandoned(kind, gate, cancel=cancel):
             gate.going_on.set()
@@ -299,7 +299,7 @@ class TestLoopClosed:
         join_threads()
         assert gate.undone == ["value"]
 
-    def test_with_an_error(self, kind: str) -> None:
+    def test_an_error_after_the_loop_closed_is_dropped(self, kind: str) -> None:
         gate = Gate()
         loop = LOOPS[kind]()
         loop.set_exception_handler(lambda _, __: None)
@@ -326,7 +326,7 @@ class TestRunIn:
     def test_undoing_after_the_loop_closed_is_there_too(
         self, kind: str, told: bool, elsewhere: int
     ) -> None:
-        """Whether the loop had been told or not; and the namespace is held until then."""
+        """Whether the thread has told the loop or not. The namespace is held open until then."""
         gate, where = Gate(), []
 
         async def begin() -> asyncio.Task[str]:
@@ -366,19 +366,19 @@ class TestNamespace:
         gate.going_on.set()
         await task
 
-    def test_blocking(self, elsewhere: int) -> None:
+    def test_run_blocking_enters_the_namespace_and_this_thread_stays(self, elsewhere: int) -> None:
         here = inode()
         assert threads.run_blocking(inode, elsewhere) == os.fstat(elsewhere).st_ino
         assert inode() == here
 
     @pytest.mark.parametrize("name", ["missing", "/missing/path", Path("/missing/path")])
-    def test_missing(self, name: str | Path) -> None:
+    def test_a_missing_namespace_names_ip_netns_add(self, name: str | Path) -> None:
         with pytest.raises(LinkError, match="ip netns add") as caught:
             namespaces.open_netns(name)
         path = "/run/netns/missing" if name == "missing" else "/missing/path"
         assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, path)
 
-    async def test_what_is_no_namespace(self) -> None:
+    async def test_an_fd_that_is_no_namespace_is_refused(self) -> None:
         with open("/dev/null") as file:  # noqa: ASYNC230 - never blocks
             with pytest.raises(LinkError, match="not a network namespace"):
                 await threads.run(inode, file.fileno())
@@ -404,24 +404,24 @@ class TestNamespace:
             os.fstat(fd)
         os.fstat(elsewhere)
 
-    def test_ones_own(self) -> None:
+    def test_open_netns_without_a_name_opens_the_own_namespace(self) -> None:
         namespace = namespaces.NamespaceFd(namespaces.open_netns(None))
         assert os.fstat(namespace.fd).st_ino == inode()
 
 
 class TestBlocking:
-    def test_a_result(self) -> None:
+    def test_run_blocking_returns_the_result_of_another_thread(self) -> None:
         assert threads.run_blocking(lambda: 7) == 7
         assert threads.run_blocking(threading.get_ident) != threading.get_ident()
 
-    def test_an_error(self) -> None:
+    def test_run_blocking_raises_the_threads_error(self) -> None:
         def fail() -> None:
             raise KeyError("in the thread")
 
         with pytest.raises(KeyError, match="in the thread"):
             threads.run_blocking(fail)
 
-    def test_no_loop_is_needed_or_made(self) -> None:
+    def test_run_blocking_needs_and_makes_no_loop(self) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             with pytest.raises(RuntimeError):
@@ -440,7 +440,7 @@ class TestStart:
         assert len({ident for _, ident in seen}) == 1
         assert seen[0][1] != threading.get_ident()
 
-    def test_does_not_wait(self) -> None:
+    def test_start_does_not_wait(self) -> None:
         gate, done = Gate(), threading.Event()
 
         def first() -> None:
@@ -486,7 +486,7 @@ class TestStart:
 
 
 async def test_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The task hears of it, and does not wait for ever."""
+    """The task gets the error and does not wait for ever."""
 
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

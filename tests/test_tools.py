@@ -1,4 +1,4 @@
-"""The Makefile's own errors: one line that says what is missing, before anything is installed."""
+"""Errors of the Makefile: one line that says what is missing, before anything is installed."""
 
 import os
 import re
@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from .helpers import ROOT
+from .helpers import ROOT, need
 
 
 def make(target: str, python: str) -> subprocess.CompletedProcess[str]:
-    program = shutil.which("make")
-    if program is None:
-        pytest.skip("missing: make(1)")
-    # What an outer make, of which the tests may be a target, hands down.
+    program = need("make")
+    # Remove the variables of an outer make that runs the tests.
     env = {
         key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))
     }
@@ -59,7 +57,7 @@ def test_an_unusable_python_is_one_line(
         python.write_text(f"#!/bin/sh\n{script}\n")
         python.chmod(0o755)
     done = make(target, str(python))
-    assert done.returncode == 2  # make's own way to say that a target failed
+    assert done.returncode == 2  # make's exit status if a target fails
     first, *others = done.stderr.splitlines()
     assert first.startswith("aiotun: ")
     assert said in first
@@ -73,13 +71,13 @@ def test_the_named_python_is_used() -> None:
 
 
 def test_what_only_looks_like_a_python_is_passed_over(tmp_path: Path) -> None:
-    # As pyenv's shims do for a version that is not switched on.
+    # As pyenv's shims do for a version that is not enabled.
     for name in ("python3", "python3.12"):
         (tmp_path / name).write_text("#!/bin/sh\necho command not found >&2\nexit 127\n")
         (tmp_path / name).chmod(0o755)
     (tmp_path / "python3.13").symlink_to(sys.executable)
     (tmp_path / "tail").symlink_to(shutil.which("tail") or "")
-    # Not beside what tools/newer_pythons.sh may have put into this checkout.
+    # Away from the Pythons that tools/newer_pythons.sh may have put into this checkout.
     script = shutil.copy(ROOT / "tools" / "python.sh", tmp_path)
     done = find("--all", script=script, PATH=str(tmp_path), PYENV_ROOT=str(tmp_path / "none"))
     assert len(done.stdout.splitlines()) == 1
@@ -103,7 +101,7 @@ def test_the_newer_pythons_of_a_checkout_are_found(tmp_path: Path) -> None:
 
 
 def test_each_linter_of_make_lint_has_a_hook() -> None:
-    """By text, since no parser of YAML is among the tests' packages."""
+    """Compares text, because the tests have no YAML parser."""
     (linters,) = re.findall(r"\$\{\*:-(.+)\}", (ROOT / "tools" / "lint.sh").read_text())
     hooks = (ROOT / ".pre-commit-config.yaml").read_text()
     assert re.findall(r"entry: make lint ARGS=(\w+)", hooks) == linters.split()
@@ -127,7 +125,7 @@ esac
 
 
 def test_an_environment_is_made_once_and_again_after_a_change(tmp_path: Path) -> None:
-    (tmp_path / "src/aiotun").mkdir(parents=True)
+    (tmp_path / "src/aiotun/_packets").mkdir(parents=True)
     for name in ("pyproject.toml", "setup.py", "src/aiotun/_packets/_speedups.c", "log"):
         (tmp_path / name).touch()
     python = tmp_path / "python"
@@ -135,7 +133,7 @@ def test_an_environment_is_made_once_and_again_after_a_change(tmp_path: Path) ->
     python.chmod(0o755)
 
     def venv(group: str) -> tuple[int, str, list[str]]:
-        """Give the status, what was said on stderr, and what was done."""
+        """Return the exit status, stderr, and the log of what was done."""
         (tmp_path / "log").write_text("")
         command = ["/bin/sh", str(ROOT / "tools" / "venv.sh"), "env", str(python), group]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

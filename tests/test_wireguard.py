@@ -1,4 +1,4 @@
-"""The WireGuard example's protocol: two interfaces that exchange bytes, and a clock of our own."""
+"""The WireGuard example's protocol: two interfaces that exchange bytes, with a simulated clock."""
 
 import itertools
 import os
@@ -27,7 +27,7 @@ PONG = make_icmp_echo("10.0.0.2", "10.0.0.1")
 
 
 class World:
-    """Interfaces `a` and `b`, each a peer of the other; nothing is lost unless `lose` says so."""
+    """Interfaces `a` and `b`, which are peers; messages are lost only if `lose` says so."""
 
     def __init__(self, keepalive: int = 0, handshakes: int = 100, psk: bool = True) -> None:
         keys = {A: os.urandom(32), B: os.urandom(32)}
@@ -50,7 +50,7 @@ class World:
         (self.pa,), (self.pb,) = self.a.peers.values(), self.b.peers.values()
 
     def settle(self) -> None:
-        """Carry messages to and fro until there are none."""
+        """Deliver messages in both directions until there are none."""
         assert all(side.due <= side.deadline() for side in self.sides.values())
         while any(side.outgoing for side in self.sides.values()):
             for source, side in self.sides.items():
@@ -64,10 +64,10 @@ class World:
     def take(self, target: Endpoint, message: bytes, source: Endpoint) -> None:
         side = self.sides[target]
         self.got[target] += side.receive([message], source, self.now)
-        assert side.due <= side.deadline()  # or nobody would call tick in time
+        assert side.due <= side.deadline()  # otherwise tick would not be called in time
 
     def run(self, seconds: float) -> None:
-        """Let time pass; whatever is due is done when it is."""
+        """Let time pass, and call tick when timers are due."""
         end = self.now + seconds
         while (due := min(side.due for side in self.sides.values())) <= end:
             self.now = max(self.now, due)
@@ -96,7 +96,7 @@ class World:
 
 
 def state(world: World) -> list[Any]:
-    """All that a message may change, but for what was counted."""
+    """Everything that a message may change, except counters."""
     found: list[Any] = []
     for side in world.sides.values():
         found += [sorted(side.indices), list(side.outgoing)]
@@ -113,13 +113,13 @@ def state(world: World) -> list[Any]:
 # --- Cryptography --------------------------------------------------------------------------------
 
 
-def test_hchacha20() -> None:
+def test_hchacha20_agrees_with_the_drafts_vector() -> None:
     """draft-irtf-cfrg-xchacha-03, section 2.2.1."""
     found = crypto._hchacha20(bytes(range(32)), bytes.fromhex("000000090000004a0000000031415927"))
     assert found.hex() == "82413b4227b27bfed30e42508a877d73a0f9e4d58a74a853c12ec41326d3ecdc"
 
 
-def test_xchacha20poly1305() -> None:
+def test_xchacha20poly1305_agrees_with_the_drafts_vector() -> None:
     """draft-irtf-cfrg-xchacha-03, appendix A.3.1."""
     plain = (
         b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the "
@@ -144,7 +144,7 @@ def test_timestamps_sort_as_time_does() -> None:
     times = [EPOCH, EPOCH + 0.02, EPOCH + 1, EPOCH + 1.9, EPOCH + 70_000]
     stamps = [crypto.tai64n(each) for each in times]
     assert stamps == sorted(set(stamps))
-    assert stamps[0][:8].hex() == "400000006553f10a"  # as `date +%s` and libtai have it
+    assert stamps[0][:8].hex() == "400000006553f10a"  # as computed with `date +%s` and libtai
 
 
 # --- Handshakes ----------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_what_was_sent_before_the_session_waits_for_it() -> None:
 
 
 def test_a_responder_waits_until_the_session_is_confirmed() -> None:
-    """Section 5.4.5: a response may be lost, and then nobody could read what it sends."""
+    """Section 5.4.5: a response may be lost, and then the initiator could not read its data."""
     world = World()
     world.lose = lambda source, message: (
         message[:4] == DATA or ((source, message[:4]) == (B, INITIATION))
@@ -189,7 +189,7 @@ def test_a_responder_waits_until_the_session_is_confirmed() -> None:
     assert world.pb.last_handshake is None
 
 
-def test_both_begin_at_once() -> None:
+def test_two_handshakes_at_once_lead_to_one_session() -> None:
     world = World()
     world.a.send([PING], world.now)
     world.b.send([PONG], world.now)
@@ -208,7 +208,7 @@ def test_another_preshared_key_is_no_session() -> None:
 
 def test_strangers_are_not_answered() -> None:
     world, other = World(), World()
-    other.pa.config.public_key = world.b.identity.public  # they know b, b does not know them
+    other.pa.config.public_key = world.b.identity.public  # it knows b, but b does not know it
     stranger = Interface(os.urandom(32), [other.pa.config], epoch=EPOCH)
     stranger.send([PING], world.now)
     ((_, (message,)),) = stranger.outgoing
@@ -272,7 +272,7 @@ def test_a_session_that_is_too_old_is_neither_used_nor_believed() -> None:
     world.got[A].clear()
     world.take(A, message, B)
     assert world.got[A] == []
-    assert world.pa.dropped == {"too old a session": 1}
+    assert world.pa.dropped == {"session too old": 1}
     world.b.send([PONG], world.now)
     world.settle()
     assert [m[:4] for _, _, m in world.log[-1:]] == [INITIATION]
@@ -335,7 +335,7 @@ def test_silence_after_sending_begins_a_handshake() -> None:
     assert world.count(INITIATION) == 2
 
 
-def test_persistent_keepalives() -> None:
+def test_a_keepalive_is_sent_every_25_seconds() -> None:
     world = World(keepalive=25)
     world.a.start(world.now)
     world.settle()
@@ -345,7 +345,7 @@ def test_persistent_keepalives() -> None:
     assert [len(m) for s, _, m in world.log if s == A and m[:4] == DATA] == [32] * 4
 
 
-def test_keys_are_forgotten() -> None:
+def test_keys_are_forgotten_after_nine_minutes() -> None:
     world = World()
     world.ping()
     world.run(539)
@@ -359,10 +359,10 @@ def test_keys_are_forgotten() -> None:
 
 
 def every_kind() -> tuple[World, list[tuple[Endpoint, Endpoint, bytes]]]:
-    """A world with a session, and a message of every kind that can still be given to it.
+    """A world with a session, and a message of every kind that can still be delivered.
 
-    The initiation, the cookie and the data are such as it would take; the response, too, if
-    the handshake that it is for were not over.
+    The initiation, the cookie and the data would be accepted. The response would be, too, if
+    its handshake were not complete.
     """
     world = World(handshakes=2)
     world.ping()
@@ -393,7 +393,7 @@ def test_a_forged_message_changes_nothing(place: int) -> None:
     before = state(world)
     for octet in range(len(message)):
         if message[:4] == INITIATION and octet >= 132:
-            continue  # mac2, at which nobody looks without load
+            continue  # mac2, which is checked only under load
         if message[:4] == RESPONSE and octet >= 76:
             continue
         forged = bytearray(message)
@@ -424,7 +424,7 @@ def test_a_truncated_message_changes_nothing(place: int) -> None:
 def test_a_replayed_message_changes_nothing(place: int) -> None:
     world, messages = every_kind()
     source, target, message = messages[place]
-    if message[:4] != RESPONSE:  # that one was taken before
+    if message[:4] != RESPONSE:  # this response was accepted before
         before = state(world)
         world.take(target, message, source)
         assert state(world) != before
@@ -451,7 +451,7 @@ def test_data_that_came_already_is_not_taken_again() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\x04", DATA, bytes(200), b"\x05\0\0\0" + bytes(100)])
-def test_nonsense_is_counted(data: bytes) -> None:
+def test_invalid_messages_are_counted_and_change_nothing(data: bytes) -> None:
     world = World()
     before = state(world)
     world.take(B, data, A)
@@ -459,7 +459,7 @@ def test_nonsense_is_counted(data: bytes) -> None:
     assert sum(world.drops().values()) == 1
 
 
-def test_roaming() -> None:
+def test_the_endpoint_follows_authentic_messages_only() -> None:
     world = World()
     world.ping()
     moved = ("198.51.100.7", 7)
@@ -512,7 +512,7 @@ def test_messages_may_overtake_each_other() -> None:
     for message in reversed(messages):
         world.take(B, message, A)
     assert len(world.got[B]) == WINDOW
-    assert world.pb.dropped == {"replayed": 1}  # the oldest, which is out of the window
+    assert world.pb.dropped == {"replayed": 1}  # the oldest message, which is outside of the window
 
 
 # --- Load (section 5.3) --------------------------------------------------------------------------
@@ -569,7 +569,7 @@ def test_no_address_gets_more_than_its_share_under_load() -> None:
 # --- Whose an address is -------------------------------------------------------------------------
 
 
-def test_only_its_own_addresses() -> None:
+def test_packets_from_addresses_of_others_are_dropped() -> None:
     world = World()
     world.ping()
     world.got[B].clear()
@@ -580,12 +580,12 @@ def test_only_its_own_addresses() -> None:
     for message in session.seal([*strange, *broken], 1420):
         world.take(B, message, A)
     assert world.got[B] == []
-    assert world.pb.dropped == {"from an address that is not its own": 3, "no IP packet": 3}
+    assert world.pb.dropped == {"from an address that is not its own": 3, "not an IP packet": 3}
     world.a.send([make_icmp_echo("10.0.0.1", "10.0.0.3")], now)
     assert world.a.dropped == {"to nobody's address": 1}
 
 
-def test_several_peers() -> None:
+def test_packets_go_to_the_peer_with_the_longest_prefix() -> None:
     keys = [os.urandom(32) for _ in range(3)]
     nets = [["10.0.0.0/24", "fd00::/64"], ["10.0.0.128/25"], ["10.0.0.129/32"]]
     hub = Interface(
@@ -620,7 +620,7 @@ def test_the_longest_prefix_wins(entries: list[tuple[int, int]], asked: list[int
         assert table.owner(address.packed) == (max(matches)[1] if matches else None)
 
 
-def test_padding() -> None:
+def test_messages_are_padded_to_16_bytes_up_to_the_mtu() -> None:
     world = World()
     world.ping()
     assert world.pa.current is not None
@@ -632,7 +632,7 @@ def test_padding() -> None:
 # --- Status --------------------------------------------------------------------------------------
 
 
-def test_status() -> None:
+def test_the_status_shows_the_interface_and_its_peers() -> None:
     world = World(keepalive=25)
     world.ping()
     world.take(A, b"nonsense", B)

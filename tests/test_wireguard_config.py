@@ -10,7 +10,7 @@ import pytest
 from wireguard import config
 from wireguard.config import ConfigError, parse
 
-from .integration.programs import need
+from .helpers import need
 
 KEY = "aGFsbG8gaGFsbG8gaGFsbG8gaGFsbG8gaGFsbG8gaGE="
 GOOD = f"""
@@ -71,7 +71,7 @@ def test_an_error_names_the_line_and_shows_no_key(change: tuple[str, str], said:
 
 @pytest.mark.parametrize("number", [0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18])
 def test_a_key_of_small_order_is_an_error_of_the_file(number: int) -> None:
-    """With such a key the secret is known to everybody, so no handshake can be made."""
+    """With such a key the shared secret is public, so handshakes are refused."""
     key = base64.b64encode(number.to_bytes(32, "little")).decode()
     with pytest.raises(ConfigError, match="line 4: PublicKey: not a peer's key"):
         parse(f"{MINIMAL}[Peer]\nPublicKey = {key}\n".encode())
@@ -112,7 +112,7 @@ ALL_ACCEPTED = pytest.mark.parametrize("data", ACCEPTED.values(), ids=ACCEPTED.k
 
 
 @ALL_ACCEPTED
-def test_what_wg_accepts_is_accepted(data: bytes) -> None:
+def test_files_that_wg_accepts_are_accepted(data: bytes) -> None:
     found = parse(data)
     assert len(found.private_key) == 32
     assert found.listen_port == (0 if found.peers else 5)
@@ -125,10 +125,10 @@ def test_what_wg_accepts_is_accepted(data: bytes) -> None:
 
 @ALL_ACCEPTED
 def test_wg_itself_accepts_it(data: bytes, tmp_path: Path) -> None:
-    """wg(8) reads the whole file first, and then says that there is no such interface."""
+    """wg(8) parses the whole file first, and then reports that the interface does not exist."""
     path = tmp_path / "wg0.conf"
     path.write_bytes(data)
-    wg = need("wg", "wireguard-tools")
+    wg = need("wg")
     done = subprocess.run([wg, "setconf", "none0", str(path)], capture_output=True, text=True)
     assert "Unable to modify interface" in done.stderr
 
@@ -137,7 +137,7 @@ def test_wg_itself_accepts_it(data: bytes, tmp_path: Path) -> None:
 
 
 class Names:
-    """In place of getaddrinfo: fails so many times, with this error."""
+    """Replaces getaddrinfo: fails this many times with this error."""
 
     def __init__(self, failures: int, error: int) -> None:
         self.failures, self.error = failures, error
@@ -169,7 +169,7 @@ def test_a_name_that_cannot_be_resolved_yet_is_tried_again(
 
 
 @pytest.mark.parametrize(("setting", "retries"), [(None, 15), ("0", 0), ("3", 3)])
-def test_retries_end(
+def test_resolving_gives_up_after_the_set_retries(
     names: Names, setting: str | None, retries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if setting is not None:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Asks PyPI's list of known vulnerabilities about what aiotun and its extras install.
+# Checks the packages that aiotun and its extras install for known vulnerabilities (PyPI's list).
 set -eu
 python=$(tools/python.sh)
 venv=.venvs/audit
@@ -7,5 +7,5 @@ venv=.venvs/audit
 pip() { $venv/bin/python -m pip --disable-pip-version-check --no-input "$@"; }
 pip install -q ".[dpkt,examples,uvloop]"
 pip freeze --exclude aiotun >$venv/list.txt
-# Strict: what could not be asked about has not been found innocent.
+# Strict: a package that could not be checked is a failure.
 exec .venvs/release/bin/pip-audit --strict --progress-spinner off --no-deps --disable-pip --requirement $venv/list.txt

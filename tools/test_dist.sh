@@ -1,8 +1,7 @@
 #!/bin/sh
-# test_dist.sh [PYTEST'S ARGUMENTS]: puts what is in dist/ into empty environments, one by one, on
-# every Python that tools/python.sh finds, and looks whether it works there. Then runs the tests
-# with the wheel that has the C module, beside what the source distribution holds but for its Python
-# sources.
+# test_dist.sh [PYTEST'S ARGUMENTS]: installs each file of dist/ in an empty environment, on every
+# Python that tools/python.sh finds, and checks that it works. Then runs the tests with the wheel
+# that has the C module, in a copy of the source distribution without its Python sources.
 #
 # WHOLE, if set, names the versions ("3.12 3.15") that get all tests; the others get a few files.
 set -u
@@ -10,7 +9,7 @@ if ! ls dist/*.whl >/dev/null 2>&1; then
     echo "aiotun: dist/ has no wheel; run 'make dist' first" >&2
     exit 1
 fi
-unset AIOTUN_SPEEDUPS  # an sdist is built with it where that is possible
+unset AIOTUN_SPEEDUPS  # an sdist builds the C module if possible
 work=$(mktemp -d)
 environment=$work/environment
 trap 'rm -rf "$work"' EXIT
@@ -24,7 +23,7 @@ install() {
     "$environment/bin/python" -m pip --disable-pip-version-check --no-input install -q "$@"
 }
 
-# look ENVIRONMENT YES|NO: as a user would, who has nothing but this; YES: with the C module.
+# look ENVIRONMENT YES|NO: checks it as a user with nothing else would; YES: with the C module.
 look() {
     cd "$work" && env -i PATH=/usr/bin:/bin HOME=/nonexistent "$1/bin/python" -W error -c '
 import sys, sysconfig
@@ -38,7 +37,7 @@ assert sys.argv[1] in ("any", "yes" if native.SPEEDUPS else "no"), native.SPEEDU
 
 for archive in dist/*.tar.gz; do tar -xzf "$archive" -C "$work"; done
 tree=$(echo "$work"/aiotun-*)
-# The C module's source stays, which the fuzzers compile once more.
+# The C module's source stays, because the fuzzers compile it again.
 find "$tree/src" -type f ! -name _speedups.c -delete
 abi3=$(ls "$PWD"/dist/*abi3*.whl)
 
@@ -49,7 +48,7 @@ for python in $(tools/python.sh --all); do
         case $archive in
             *abi3*) native=yes ;;
             *none-any*) native=no ;;
-            *) native=any ;;  # as there is a compiler, or none
+            *) native=any ;;  # depends on whether there is a compiler
         esac
         if ! { "$python" -m venv --clear "$environment" && install "$archive" &&
             (look "$environment" $native); }; then
@@ -61,8 +60,8 @@ for python in $(tools/python.sh --all); do
         *" $version "*) files=tests ;;
         *) files=$quick ;;
     esac
-    # What is tested of a checkout is left out: how it is built, and its tools.
-    # Before 25.1 pip knows no dependency groups.
+    # Leave out the tests of a checkout: how it is built, and its tools.
+    # pip before 25.1 does not support dependency groups.
     if ! { "$python" -m venv --clear "$environment" && install "pip>=25.1" &&
         install "${abi3}[dpkt,examples,uvloop]" --group pyproject.toml:test &&
         (look "$environment" yes) &&

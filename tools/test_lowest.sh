@@ -1,12 +1,12 @@
 #!/bin/sh
-# Runs the tests with the lowest version of everything that pyproject.toml names for users, where it
-# is the highest elsewhere; in .venvs/lowest, on the first Python that will do.
+# Runs the tests with the lowest versions that pyproject.toml allows users; other targets use the
+# highest. In .venvs/lowest, on the first usable Python.
 set -eu
 python=$(tools/python.sh)
 venv=.venvs/lowest
 "$python" -m venv --clear $venv
 pip() { $venv/bin/python -m pip --disable-pip-version-check --no-input "$@"; }
-pip install -q "pip>=25.1"  # before, it knows no dependency groups
+pip install -q "pip>=25.1"  # older versions don't support dependency groups
 "$python" - >$venv/lowest.txt <<'END'
 import re
 import tomllib

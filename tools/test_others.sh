@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs the tests on every Python that tools/python.sh finds, but for the one that .venv is made of;
-# each has a virtual environment under .venvs. Goes on after a failure, and fails at the end.
+# Runs the tests on every Python that tools/python.sh finds, except the one of .venv; each has a
+# virtual environment under .venvs. Continues after a failure, and fails at the end.
 set -u
 ours=$(tools/python.sh) || exit 1
 version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }

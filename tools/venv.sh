@@ -1,8 +1,8 @@
 #!/bin/sh
-# venv.sh FOLDER PYTHON GROUP: a virtual environment with aiotun (editable) and one of pyproject's
-# dependency groups, or "none". Does nothing where FOLDER has that already; makes FOLDER again where
-# what pip reads, the interpreter or the checkout's place has changed. Quiet unless it has to install
-# something; one line on stderr, and exit 1, where that fails.
+# venv.sh FOLDER PYTHON GROUP: makes a virtual environment with aiotun (editable) and one of
+# pyproject.toml's dependency groups, or "none". Does nothing if FOLDER has them already. Makes
+# FOLDER again if the files that pip reads, the interpreter or the checkout's place have changed.
+# Prints nothing unless it installs something; on failure prints one line on stderr and exits 1.
 set -u
 folder=$1 python=$2 group=$3
 
@@ -21,7 +21,7 @@ if [ "$(cat "$folder/.aiotun-state" 2>/dev/null)" != "$state" ]; then
     printf '%s' "$state" >"$folder/.aiotun-state"
 fi
 
-# "dev" and "fuzz" hold all of "test", and that all of "none".
+# "dev" and "fuzz" include "test", which includes "none".
 case $group in
     none) enough="none test fuzz dev" ;;
     test) enough="test fuzz dev" ;;
@@ -35,13 +35,13 @@ done
 install() {
     if ! "$folder/bin/python" -m pip --disable-pip-version-check --no-input install --quiet "$@" \
         >>"$log" 2>&1; then
-        # Only the last line that pip calls an error: the rest is in its log.
+        # Show only pip's last line with ERROR; the rest is in its log.
         said=$(grep -i '^ *error' "$log" | tail -n 1)
         fail "pip could not install aiotun's dependencies; is there a network? (${said:-no message}; all of it in $log)"
     fi
 }
 
-install "pip>=25.1"  # does nothing where pip is as new; before, it knows no dependency groups
+install "pip>=25.1"  # older versions lack dependency groups
 if [ "$group" = none ]; then
     install --editable .
 else

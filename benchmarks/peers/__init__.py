@@ -1,1 +1,1 @@
-"""aiotun beside the libraries that a user would pick instead; `make bench-peers`."""
+"""Compares aiotun with the libraries that a user could use instead: `make bench-peers`."""

@@ -1,4 +1,4 @@
-"""Who is compared, and with which command."""
+"""The programs that are compared, with their commands."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,13 @@ from ._install import BUILD, PYTHON, Installed
 
 @dataclass(frozen=True)
 class Contender:
-    """One program that does the work; `peer` is what has to be installed for it."""
+    """One program that does the work. `peer` is the library that it needs."""
 
     name: str
     peer: str
     command: tuple[str, ...]
     napi_threads: bool = False
-    """Whether the kernel shall give what it receives from this a thread: `_field.napi_threads`."""
+    """Whether the kernel should receive from its device in a thread: `_field.napi_threads`."""
 
 
 def _python(module: str, *options: str, interpreter: str = str(PYTHON)) -> tuple[str, ...]:
@@ -31,7 +31,7 @@ def _ours(name: str, *options: str) -> Contender:
 _C, _RUST = str(BUILD / "peer"), str(BUILD / "rust" / "target" / "release" / "peer")
 _GO = str(BUILD / "go" / "peer")
 
-# Those that have no offload, or do without.
+# The peers that have no offload, or don't use it.
 PEERS = ("pytun", "pytun-pmd3", "scapy", "asyncssh", "add_reader", "tun-rs", "water")
 
 CONTENDERS = {
@@ -61,7 +61,7 @@ CONTENDERS = {
 
 
 def present(names: Sequence[str], installed: Mapping[str, Installed]) -> list[Contender]:
-    """Those of these names whose library is there; and uvloop, where they run on it."""
+    """Return those of these contenders whose library is installed, and uvloop if they need it."""
     found = [CONTENDERS[name] for name in names]
     return [
         each

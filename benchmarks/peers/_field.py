@@ -1,4 +1,4 @@
-"""The ground that all contenders share: namespaces, devices, counters, running programs."""
+"""What the parts share: namespaces, devices, counters, running programs."""
 
 import contextlib
 import os
@@ -14,11 +14,11 @@ from .._harness import BenchError, child, wait_ready
 from ._contenders import Contender
 
 TXQUEUELEN = 1000
-SECONDS = 30  # for an order to be carried out
+SECONDS = 30  # that a program has for an order
 
 
 def ip(*commands: str, netns: str | None = None) -> None:
-    """Several commands of iproute2, in one go."""
+    """Run several commands of ip(8) in one batch."""
     prefix = ["nsenter", f"--net={netns}"] if netns else []
     done = subprocess.run(
         [*prefix, "ip", "-batch", "-"],
@@ -33,7 +33,7 @@ def ip(*commands: str, netns: str | None = None) -> None:
 
 @dataclass(frozen=True)
 class Traffic:
-    """An interface's counters, as its namespace sees them."""
+    """An interface's counters, as seen in its namespace."""
 
     rx_bytes: int
     rx_packets: int
@@ -43,17 +43,17 @@ class Traffic:
 
 
 def traffic(device: str, pid: int | str = "self") -> Traffic:
-    """The counters of a device in that process's namespace."""
+    """Return the counters of a device in the namespace of a process."""
     for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines():
         name, _, numbers = line.partition(":")
         if name.strip() == device:
             found = [int(each) for each in numbers.split()]
             return Traffic(found[0], found[1], found[8], found[9], found[11])
-    raise BenchError(f"there is no {device}")
+    raise BenchError(f"there is no interface {device}")
 
 
 class Program:
-    """A contender at work."""
+    """A contender's running program."""
 
     def __init__(self, process: "subprocess.Popen[str]", contender: Contender) -> None:
         self._process = process
@@ -61,7 +61,7 @@ class Program:
         self.pid = process.pid
 
     def order(self, *words: object) -> list[int]:
-        """Give a line to its stdin, and the numbers that it answers."""
+        """Write a line to its stdin, and return the numbers that it answers."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -72,20 +72,21 @@ class Program:
 
     def check(self) -> None:
         if self._process.poll() is not None:
-            raise BenchError(f"{self.contender.name} ended: {self._process.returncode}")
+            status = self._process.returncode
+            raise BenchError(f"{self.contender.name} exited with status {status}")
 
     @property
     def cpu(self) -> float:
-        """Seconds that all its threads have had a core, in user mode and in the kernel."""
+        """The processor time of all its threads in seconds, in user mode and in the kernel."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def memory(self, field: str = "VmRSS") -> float:
-        """Mebibytes; `VmHWM` is the most that it ever had."""
+        """Return its memory in MiB. The field `VmHWM` is the maximum so far."""
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
             if line.startswith(f"{field}:"):
                 return int(line.split()[1]) / 1024
-        raise BenchError(f"no {field} of {self.contender.name}")
+        raise BenchError(f"the kernel reports no {field} for {self.contender.name}")
 
 
 @contextlib.contextmanager
@@ -110,20 +111,20 @@ def configure(
 
 
 def napi_threads(device: str, *, netns: str | None = None) -> None:
-    """Have the kernel receive from this device in a thread of its own: it was opened for NAPI.
+    """Make the kernel receive from this device, which was opened for NAPI, in a separate thread.
 
-    A sysfs shows the namespace in which it was mounted.
+    sysfs shows the namespace in which it was mounted, so it is mounted again in the device's.
     """
     into = [f"--net={netns}"] if netns else []
     script = f"mount -t sysfs sysfs /mnt && echo 1 >/mnt/class/net/{device}/threaded"
     command = ["nsenter", *into, "unshare", "-m", "sh", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise BenchError(f"no NAPI thread for {device}: {done.stderr.strip()}")
+        raise BenchError(f"can't start a NAPI thread for {device}: {done.stderr.strip()}")
 
 
 class Far:
-    """Another network namespace, with a sink and a server of iperf3 in it."""
+    """Another network namespace, with a sink and perhaps an iperf3 server in it."""
 
     def __init__(self, stack: contextlib.ExitStack, *, iperf: bool) -> None:
         command = ("unshare", "-n", sys.executable, "-m", "benchmarks.peers._sink")
@@ -133,7 +134,7 @@ class Far:
         self.netns = f"/proc/{self.pid}/ns/net"
         ip("link set lo up", netns=self.netns)
         if iperf:
-            # What it prints would fill a pipe that nobody reads, and stop it.
+            # Drop its output. Otherwise it would fill a pipe that nobody reads, and block.
             quiet = ("sh", "-c", "exec iperf3 -s >/dev/null")
             server = stack.enter_context(child("nsenter", f"--net={self.netns}", *quiet))
             while ":1451 00000000" not in self._listening():  # 5201
@@ -147,7 +148,7 @@ class Far:
 
     @property
     def sunk(self) -> int:
-        """Datagrams that came to port 9."""
+        """The number of datagrams that came to port 9."""
         assert self._sink.stdin is not None
         assert self._sink.stdout is not None
         print(file=self._sink.stdin, flush=True)
@@ -166,14 +167,14 @@ class Forwarder:
 
     @property
     def bytes(self) -> tuple[int, int]:
-        """What it was given at the near end, and what it handed over at the far one."""
+        """The counters of the near end, where packets go in, and of the far end."""
         return traffic(self.near).tx_bytes, traffic(self.far, self.far_pid).rx_bytes
 
 
 def forwarder(
     stack: contextlib.ExitStack, contender: Contender, number: int, far: Far
 ) -> Forwarder:
-    """Start one. It opens both devices here; a device that is moved stays open."""
+    """Start a forwarder. It opens both devices here; moving one to a namespace keeps it open."""
     names = f"tun{2 * number}", f"tun{2 * number + 1}"
     program = stack.enter_context(running(contender, "forward", *names))
     ip(f"link set dev {names[1]} netns {far.pid}")
@@ -182,6 +183,6 @@ def forwarder(
     if contender.napi_threads:
         napi_threads(names[0])
         napi_threads(names[1], netns=far.netns)
-    time.sleep(0.1)  # some say on stderr that it was down
+    time.sleep(0.1)  # some programs print on stderr that the device was down
     program.check()
     return Forwarder(program, *names, f"10.81.{number}.2", far.pid)

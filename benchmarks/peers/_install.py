@@ -1,7 +1,7 @@
-"""Fetches and builds what is compared, into `benchmarks/build/peers`; nothing of it is committed.
+"""Downloads and builds the other libraries in `benchmarks/build/peers`. None of it is committed.
 
-Each peer comes from its own ecosystem, in its newest version. What can't be had is left out, and
-the reason is kept for the report.
+Each peer is installed in its newest version with the package manager of its language. A peer that
+can't be installed is skipped, and the report says why.
 """
 
 import json
@@ -32,19 +32,19 @@ PACKAGES = {
 
 
 class MissingPeerError(Exception):
-    """Why a peer can't be had, in one line."""
+    """A peer can't be installed. The text is the reason, in one line."""
 
 
 @dataclass(frozen=True)
 class Installed:
-    """A peer that is there, with its version, or the reason why it is not."""
+    """An installed peer with its version, or the reason why it is not installed."""
 
     version: str = ""
     missing: str = ""
 
 
 def install() -> dict[str, Installed]:
-    """All peers, built where they are not yet; takes minutes the first time, and a network."""
+    """Install all peers that are missing. The first time needs minutes and a network."""
     BUILD.mkdir(parents=True, exist_ok=True)
     steps: dict[str, Callable[[], Mapping[str, str]]] = {
         "C": _c,
@@ -65,7 +65,7 @@ def install() -> dict[str, Installed]:
 
 
 def installed() -> dict[str, Installed]:
-    """What `install` found, for where there is no network."""
+    """Return what `install` returned before, without a network."""
     return {name: Installed(**each) for name, each in json.loads(STATE.read_text()).items()}
 
 
@@ -92,11 +92,11 @@ def _run(command: Sequence[str], folder: Path = BUILD, **environment: str) -> st
 
 
 def _tool(name: str, *places: str) -> str:
-    """A program on PATH, or where its installer leaves it."""
+    """Find a program on PATH, or where its installer puts it."""
     path = os.pathsep.join([os.environ.get("PATH", ""), *map(os.path.expanduser, places)])
     found = shutil.which(name, path=path)
     if found is None:
-        raise MissingPeerError(f"no {name}")
+        raise MissingPeerError(f"{name} is not installed")
     return found
 
 
@@ -106,7 +106,7 @@ def _is_newer(output: Path, source: Path) -> bool:
 
 
 def _copied(language: str) -> Path:
-    """A copy of the sources: the builds leave files beside theirs."""
+    """Copy the sources of a language, because its build writes files into their folder."""
     return Path(shutil.copytree(SOURCES / language, BUILD / language, dirs_exist_ok=True))
 
 
@@ -137,7 +137,7 @@ def _package(name: str, package: str) -> Callable[[], Mapping[str, str]]:
 def _rust() -> Mapping[str, str]:
     cargo = _tool("cargo", "~/.cargo/bin")
     binary = BUILD / "rust" / "target" / "release" / "peer"
-    # cargo asks for rustc by name.
+    # cargo looks for rustc on PATH.
     path = os.pathsep.join([str(Path(cargo).parent), os.environ.get("PATH", "")])
     if not _is_newer(binary, SOURCES / "rust"):
         _run([cargo, "build", "--release", "--quiet"], _copied("rust"), PATH=path)
@@ -161,6 +161,6 @@ def _go() -> Mapping[str, str]:
         "wireguard-go": "golang.zx2c4.com/wireguard",
     }.items():
         version = _run([go, "list", "-m", "-f", "{{.Version}}", module], BUILD / "go")
-        # A version that was never given a number: v0.0.0-DATE-COMMIT.
+        # A module without a version number has v0.0.0-DATE-COMMIT.
         versions[name] = version.removeprefix("v0.0.0-").split("-")[0][:8]
     return versions

@@ -1,10 +1,10 @@
-"""A UDP socket that throws everything away, and knows how much that was.
+"""A UDP socket that drops every datagram, and counts them.
 
-A filter that takes nothing refuses each datagram just before it would be put into the buffer: so
-there is none that could be full, and nobody has to read. The kernel counts what the filter refuses,
-each segment of a super-packet by itself.
+A socket filter refuses each datagram just before the kernel would put it into the socket's buffer.
+So the buffer can't be full, and nothing needs to read it. The kernel counts each refused datagram,
+and each segment of a super-packet separately.
 
-As a program: `python -m benchmarks.peers._sink` answers each line on stdin with the count.
+As a program, `python -m benchmarks.peers._sink` answers each line on stdin with the count.
 """
 
 import array
@@ -30,7 +30,7 @@ class Sink:
 
     @property
     def count(self) -> int:
-        """Datagrams thrown away so far."""
+        """The number of datagrams dropped so far."""
         numbers = array.array("I", self._sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 36))
         return numbers[_DROPS]
 

@@ -1,11 +1,11 @@
 """What a packet costs to read and to write, in each library's own loop.
 
-The packets to read wait in the kernel's ring; those that are written end in a socket that throws
-them away, after the whole way through the kernel's IP layer. All programs keep to one core. Each
-times itself, around the loop alone; the interface's and the socket's counters say that it was true.
+The packets to read wait in the kernel's ring. Written packets go through the kernel's whole IP
+layer to a socket that drops them. All programs run on one core. Each program measures the time of
+its loop only. The counters of the interface and of the socket confirm that it did the work.
 
-`aiotun split` and wireguard-go put the packets of one flow together before they write them: then
-one system call carries dozens.
+`aiotun split` and wireguard-go merge the packets of one flow before they write them, so that one
+system call writes dozens.
 """
 
 import contextlib
@@ -29,9 +29,9 @@ NAMES = (
 )
 SIZES = (84, 1400)
 COUNT = 4096
-SLOW = {"scapy": 256}  # packets of those who take a hundred times as long
-RING = 5000  # more than `growth` has waiting
-ROUNDS = 8  # a run takes milliseconds only: many short ones stand noise better than a few long
+SLOW = {"scapy": 256}  # fewer packets for libraries that take a hundred times as long
+RING = 5000  # more packets than `growth` has waiting
+ROUNDS = 8  # a run takes only milliseconds; many short runs suffer less from noise than few long
 
 
 class Lane:
@@ -114,7 +114,7 @@ def _case(lane: Lane, mode: str, size: int) -> Callable[[], float]:
 def table(mode: str, size: int, samples: dict[str, list[float]]) -> Table:
     c = samples.get("C")
     if c is None:
-        raise BenchError("the costs are told beside C's: it needs a compiler")
+        raise BenchError("the costs are compared with C; install a C compiler")
     rows = [
         Row(name, "ns/packet", values, None if values is c else c)
         for name, values in samples.items()

@@ -1,8 +1,8 @@
 """The round trip of flood pings that each library answers.
 
-As `benchmarks.ping`: the pinger keeps to one core and the responders to another, all live
-throughout, and they take turns of a fraction of a second. A run's sample is the median of its
-turns: a turn that the machine spent otherwise does not count.
+As in `benchmarks.ping`, the pinger runs on one core and the responders on another. All run during
+the whole benchmark, and they take turns of a fraction of a second. A run's sample is the median of
+its turns, so a turn in which the machine was busy otherwise does not count.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from ._field import configure, running
 NAMES = ("C", "aiotun", "aiotun, uvloop", *PEERS, "wireguard-go")
 PINGS = 4000  # a run
 TURNS = 10
-SLOW = {"scapy": 10}  # so many times fewer
+SLOW = {"scapy": 10}  # this many times fewer pings
 BEATEN = ("pytun", "pytun-pmd3", "scapy", "add_reader")
 
 

@@ -1,8 +1,8 @@
 """TCP through a forwarder between two TUN devices: throughput, processor time, memory.
 
-iperf3 sends from one namespace to another, one stream or four. Each forwarder has devices of its
-own and lives throughout; while another is at work it sleeps. Nothing is pinned. The counters of
-both interfaces have to show what iperf3 says it received, or the benchmark is broken.
+iperf3 sends one stream or four from one namespace to another. Each forwarder has its own devices
+and runs during the whole benchmark; it sleeps while another is measured. Nothing is pinned to a
+core. The benchmark fails if the counters of both interfaces don't account for what iperf3 received.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ Samples = Mapping[str, list[float]]
 
 
 def stream(way: Forwarder, streams: int) -> tuple[float, float]:
-    """Gbit/s that came through, and the forwarder's processor seconds a gigabyte."""
+    """Return Gbit/s received, and the forwarder's processor time for each gigabyte in seconds."""
     name = way.program.contender.name
     cpu, counted = way.program.cpu, way.bytes
     command = ["iperf3", "-c", way.target, "-P", str(streams), "-t", str(STREAMS[streams]), "-J"]
@@ -58,12 +58,12 @@ def stream(way: Forwarder, streams: int) -> tuple[float, float]:
 
 
 def insistent_stream(way: Forwarder, streams: int) -> tuple[float, float]:
-    """Try once more: on a busy machine iperf3's own connection gets stuck now and then."""
+    """Try again once: on a busy machine, iperf3's control connection gets stuck now and then."""
     try:
         return stream(way, streams)
     except BenchError as error:
-        if "busy" not in str(error):  # the server, with the end of the stream before
-            print(f"once more: {error}", file=sys.stderr)
+        if "busy" not in str(error):  # "busy": the server is still ending the stream before
+            print(f"trying again: {error}", file=sys.stderr)
         time.sleep(1)
         return stream(way, streams)
 
@@ -71,7 +71,7 @@ def insistent_stream(way: Forwarder, streams: int) -> tuple[float, float]:
 def run(runs: int, contenders: Sequence[Contender]) -> Iterator[Table]:
     names = [each.name for each in contenders]
     speed: dict[int, dict[str, list[float]]] = {n: {name: [] for name in names} for n in STREAMS}
-    # A kernel thread's time is on nobody's account.
+    # No program is charged for the time of a kernel thread.
     cpu: dict[str, list[float]] = {each.name: [] for each in contenders if not each.napi_threads}
     with contextlib.ExitStack() as stack:
         far = Far(stack, iperf=True)
@@ -102,7 +102,7 @@ def _rows(
     *,
     at_least: bool,
 ) -> list[Row]:
-    """A group beside its first, and then the ratios that have a target."""
+    """Return the rows of a group, compared with its first, and the ratios that have a target."""
     base = samples.get(group[0])
     rows = [
         Row(name, unit, samples[name], None if name == group[0] else base)

@@ -1,4 +1,4 @@
-"""How a packet's cost grows: with the packets that wait, with queues, devices and receivers."""
+"""How a packet's cost grows with the packets that wait, with queues, devices and receivers."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ def waiting(runs: int, contenders: Sequence[Contender]) -> Iterator[Table]:
 
 
 class _Repeated:
-    """The median of enough rounds."""
+    """Return the median of enough rounds."""
 
     def __init__(self, lane: Lane, count: int) -> None:
         self._lane, self._count = lane, count
@@ -51,7 +51,7 @@ class _Repeated:
 
 
 async def _received(device: aiotun.TunDevice, target: str, receivers: int) -> float:
-    """Nanoseconds a packet, with that many tasks that receive from the device."""
+    """Return nanoseconds for each packet, with that many tasks that receive from the device."""
     left = PACKETS
     done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
@@ -67,7 +67,7 @@ async def _received(device: aiotun.TunDevice, target: str, receivers: int) -> fl
                 done.set_result(time.perf_counter_ns())
 
     tasks = [asyncio.create_task(receive()) for _ in range(receivers)]
-    await asyncio.sleep(0)  # all wait
+    await asyncio.sleep(0)  # now all tasks wait
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.connect((target, 9))
         for _ in range(PACKETS):
@@ -95,7 +95,7 @@ async def _with_queues(count: int) -> float:
 
 
 async def _with_devices(count: int) -> float:
-    """One device has the packets, beside others on which a task waits."""
+    """One device has packets; on each other device a task waits."""
     async with contextlib.AsyncExitStack() as stack:
         others = [await stack.enter_async_context(aiotun.open_tun()) for _ in range(count - 1)]
         tasks = [asyncio.create_task(other.recv()) for other in others]

@@ -1,7 +1,7 @@
-"""Opening a device with an address and an MTU, and closing it again, by each library's own means.
+"""Opening a device with an address and an MTU, and closing it, by each library's own means.
 
-Only those that set both take part: scapy, asyncssh, water and wireguard-go leave addresses to
-others, pytun-pmd3 knows IPv6 addresses only. Most of a closing is the kernel's.
+Only libraries that can set both take part. scapy, asyncssh, water and wireguard-go can't set
+addresses, and pytun-pmd3 sets only IPv6 addresses. Most of the time of a closing is the kernel's.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
-"""Several queues of one device, drained in one process and in several.
+"""Several queues of one device, drained by one process and by several.
 
-Each ring is filled beforehand, with a flow that the kernel puts there; then all processes start at
-once, and the time until the last has emptied its rings counts. With each packet goes some work in
-Python, or none: without, it is nothing but system calls; with, it is what several processes are
-for.
+Each ring is first filled, with a flow that the kernel assigns to it. Then all processes start at
+the same time. The time until the last process has drained its rings is measured, once without work
+in Python and once with some work for each packet. Without work, the processes only make system
+calls; several processes are meant for the case with work.
 """
 
 import asyncio
@@ -30,13 +30,13 @@ SHAPES = ((1, 1), (2, 1), (4, 1), (2, 2), (4, 2), (4, 4))
 
 
 def work(turns: int) -> None:
-    """A fixed amount, not a fixed time: who is kept from its core has not done it."""
+    """Do a fixed amount of work. With a fixed time, a process without a core would do nothing."""
     for _ in range(turns):
         pass
 
 
 def turns_of(microseconds: float) -> int:
-    """How many turns take so long, alone on this machine: the fastest of many tries."""
+    """Return how many loops take this long on an idle machine: the fastest of many tries."""
     if not microseconds:
         return 0
     probe = 20_000
@@ -57,10 +57,10 @@ async def drain(queue: aiotun.Queue, count: int, turns: int) -> None:
 
 
 async def drain_all(pipe: Connection, queues: Sequence[aiotun.Queue]) -> None:
-    """A process's part: for each order, drain; answer with when it began and ended."""
+    """Run in a process: for each order, drain the queues, and answer with the start and end."""
     pipe.send("ready")
     while True:
-        # Nothing else runs in this process: it may block.
+        # Blocking is allowed here, because nothing else runs in this process.
         order: tuple[int, int] | None = await asyncio.to_thread(pipe.recv)
         if order is None:
             break
@@ -73,7 +73,7 @@ async def drain_all(pipe: Connection, queues: Sequence[aiotun.Queue]) -> None:
 
 
 def process(pipe: Connection, queues: Sequence[aiotun.Queue], number: int) -> None:
-    # Two that are woken at once may share a core for longer than they take.
+    # Two processes that wake up together may share one core for longer than they need to drain.
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[number % len(cores)]})
     run_on("asyncio", drain_all(pipe, queues))
@@ -81,7 +81,7 @@ def process(pipe: Connection, queues: Sequence[aiotun.Queue], number: int) -> No
 
 @dataclass
 class Shape:
-    """A device with its queues in other processes."""
+    """A device whose queues are in other processes."""
 
     queues: int
     pipes: list[Connection]
@@ -109,7 +109,7 @@ def _answer(pipe: Connection) -> Any:
 async def flows(
     tun: aiotun.TunDevice, target: str, stack: contextlib.ExitStack
 ) -> list[socket.socket]:
-    """For each queue a socket whose packets the kernel puts there: found by trying."""
+    """Find, by trying, a socket for each queue whose packets the kernel puts into that queue."""
     found: dict[int, socket.socket] = {}
     for _ in range(200):
         sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
@@ -121,12 +121,12 @@ async def flows(
                 found.setdefault(number, sock)
         if len(found) == len(tun.queues):
             return [found[number] for number in range(len(tun.queues))]
-    raise BenchError("no flow was found for some queue")
+    raise BenchError("found no flow for one of the queues")
 
 
 async def shape(queues: int, processes: int, number: int, stack: contextlib.ExitStack) -> Shape:
     net = f"10.84.{number}"
-    ring = PACKETS + 100  # the kernel frees slots some at a time
+    ring = PACKETS + 100  # more than needed, because the kernel frees slots several at a time
     tun = await aiotun.open_tun(
         f"tun{number}", addresses=[f"{net}.1/24"], queues=queues, txqueuelen=ring
     )
@@ -146,7 +146,7 @@ async def shape(queues: int, processes: int, number: int, stack: contextlib.Exit
         for pipe in pipes:
             expect("a process", _answer(pipe), "ready")
     finally:
-        await tun.aclose()  # theirs are open
+        await tun.aclose()  # the processes keep theirs open
     return Shape(queues, pipes, socks)
 
 

@@ -1,9 +1,9 @@
-"""UDP packets of 64 bytes through a forwarder: how many a second come through, and how many don't.
+"""UDP packets of 64 bytes through a forwarder: how many arrive in a second, and how many are lost.
 
-A sender offers packets at a steady rate to one end, a socket behind the other throws them away and
-counts. What is lost was dropped by a ring that was full: no forwarder drops anything by itself. The
-sender shares the cores with the forwarder; where it could not keep its rate up, the loss is told of
-what it did send.
+A sender sends packets at a steady rate to one end. A socket behind the other end counts and drops
+them. Lost packets were dropped by a full ring; no forwarder drops any itself. The sender shares the
+cores with the forwarder. If the sender can't keep up its rate, the loss is a percentage of what it
+really sent.
 """
 
 import contextlib
@@ -22,24 +22,24 @@ PATIENCE = 10.0  # seconds
 
 
 def offer(way: Forwarder, far: Far, rate: int) -> tuple[float, float]:
-    """Packets a second that came through, and the percentage that did not."""
+    """Return the packets that arrived in a second, and the percentage that was lost."""
     before, counted = far.sunk, traffic(way.near)
     with child(str(BUILD / "sender"), way.target, str(rate), str(SECONDS)) as sender:
         sent, elapsed = (int(word) for word in output_of(sender).split())
     until = time.monotonic() + PATIENCE
-    while True:  # until each is read, or counted as dropped
+    while True:  # until each packet is read or counted as dropped
         now = traffic(way.near)
         missing = sent - (now.tx_packets - counted.tx_packets)
         missing -= now.tx_dropped - counted.tx_dropped
         if missing <= 0:
             break
         if time.monotonic() > until:
-            raise BenchError(f"{way.program.contender.name}: {missing} packets are nowhere")
+            raise BenchError(f"{way.program.contender.name}: {missing} packets are unaccounted for")
         time.sleep(0.02)
-    time.sleep(0.02)  # what is read gets written
+    time.sleep(0.02)  # let the forwarder write what it has read
     came = far.sunk - before
     if not 0 < came <= sent:
-        raise BenchError(f"{way.program.contender.name}: {came} of {sent} packets came through")
+        raise BenchError(f"{way.program.contender.name}: {came} of {sent} packets arrived")
     return came / elapsed * 1e9, 100 * (1 - came / sent)
 
 

@@ -4,9 +4,9 @@
     sudo python examples/lwip_host --address 10.0.0.2/24 --gateway 10.0.0.1 &
     ping 10.0.0.2; nc 10.0.0.2 7; curl http://10.0.0.2/
 
-It answers pings, echoes what comes to TCP's port 7, and serves a page and /bytes/N on port 80. As
-with lwIP's own driver, `tapif.c`, the TAP is called tap0 and the kernel's end of it gets the
-gateway's address; with PRECONFIGURED_TAPIF=NAME in the environment it is that TAP, as it is.
+It answers pings, echoes on TCP port 7, and serves a page and /bytes/N on port 80. As with lwIP's
+own driver, `tapif.c`, the TAP is called tap0 and the kernel's end gets the gateway's address. With
+PRECONFIGURED_TAPIF=NAME in the environment it uses that TAP and changes nothing about it.
 
 Prints "ready TAP" when it serves, and ends cleanly on SIGINT and SIGTERM.
 """
@@ -38,7 +38,7 @@ async def echo(stream: Stream) -> None:
 
 
 async def web(stream: Stream) -> None:
-    """Answer one request (RFC 9112), and close."""
+    """Answer one request (RFC 9112) and close the connection."""
     request = b""
     async with asyncio.timeout(PATIENCE):
         while b"\r\n\r\n" not in request and len(request) <= MAX_REQUEST:
@@ -83,7 +83,7 @@ def opener(
 ) -> contextlib.AbstractAsyncContextManager[aiotun.TapDevice]:
     name = os.environ.get("PRECONFIGURED_TAPIF")
     if name:
-        return aiotun.open_tap(name, up=False)  # no step that needs a privilege
+        return aiotun.open_tap(name, up=False)  # no step of this needs a privilege
     return aiotun.open_tap("tap0", addresses=[f"{gateway}/{address.network.prefixlen}"])
 
 
@@ -113,7 +113,7 @@ if __name__ == "__main__":
     parser.add_argument("--gateway", metavar="A", type=IPv4Address, required=True)
     args = parser.parse_args()
     if args.gateway not in args.address.network or args.gateway == args.address.ip:
-        parser.error(f"the gateway is to be another host of {args.address.network}")
+        parser.error(f"the gateway must be another host of {args.address.network}")
     try:
         asyncio.run(main(args.address, args.gateway))
     except (aiotun.AiotunError, ValueError) as error:

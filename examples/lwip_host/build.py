@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Builds `_lwip`, what Python needs to call lwIP by; once, into this folder or the one named.
+"""Builds `_lwip`, the module for calling lwIP from Python. Run it once; FOLDER is optional.
 
 Needs cffi (`pip install cffi`), a C compiler, Python's headers, and Debian's liblwip-dev.
 """
@@ -14,7 +14,7 @@ from cffi import FFI  # type: ignore[import-untyped]
 
 HEADERS = "/usr/include/lwip"
 
-# Of lwIP's headers only what is used; "..." is for the compiler to find out.
+# The parts of lwIP's headers that are used; the compiler fills in each "...".
 DECLARATIONS = """
 typedef int... err_t;
 typedef struct { uint32_t addr; } ip4_addr_t;
@@ -92,7 +92,7 @@ SOURCE = """
 
 
 def build(folder: Path) -> None:
-    """Write the module, and compile it."""
+    """Write the module and compile it."""
     ffi = FFI()
     ffi.cdef(DECLARATIONS)
     ffi.set_source("_lwip", SOURCE)
@@ -100,7 +100,7 @@ def build(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as place:
         source = Path(place, "_lwip.c")
         ffi.emit_c_code(str(source))
-        # By hand: cffi's own way to a compiler needs setuptools, which not every Python has.
+        # Call the compiler directly: cffi's own way needs setuptools, which may not be installed.
         headers = [f"-I{HEADERS}", f"-I{sysconfig.get_path('include')}"]
         words = ["-O2", "-shared", "-fPIC", *headers, "-o", str(module), str(source), "-llwip"]
         subprocess.run(["cc", *words], check=True)

@@ -1,10 +1,10 @@
-"""lwIP's TCP/IP on asyncio: one thread, the loop's, in which all of lwIP runs, and no locks.
+"""lwIP's TCP/IP on asyncio. All of lwIP runs in the event loop's thread, so it needs no locks.
 
-lwIP is built for an operating system here, and would start a thread of its own (`tcpip_init`). It
-is not started: what that thread does is to take packets in and to look at lwIP's timers, and both
-the loop can do. So everything of lwIP's is called from the loop, and calls back into it at once.
+This build of lwIP is made for an operating system and would start its own thread (`tcpip_init`),
+which receives packets and runs lwIP's timers. The event loop does both instead: it makes every call
+to lwIP, and lwIP's callbacks run within these calls.
 
-`Stack` is what lwIP's `tapif.c` is: the driver of one interface. `Stream` is TCP for coroutines.
+`Stack` is the driver of one interface, like lwIP's `tapif.c`. `Stream` is TCP for coroutines.
 """
 
 import asyncio
@@ -19,18 +19,19 @@ import aiotun
 __all__ = ["Handler", "Stack", "Stream"]
 
 MTU = 1500
-MAX_WRITE = 0xFFFF  # what one call takes
+MAX_WRITE = 0xFFFF  # the most bytes in one call
 NEVER = 0xFFFF_FFFF  # SYS_TIMEOUTS_SLEEPTIME_INFINITE
 
 Handler = Callable[["Stream"], Awaitable[None]]
 
 
 class Stack:
-    """One network interface of lwIP's whose wire is a TAP device. There may be one a process.
+    """An lwIP network interface on a TAP device. A process may have one.
 
     Attributes:
-        received, sent: frames.
-        dropped: frames that the TAP had no room for, or was down for; lwIP's TCP sends them again.
+        received, sent: counts of frames.
+        dropped: frames that the TAP did not accept: it was full or down. lwIP's TCP sends them
+            again.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Stack:
         self.received = self.sent = self.dropped = 0
         self.mac = mac
         self._tap = tap
-        self._handle = ffi.new_handle(self)  # lwIP's way back to us
+        self._handle = ffi.new_handle(self)  # for lwIP's callbacks
         self._handlers: dict[int, Any] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -52,35 +53,35 @@ class Stack:
             *numbers,
             self._handle,
             lib.on_init,
-            ffi.addressof(lib, "ethernet_input"),  # without a thread of lwIP's between
+            ffi.addressof(lib, "ethernet_input"),  # directly, not through a thread of lwIP
         )
         if made == ffi.NULL:
-            raise OSError("lwIP takes no such interface")
+            raise OSError("lwIP can't add the interface")
         lib.netif_set_default(self._netif)
         lib.netif_set_up(self._netif)
 
     async def run(self) -> None:
-        """Take in what comes, until `stop` or the end of the device."""
+        """Pass received frames to lwIP, until `stop` or the end of the device."""
         try:
             self._rearm()
             async for batch in self._tap.batches():
                 for frame in batch:
                     self._take(frame)
-                self._rearm()  # what came may have started a timer
+                self._rearm()  # the frame may have started a timer
         finally:
             if self._timer is not None:
                 self._timer.cancel()
             lib.netif_remove(self._netif)
 
     async def stop(self) -> None:
-        """End the connections, and then the device, so that their peers hear of it."""
+        """Close the connections so that the peers are told, and then the device."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tap.close()
 
     def listen(self, port: int, handler: Handler) -> None:
-        """Have each connection to a port handled by a task of its own.
+        """Run `handler` in a new task for each connection to a port.
 
         Raises:
             OSError: the port is taken.
@@ -94,12 +95,12 @@ class Stack:
         lib.tcp_arg(pcb, handle)
         lib.tcp_accept(pcb, lib.on_accept)
 
-    # What the kernel's side gives to lwIP, and back
+    # Frames from the kernel to lwIP and back
 
     def _take(self, frame: bytes) -> None:
         self.received += 1
-        # tapif.c takes PBUF_POOL, which Debian's library makes 616 bytes of and fills with up to
-        # 1,536 (2.1.3+dfsg1-2, seen with valgrind).
+        # Not PBUF_POOL, which tapif.c uses: in Debian's library such a buffer has 616 bytes, and
+        # up to 1,536 are written to it (2.1.3+dfsg1-2, seen with valgrind).
         pbuf = lib.pbuf_alloc(lib.PBUF_RAW, len(frame), lib.PBUF_RAM)
         if pbuf == ffi.NULL:
             self.dropped += 1
@@ -140,13 +141,13 @@ class Stack:
         try:
             await handler(stream)
         except (ConnectionError, TimeoutError):
-            stream.abort()  # the peer has gone, or has fallen asleep
+            stream.abort()  # the peer has gone or does not read
         finally:
             stream.close()
 
 
 class Stream:
-    """One TCP connection. A reader that waits is what slows the sender down: that is its window."""
+    """A TCP connection. While nobody reads, its window fills up and slows the sender down."""
 
     def __init__(self, pcb: Any) -> None:
         self._pcb = pcb  # None once it is closed, or lost
@@ -160,7 +161,7 @@ class Stream:
         lib.tcp_err(pcb, lib.on_error)
 
     async def read(self) -> bytes:
-        """What has come, at least one byte; b"" when the peer has sent all.
+        """Return received bytes, at least one; b"" after the peer has closed its side.
 
         Raises:
             ConnectionResetError: the connection is lost.
@@ -175,7 +176,7 @@ class Stream:
         return data
 
     async def write(self, data: bytes) -> None:
-        """Give bytes to lwIP, waiting while it has no room.
+        """Pass bytes to lwIP; waits while its send buffer is full.
 
         Raises:
             ConnectionResetError: the connection is lost.
@@ -183,7 +184,7 @@ class Stream:
         while data:
             self._check()
             room = min(lib.tcp_sndbuf(self._pcb), len(data), MAX_WRITE)
-            # It may have room for the bytes, and none for one segment more.
+            # It may have room for the bytes, but not for another segment.
             said = lib.ERR_MEM
             if room:
                 said = lib.tcp_write(self._pcb, data[:room], room, lib.TCP_WRITE_FLAG_COPY)
@@ -196,14 +197,14 @@ class Stream:
                 raise ConnectionResetError(f"lwIP's error {said}")
 
     def close(self) -> None:
-        """End it: what was written is still sent."""
+        """Close the connection; data that was written is still sent."""
         if self._pcb is not None:
             pcb = self._forget()
             if lib.tcp_close(pcb) != lib.ERR_OK:
                 lib.tcp_abort(pcb)
 
     def abort(self) -> None:
-        """Reset it."""
+        """Reset the connection."""
         if self._pcb is not None:
             lib.tcp_abort(self._forget())
 
@@ -223,7 +224,7 @@ class Stream:
         self._check()
         self._news.clear()
         await self._news.wait()
-        # No check here: what came before the end is to be read first.
+        # Don't check for an error here: the data that came before it must be read first.
 
     # What lwIP calls
 
@@ -240,12 +241,12 @@ class Stream:
 
 
 def _number(address: IPv4Address) -> int:
-    """An address as lwIP has it: in the network's order, whatever the machine's is."""
+    """An address as lwIP stores it: in network byte order."""
     return int(ffi.cast("uint32_t *", ffi.from_buffer(address.packed))[0])
 
 
 def _bytes(pbuf: Any) -> bytes:
-    """All of a chain of buffers."""
+    """The bytes of a chain of buffers."""
     data = bytearray(pbuf.tot_len)
     lib.pbuf_copy_partial(pbuf, ffi.from_buffer(data), len(data), 0)
     return bytes(data)
@@ -256,7 +257,7 @@ def _bytes(pbuf: Any) -> bytes:
 
 @ffi.def_extern(error=-1)  # type: ignore[untyped-decorator]
 def on_init(netif: Any) -> int:
-    """As tapif.c's: say what the interface is, and how it sends."""
+    """Set the interface's properties and output functions, as tapif.c does."""
     stack: Stack = ffi.from_handle(netif.state)
     netif.name = b"tp"
     netif.hwaddr_len = 6

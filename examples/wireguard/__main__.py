@@ -3,12 +3,13 @@
     sudo python examples/wireguard wg0.conf --name wg0 &
     sudo wg show wg0
 
-Needs `cryptography` (pip install 'aiotun[examples]'). Prints "ready NAME" when it serves, what
-`wg show` shows and what it dropped on stderr at SIGUSR1, and ends cleanly on SIGINT and SIGTERM.
+Needs `cryptography` (pip install 'aiotun[examples]'). Prints "ready NAME" when it serves, and ends
+cleanly on SIGINT and SIGTERM. At SIGUSR1 it prints the output of `wg show` and the counts of
+dropped messages on stderr.
 
-Of the file, DNS and the commands to run are ignored with a note; for AllowedIPs of everything no
-route is made. A peer's name that can't be resolved yet is tried again, as often as wg(8) does. Not
-done: the source address of answers follows the routing, not where the question arrived.
+It ignores the file's DNS and commands, with a note, and makes no route for an AllowedIPs that
+covers everything. It resolves a peer's name again as often as wg(8) does. Unlike the kernel, it
+leaves the source address of answers to the routing table.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 
 
 def main() -> int:
-    # Run as a folder, Python looks for modules in it rather than beside it.
+    # When a folder is run, Python looks for modules in that folder. Look in its parent.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     from _running import run
 
@@ -36,7 +37,7 @@ def main() -> int:
         "--handshakes",
         type=int,
         default=100,
-        help="how many a second are welcome before cookies are asked for (default: 100)",
+        help="handshakes a second that need no cookie (default: 100)",
     )
     timers = parser.add_argument_group("timers", "section 6.1 of the paper, in seconds; for tests")
     standard = Timers()

@@ -1,4 +1,4 @@
-"""Section 2, cryptokey routing: whose an inner address is, by longest prefix."""
+"""Section 2, cryptokey routing: finds the owner of an inner address by the longest prefix."""
 
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network
@@ -13,10 +13,10 @@ _REMEMBERED = 4096
 
 
 class AllowedIPs(Generic[T]):
-    """A table of networks. An exact network belongs to whoever was given it last."""
+    """A table of networks. A network that is added twice belongs to the last owner."""
 
     def __init__(self, entries: Iterable[tuple[Network, T]]) -> None:
-        # By the length of an address in bytes; then by prefix, the longest first.
+        # By the length of the address in bytes, then by prefix length, the longest first.
         found: dict[int, dict[int, dict[int, T]]] = {4: {}, 16: {}}
         for network, owner in entries:
             address = network.network_address.packed
@@ -32,7 +32,7 @@ class AllowedIPs(Generic[T]):
         self._seen: dict[bytes, T | None] = {}
 
     def owner(self, address: bytes) -> T | None:
-        """Whose this address is, 4 or 16 bytes of it; None if nobody's."""
+        """The owner of an address of 4 or 16 bytes, or None."""
         try:
             return self._seen[address]
         except KeyError:
@@ -43,7 +43,7 @@ class AllowedIPs(Generic[T]):
             owner = rows.get(number & mask)
             if owner is not None:
                 break
-        if len(self._seen) >= _REMEMBERED:  # somebody scans; start anew
+        if len(self._seen) >= _REMEMBERED:  # a scan of many addresses; start again
             self._seen.clear()
         self._seen[address] = owner
         return owner

@@ -1,4 +1,4 @@
-"""The configuration file of wg-quick(8), which is that of wg(8) and a little more."""
+"""The configuration file of wg-quick(8): that of wg(8) with more keys."""
 
 import base64
 import binascii
@@ -21,16 +21,16 @@ __all__ = ["Config", "ConfigError", "PeerConfig", "parse", "read"]
 _COMMANDS = ("preup", "postup", "predown", "postdown")
 _IGNORED = (*_COMMANDS, "dns", "saveconfig")
 
-# What wg(8) calls white space: isspace() of the C locale, so no byte of a UTF-8 character.
+# White space as wg(8) defines it: isspace() in the C locale, so no byte of a UTF-8 character.
 _BLANKS = b" \t\v\f\r"
 
-# Errors that asking again can't change. All others may be a resolver that is not up yet.
+# Errors that are final. With any other error the resolver may not be up yet.
 _PERMANENT = {socket.EAI_NONAME, socket.EAI_FAIL, socket.EAI_SERVICE}
-_PERMANENT.add(getattr(socket, "EAI_NODATA", socket.EAI_NONAME))  # musl has none
+_PERMANENT.add(getattr(socket, "EAI_NODATA", socket.EAI_NONAME))  # musl lacks it
 
 
 class ConfigError(ValueError):
-    """The file is wrong; the text says in which line."""
+    """The file is invalid; the text names the line."""
 
 
 @dataclass
@@ -52,10 +52,10 @@ class Config:
     listen_port: int = 0
     mark: int = 0
     addresses: list[IPv4Interface | IPv6Interface] = field(default_factory=list)
-    mtu: int = 1420  # wg-quick's own, for a path of 1,500 bytes
+    mtu: int = 1420  # wg-quick's default, for a path with an MTU of 1,500
     routes: bool = True
     peers: list[PeerConfig] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)  # keys, as the file spells them
+    ignored: list[str] = field(default_factory=list)  # ignored keys, as the file spells them
 
 
 def read(path: Path) -> Config:
@@ -66,8 +66,8 @@ def read(path: Path) -> Config:
 def parse(data: bytes) -> Config:
     """Read a configuration; raises `ConfigError`.
 
-    Lines end at a newline and nowhere else, and comments may be in any encoding. Blanks mean
-    nothing, wherever they are: wg(8) removes them before it looks at a line.
+    Only a newline ends a line, and comments may be in any encoding. Blanks are ignored everywhere:
+    wg(8) removes them before it parses a line.
     """
     config = Config()
     section = ""
@@ -104,7 +104,7 @@ def parse(data: bytes) -> Config:
 
 
 def _command_that_sets_it(config: Config) -> str:
-    """Name the command that may set the key: "PostUp = wg set %i private-key FILE" is common."""
+    """Name a command that may set the key: "PostUp = wg set %i private-key FILE" is common."""
     commands = [key for key in config.ignored if key.lower() in _COMMANDS]
     if not commands:
         return ""
@@ -153,19 +153,19 @@ def _set_peer(peer: PeerConfig, key: str, value: str) -> None:
 
 
 def resolve(value: str, pause: Callable[[float], None] = time.sleep) -> Endpoint:
-    """Look HOST:PORT or [HOST]:PORT up, again and again while that may help, as wg(8) does.
+    """Resolve HOST:PORT or [HOST]:PORT; retries temporary errors as wg(8) does.
 
-    WG_ENDPOINT_RESOLUTION_RETRIES says how many times more: a number (15 unless set) or "infinity".
+    WG_ENDPOINT_RESOLUTION_RETRIES sets the number of retries: a number (default 15) or "infinity".
 
     Raises:
         ValueError: not HOST:PORT.
-        OSError: there is no such name, or it could not be resolved in all those attempts.
+        OSError: there is no such name, or every attempt to resolve it failed.
     """
     host, colon, port = value.rpartition(":")
     if not colon or not host:
         raise ValueError(f"{value} is not HOST:PORT")
     if not port[:1].isalpha():  # else a service's name
-        port = str(_number(port, 65535, 1))  # getaddrinfo takes 70000 for 4464
+        port = str(_number(port, 65535, 1))  # getaddrinfo would turn 70000 into 4464
     left, delay = _retries(), 1.0
     while True:
         try:
@@ -195,7 +195,8 @@ def _key(value: str) -> bytes:
         key = base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):  # ValueError: not ASCII
         key = b""
-    # Compared, because b64decode ignores the last two bits; a key with one of them set is mistyped.
+    # Encode again and compare: b64decode ignores the last two bits, and a key with one of them set
+    # is mistyped.
     if len(key) != 32 or base64.b64encode(key).decode() != value:
         raise ValueError("not a key: 32 bytes in base64")
     return key
@@ -211,10 +212,10 @@ def _public_key(value: str) -> bytes:
 
 
 def _number(value: str, highest: int, lowest: int = 0, *, hexadecimal: bool = False) -> int:
-    """Read a number as wg(8) does: leading zeros mean nothing, and 0x only for a mark."""
+    """Parse a number as wg(8) does: ignores leading zeros; only a mark may begin with 0x."""
     base, digits = (16, value[2:]) if hexadecimal and value[:2] == "0x" else (10, value)
     try:
-        # int() alone would also take signs, underscores and the digits of other scripts.
+        # int() also accepts signs, underscores and the digits of other scripts.
         number = int(digits, base) if digits.isascii() and digits.isalnum() else -1
     except ValueError:
         number = -1

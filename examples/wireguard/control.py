@@ -1,6 +1,7 @@
-"""The control socket: where wg(8) looks for peers that are no kernel's, so that `wg show` works.
+"""The control socket, where wg(8) finds userspace implementations, so that `wg show` works.
 
-https://www.wireguard.com/xplatform/, but for `set`: the configuration is what the file says.
+See https://www.wireguard.com/xplatform/. `set` is not supported: the configuration comes from the
+file.
 """
 
 import asyncio
@@ -18,12 +19,12 @@ FOLDER = Path("/var/run/wireguard")
 
 @contextlib.asynccontextmanager
 async def serve(path: Path, get: Callable[[], str]) -> AsyncIterator[None]:
-    """Answer at a Unix socket while the block runs; only this user may ask, for keys are told.
+    """Serve a Unix socket while the block runs. Only this user may connect, as it shows keys.
 
-    A socket that is there already is replaced: its process was killed, since we have the device.
+    Replaces an existing socket: as we hold the device, that socket's process must have been killed.
 
     Raises:
-        FileExistsError: the path is there and is not a socket, so it is not ours to delete.
+        FileExistsError: the path exists and is not a socket, so it is not deleted.
     """
     tasks: set[asyncio.Task[None]] = set()
 
@@ -47,7 +48,7 @@ async def serve(path: Path, get: Callable[[], str]) -> AsyncIterator[None]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await server.wait_closed()
-        with contextlib.suppress(FileExistsError):  # somebody put a file of theirs there meanwhile
+        with contextlib.suppress(FileExistsError):  # another program made it
             _unlink_socket(path)
 
 
@@ -65,13 +66,13 @@ async def _answer(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, get: Callable[[], str]
 ) -> None:
     try:
-        # As in the implementations: a connection may ask several times.
+        # A connection may send several requests, as with other implementations.
         while request := await reader.readuntil(b"\n\n"):
             known = request == b"get=1\n\n"
             writer.write((get() if known else f"errno={errno.EOPNOTSUPP}\n\n").encode())
             await writer.drain()
     except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
-        pass  # they have hung up, or talk nonsense
+        pass  # the client has disconnected, or sent an invalid request
     finally:
         writer.close()
         with contextlib.suppress(ConnectionError):

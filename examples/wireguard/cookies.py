@@ -1,8 +1,8 @@
-"""Sections 5.3, 5.4.4 and 5.4.7: mac1 and mac2, and what keeps handshakes from being a burden.
+"""Sections 5.3, 5.4.4 and 5.4.7: mac1, mac2, and protection against floods of handshakes.
 
-A message whose mac1 fits was written by somebody who knows our public key. While there are more
-handshakes than we care to compute, they must also show, by mac2, that they receive at the address
-that they send from; and then no address gets more than its share.
+A valid mac1 shows that the sender knows our public key. Under load, when there are too many
+handshakes to compute, mac2 must also show that the sender receives at its source address, and each
+address gets a limited share.
 """
 
 import hmac
@@ -15,18 +15,18 @@ from .messages import MACS_BYTES, CookieReply
 __all__ = ["Checker", "Endpoint", "Stamper"]
 
 Endpoint = tuple[str, int] | tuple[str, int, int, int]
-"""An address as the socket module has it, of IPv4 or IPv6."""
+"""An IPv4 or IPv6 address in the form of the socket module."""
 
-_COOKIE_SECONDS = 120  # section 5.4.4, and how long a secret is kept (5.4.7)
+_COOKIE_SECONDS = 120  # section 5.4.4; a secret is kept as long (5.4.7)
 _NONE = bytes(16)
 
-# What an address may ask for while there is much to do; as the implementations have it.
+# The share of an address under load, as in other implementations.
 _SHARE_PER_SECOND, _SHARE_AT_ONCE = 20, 5
 _ADDRESSES = 4096
 
 
 class Stamper:
-    """Puts macs to the messages for one peer; there is one a peer."""
+    """Appends the macs to messages for a peer; each peer has its own."""
 
     def __init__(self, public: bytes) -> None:
         self._mac1_key = hash_(LABEL_MAC1 + public)
@@ -44,19 +44,19 @@ class Stamper:
         return message + _NONE
 
     def take(self, reply: CookieReply, now: float) -> None:
-        """Section 5.4.7: keep the cookie for the next message; raises `Forged`."""
+        """Section 5.4.7: keep the cookie for the next messages; raises `Forged`."""
         if self._last_mac1 is None:
             raise Forged("a cookie for nothing that was sent")
         self._cookie = xaead_open(self._cookie_key, reply.nonce, reply.cookie, self._last_mac1)
         self._cookie_time = now
-        self._last_mac1 = None  # a message is answered by one cookie
+        self._last_mac1 = None  # a message gets one cookie
 
 
 class Checker:
-    """Checks the macs of messages to us; there is one.
+    """Checks the macs of messages to us; an interface has one.
 
     Args:
-        limit: how many handshakes a second are welcome without further ado.
+        limit: how many handshakes a second need no cookie.
     """
 
     def __init__(self, public: bytes, limit: int) -> None:
@@ -78,7 +78,7 @@ class Checker:
         return hmac.compare_digest(expected, data[-16:])
 
     def under_load(self, now: float) -> bool:
-        """Count one handshake, and tell whether there are too many (section 5.3)."""
+        """Count a handshake, and return whether there are too many (section 5.3)."""
         leaked = (now - self._recent_time) * self._limit
         self._recent = max(0.0, self._recent - leaked) + 1
         self._recent_time = now
@@ -88,7 +88,7 @@ class Checker:
         return now < self._loaded_until
 
     def grants(self, source: Endpoint, now: float) -> bool:
-        """Whether this address has not had its share yet; IPv6 counts by networks of 64 bits."""
+        """Whether this address may have another handshake; IPv6 counts by /64 networks."""
         key = ip_address(source[0].partition("%")[0]).packed[:8]
         if len(self._shares) >= _ADDRESSES and key not in self._shares:
             self._shares.clear()
@@ -98,7 +98,7 @@ class Checker:
         return left >= 1
 
     def reply(self, sender: bytes, data: bytes, source: Endpoint, now: float) -> bytes:
-        """Section 5.4.7: give a cookie to whoever can receive it."""
+        """Section 5.4.7: make the message that sends a cookie to its sender."""
         nonce = os.urandom(24)
         cookie = self._cookie(source, now)
         sealed = xaead_seal(self._cookie_key, nonce, cookie, data[-MACS_BYTES:-16])

@@ -1,6 +1,6 @@
 """Section 5.4: the functions of the protocol, each composed of `cryptography` and hashlib.
 
-Python cannot erase keys from memory: what the paper calls zeroing is dropping the last reference.
+Python can't erase keys from memory: where the paper zeroes them, this drops the last reference.
 """
 
 import hashlib
@@ -38,11 +38,11 @@ LABEL_COOKIE = b"cookie--"
 
 
 class Forged(Exception):  # noqa: N818 - what it is, in the paper's words
-    """Whoever wrote this does not have the key."""
+    """The message was not made with the key."""
 
 
 def public_key(private: bytes) -> bytes:
-    """DH-GENERATE()'s second half."""
+    """The public key of a private key, as in DH-GENERATE()."""
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
@@ -50,7 +50,7 @@ def dh(private: bytes, public: bytes) -> bytes:
     """DH(private key, public key): Curve25519.
 
     Raises:
-        Forged: the public key is a point of small order, with which the secret would be no secret.
+        Forged: the public key is a point of small order, so the result would not be secret.
     """
     try:
         own = X25519PrivateKey.from_private_bytes(private)
@@ -112,8 +112,8 @@ def _hchacha20(key: bytes, nonce: bytes) -> bytes:
     """HChaCha20 (draft-irtf-cfrg-xchacha, section 2.2), out of ChaCha20's key stream.
 
     It is the state after ChaCha20's rounds, words 0-3 and 12-15. A block of the key stream is that
-    state plus the one before the rounds (RFC 8439, section 2.3), which for those words holds the
-    constants and the nonce, and nothing secret: subtracting it gives what is wanted.
+    state plus the state before the rounds (RFC 8439, section 2.3). For those words the state before
+    holds only the constants and the nonce, which are known, so it can be subtracted.
     """
     block = Cipher(ChaCha20(key, nonce), mode=None).encryptor().update(bytes(64))
     before = struct.unpack("<4I", b"expand 32-byte k") + struct.unpack("<4I", nonce)
@@ -128,6 +128,7 @@ def tai64n(seconds: float) -> bytes:
     Args:
         seconds: since 1970.
     """
-    # To a sixtieth of a second or so, as others do: the exact time tells what the processor does.
+    # Round to about a sixtieth of a second, as others do: an exact time would reveal what the
+    # processor does.
     whole, nanoseconds = divmod(int(seconds * 1e9), 1_000_000_000)
     return struct.pack("!QI", 0x400000000000000A + whole, nanoseconds & ~0xFFFFFF)

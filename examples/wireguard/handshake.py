@@ -1,7 +1,7 @@
 """Sections 5.4.2, 5.4.3 and 5.4.5: Noise_IKpsk2, as the initiator and as the responder.
 
-`C` is the chaining key, `H` the hash of all that was said, as in the paper; E and S are ephemeral
-and static keys, i and r initiator and responder.
+The names are the paper's: `C` is the chaining key, `H` the hash of the whole conversation, E and S
+are ephemeral and static keys, i and r stand for initiator and responder.
 """
 
 # ruff: noqa: N806 - the names are the paper's
@@ -21,7 +21,7 @@ _H = hash_(_C + IDENTIFIER)
 
 @dataclass(frozen=True)
 class Identity:
-    """Who we are: S_priv and S_pub."""
+    """Our own keys: S_priv and S_pub."""
 
     private: bytes
     public: bytes
@@ -29,7 +29,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Keys:
-    """Section 5.4.5: what a handshake is for."""
+    """Section 5.4.5: the keys that a handshake produces."""
 
     send: bytes
     receive: bytes
@@ -37,7 +37,7 @@ class Keys:
 
 @dataclass(frozen=True)
 class Noise:
-    """Where a handshake stands between its two messages."""
+    """The state of a handshake between its two messages."""
 
     ephemeral: bytes  # the initiator: E_i private; the responder: E_i public
     C: bytes
@@ -46,7 +46,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Opened:
-    """What an initiation says, once it has been found to be genuine."""
+    """The contents of a genuine initiation."""
 
     static: bytes
     timestamp: bytes

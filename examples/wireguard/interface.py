@@ -1,8 +1,8 @@
-"""All peers together: packets go to whom they are for, messages to whom they are from.
+"""All peers of an interface: gives packets to the peer they are for, and messages to their sender.
 
-`send` takes packets of the device; `receive` takes datagrams, and gives packets for the device.
-Messages to be sent are in `outgoing` afterwards, and `due` is when to call `tick`. Nothing here
-knows what time it is: `now` is an argument, in seconds, and does not go back.
+`send` takes packets from the device. `receive` takes datagrams and returns packets for the device.
+Afterwards the messages to send are in `outgoing`, and `due` is the time at which to call `tick`.
+There is no clock here: `now` is an argument, in seconds, and must not go back.
 """
 
 import math
@@ -23,12 +23,12 @@ __all__ = ["Interface"]
 
 
 class Interface:
-    """A WireGuard interface, without the interface.
+    """The protocol of a WireGuard interface, without a device.
 
     Args:
-        epoch: what to add to `now` to get the seconds since 1970.
-        mtu: of the device; follows it.
-        handshakes: how many a second are welcome from whoever knows our public key.
+        epoch: `now` plus this is the time in seconds since 1970.
+        mtu: the device's MTU; the service updates it.
+        handshakes: how many a second need no cookie.
     """
 
     def __init__(
@@ -56,24 +56,24 @@ class Interface:
         self._checker = Checker(self.identity.public, handshakes)
 
     def start(self, now: float) -> None:
-        """Begin: peers with a persistent keepalive get their first one."""
+        """Start: send the first keepalive to each peer with a persistent keepalive."""
         for peer in self.peers.values():
             peer.start(now)
         self.tick(now)
 
     def tick(self, now: float) -> None:
-        """Do what is due."""
+        """Handle the timers that are due."""
         for peer in self.peers.values():
             if peer.deadline() <= now:
                 peer.tick(now)
         self.due = self.deadline()
 
     def deadline(self) -> float:
-        """When there is something to do next; `due` is then or before."""
+        """The earliest time at which a timer is due; `due` is not later."""
         return min((peer.deadline() for peer in self.peers.values()), default=math.inf)
 
     def new_index(self) -> bytes:
-        """Give 4 bytes by which nothing is known yet."""
+        """Return an index of 4 bytes that is not in use."""
         while (index := os.urandom(4)) in self.indices:
             pass
         return index
@@ -81,7 +81,7 @@ class Interface:
     # From the device
 
     def send(self, packets: Iterable[bytes], now: float) -> None:
-        """Section 3, sending: seal each packet for the peer whose destination it has."""
+        """Section 3, sending: seal each packet for the peer that owns its destination address."""
         owner = self._allowed.owner
         run: list[bytes] = []
         last: bytes | None = None
@@ -107,11 +107,11 @@ class Interface:
     # From the socket
 
     def receive(self, datagrams: Sequence[bytes], source: Endpoint, now: float) -> list[bytes]:
-        """Section 3, receiving: give the packets that came in these datagrams."""
+        """Section 3, receiving: return the packets in these datagrams."""
         packets: list[bytes] = []
         start, count = 0, len(datagrams)
         while start < count:
-            # The type and the receiver, the same in most of what comes at once.
+            # The type and the receiver, which are usually the same in datagrams that come together.
             head = datagrams[start][:8]
             end = start + 1
             while end < count and datagrams[end][:8] == head:
@@ -139,7 +139,7 @@ class Interface:
         for packet in peer.receive(session, run, source, now):
             if not packet:
                 continue  # a keepalive
-            # The length and the source address that an IP packet names.
+            # The length and the source address of the IP packet.
             if packet[0] >> 4 == 4 and len(packet) >= 20:
                 length, address = packet[2] << 8 | packet[3], packet[12:16]
             elif packet[0] >> 4 == 6 and len(packet) >= 40:
@@ -147,7 +147,7 @@ class Interface:
             else:
                 length = 0
             if not 20 <= length <= len(packet):
-                peer.dropped["no IP packet"] += 1
+                peer.dropped["not an IP packet"] += 1
                 continue
             if address != last:
                 last, allowed = address, owner(address) is peer
@@ -174,7 +174,7 @@ class Interface:
                 self._take_response(data, source, now)
 
     def _welcome(self, data: bytes, source: Endpoint, now: float) -> bool:
-        """Section 5.3: under load only those who show that they are where they say, a few each."""
+        """Section 5.3: under load, accept only senders with a valid cookie, a few times each."""
         if not self._checker.under_load(now):
             return True
         if not self._checker.mac2_fits(data, source, now):

@@ -1,6 +1,6 @@
-"""Sections 5.4.2, 5.4.3, 5.4.6 and 5.4.7: how the four messages lie in a datagram.
+"""Sections 5.4.2, 5.4.3, 5.4.6 and 5.4.7: the layouts of the four messages.
 
-Indices, counters and types are little-endian; an index stays the 4 bytes that it is in messages.
+Indices, counters and types are little-endian. An index is kept as its 4 bytes.
 """
 
 import struct
@@ -19,13 +19,13 @@ __all__ = [
     "Response",
 ]
 
-# The type, and the three reserved bytes after it, which are zero.
+# The type and three reserved bytes, which are zero.
 INITIATION, RESPONSE, COOKIE, DATA = (struct.pack("<I", number) for number in (1, 2, 3, 4))
 
-# How long a message is; a data message is longer than its overhead by what it carries.
+# The length of a message. A data message has its payload and an overhead.
 SIZES = {INITIATION: 148, RESPONSE: 92, COOKIE: 64}
 MACS_BYTES = 32  # mac1 and mac2, at the end of the two messages of a handshake
-OVERHEAD_BYTES = 32  # of a data message: type, receiver, counter; and the tag behind it
+OVERHEAD_BYTES = 32  # of a data message: type, receiver, counter, and the tag at its end
 
 
 class Initiation(NamedTuple):

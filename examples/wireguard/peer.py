@@ -1,8 +1,8 @@
-"""Section 6: one peer: its sessions, its handshakes, and its timers.
+"""Section 6: a peer with its sessions, its handshakes and its timers.
 
-Every timer is a time at which something is due, or None; `tick` does what is due. Packets set and
-stop timers all the time, so that costs nothing but the assignment: one that is put off or stopped
-leaves `Interface.due` as it is, and only what is due earlier than all else moves that.
+A timer is the time at which something is due, or None; `tick` handles the timers that are due. As
+packets set and stop timers all the time, this is only an assignment: delaying or stopping a timer
+does not change `Interface.due`; only a timer that is earlier than all others does.
 """
 
 import math
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Handshake", "Peer", "Timers"]
 
-_STAGED = 128  # packets kept while there is no session
-_JITTER = 1 / 3  # seconds, so that two that begin at once don't do so for ever
-_FLOOD = 0.02  # seconds between initiations of one peer that are looked at
+_STAGED = 128  # how many packets wait for a session
+_JITTER = 1 / 3  # seconds, so that two peers that start at once don't collide again and again
+_FLOOD = 0.02  # the least seconds between two initiations of a peer
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Timers:
 
 @dataclass(frozen=True)
 class Handshake:
-    """An initiation of ours that was not answered yet."""
+    """An initiation that we sent and that was not answered yet."""
 
     peer: "Peer"
     local: bytes
@@ -50,7 +50,7 @@ class Handshake:
 
 
 class Peer:
-    """What is known of a peer; all methods take the time as `now`."""
+    """The state of a peer; all methods take the time as `now`."""
 
     def __init__(self, interface: "Interface", config: PeerConfig) -> None:
         self.config = config
@@ -63,8 +63,8 @@ class Peer:
         self._timers = interface.timers
         self._identity: Identity = interface.identity
         self._static_static = dh(self._identity.private, config.public_key)
-        # Three sessions at most: the one in use, the one before it, whose last messages may still
-        # be under way, and one of which we don't know yet whether the initiator has it (5.4.5).
+        # Three sessions at most: the current one, the previous one, whose last messages may still
+        # be on the way, and the next one, until we know that the initiator has it (5.4.5).
         self.current: Session | None = None
         self.previous: Session | None = None
         self.next: Session | None = None
@@ -78,11 +78,11 @@ class Peer:
         self._retry_at: float | None = None  # 6.4
         self._keepalive_at: float | None = None  # 6.5
         self._another_keepalive = False
-        self._silent_at: float | None = None  # 6.5: sent, and nothing came back
+        self._silent_at: float | None = None  # 6.5: we sent, and the peer has not answered
         self._persistent_at: float | None = None
         self._forget_at: float | None = None  # 6.3
-        self._last_minute = False  # 6.2: it was the receiver who began a new handshake
-        self._patience = 0.0  # seconds that an answer may take; not known before the first session
+        self._last_minute = False  # 6.2: the receiver has started a new handshake
+        self._patience = 0.0  # seconds that an answer may take; 0: not known yet
 
     def start(self, now: float) -> None:
         if self.config.keepalive:
@@ -97,7 +97,7 @@ class Peer:
         if session is None or not session.may_send(now):
             self._stage(packets)
             if self._retry_at is None or data:
-                self._attempts_since = now  # 6.4: what the user sends renews the attempts
+                self._attempts_since = now  # 6.4: a packet from the user starts the attempts again
             self._initiate(now)
             return
         self._emit(session.seal(packets, self._interface.mtu), now)
@@ -111,13 +111,13 @@ class Peer:
     ) -> list[bytes]:
         """Open data messages of one session; b"" is a keepalive."""
         if now >= session.reject_at:  # 6.2
-            self.dropped["too old a session"] += len(messages)
+            self.dropped["session too old"] += len(messages)
             return []
         packets = session.open(messages, self.dropped)
         if not packets:
             return []
         self._authenticated(source, sum(map(len, messages)), now)
-        if session is self.next:  # 5.4.5: so the initiator has the session
+        if session is self.next:  # 5.4.5: this shows that the initiator has the session
             self._drop(self.previous)
             self.previous, self.current, self.next = self.current, session, None
             self._handshake_done(now)
@@ -135,7 +135,7 @@ class Peer:
     def _stage(self, packets: list[bytes]) -> None:
         for packet in packets:
             if not packet and self._staged:
-                continue  # what waits will do as well as a keepalive
+                continue  # the packets that wait replace a keepalive
             if len(self._staged) >= _STAGED:
                 self._staged.popleft()
                 self.dropped["no session in time"] += 1
@@ -148,7 +148,7 @@ class Peer:
             self.send(packets, now)
 
     def _emit(self, messages: list[bytes], now: float) -> None:
-        """Have messages sent, and note what every sent message means to the timers."""
+        """Queue messages to send, and update the timers that every sent message affects."""
         if self.endpoint is None:
             self.dropped["no endpoint known"] += len(messages)
             return
@@ -159,7 +159,7 @@ class Peer:
             self._persistent_at = now + self.config.keepalive
 
     def _authenticated(self, source: Endpoint, size_bytes: int, now: float) -> None:
-        """Note a genuine message: the peer is where it came from (section 2.1, roaming)."""
+        """Record a genuine message: the peer has its source address (section 2.1, roaming)."""
         self.endpoint = source
         self.received_bytes += size_bytes
         self._silent_at = None
@@ -169,13 +169,13 @@ class Peer:
     # Handshakes
 
     def _begin_handshake(self, now: float) -> None:
-        """Begin a handshake, unless one is under way."""
+        """Start a handshake, unless one is running."""
         if self._retry_at is None:
             self._attempts_since = now
             self._initiate(now)
 
     def _initiate(self, now: float) -> None:
-        """Section 5.4.2; not more often than section 6.4 allows."""
+        """Section 5.4.2: send an initiation, but not more often than section 6.4 allows."""
         due = self._last_initiation + self._timers.rekey_timeout
         if now < due:
             self._retry_at = self._retry_at or self._alarm(due)
@@ -199,7 +199,7 @@ class Peer:
     def take_initiation(
         self, opened: Opened, sender: bytes, source: Endpoint, size: int, now: float
     ) -> None:
-        """Section 5.4.2 and 5.4.3: answer an initiation that is genuine, if it is new, too."""
+        """Sections 5.4.2 and 5.4.3: answer a genuine initiation if it is new."""
         if opened.timestamp <= self._timestamp_seen:
             self.dropped["replayed"] += 1
             return
@@ -223,7 +223,7 @@ class Peer:
     def take_response(
         self, handshake: Handshake, message: Response, source: Endpoint, size: int, now: float
     ) -> None:
-        """Section 5.4.3: the handshake is complete, and the peer must hear that at once."""
+        """Section 5.4.3: complete the handshake, and tell the peer immediately."""
         try:
             keys = open_response(
                 self._identity, handshake.noise, self.config.preshared_key, message
@@ -242,7 +242,7 @@ class Peer:
             self.previous = self.current
         self.current = self._session(keys, handshake.local, message.sender, initiator=True, now=now)
         self._handshake_done(now)
-        self._stage([b""])  # only if nothing else waits
+        self._stage([b""])  # a keepalive is sent only if no packet waits
         self._flush(now)
 
     def _session(
@@ -277,13 +277,13 @@ class Peer:
     # Timers
 
     def _alarm(self, due: float) -> float:
-        """Have `tick` called at this time, or earlier; give the time."""
+        """Have `tick` called at this time or earlier; returns the time."""
         if due < self._interface.due:
             self._interface.due = due
         return due
 
     def deadline(self) -> float:
-        """When `tick` has something to do next."""
+        """The time of the earliest timer."""
         due = math.inf
         for each in (
             self._retry_at,

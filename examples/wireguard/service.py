@@ -1,4 +1,4 @@
-"""Where the protocol meets the device, the sockets and the clock."""
+"""Connects the protocol with the device, the sockets and the clock."""
 
 import asyncio
 import contextlib
@@ -25,12 +25,12 @@ __all__ = ["Options", "serve"]
 
 
 def _now() -> float:
-    """Seconds that go on while the machine sleeps: sessions get old then, too."""
+    """Seconds, including the time when the machine sleeps, as sessions age then, too."""
     return clock_gettime(CLOCK_BOOTTIME)
 
 
 class Service:
-    """One interface at work."""
+    """A running interface."""
 
     def __init__(
         self, tun: aiotun.TunDevice, interface: Interface, socks: list[DatagramSocket], mark: int
@@ -43,7 +43,7 @@ class Service:
         self.mark = mark
         self._by_length = {len(sock.address): sock for sock in socks}
         self._nowhere: Counter[str] = Counter()
-        self._armed = math.inf  # when the timer goes off
+        self._armed = math.inf  # the time for which the timer is set
         self._timer: asyncio.TimerHandle | None = None
         self._due = asyncio.Event()
 
@@ -98,14 +98,14 @@ class Service:
         return sock
 
     def _arm(self) -> None:
-        """Set the timer earlier. It is never put off: when it goes off it is set anew."""
+        """Set the timer earlier. It is never delayed: when it fires, it is set again."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._armed = due = self.interface.due
         if due < math.inf:
             loop = asyncio.get_running_loop()
-            # A little later, so that the tick finds something due whatever the clocks' rounding.
+            # A little later, so that the tick finds a timer due despite the clocks' rounding.
             self._timer = loop.call_later(max(0.0, due - _now()) + 0.001, self._due.set)
 
     def show(self, lost: Counter[str]) -> str:
@@ -117,7 +117,7 @@ class Service:
 
 
 class Options:
-    """What the command line says beside the file."""
+    """The options of the command line."""
 
     name: str
     control: Path | None
@@ -126,7 +126,7 @@ class Options:
 
 
 def open_sockets(port: int, mark: int) -> list[DatagramSocket]:
-    """Listen on one port with both versions of IP, where the machine has both."""
+    """Listen on one port with IPv4 and IPv6, if the machine has both."""
     socks: list[DatagramSocket] = []
     try:
         for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
@@ -146,7 +146,7 @@ def open_sockets(port: int, mark: int) -> list[DatagramSocket]:
 
 
 def routes_of(config: Config) -> tuple[list[str], list[str]]:
-    """The routes to the peers, and notes about those that are not made."""
+    """Return the routes to the peers, and notes about routes that are not made."""
     if not config.routes:
         return [], []
     routes: list[str] = []
@@ -154,15 +154,16 @@ def routes_of(config: Config) -> tuple[list[str], list[str]]:
     own = [str(address.network) for address in config.addresses]
     for network in {net for peer in config.peers for net in peer.allowed_ips}:
         if network.prefixlen == 0:
-            # It would swallow our own datagrams; wg-quick has rules beside it, by fwmark.
-            notes.append(f"no route for {network} is made: add one that spares the endpoints")
+            # It would also route our own datagrams into the tunnel; wg-quick prevents that with
+            # rules by fwmark.
+            notes.append(f"no route for {network} is made: add one that leaves out the endpoints")
         elif str(network) not in own:
             routes.append(str(network))
     return routes, notes
 
 
 async def serve(config: Config, options: Options) -> None:
-    """Open everything, print "ready NAME", and work until a signal comes."""
+    """Open everything, print "ready NAME", and run until a signal comes."""
     routes, notes = routes_of(config)
     for note in [*(f"{key} is ignored" for key in config.ignored), *notes]:
         print(f"note: {note}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Section 5.4.6: data messages, and which of them were seen before."""
+"""Section 5.4.6: data messages, and which of them are replays."""
 
 import math
 import struct
@@ -27,16 +27,16 @@ _COUNTER = struct.Struct("<Q")
 
 
 class ReplayWindow:
-    """Which of the last 8,192 counters were seen; what is older than that counts as seen."""
+    """Remembers which of the last 8,192 counters were seen; older counters count as seen."""
 
     __slots__ = ("next", "seen")
 
     def __init__(self) -> None:
-        self.seen = bytearray(WINDOW)  # by the counter modulo its length
+        self.seen = bytearray(WINDOW)  # indexed by the counter modulo its length
         self.next = 0  # one above the highest counter seen
 
     def accept(self, counter: int) -> bool:
-        """Note a counter; False if it was seen before. Only for what is genuine."""
+        """Record the counter of a genuine message; returns False if it was seen before."""
         ahead = counter - self.next
         if ahead >= 0:
             if ahead >= WINDOW:
@@ -52,16 +52,16 @@ class ReplayWindow:
 
 
 class Session:
-    """What a handshake made: a key each way.
+    """The result of a handshake: a key for each direction.
 
     Args:
-        local, remote: the indices by which we and the peer know it.
-        initiator: whether we began that handshake.
+        local, remote: our index of the session, and the peer's.
+        initiator: whether we started that handshake.
 
     Attributes:
-        reject_at: from then on it is neither used nor believed (section 6.2).
-        rekey_at, receiver_rekey_at: from then on it is time for a new handshake, for who sends and
-            for who does nothing but receive. Only the initiator begins, so that the two don't both.
+        reject_at: from this time on it is neither used nor accepted (section 6.2).
+        rekey_at, receiver_rekey_at: from these times on a sender, and a peer that only receives,
+            start a new handshake. Only the initiator does so; otherwise both peers would.
     """
 
     __slots__ = (
@@ -93,14 +93,14 @@ class Session:
         self._decrypt = ChaCha20Poly1305(keys.receive).decrypt
 
     def seal(self, packets: list[bytes], mtu: int) -> list[bytes]:
-        """Make a message of each packet, padded to a multiple of 16 bytes, the MTU at most."""
+        """Make a message of each packet, padded to a multiple of 16 bytes but at most the MTU."""
         head, encrypt, pack, zeros = self._head, self._encrypt, _COUNTER.pack, _ZEROS
         messages: list[bytes] = []
         append = messages.append
         for counter, packet in enumerate(packets, self.sent):
             number = pack(counter)
             length = len(packet)
-            # Section 5.4.6. What fills the MTU goes as it is; so does what is larger than it.
+            # Section 5.4.6. A packet of the MTU's size or larger is not padded.
             if length % 16 and length < mtu:
                 packet += bytes(min(-length % 16, mtu - length))
             append(head + number + encrypt(zeros + number, packet, None))
@@ -108,7 +108,7 @@ class Session:
         return messages
 
     def open(self, messages: Sequence[bytes], dropped: Counter[str]) -> list[bytes]:
-        """Give the packets of the messages that are genuine and new; count the others."""
+        """Return the packets of the genuine and new messages; count the others as dropped."""
         decrypt, window, unpack, zeros = self._decrypt, self.window, _COUNTER.unpack, _ZEROS
         packets: list[bytes] = []
         append = packets.append
@@ -126,7 +126,7 @@ class Session:
             except InvalidTag:
                 dropped["forged"] += 1
                 continue
-            if counter == window.next:  # nearly always; as `accept` would
+            if counter == window.next:  # the usual case of `accept`, inlined
                 window.next = counter + 1
                 window.seen[counter % WINDOW] = 1
                 append(packet)
@@ -137,5 +137,5 @@ class Session:
         return packets
 
     def may_send(self, now: float) -> bool:
-        """Section 6.2: whether it is neither too old nor used up."""
+        """Section 6.2: whether it is neither too old nor out of messages."""
         return now < self.reject_at and self.sent < REJECT_AFTER_MESSAGES

@@ -1,4 +1,4 @@
-"""What wg(8) shows: as text, and in the words that wg itself asks for."""
+"""The status of an interface: as text like `wg show`, and for wg's own request."""
 
 import base64
 from collections import Counter
@@ -12,7 +12,7 @@ __all__ = ["text", "uapi"]
 
 
 def text(name: str, port: int, interface: Interface, lost: Counter[str], now: float) -> str:
-    """Show an interface in the manner of `wg show`, and what was dropped, by reason."""
+    """Show an interface in the form of `wg show`, and the dropped messages by reason."""
     lines = [f"interface: {name}", f"  public key: {_base64(interface.identity.public)}"]
     lines += ["  private key: (hidden)", f"  listening port: {port}"]
     lines += _dropped("  dropped", interface.dropped)
@@ -63,7 +63,7 @@ def _amount(count: float) -> str:
 
 
 def uapi(port: int, mark: int, interface: Interface) -> str:
-    """Answer "get=1" (https://www.wireguard.com/xplatform/): all of it, with the private key."""
+    """Answer "get=1" (https://www.wireguard.com/xplatform/), including the private key."""
     lines = [f"private_key={interface.identity.private.hex()}", f"listen_port={port}"]
     if mark:
         lines.append(f"fwmark={mark}")

@@ -6,9 +6,9 @@ __all__ = ["main"]
 
 
 def main() -> int:
-    """Run the command and give its exit status; see `cli.main`."""
+    """Run the command and return its exit status; see `cli.main`."""
     try:
-        # Here, so that Ctrl-C ends it without a traceback while it is being loaded, too.
+        # Imported here, so that Ctrl-C during the import ends the command without a traceback.
         from . import cli
     except KeyboardInterrupt:
         return 130

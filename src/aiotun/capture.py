@@ -1,4 +1,4 @@
-"""Writing packets to files that Wireshark and tcpdump read: pcap and pcapng, in nanoseconds.
+"""Writes packets to pcap and pcapng files, with nanosecond times, for Wireshark and tcpdump.
 
 ::
 
@@ -6,8 +6,8 @@
         with tun.capture(writer):
             ...
 
-A record is packed where the packet is, and written by a thread: a slow disk never holds up the
-event loop. What it has no time for is left out and counted in `PcapWriter.dropped`.
+The caller packs the record and a thread writes it, so a slow disk never blocks the event loop. If
+the disk is too slow, packets are left out of the file and counted in `PcapWriter.dropped`.
 """
 
 from __future__ import annotations
@@ -48,15 +48,16 @@ class PcapWriter:
     """Writes packets to a pcap or pcapng file, in a thread of its own.
 
     Attributes:
-        mode: what the file's packets are.
-        format: what the file is.
+        mode: ``"tun"`` if the file holds IP packets, ``"tap"`` if it holds Ethernet frames.
+        format: the file's format.
 
     *Concurrency*: `write` may be called from any thread, and one writer may serve several captures
-    of devices of its mode. It belongs to no event loop.
+    of devices of its mode. A writer belongs to no event loop.
 
-    *Closing*: only that makes sure that everything is on its way to the disk. A writer that is
-    thrown away without it warns (`ResourceWarning`), and writes what it has all the same; so does
-    one that is open when the interpreter ends.
+    *Closing*: always close a writer: only then is it certain that all packets were handed to the
+    disk. A writer that is garbage-collected without being closed warns (`ResourceWarning`) and
+    still writes the packets that wait. A writer that is open when the interpreter exits writes them
+    then.
 
     Source: draft-ietf-opsawg-pcap and draft-ietf-opsawg-pcapng.
     """
@@ -73,36 +74,37 @@ class PcapWriter:
         pending_bytes: int = 16 * 1024 * 1024,
         interface: str | None = None,
     ) -> None:
-        """Open the file; the packets come later.
+        """Open the file and start the thread.
 
-        Opening a file can wait for the disk: where that is a network's, do it in a thread
-        (`asyncio.to_thread`).
+        Opening a file waits for the disk. If the file is on a network file system, call this in a
+        thread (`asyncio.to_thread`).
 
         Args:
-            file: a path, whose file is overwritten; or an open binary file that blocks, which is
-                not closed here. Nobody else may use it meanwhile.
+            file: a path, whose file is overwritten; or an open, blocking binary file. An open file
+                is not closed by the writer. Nothing else may use it while the writer is open.
             mode: ``"tun"`` for IP packets (LINKTYPE_RAW, 101), ``"tap"`` for Ethernet frames
                 (LINKTYPE_ETHERNET, 1).
-            format: unless given, ``"pcapng"`` for a path that ends so and ``"pcap"`` for all else.
-            snaplen: how many bytes are kept of each packet, 1 to 262144; the file tells how long
-                it was.
-            max_bytes: at which size in bytes to go on in a new file. The one before becomes
-                ``NAME.1.SUFFIX``, that one ``NAME.2.SUFFIX`` and so on, and each can be read by
-                itself. Needs a path. A file has one packet at least.
-            max_files: how many files are kept, the one being written among them.
-            pending_bytes: how much may wait for the disk before packets are dropped.
-            interface: a name to put into a pcapng file, of at most 65535 bytes.
+            format: the default is ``"pcapng"`` for a path that ends in ``.pcapng``, and ``"pcap"``
+                for everything else.
+            snaplen: how many bytes of each packet are kept, 1 to 262144. The file also records the
+                packet's original length.
+            max_bytes: the size in bytes at which the writer starts a new file. The previous file is
+                renamed to ``NAME.1.SUFFIX``, the one before it to ``NAME.2.SUFFIX``, and so on.
+                Each file can be read by itself, and has at least one packet. Needs a path.
+            max_files: how many files are kept, including the one being written.
+            pending_bytes: how many bytes may wait for the disk before packets are dropped.
+            interface: an interface name to write into a pcapng file, of at most 65535 bytes.
 
         Raises:
-            TypeError, ValueError: an argument is wrong.
-            OSError: the file cannot be opened.
-            ResourceLimitError: no thread can be started. The file is there, and empty.
+            TypeError, ValueError: an argument is invalid.
+            OSError: the file can't be opened.
+            ResourceLimitError: no thread can be started. The file exists then, and is empty.
         """
         if mode not in LINK_TYPES:
-            raise ValueError(f"mode is 'tun' or 'tap', not {mode!r}")
+            raise ValueError(f"mode must be 'tun' or 'tap', got {mode!r}")
         _check_int("snaplen", snaplen)
         if not 1 <= snaplen <= MAX_SNAPLEN:
-            raise ValueError(f"snaplen is 1 to {MAX_SNAPLEN} bytes, not {snaplen}")
+            raise ValueError(f"snaplen must be 1 to {MAX_SNAPLEN} bytes, got {snaplen}")
         for name, value in (
             ("max_bytes", 1 if max_bytes is None else max_bytes),
             ("max_files", max_files),
@@ -110,15 +112,15 @@ class PcapWriter:
         ):
             _check_int(name, value)
             if value < 1:
-                raise ValueError(f"{name} is at least 1, not {value}")
+                raise ValueError(f"{name} must be at least 1, got {value}")
         _check_interface(interface)
         path = Path(file) if isinstance(file, str | os.PathLike) else None
         if path is None and max_bytes is not None:
-            raise ValueError("max_bytes needs a path: an open file has no name to be moved to")
+            raise ValueError("max_bytes needs a path: an open file can't be renamed")
         if format is None:
             format = "pcapng" if path is not None and path.suffix == ".pcapng" else "pcap"  # noqa: A001
         if format not in ("pcap", "pcapng"):
-            raise ValueError(f"format is 'pcap' or 'pcapng', not {format!r}")
+            raise ValueError(f"format must be 'pcap' or 'pcapng', got {format!r}")
         begin = header(format, LINK_TYPES[mode], snaplen, interface)
         target: BinaryIO | io.FileIO
         if isinstance(file, str | os.PathLike):
@@ -144,30 +146,31 @@ class PcapWriter:
 
         Args:
             packet: an IP packet or an Ethernet frame, any bytes-like object; it is copied.
-            direction: which way it went; only pcapng has a place for that.
-            time_ns: nanoseconds since 1970; now, unless given.
+            direction: the packet's direction; only pcapng files record it.
+            time_ns: the time in nanoseconds since 1970; the default is now.
 
         Returns:
-            Whether there was room. Where not it was counted in `dropped`.
+            True if the packet will be written; False if there was no room, and the packet was
+            counted in `dropped`.
 
         Raises:
-            TypeError, ValueError: an argument is wrong.
+            TypeError, ValueError: an argument is invalid.
             ValueError: the writer is closed.
         """
         if self.closed:
-            raise ValueError(f"{self!r} is closed; make another to go on")
+            raise ValueError(f"{self!r} is closed; make a new PcapWriter")
         if direction not in WAYS:
-            raise ValueError(f"direction is 'in', 'out' or None, not {direction!r}")
+            raise ValueError(f"direction must be 'in', 'out' or None, got {direction!r}")
         if time_ns is None:
             time_ns = time.time_ns()
         else:
             _check_int("time_ns", time_ns)
             if not 0 <= time_ns < 2**32 * 1_000_000_000:
-                raise ValueError(f"time_ns is a time between 1970 and 2106, not {time_ns}")
+                raise ValueError(f"time_ns must be a time between 1970 and 2106, got {time_ns}")
         return self._offer(packet, direction, time_ns)
 
     def record(self, packet: Buffer, direction: Direction) -> None:
-        """Write a packet now, for a capture: a closed writer counts it as dropped."""
+        """Write a packet with the current time, for a capture; if closed, drop and count it."""
         self._offer(packet, direction, time.time_ns())
 
     def _offer(self, packet: Buffer, direction: Direction | None, time_ns: int) -> bool:
@@ -194,7 +197,7 @@ class PcapWriter:
             sink.changed.notify()
         return True
 
-    # What is known of it
+    # State
 
     @property
     def written(self) -> int:
@@ -203,14 +206,14 @@ class PcapWriter:
 
     @property
     def dropped(self) -> int:
-        """How many packets are missing from the file: the disk was too slow, or failed."""
+        """How many packets are missing from the file because the disk was too slow, or failed."""
         return self._sink.dropped
 
     @property
     def error(self) -> OSError | None:
-        """What ended the writing before its time, once something did; `close` raises it.
+        """The error that stopped the writing, or None; `close` raises it.
 
-        No more is written after it. The file ends with the last packet that is whole.
+        Nothing is written after an error. The file ends with the last complete packet.
         """
         return self._sink.error
 
@@ -225,30 +228,30 @@ class PcapWriter:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"{self!r} can't be copied or pickled: it has one file and one thread; use the writer "
+            f"{self!r} can't be copied or pickled, as it has a file and a thread; use the writer "
             "itself, from any thread"
         )
 
     # Closing
 
     def close(self) -> None:
-        """Write what is left and close the file; may be called again. Waits for the disk.
+        """Write the packets that wait, and close the file. Blocks; may be called again.
 
         Raises:
-            OSError: the disk failed, now or before (its errno; the text says how many packets are
-                missing). Only the first call raises it.
+            OSError: the disk failed, now or earlier (with the disk's errno). Only the first call
+                raises it.
         """
         self._sink.end(closing=True)
         self._sink.thread.join()
         self._sink.tell()
 
     async def aclose(self) -> None:
-        """Close as `close` does, while the event loop goes on.
+        """Close as `close` does, without blocking the event loop.
 
         Raises:
             OSError: as `close`.
 
-        *Cancellation*: everything is written and closed all the same, only the waiting ends.
+        *Cancellation*: only the waiting ends. The thread still writes everything and closes.
 
         *Concurrency*: may be called by several tasks at once.
         """
@@ -256,7 +259,7 @@ class PcapWriter:
         over = loop.create_future()
         self._sink.end(closing=True, then=lambda: finish(loop, over))
         await over
-        self._sink.thread.join()  # it has but to return
+        self._sink.thread.join()  # the thread is about to return
         self._sink.tell()
 
     def __enter__(self) -> Self:
@@ -292,16 +295,17 @@ class PcapWriter:
         if sink is None or sink.closed:
             return
         shown = repr(self)
-        sink.end(closing=True)  # but don't wait: this may be the event loop's thread
+        sink.end(closing=True)  # don't wait for the end: this may be the event loop's thread
         warnings.warn(f"unclosed {shown}; call close()", ResourceWarning, source=self, stacklevel=1)
 
 
 def _check_binary(file: object) -> None:
     if isinstance(file, io.TextIOBase) or not hasattr(file, "write"):
-        raise TypeError(f"file is a path or a file opened in binary mode, not {file!r}")
+        raise TypeError(f"file must be a path or a file opened in binary mode, got {file!r}")
     if getattr(file, "closed", False) is True:
         raise ValueError(f"{file!r} is closed; open it again, or give its path")
-    # Not any file's writable(): io.RawIOBase says False until a class of the user's says otherwise.
+    # Call writable() only on these classes. io.RawIOBase.writable() returns False, and a user's
+    # subclass that can write may not have overridden it.
     if isinstance(file, io.BufferedReader | io.FileIO) and not file.writable():
         raise ValueError(f"{file!r} can't be written to; open it with mode 'wb'")
 
@@ -318,13 +322,14 @@ def _check_interface(name: object) -> None:
         raise TypeError(f"interface must be a name (str) or None, got {name!r}")
     length = len(os.fsencode(name))
     if length > MAX_OPTION:
-        raise ValueError(f"interface is a name of {length} bytes; pcapng takes {MAX_OPTION}")
+        raise ValueError(f"interface must have at most {MAX_OPTION} bytes, got {length}")
 
 
 def _leave(error: BaseException | None, failure: OSError) -> None:
-    """Raise the disk's error, unless a block ends with one of its own: that goes on, with a note.
+    """Raise the write error.
 
-    A cancellation, say, has to stay one.
+    If the ``with`` block is already raising (a CancelledError, for example), let that error
+    propagate, and attach the write error to it as a note.
     """
     if error is None:
         raise failure
@@ -332,7 +337,7 @@ def _leave(error: BaseException | None, failure: OSError) -> None:
 
 
 class Capture:
-    """A capture under way, as `Device.capture` gives it; a context manager."""
+    """A running capture, returned by `Device.capture`; a context manager."""
 
     __slots__ = ("_stop",)
 
@@ -341,7 +346,7 @@ class Capture:
         self._stop: Callable[[], None] | None = stop
 
     def stop(self) -> None:
-        """Record no more; may be called again. The writer stays open."""
+        """Stop recording. The writer stays open. Idempotent."""
         stop, self._stop = self._stop, None
         if stop is not None:
             stop()

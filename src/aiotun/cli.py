@@ -1,4 +1,4 @@
-"""A door to the `aiotun` command, whose parts are in `_cli/`."""
+"""The entry point of the `aiotun` command. Its parts are in `_cli/`."""
 
 from ._cli.main import main
 

@@ -1,7 +1,7 @@
-"""Packets as dpkt's objects, and back.
+"""Decodes packets into dpkt's objects, and encodes these.
 
-This and `_packets.encode`, which is its own part, are all that imports dpkt, and only once
-something is decoded or encoded.
+Only this module and `_packets.encode`, which is a part of it, import dpkt. They do so when the
+first packet is decoded or encoded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .errors import PacketDecodeError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    # As themselves, for device.py's annotations: nothing else may import dpkt.
+    # Re-exported for device.py's annotations, as no other module may import dpkt.
     from dpkt.ethernet import Ethernet as Ethernet
     from dpkt.ip import IP as IP
     from dpkt.ip6 import IP6 as IP6
@@ -24,9 +24,9 @@ P = TypeVar("P")
 
 __all__ = ["decode_frame", "decode_packet", "encode"]
 
-# What a VLAN tag is announced by: 802.1Q, 802.1ad, and two that were used before that.
+# The ethertypes of VLAN tags: 802.1Q, 802.1ad, and two that were used before 802.1ad.
 _TAGGED = (b"\x81\0", b"\x88\xa8", b"\x91\0", b"\x92\0")
-_MOST_TAGS = 8  # each becomes an object, of many times its size
+_MOST_TAGS = 8  # each 4-byte tag becomes an object of many times its size
 
 _MISSING = "this needs dpkt, which is not installed: pip install 'aiotun[dpkt]'"
 
@@ -35,13 +35,13 @@ def decode_packet(data: bytes | bytearray | memoryview) -> IP | IP6:
     """Decode an IP packet.
 
     Args:
-        data: the packet, without anything in front of it. What is no `bytes` is copied first.
+        data: the packet, without a header in front of it. If it is not `bytes`, it is copied first.
 
     Returns:
         A `dpkt.ip.IP` or a `dpkt.ip6.IP6`, by the version in the packet's first four bits.
 
     Raises:
-        PacketDecodeError: the bytes are no IP packet, or dpkt cannot read them.
+        PacketDecodeError: the bytes are not an IP packet, or dpkt can't decode them.
         ImportError: dpkt is not installed.
     """
     try:
@@ -50,7 +50,7 @@ def decode_packet(data: bytes | bytearray | memoryview) -> IP | IP6:
         raise ImportError(_MISSING) from error
     version = data[0] >> 4 if data else None
     if version not in (4, 6):
-        raise PacketDecodeError(f"no IP packet: its version is {version}, neither 4 nor 6")
+        raise PacketDecodeError(f"not an IP packet: the version must be 4 or 6, got {version}")
     return _decode(ip.IP, data) if version == 4 else _decode(ip6.IP6, data)
 
 
@@ -58,26 +58,26 @@ def decode_frame(data: bytes | bytearray | memoryview) -> Ethernet:
     """Decode an Ethernet frame.
 
     Args:
-        data: the frame. What is no `bytes` is copied first.
+        data: the frame. If it is not `bytes`, it is copied first.
 
     Returns:
-        A `dpkt.ethernet.Ethernet`. Where dpkt alone leaves something out, it is there: all of up to
-        8 VLAN tags in `vlan_tags`, a pseudowire's control word and what follows it as `data` of
-        bytes, and so the payload of Novell's raw 802.3.
+        A `dpkt.ethernet.Ethernet`. It includes what dpkt alone would leave out: up to 8 VLAN tags
+        in `vlan_tags`; a pseudowire's control word and what follows it, as bytes in `data`; and the
+        payload of a raw 802.3 frame (Novell), as bytes in `data`.
 
     Raises:
-        PacketDecodeError: dpkt cannot read it, or it has more VLAN tags.
+        PacketDecodeError: dpkt can't decode the frame, or it has more than 8 VLAN tags.
         ImportError: dpkt is not installed.
     """
     try:
         from dpkt import ethernet
     except ImportError as error:
         raise ImportError(_MISSING) from error
-    # dpkt's own parsers of LLC fail on a memoryview, and leave parts of the others' data as views
-    # of what the caller may change.
+    # Decode a copy: dpkt's LLC parsers fail on a memoryview. Its other parsers would return views
+    # of a buffer that the caller may change.
     whole = bytes(data)
     places = _tag_places(whole)
-    # dpkt reads two tags where the second is 0x8100; of any others it keeps the last ones.
+    # dpkt reads two tags if the second one is 0x8100. Of other stacks it keeps only the last tags.
     if len(places) < 2 or (len(places) == 2 and whole[places[1] : places[1] + 2] == b"\x81\0"):
         frame = _decode(ethernet.Ethernet, whole)
     else:
@@ -91,29 +91,31 @@ def decode_frame(data: bytes | bytearray | memoryview) -> Ethernet:
 
 
 def _tag_places(frame: bytes) -> list[int]:
-    """Where a frame's VLAN tags stand, the first two bytes of each its ethertype."""
+    """Return the offsets of a frame's VLAN tags; each tag begins with its 2-byte ethertype."""
     places = []
     at = 12
     while frame[at : at + 2] in _TAGGED and len(frame) >= at + 6:
         places.append(at)
         at += 4
     if len(places) > _MOST_TAGS:
-        raise PacketDecodeError(f"a frame with {len(places)} VLAN tags; {_MOST_TAGS} are enough")
+        raise PacketDecodeError(
+            f"the frame has {len(places)} VLAN tags; at most {_MOST_TAGS} are decoded"
+        )
     return places
 
 
 def _restore(frame: Ethernet, whole: bytes, at: int) -> None:
-    """Give back what dpkt skips, as `data` of bytes, so that it is not lost when it is written.
+    """Put bytes that dpkt skips back into `data`, so that encoding the frame does not lose them.
 
     Args:
-        frame: as dpkt has decoded it.
-        whole: what it has decoded.
-        at: where in it the labels or the payload begin.
+        frame: the frame as dpkt has decoded it.
+        whole: the bytes that dpkt has decoded.
+        at: the offset of the MPLS labels, or of the payload if there are none.
     """
     from dpkt.ethernet import ETH_TYPE_IPX
 
     if frame.type == ETH_TYPE_IPX and int.from_bytes(whole[12:14], "big") <= 1500:
-        # Novell's raw 802.3: its first two bytes are left out, and it becomes Ethernet II.
+        # Raw 802.3 (Novell). dpkt skips the payload's first two bytes and would write Ethernet II.
         frame.type, frame.data = int.from_bytes(whole[12:14], "big"), whole[14:]
         del frame.ipx
         return
@@ -123,42 +125,42 @@ def _restore(frame: Ethernet, whole: bytes, at: int) -> None:
         and whole[at : at + 2] == b"\0\0"
         and at + 14 <= len(whole)
     ):
-        frame.data = whole[at:]  # a pseudowire's control word (RFC 4385) is left out
+        frame.data = whole[at:]  # dpkt skips a pseudowire's control word (RFC 4385)
         vars(frame).pop("ethernet", None)
 
 
 def _decode(parser: Callable[[bytes], P], data: bytes | bytearray | memoryview) -> P:
     try:
         return parser(data if isinstance(data, bytes) else bytes(data))
-    # A stranger's packet makes dpkt raise AttributeError, IndexError, RecursionError and more, as
-    # well as its own UnpackError. Nothing but a parser of these bytes runs here.
+    # For a malformed packet dpkt raises AttributeError, IndexError, RecursionError and more, as
+    # well as its own UnpackError. Catching all of them is safe: only dpkt's parser runs here.
     except Exception as error:
-        text = f"dpkt cannot read these {len(data)} bytes ({type(error).__name__}: {error})"
+        text = f"dpkt can't decode these {len(data)} bytes ({type(error).__name__}: {error})"
         raise PacketDecodeError(text) from error
 
 
 def encode(packet: IP | IP6 | Ethernet) -> bytes:
-    """Write a dpkt object as what is meant by sending it: with right lengths and checksums.
+    """Encode a dpkt object as a packet that can be sent, with correct lengths and checksums.
 
-    Total and payload lengths, header sizes with options, UDP's length, and the checksums of IPv4,
-    TCP, UDP, ICMP and ICMPv6 are computed, whatever the object says and dpkt would make of it; so
-    are those of IGMP, OSPF, PIM and SCTP over IPv4. Within Ethernet, VLAN tags and IP in IP, too.
-    A protocol number of 0 (`p`, `nxt`), which dpkt begins with, is filled in, and so is an
-    Ethernet type. All other fields go out as they are: `IP6.hlim`, which dpkt leaves at 0, is
-    yours to set.
+    These are computed, whatever the object says: total and payload lengths, header sizes with
+    options, UDP's length, and the checksums of IPv4, TCP, UDP, ICMP and ICMPv6, and of IGMP, OSPF,
+    PIM and SCTP over IPv4. This includes packets within Ethernet, VLAN tags and IP in IP. A
+    protocol number of 0 (`p`, `nxt`), which is dpkt's default, is filled in, and so is the Ethernet
+    type. All other fields are written as they are. Set `IP6.hlim` yourself: dpkt's default is 0.
 
-    What is part of something larger keeps what it says of that: a fragment's payload, the packet
-    that an ICMP error quotes. So does data that is bytes. Decoding loses an Ethernet frame's
-    padding and what dpkt has no place for: to forward a packet, send its original bytes.
+    Part of a larger packet keeps its lengths and checksums, as these are about the whole: a
+    fragment's payload, or the packet that an ICMP error quotes. Data that is bytes is not changed
+    either. Decoding loses an Ethernet frame's padding and whatever dpkt has no field for: to
+    forward a packet, send its original bytes.
 
     Args:
         packet: a `dpkt.ip.IP`, `dpkt.ip6.IP6` or `dpkt.ethernet.Ethernet`. It is not changed.
 
     Raises:
-        TypeError: it is none of these.
-        ValueError: a field holds what does not fit into the packet, a protocol number contradicts
-            the data, a packet is too long, or dpkt cannot write one of the layers: what was written
-            is decoded once more, and has to have the same layers.
+        TypeError: `packet` is none of these classes.
+        ValueError: a field's value does not fit into the packet, a protocol number contradicts the
+            data, a packet is too long, or dpkt can't write one of the layers. To find the last, the
+            result is decoded again and must have the same layers.
         ImportError: dpkt is not installed.
     """
     try:
@@ -173,16 +175,16 @@ def encode(packet: IP | IP6 | Ethernet) -> bytes:
     try:
         again = decode_frame(data) if isinstance(packet, Ethernet) else decode_packet(data)
     except PacketDecodeError:
-        return data  # its `data` is bytes that dpkt can't read, and was written as it is
+        return data  # the payload is bytes that dpkt can't decode, which were written as they are
     check(packet, again, data)
     return data
 
 
 def decoder(mode: Mode) -> Callable[[bytes], IP | IP6 | Ethernet]:
-    """Give what decodes the packets of a device of this kind.
+    """Return the function that decodes the packets of a device of this mode.
 
     Raises:
-        ImportError: dpkt is not installed: now, and not at the first packet.
+        ImportError: dpkt is not installed. This is raised now, not at the first packet.
     """
     try:
         import dpkt  # noqa: F401

@@ -1,7 +1,7 @@
 """Links: an interface's addresses, routes, MTU, state and events, by rtnetlink(7).
 
-A request runs in a short-lived thread, inside the interface's network namespace, so that neither
-the event loop nor the program's own namespace has a part in it.
+Each request runs in a short-lived thread that has entered the interface's network namespace. A
+request therefore never blocks the event loop, and the program's own namespace stays as it is.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = ["Link", "LinkAddress", "Route"]
 
 T = TypeVar("T")
 
-# if.h: IFALIASZ is 256, and the kernel wants less of what it is sent: pyroute2 sends a NUL too.
+# if.h: IFALIASZ is 256. The kernel accepts at most 255 bytes, and pyroute2 adds a NUL.
 _ALIAS_BYTES = 254
 
 _S32 = 0x7FFF_FFFF
@@ -49,30 +49,32 @@ _U32 = 0xFFFF_FFFF
 class Link:
     """An interface as the kernel's routing sees it: addresses, routes, MTU, state.
 
-    ``device.link`` is one, and this makes one for any interface, looked up at each request.
+    ``device.link`` is the link of a device. Call ``Link(name)`` for any other interface; each
+    request then looks the interface up by its name.
 
     Args:
         name: the interface's name.
-        netns: the network namespace that it is in: a `Namespace`, a name under /run/netns, a path,
-            or an open fd (duplicated here). None is the namespace of the thread that makes the
-            first request.
+        netns: the interface's network namespace: a `Namespace`, a name under /run/netns, a path, or
+            an open fd (duplicated here). None is the namespace of the thread that makes the first
+            request.
 
-    The namespace is opened at the first request and held from then on, so that the link works on
-    after ``ip netns del``.
+    The first request opens the namespace, and the link holds it open from then on, so that the
+    link still works after ``ip netns del``.
 
     Raises:
-        TypeError: an argument is of another type.
-        ValueError: the name is none that an interface can have.
+        TypeError: an argument has the wrong type.
+        ValueError: the name is not a valid interface name.
         LinkError: `netns` is an fd that is not open.
 
-    Every request raises `LinkError` with ENODEV where the interface is not there, with ENOENT where
-    the namespace is not there (it is never created), and with the kernel's own words where it
-    refuses; `NotPermittedError` without CAP_NET_ADMIN there. Reading needs no privilege, unless
-    the namespace is another than the program's: entering it takes CAP_SYS_ADMIN. Where no thread
-    can be started, or no file descriptor or memory is left, it raises `ResourceLimitError`.
+    Every request raises `LinkError` with ENODEV if the interface does not exist, with ENOENT if
+    the namespace does not exist (it is never created), and with the kernel's own message if the
+    kernel refuses. It raises `NotPermittedError` without CAP_NET_ADMIN in the namespace. Reading
+    needs no privilege, unless the namespace is not the program's own: entering another one takes
+    CAP_SYS_ADMIN. A request raises `ResourceLimitError` if no thread can be started, or no file
+    descriptor or memory is left.
 
-    *Cancellation*: a request is not interrupted. It is waited for (a few ms), and then the
-    cancellation goes through, with the request done.
+    *Cancellation*: a request is not interrupted. The task waits until the request is done (a few
+    ms), and then the cancellation goes through.
 
     *Concurrency*: any number of requests may be made at once; they are carried out one by one.
     """
@@ -81,12 +83,13 @@ class Link:
         self._interface = Interface(check_name(name))
         self._netns = netns
         self._adopted = False
-        # Held during a request, in its thread: what one finds out (the name) must not be
-        # overwritten by another that looked before.
+        # The thread of a request holds this lock. Otherwise a request that read the name earlier
+        # could overwrite what a later request found out.
         self._lock = threading.Lock()
         namespaces.check_netns(netns)
         if isinstance(netns, int) or hasattr(netns, "fileno"):
-            # Now and not at first use: the caller may close it, and the number be used again.
+            # Duplicate the fd now, not at the first request: by then the caller may have closed it,
+            # and its number may belong to another file.
             self._interface.namespace = namespaces.NamespaceFd(namespaces.open_netns(netns))
 
     @classmethod
@@ -94,10 +97,11 @@ class Link:
         """Make the link of a device, which has looked everything up already.
 
         Args:
-            interface: shared with the device and kept up to date; found by its index, from now
-                on, whatever its name. Where its namespace is not known, every request raises.
+            interface: shared with the device and kept up to date. Requests find it by its index,
+                not by its name. If its namespace is not known, every
+                request raises `LinkError`.
         """
-        # Not by __init__: it takes only names in UTF-8, and an interface may have another.
+        # Not by __init__, which accepts only names in UTF-8. The kernel accepts others.
         self = cls.__new__(cls)
         self._interface = interface
         self._netns = None
@@ -107,7 +111,7 @@ class Link:
 
     @property
     def name(self) -> str:
-        """The interface's name; follows `rename`, what `info` finds and what `events` sees."""
+        """The interface's name; updated by `rename`, by `info` and by `events`."""
         return self._interface.name
 
     def __repr__(self) -> str:
@@ -123,7 +127,7 @@ class Link:
         await self._set("bring the link up", state="up")
 
     async def down(self) -> None:
-        """Take the link down (IFF_UP off). Its routes go, and its IPv6 addresses too.
+        """Take the link down (IFF_UP off). The kernel removes its routes and IPv6 addresses.
 
         Raises:
             LinkError: there is no such link or namespace, or the kernel refused.
@@ -135,13 +139,13 @@ class Link:
         """Set the MTU (IFLA_MTU).
 
         Args:
-            mtu: the largest IP packet in bytes, without any link-layer header. What an interface
-                takes is its own: 68 to 65535 for TUN, to 65521 for TAP. Below 1280 a link has no
-                IPv6: the kernel removes its IPv6 addresses and routes.
+            mtu: the largest IP packet in bytes, without any link-layer header. The valid range
+                depends on the interface: 68 to 65535 for TUN, 68 to 65521 for TAP. Below 1280 a
+                link has no IPv6: the kernel removes its IPv6 addresses and routes.
 
         Raises:
-            ValueError: the MTU is negative or no 31-bit number.
-            LinkError: the interface can't have it, or there is no such link or namespace.
+            ValueError: the MTU is negative or does not fit into 31 bits.
+            LinkError: the interface can't have this MTU, or there is no such link or namespace.
             NotPermittedError: CAP_NET_ADMIN is missing.
         """
         _check_number(mtu, "an MTU", _S32)
@@ -150,7 +154,7 @@ class Link:
             await session.set(
                 info,
                 f"set the MTU to {mtu}",
-                f"'ip -d link show {info.name}' tells the minmtu and maxmtu",
+                f"'ip -d link show {info.name}' shows the smallest (minmtu) and largest (maxmtu)",
                 mtu=mtu,
             )
 
@@ -160,30 +164,31 @@ class Link:
         """Set the hardware address (IFLA_ADDRESS), also while the link is up.
 
         Args:
-            mac: such as ``"02:00:00:00:00:01"``; unicast.
+            mac: a unicast address, such as ``"02:00:00:00:00:01"``.
 
         Raises:
-            ValueError: this is no MAC that an interface can have.
-            LinkError: the interface has none (a TUN device), or there is no such link or namespace.
+            ValueError: `mac` is not a valid unicast MAC.
+            LinkError: the interface has no MAC (a TUN device), or there is no such link or
+                namespace.
             NotPermittedError: CAP_NET_ADMIN is missing.
         """
         address = parse_mac(mac)
         await self._set(
             f"set the MAC to {address}",
-            "a TUN device has no MAC, and some interfaces must be down for it",
+            "a TUN device has no MAC, and some interfaces must be taken down first",
             address=address,
         )
 
     async def set_txqueuelen(self, packets: int) -> None:
-        """Set the length of the queue towards the wire (IFLA_TXQLEN).
+        """Set the length of the transmit queue (IFLA_TXQLEN).
 
         Args:
-            packets: how many packets it holds; on a TUN or TAP device each of its queues does,
-                and at most 524288.
+            packets: how many packets the queue holds. On a TUN or TAP device this is the length of
+                each of its queues, and at most 524288.
 
         Raises:
-            ValueError: the number is negative or no 32-bit number.
-            LinkError: the interface can't have so long a queue, or there is no such link or
+            ValueError: the number is negative or does not fit into 32 bits.
+            LinkError: the interface can't have a queue of this length, or there is no such link or
                 namespace.
             NotPermittedError: CAP_NET_ADMIN is missing.
         """
@@ -204,62 +209,66 @@ class Link:
         await self._request(work)
 
     async def set_alias(self, text: str) -> None:
-        """Set the free text that is kept with the link (IFLA_IFALIAS); an empty one removes it.
+        """Set the link's alias, a free text (IFLA_IFALIAS); an empty text removes it.
 
         Args:
             text: at most 254 bytes.
 
         Raises:
-            ValueError: it is longer, or contains a NUL.
+            ValueError: the text is longer, contains a NUL, or can't be encoded as UTF-8.
             LinkError: there is no such link or namespace, or the kernel refused.
             NotPermittedError: CAP_NET_ADMIN is missing.
         """
         if not isinstance(text, str):
-            raise TypeError(f"an alias is a str, not {type(text).__name__}")
+            raise TypeError(f"an alias must be a str, got {type(text).__name__}")
         if len(text.encode(errors="replace")) > _ALIAS_BYTES or "\0" in text:
-            raise ValueError(f"the alias {text!r} has a NUL or more than {_ALIAS_BYTES} bytes")
+            raise ValueError(
+                f"the alias {text!r} has a NUL or more than {_ALIAS_BYTES} bytes; shorten it"
+            )
         if not is_utf8(text):
-            raise ValueError(f"the alias {text!r} can't be encoded as UTF-8; leave surrogates out")
+            raise ValueError(f"the alias {text!r} can't be encoded as UTF-8; remove the surrogates")
         await self._set("set the alias", ifalias=text)
 
     async def rename(self, name: str) -> None:
-        """Give the interface another name (IFLA_IFNAME); `name` follows.
+        """Rename the interface (IFLA_IFNAME); `name` then returns the new name.
 
         Args:
-            name: the name; ``"vpn%d"`` takes the lowest free number.
+            name: the new name. In ``"vpn%d"`` the kernel replaces ``%d`` by the lowest free number.
 
         Raises:
-            ValueError: this is no name that an interface can have.
-            LinkError: the name is taken, the kernel renames no link that is up (EBUSY), or there
-                is no such link or namespace.
+            ValueError: `name` is not a valid interface name.
+            LinkError: the name is taken, this kernel can't rename a link that is up (EBUSY), or
+                there is no such link or namespace.
             NotPermittedError: CAP_NET_ADMIN is missing.
         """
         check_new_name(name)
 
         async def work(session: Session, info: LinkInfo) -> None:
             try:
-                await session.set(info, f"set the name to {name}", "take another", ifname=name)
+                await session.set(
+                    info, f"set the name to {name}", "choose another name", ifname=name
+                )
             except LinkError as error:
                 if error.errno != errno.EBUSY:
                     raise
                 raise LinkError(
                     errno.EBUSY,
-                    f"this kernel does not rename {info.name} while it is up; take it down first",
+                    f"this kernel can't rename {info.name} while it is up; take it down first",
                     info.name,
                 ) from error
 
         await self._request(work)
 
     async def set_master(self, bridge: str | None) -> None:
-        """Attach the link to a bridge, or release it with None (IFLA_MASTER).
+        """Attach the link to a bridge (IFLA_MASTER); None detaches it.
 
         Args:
             bridge: the name of a bridge (or bond) in the same namespace.
 
         Raises:
-            ValueError: this is no name that an interface can have.
-            LinkError: there is no such bridge, it takes no such link, or there is no such link or
-                namespace.
+            ValueError: `bridge` is not a valid interface name.
+            LinkError: there is no such bridge, it does not accept this link, or there is no such
+                link or namespace.
             NotPermittedError: CAP_NET_ADMIN is missing.
         """
         if bridge is not None:
@@ -267,28 +276,30 @@ class Link:
 
         async def work(session: Session, info: LinkInfo) -> None:
             if bridge is None:
-                await session.set(info, "release the link from its master", master=0)
+                await session.set(info, "detach the link from its master", master=0)
                 return
-            hint = f"look whether {bridge} is a bridge"
+            hint = f"check that {bridge} is a bridge"
             if info.tuntap is not None and info.tuntap.mode == "tun":
-                hint = "a TUN device carries packets, and a bridge joins frames only: use a TAP"
+                hint = "a bridge forwards frames and a TUN device carries packets: use a TAP device"
             master = await session.get(bridge)
             await session.set(info, f"set the master to {bridge}", hint, master=master.index)
 
         await self._request(work)
 
     async def add_address(self, address: AddressArg) -> None:
-        """Add an address (RTM_NEWADDR), usable at once.
+        """Add an address (RTM_NEWADDR); it can be used as soon as this returns.
 
-        IPv6 duplicate address detection is left out: it would ask hosts on a wire that ends here.
+        IPv6 duplicate address detection is skipped: the wire of a TUN or TAP device ends in this
+        program, so that no other host can have the address.
 
         Args:
             address: ``"10.0.0.1/24"``, ``"fd00::1/64"``, ``"10.0.0.1 peer 10.0.0.2/32"``, or an
                 interface object of the ipaddress module.
 
         Raises:
-            ValueError: this is no address.
-            LinkError: the link has it already (EEXIST), or there is no such link or namespace.
+            ValueError: `address` is not a valid address.
+            LinkError: the link already has the address (EEXIST), or there is no such link or
+                namespace.
             NotPermittedError: CAP_NET_ADMIN is missing.
         """
         wanted = parse_address(address)
@@ -304,19 +315,19 @@ class Link:
         """Remove an address (RTM_DELADDR).
 
         Args:
-            address: as for `add_address`, with prefix length and peer as they were added.
+            address: as for `add_address`, with the prefix length and peer that it was added with.
 
         Raises:
-            ValueError: this is no address.
-            LinkError: the link does not have it (EADDRNOTAVAIL), or there is no such link or
-                namespace.
+            ValueError: `address` is not a valid address.
+            LinkError: the link does not have the address (EADDRNOTAVAIL), or there is no such link
+                or namespace.
             NotPermittedError: CAP_NET_ADMIN is missing.
         """
         unwanted = parse_address(address)
         await self._request(lambda session, info: session.remove_address(info, unwanted))
 
     async def addresses(self) -> list[LinkAddress]:
-        """Give the link's addresses, those that the kernel added itself among them (RTM_GETADDR).
+        """Return the link's addresses, including those that the kernel added (RTM_GETADDR).
 
         Raises:
             LinkError: there is no such link or namespace.
@@ -335,18 +346,20 @@ class Link:
 
         Args:
             dst: a network, an address or ``"default"``, as text or as an object of the ipaddress
-                module. A text may go on: ``"10.2.0.0/16 via 10.0.0.2 metric 50 table 100"``, or
+                module. The text may hold the other arguments too:
+                ``"10.2.0.0/16 via 10.0.0.2 metric 50 table 100"``, or
                 ``"default via 172.31.1.1 onlink"``.
-            via: the gateway; without one the destinations are on the link itself.
-            metric: the smallest wins; the kernel's default unless given.
-            table: the number of the routing table; the main one unless given.
-            onlink: whether to take the gateway for a neighbour on this link, though it is in none
-                of the link's networks (RTNH_F_ONLINK). Otherwise there must be a route to it.
+            via: the gateway. Without one the destinations are on the link itself.
+            metric: the route with the smallest metric wins. The default is the kernel's.
+            table: the number of the routing table. The default is the main table.
+            onlink: treat the gateway as a neighbor on this link, even if it is in none of the
+                link's networks (RTNH_F_ONLINK). Without it there must be a route to the gateway.
 
         Raises:
-            ValueError: this is no route.
-            LinkError: it exists already (EEXIST), the gateway can't be reached (ENETUNREACH, for
-                IPv6 EHOSTUNREACH), the link is down, or there is no such link or namespace.
+            ValueError: the arguments are not a valid route.
+            LinkError: the route exists already (EEXIST), the gateway can't be reached
+                (ENETUNREACH, for IPv6 EHOSTUNREACH), the link is down, or there is no such link or
+                namespace.
             NotPermittedError: CAP_NET_ADMIN is missing.
         """
         wanted = parse_route(dst, via, metric, table, onlink)
@@ -363,12 +376,12 @@ class Link:
 
         Args:
             dst: as for `add_route`, or a Route from `routes`.
-            via: the gateway; without one, that of the route found is not looked at.
-            metric: the metric; without one the kernel takes the first route that fits.
-            table: the number of the routing table; the main one unless given.
+            via: the gateway. Without one, a route with any gateway matches.
+            metric: the metric. Without one, the kernel removes the first route that matches.
+            table: the number of the routing table. The default is the main table.
 
         Raises:
-            ValueError: this is no route.
+            ValueError: the arguments are not a valid route.
             LinkError: there is no such route (ESRCH), link or namespace.
             NotPermittedError: CAP_NET_ADMIN is missing.
         """
@@ -376,10 +389,10 @@ class Link:
         await self._request(lambda session, info: session.remove_route(info, unwanted))
 
     async def routes(self) -> list[Route]:
-        """Give the unicast routes through this link, of every table but 'local' (RTM_GETROUTE).
+        """Return the unicast routes through this link, of every table but 'local' (RTM_GETROUTE).
 
-        The local table (255) is the kernel's own bookkeeping of addresses, broadcasts and
-        multicasts. Where a route spreads over several links, what goes through this one is given.
+        In the local table (255) the kernel keeps entries for addresses, broadcasts and multicasts.
+        Of a multipath route, only the hops through this link are returned.
 
         Raises:
             LinkError: there is no such link or namespace.
@@ -387,7 +400,7 @@ class Link:
         return await self._request(lambda session, info: session.routes(info))
 
     async def info(self) -> LinkInfo:
-        """Give what the link is now (RTM_GETLINK); `name` follows it.
+        """Return the link's current properties (RTM_GETLINK), and update `name`.
 
         Raises:
             LinkError: there is no such link or namespace.
@@ -399,7 +412,7 @@ class Link:
         return await self._request(work)
 
     async def stats(self) -> LinkStats:
-        """Give the kernel's traffic counters (IFLA_STATS64).
+        """Return the kernel's traffic counters (IFLA_STATS64).
 
         Raises:
             LinkError: there is no such link or namespace.
@@ -416,33 +429,33 @@ class Link:
                 async for event in events:
                     print(event.kind)
 
-        Watching has begun when ``async with`` has entered its block: whatever happens from then on
-        is an event, and nothing that happened before. With ``async for event in link.events()``
-        alone it begins during the first step. Only changes are events; ask `info` and `addresses`
-        for what is so already.
+        Watching begins when ``async with`` enters its block: every later change is an event, and no
+        earlier one is. With ``async for event in link.events()`` alone, watching begins during the
+        first step. Only changes are events; use `info` and `addresses` for the current state.
 
-        The link is the one that has this name when watching begins, whatever it is called later.
-        `name`, and a device's `name` and `mtu`, are right as soon as an event is there. The last
-        event is ``"deleted"``; then iteration ends. A link that is moved to another network
-        namespace, by `move_to_netns` too, is deleted from where it was: watch it anew there.
+        The iterator watches the link that has this name when watching begins, and follows that link
+        through renames. By the time an event is returned, `name`, and a device's `name` and `mtu`,
+        are up to date. The last event is ``"deleted"``; then iteration ends. A link that is moved
+        to another network namespace, also by `move_to_netns`, counts as deleted: call `events`
+        again to watch it there.
 
-        Events come in the kernel's order, and none is left out, to a reader who keeps up. Of one
-        who is more than 256 changes behind, and where the kernel tells faster than can be listened
-        (a netlink socket overrun), the changes are summed up: he gets the events that lead from the
-        last state he knows to the present one. An address that came and went in between is then
-        left out; that the link is down, or gone, never is.
+        A reader that keeps up gets every event, in the kernel's order. If a reader falls more than
+        256 changes behind, or the netlink socket overruns, pending changes are coalesced: the
+        reader gets the events that lead from the last state it knows to the current one. An address
+        that was added and removed in between is then left out. That the link is down, or deleted,
+        is never left out.
 
-        All that watch a network namespace share one thread, which ends with the last of them.
+        All iterators of a network namespace share one thread, which ends when the last one closes.
 
         Returns:
-            An iterator, also an asynchronous context manager, with ``aclose()``. Entering it, or
-            its first step, raises LinkError (ENODEV) where there is no such link, LinkError
-            (ENOENT) where there is no such namespace, and NotPermittedError where that may not be
-            entered.
+            An iterator, which is also an asynchronous context manager, with ``aclose()``. Entering
+            it, or its first step, raises LinkError (ENODEV) if there is no such link, LinkError
+            (ENOENT) if there is no such namespace, and NotPermittedError if the program may not
+            enter the namespace.
 
         *Cancellation*: a step that is cancelled loses no event.
 
-        *Concurrency*: any number of iterators may be at work, in any number of event loops.
+        *Concurrency*: any number of iterators may be in use, in any number of event loops.
 
         Source: RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR (``linux/rtnetlink.h``).
         """
@@ -453,20 +466,20 @@ class Link:
     async def move_to_netns(self, netns: namespaces.NetnsArg) -> None:
         """Move the interface to another network namespace (IFLA_NET_NS_FD), and this link with it.
 
-        A device goes on receiving and sending. The link is down there, and its addresses, routes
-        and master are gone; its index is another where that one is taken there. Who watches it
-        hears ``"deleted"``.
+        A device continues to receive and send. In the new namespace the link is down and has no
+        addresses, routes or master. Its index changes if that number is taken there. Iterators of
+        `events` return ``"deleted"``.
 
         Args:
             netns: a `Namespace`, the name of one under /run/netns, a path
                 (``"/proc/1/ns/net"``), or an open fd.
 
         Raises:
-            TypeError, ValueError: `netns` can be none.
-            LinkError: there is no such namespace (ENOENT; it is never created), it has an interface
-                of this name (EEXIST), the interface is one that stays where it is (EINVAL: `lo`,
-                for one), or there is no such link. It has not moved then.
-            NotPermittedError: CAP_NET_ADMIN or CAP_SYS_ADMIN is missing here or there.
+            TypeError, ValueError: `netns` can't be a namespace.
+            LinkError: there is no such namespace (ENOENT; it is never created), it already has an
+                interface of this name (EEXIST), the kernel does not move this interface (EINVAL,
+                for example `lo`), or there is no such link. The interface has not moved then.
+            NotPermittedError: CAP_NET_ADMIN or CAP_SYS_ADMIN is missing in one of the namespaces.
         """
         if netns is None:
             raise TypeError("move_to_netns needs a namespace: a name, a path or an open fd")
@@ -479,20 +492,23 @@ class Link:
             info = await session.get(known.name if known.index is None else known.index, known.name)
             what = f"move the link to the network namespace {netns}"
             hint = (
-                "if its name is taken there, rename one of the two; lo and its like can't be moved"
+                "if that namespace has an interface of this name, rename one of the two; some "
+                "interfaces, such as lo, can't be moved"
             )
             await session.set(info, what, hint, net_ns_fd=target.fd)
             return info.name
 
         def function() -> None:
             with self._lock:
-                # There first: where we may not go we could not follow it.
+                # Enter the target first. If we may not enter it, fail before the interface moves,
+                # as we could not follow it.
                 namespaces.setns(target.fd)
                 namespaces.setns(self._namespace().fd)
                 name = in_session(move)
                 self._interface.namespace = target
                 namespaces.setns(target.fd)
-                # By its name, which it keeps: that it had there alone a moment ago.
+                # Find it by its name, which it keeps: the kernel has just checked that no other
+                # interface in the target has that name.
                 index = ioctl.get_index(name)
                 if known.index is not None:
                     known.index = index
@@ -504,7 +520,7 @@ class Link:
         await self._request(lambda session, info: session.set(info, what, hint, **attributes))
 
     async def _request(self, work: Callable[[Session, LinkInfo], Awaitable[T]]) -> T:
-        """Look the link up and do something with it, in one conversation in another thread."""
+        """Look the link up and call `work` with it, in one rtnetlink session in another thread."""
         self._namespace()
 
         async def conversation(session: Session) -> T:
@@ -513,19 +529,19 @@ class Link:
             try:
                 return await work(session, info)
             finally:
-                # Here, in the thread, so that it is right also where the caller was cancelled.
+                # In this thread, so that the name is updated even if the caller was cancelled.
                 known.follow(info.index)
 
         def function() -> T:
             with self._lock:
-                # Not earlier: the request before this one may have moved the link.
+                # Only with the lock held: the request before this one may have moved the link.
                 namespaces.setns(self._namespace().fd)
                 return in_session(conversation)
 
         return await threads.run(function)
 
     def _namespace(self) -> namespaces.NamespaceFd:
-        """Give the namespace that the link is in, opened by the first who asks."""
+        """Return the link's namespace; the first call opens it."""
         if self._interface.namespace is None:
             if self._adopted:  # not this thread's: an interface of that name here is another
                 name = self._interface.name
@@ -541,6 +557,6 @@ class Link:
 
 def _check_number(value: object, what: str, highest: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{what} is an int, not {type(value).__name__}")
+        raise TypeError(f"{what} must be an int, got {type(value).__name__}")
     if not 0 <= value <= highest:
-        raise ValueError(f"{what} of {value} is out of range; it may be 0 to {highest}")
+        raise ValueError(f"{what} must be 0 to {highest}, got {value}")

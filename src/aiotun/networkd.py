@@ -1,4 +1,4 @@
-"""Files that make systemd-networkd create a device at boot; pure: nothing is written or asked."""
+"""Files with which systemd-networkd creates a device at boot; no I/O."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from ._link.values import IPV6_MIN_MTU, MAIN_TABLE, LinkAddress, Route, check_ne
 
 __all__ = ["NetworkdOptions", "networkd_units"]
 
-# What a value may consist of. It needs no quotes or escapes, whatever systemd gives a meaning to:
-# white space, line ends, a backslash at a line's end, specifiers, patterns (systemd.syntax(7)).
+# The characters that a value may have. It leaves out everything that has a meaning to systemd
+# (systemd.syntax(7)), so that a value needs no quotes or escapes: white space, line ends, a
+# backslash at a line's end, specifiers and patterns.
 _PLAIN = re.compile(r"[A-Za-z0-9_.:/@+$-]+")
-# Interface names are patterns in [Match], and networkd takes a number for an interface's index.
+# In [Match] networkd treats an interface name as a pattern, and a number as an interface's index.
 _NAME = re.compile(r"(?!\d+\Z)[A-Za-z0-9_.@+-]+")
-# A name of digits would be taken for a number; the rest is what useradd(8) allows.
+# networkd treats a name of digits as a number. Otherwise this is what useradd(8) allows.
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\$?")
 
-_AT_OPENING = "give it to the program that opens the device"
-# What no file can say, its default, and what to do instead.
+_AT_OPENING = "let the program set it when it opens the device"
+# The options that a networkd file can't express: name, default, and what to do instead.
 _UNSAYABLE: list[tuple[str, object, str]] = [
     (
         "txqueuelen",
         None,
-        "a .link file, which is for udev, has it (TransmitQueueLength= in systemd.link(5)); or "
+        "set it in a .link file for udev (TransmitQueueLength= in systemd.link(5)), or "
         + _AT_OPENING,
     ),
-    ("netns", None, "run another networkd in that namespace, and leave it out here"),
-    ("exclusive", False, "networkd goes on with a device that is there already"),
+    ("netns", None, "leave it out, and run another networkd in that namespace"),
+    ("exclusive", False, "leave it out: networkd always uses a device that exists already"),
     ("napi", False, _AT_OPENING),
-    # networkd's KeepCarrier= would occupy the only queue, so that no program could attach. Nor can
-    # several queues have it: before systemd 255 it swallows what the kernel puts into its own one.
+    # With KeepCarrier= networkd would hold a queue. If it is the only queue, no program could
+    # attach. With several queues, networkd before systemd 255 drops the packets of its own one.
     ("carrier", None, _AT_OPENING),
     ("sndbuf", None, _AT_OPENING),
 ]
@@ -41,7 +42,7 @@ _Section = tuple[str, list[str]]
 
 
 class NetworkdOptions(device_options.TapOptions, total=False):
-    """The keyword arguments of `networkd_units`; it says what they mean."""
+    """The keyword arguments of `networkd_units`, which documents them."""
 
     vnet_header: bool
 
@@ -49,44 +50,44 @@ class NetworkdOptions(device_options.TapOptions, total=False):
 def networkd_units(
     name: str, mode: Mode = "tun", **options: Unpack[NetworkdOptions]
 ) -> dict[str, str]:
-    """Give the files with which systemd-networkd makes the same device as `open_tun`, at boot.
+    """Return the files with which systemd-networkd creates the same device as `open_tun`, at boot.
 
-    They go into /etc/systemd/network; networkd takes them up when it starts, and on ``networkctl
-    reload``. The device is persistent. A program attaches to it later: its owner needs no privilege
-    for that, as long as it asks for nothing that is not as wanted already. Addresses and routes are
-    there before a program is. The same arguments give the same text.
+    Put the files into /etc/systemd/network. networkd reads them when it starts, and on ``networkctl
+    reload``. The device is persistent, and has its addresses and routes before a program attaches
+    to it. The device's owner needs no privilege to attach, as long as the program asks only for
+    settings that the device already has. The same arguments give the same text.
 
     Args:
-        name: the interface's name as it is to be, without ``%d``. Of ASCII, the letters, digits,
-            ``_``, ``.``, ``@``, ``+`` and ``-``, and more than a number.
+        name: the interface's name, without ``%d``. It may have ASCII letters, digits, ``_``, ``.``,
+            ``@``, ``+`` and ``-``, but not digits only.
         mode: ``"tun"`` or ``"tap"``.
         vnet_header (bool): whether packets have a virtio-net header in front.
-        options: what `open_tun` and `open_tap` take, and so `create_persistent`. `offload` stands
-            for a virtio-net header, and `queues` above 1 for a device of several, however many.
-            `owner` and `group` by name are looked up by networkd, not here. `bridge` needs a
-            ``.netdev`` file of its own (``Kind=bridge``), even if the bridge exists already:
-            networkd attaches to no other.
+        options: the options of `open_tun` and `open_tap`, and so of `create_persistent`. Any
+            `offload` but ``"off"`` gives the device a virtio-net header. `queues` above 1 makes it
+            a multi-queue device, whatever the number. networkd looks up an `owner` or `group` that
+            is a name. `bridge` needs a ``.netdev`` file of its own (``Kind=bridge``), even if the
+            bridge exists already: networkd attaches only to bridges that it has such a file for.
 
     Returns:
         The text of each file by the file's name: ``50-tun0.netdev`` and ``50-tun0.network``.
 
     Raises:
-        TypeError: an argument is of another type.
-        ValueError: an argument is wrong, or networkd has no word for it: `txqueuelen`, `netns`,
-            `exclusive`, `napi`, `carrier`, `sndbuf`, ``persist=False``, and routes with
-            ``up=False``. What is left at its default is no obstacle.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is invalid, or networkd has no setting for it: `txqueuelen`,
+            `netns`, `exclusive`, `napi`, `carrier`, `sndbuf`, ``persist=False``, and routes with
+            ``up=False``. These options are accepted with their default value.
 
     Source: ``systemd.netdev(5)``, ``systemd.network(5)``.
     """
     if mode not in ("tun", "tap"):
-        raise ValueError(f"mode is 'tun' or 'tap', not {mode!r}")
+        raise ValueError(f"mode must be 'tun' or 'tap', got {mode!r}")
     device_options.check_words("networkd_units", options, NetworkdOptions)
-    # Names of users are for the machine that the files go to; `check` would look them up on this.
+    # networkd looks the names up on its machine. `check` would look them up on this one.
     asked: dict[str, Any] = {**options}
     owner, group = _take_name(asked, "owner"), _take_name(asked, "group")
     vnet_header = asked.pop("vnet_header", False)
     if not isinstance(vnet_header, bool):
-        raise TypeError(f"vnet_header is True or False, not {vnet_header!r}")
+        raise TypeError(f"vnet_header must be True or False, got {vnet_header!r}")
     wanted = device_options.check(mode, _literal(name), **asked)
     _check_sayable(wanted)
     netdev: list[_Section] = [
@@ -113,13 +114,13 @@ def _network(wanted: device_options.Options, name: str) -> list[_Section]:
         *_if_given("MTUBytes", wanted.mtu),
         *_if_given("MACAddress", wanted.mac),
         *([] if wanted.up else ["ActivationPolicy=manual"]),
-        "# There is no carrier until a program attaches; booting does not wait for that.",
+        "# There is no carrier until a program attaches. Don't make the boot wait for it.",
         "RequiredForOnline=no",
     ]
     network = ["ConfigureWithoutCarrier=yes"]
     if wanted.bridge is not None:
         network += [
-            "# Needs a .netdev file with Kind=bridge, also where the bridge exists already.",
+            "# This needs a .netdev file with Kind=bridge, even if the bridge exists already.",
             _line("Bridge", _literal(wanted.bridge)),
         ]
     too_small = wanted.mtu is not None and wanted.mtu < IPV6_MIN_MTU
@@ -140,16 +141,16 @@ def _network(wanted: device_options.Options, name: str) -> list[_Section]:
 
 def _address(address: LinkAddress) -> list[str]:
     far = address.peer or address.interface
-    # The kernel has one prefix length an address, and where there is a peer it is the peer's.
+    # The kernel stores one prefix length for each address; with a peer it is the peer's.
     length = far.network.prefixlen
     lines = [_line("Address", f"{address.interface.ip}/{length}")]
     if address.peer is not None:
         lines.append(_line("Peer", f"{far.ip}/{length}"))
-    if far.version == 6:  # whose scope is the address's own
-        # As `Link.add_address`: there is nobody on this wire to have the same one.
+    if far.version == 6:  # the kernel derives the scope from the address
+        # As `Link.add_address` does: no other host on this wire could have the address.
         lines.append("DuplicateAddressDetection=none")
     elif address.scope != "global":
-        # rtnetlink.h; networkd has no name for this one.
+        # 200 is RT_SCOPE_SITE (rtnetlink.h), which networkd has no name for.
         lines.append(_line("Scope", "200" if address.scope == "site" else address.scope))
     return lines
 
@@ -165,22 +166,24 @@ def _route(route: Route) -> list[str]:
 
 
 def _literal(name: str) -> str:
-    """Check that networkd would take this interface name, and for nothing but a name."""
+    """Return the name if networkd treats it as a literal interface name."""
     if not _NAME.fullmatch(check_new_name(name)):
         raise ValueError(
-            f"networkd takes no name like {name!r}: write it out, without '%d', in ASCII letters, "
-            "digits, '_', '.', '@', '+' and '-', and not in digits only"
+            f"{name!r} is not a valid interface name for networkd; use ASCII letters, digits, '_', "
+            "'.', '@', '+' and '-', without '%d', and not digits only"
         )
     return name
 
 
 def _take_name(asked: dict[str, Any], what: str) -> str | None:
-    """Take the name of a user or group out of the arguments; a number stays."""
+    """Take a user's or group's name out of the arguments and return it; a number stays."""
     if not isinstance(asked.get(what), str):
         return None
     name: str = asked.pop(what)
     if not _USER.fullmatch(name):
-        raise ValueError(f"{what}={name!r} is no name of a user or group; write a number as an int")
+        raise ValueError(
+            f"{what}={name!r} is not a valid user or group name; give a number as an int"
+        )
     return name
 
 
@@ -190,11 +193,11 @@ def _check_sayable(wanted: device_options.Options) -> None:
         if value is not default:
             raise ValueError(f"networkd has no setting for {option}={value!r}; {instead}")
     if wanted.persist is False:
-        raise ValueError("networkd makes persistent devices only; leave persist=False out")
+        raise ValueError("networkd creates only persistent devices; leave out persist=False")
     if wanted.routes and not wanted.up:
         raise ValueError(
-            "networkd adds routes to a link once, and gives up if it is down; leave up=False or "
-            "the routes out"
+            "networkd tries to add routes only once, which fails while the link is down; leave out "
+            "up=False or the routes"
         )
 
 
@@ -203,19 +206,22 @@ def _if_given(key: str, value: object) -> list[str]:
 
 
 def _line(key: str, value: object) -> str:
-    """Give a line of a file, whose value can't be anything but that.
+    """Return a line of a file; raise if systemd would read more than a plain value in it.
 
-    Every value was checked before. This is the last check of what root will write to a file.
+    Every value has been checked before. This is the last check before root writes it to a file.
     """
     text = str(value)
     if not _PLAIN.fullmatch(text):
-        raise ValueError(f"{text!r} can't stand in a networkd file as {key}=; write it plainly")
+        raise ValueError(
+            f"{text!r} is not a valid value for {key}= in a networkd file; use only ASCII letters, "
+            "digits and '_.:/@+$-'"
+        )
     return f"{key}={text}"
 
 
 def _text(file: str, sections: list[_Section]) -> str:
     kind = file.rpartition(".")[2]
-    text = f"# To be /etc/systemd/network/{file}; see systemd.{kind}(5).\n"
+    text = f"# Install this as /etc/systemd/network/{file}; see systemd.{kind}(5).\n"
     for title, lines in sections:
         if lines:
             text += "\n".join([f"\n[{title}]", *lines, ""])

@@ -22,7 +22,7 @@ __all__ = ["GsoType", "VnetHeader", "checksum", "merge", "split"]
 
 
 class GsoType(enum.IntEnum):
-    """What a super-packet is to be cut into (virtio_net.h); ECN is a bit beside the others."""
+    """What a super-packet is split into (virtio_net.h). ECN is a flag added to the other values."""
 
     NONE = 0
     TCPV4 = 1
@@ -43,17 +43,18 @@ class _VnetFields(NamedTuple):
 
 
 class VnetHeader(_VnetFields):
-    """The virtio-net header of 10 or 12 bytes, its fields by the kernel's names.
+    """The virtio-net header of 10 or 12 bytes, with the kernel's field names.
 
     Attributes:
-        flags: NEEDS_CSUM where the checksum is yet to be finished, DATA_VALID where it is verified.
-        gso_type: a `GsoType`, perhaps with the ECN bit.
-        hdr_len: the length in bytes of all headers; a hint only.
-        gso_size: the payload in bytes of each segment.
-        csum_start: where in the packet the checksum's data begins.
-        csum_offset: where behind that the checksum itself stands.
-        num_buffers: None in a header of 10 bytes. One of 12 has this number, of a guest's receive
-            buffers, which the kernel's driver neither sets (it gives 0) nor reads.
+        flags: NEEDS_CSUM if the checksum is only partial and must be finished, DATA_VALID if it has
+            been verified.
+        gso_type: a `GsoType`, perhaps with the ECN flag.
+        hdr_len: the length of all headers in bytes; only a hint.
+        gso_size: the payload of each segment in bytes.
+        csum_start: the offset in the packet at which the checksummed data begins.
+        csum_offset: the offset of the checksum itself, from csum_start.
+        num_buffers: None in a header of 10 bytes. A header of 12 bytes has this number of a guest's
+            receive buffers; the kernel's driver sets it to 0 and does not read it.
 
     Source: ``struct virtio_net_hdr``, ``struct virtio_net_hdr_mrg_rxbuf`` (``linux/virtio_net.h``).
     """
@@ -67,21 +68,22 @@ class VnetHeader(_VnetFields):
     DATA_VALID: ClassVar[int] = 2
 
     def pack(self) -> bytes:
-        """Give the header as the kernel takes it: 10 bytes, or 12 where `num_buffers` is a number.
+        """Return the header as the kernel expects it: 10 bytes, or 12 if `num_buffers` is an int.
 
         Raises:
-            ValueError: a field does not fit (8 bits for the first two, 16 for the others).
+            ValueError: a field's value does not fit (8 bits for the first two fields, 16 for the
+                others).
         """
         try:
             if self.num_buffers is None:
                 return VNET_HDR.pack(*self[:-1])
             return VNET_HDR_LONG.pack(*self)
         except struct.error as error:
-            raise ValueError(f"{self} does not fit a virtio-net header: {error}") from error
+            raise ValueError(f"{self} does not fit into a virtio-net header: {error}") from error
 
     @classmethod
     def unpack(cls, data: Buffer, size: int = VNET_HDR_SIZE) -> Self:
-        """Read the header in front of a packet.
+        """Parse the header in front of a packet.
 
         Args:
             data: the header, and whatever follows it.
@@ -96,47 +98,49 @@ class VnetHeader(_VnetFields):
         try:
             return cls(*layout.unpack_from(data))
         except struct.error as error:
-            raise ValueError(f"a virtio-net header has {size} bytes: {error}") from error
+            raise ValueError(f"a virtio-net header must have {size} bytes: {error}") from error
 
 
 def checksum(data: Buffer, initial: int = 0) -> int:
     """Compute the Internet checksum (RFC 1071).
 
     Args:
-        data: any bytes; an odd length is taken as if a zero byte followed.
-        initial: an uncomplemented sum to begin with, of a pseudo-header say.
+        data: any bytes. Data of odd length is padded with a zero byte.
+        initial: an uncomplemented sum to begin with, for example of a pseudo-header.
 
     Returns:
-        The complement of the sum, 16 bits: what goes into the packet, in network byte order. Over
-        data that has its right checksum in it, 0.
+        The complement of the sum, 16 bits. Write it into the packet in network byte order. For data
+        that includes its correct checksum, the result is 0.
     """
     return native.checksum(data, initial)
 
 
 def split(super_packet: Buffer, *, frame: bool = False) -> list[bytes]:
-    """Cut a super-packet into the packets that it stands for.
+    """Split a super-packet into the packets that it consists of.
 
-    Each gets the headers of the whole, with lengths, checksums, IPv4 identification and TCP
-    sequence number of its own; FIN and PSH stay on the last one, CWR on the first. What is no
-    super-packet comes out alone, its checksum finished where that was left to the network card.
-    Checksums begin with the partial one that the super-packet carries (NEEDS_CSUM), as the kernel's
-    do: it has the final destination, where a source route has another one in the header.
+    Each packet gets a copy of the headers, with its own lengths, checksums, IPv4 identification and
+    TCP sequence number. FIN and PSH are set only on the last packet, CWR only on the first. An
+    ordinary packet is returned as one packet; if its checksum is partial (NEEDS_CSUM), it is
+    finished. The checksums of the segments are computed from the super-packet's partial checksum,
+    as the kernel does. That one covers the final destination, which differs from the header's
+    destination if the packet has a source route.
 
     Args:
-        super_packet: a virtio-net header of 10 bytes and a packet, as ``offload="raw"`` gives and
-            takes them; TCP or UDP, IPv4 or IPv6. (Where `vnet_header_size` is 12, leave the last
-            two bytes of the header out: ``data[:10] + data[12:]``.)
+        super_packet: a virtio-net header of 10 bytes and a packet, as a device with
+            ``offload="raw"`` receives and sends them; TCP or UDP, IPv4 or IPv6. (If
+            `vnet_header_size` is 12, remove the last two bytes of the header:
+            ``data[:10] + data[12:]``.)
         frame: whether an Ethernet frame follows the header, perhaps with VLAN tags.
 
     Returns:
         Packets (or frames), in order, without virtio-net headers.
 
     Raises:
-        ValueError: it is shorter than its headers say, or of a kind that nobody cuts up (a
-            fragment, an unknown `GsoType`, another protocol), or one that no sender makes: headers
-            of more than 512 bytes, or packets that would together be longer than 64 KiB and than 16
-            times the super-packet. Or the packet has a source route (an IPv6 routing header, or
-            IPv4's LSRR or SSRR), and there is no partial checksum to begin with.
+        ValueError: the super-packet is shorter than its headers say; it can't be split (a fragment,
+            an unknown `GsoType`, another protocol); it is one that no sender makes (headers of more
+            than 512 bytes, or packets that would together be longer than 64 KiB and longer than 16
+            times the super-packet); or it has a source route (an IPv6 routing header, or IPv4's
+            LSRR or SSRR) and no partial checksum.
 
     Source: ``include/uapi/linux/virtio_net.h``; the kernel's tcp_gso_segment and udp_gso_segment.
     """
@@ -144,26 +148,27 @@ def split(super_packet: Buffer, *, frame: bool = False) -> list[bytes]:
 
 
 def merge(packets: Iterable[Buffer], *, frame: bool = False, udp: bool = True) -> list[bytes]:
-    """Put packets of one flow together to super-packets, as the kernel takes them.
+    """Merge packets of one flow into super-packets, as the kernel accepts them.
 
-    A packet joins the one before it where the two adjoin: the same addresses, ports and options,
-    for TCP the same acknowledgement and window, consecutive sequence numbers, and no flag but ACK
-    (and PSH, which ends the run); a payload no larger than the first one's, and after a smaller one
-    nothing. Both checksums are verified first: the kernel will not look at them again. Only
-    neighbours are merged, so that the order stays what it was.
+    A packet is merged with the one before it if it continues it. Both must have the same addresses,
+    ports and options. TCP segments must also have the same acknowledgment and window, consecutive
+    sequence numbers, and no flag but ACK (and PSH, which ends the super-packet). No payload may be
+    larger than the first one, and a smaller one ends the super-packet. The checksums of both
+    packets are verified before, because the kernel does not verify them again. Only adjacent
+    packets are merged, so the order does not change.
 
     Args:
-        packets: IP packets of at most 65,535 bytes, or Ethernet frames; what can't be merged goes
-            through as it is.
+        packets: IP packets of at most 65,535 bytes, or Ethernet frames. A packet that can't be
+            merged is returned as it is.
         frame: whether they are frames, perhaps with VLAN tags.
-        udp: whether UDP is merged. Linux takes such super-packets from version 6.2 on.
+        udp: whether to merge UDP. Linux accepts such super-packets from version 6.2 on.
 
     Returns:
-        As many items or fewer, each with a 10-byte virtio-net header in front, which is all zero
-        where nothing was merged. `split` gives back what went in, but for the IPv4 identification
-        of packets that must not be fragmented.
+        As many items or fewer, each with a 10-byte virtio-net header in front. The header is all
+        zero if nothing was merged. `split` returns the original packets, except for the IPv4
+        identification of packets that must not be fragmented.
 
     Raises:
-        TypeError: one of them is not bytes-like.
+        TypeError: a packet is not bytes-like.
     """
     return native.merge(packets, frame, udp)

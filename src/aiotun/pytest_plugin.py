@@ -1,20 +1,21 @@
-"""Fixtures for pytest; they come with aiotun, by themselves.
+"""Fixtures for pytest; pytest finds them when aiotun is installed.
 
 | fixture | value |
 |---|---|
-| `netns` | an fd of an empty network namespace that the test's thread is in; see `isolated` |
+| `netns` | an fd of the empty network namespace that the test's thread is in; see `isolated` |
 | `tun` | an open `TunDevice` in it, with 10.0.0.1/24 and fd00::1/64 |
 | `tap` | an open `TapDevice` in it, with 10.0.1.1/24 and fd00:1::1/64 |
 | `device_pair` | two connected devices; see `testing.memory_pair` |
 
-Nothing happens to runs that use none of them. The fixtures are ordinary functions, so that they go
-with pytest-asyncio, anyio, or neither.
+The plugin does not affect test runs that use none of the fixtures. The fixtures are ordinary
+functions, so they work with pytest-asyncio, with anyio, and without either.
 
 Root needs nothing else. For an ordinary user ``pytest --aiotun-isolate``, or ``aiotun_isolate =
-true`` in pytest's configuration, starts the whole run anew inside user, mount and network
-namespaces, before anything is collected. It is never done unasked: in there everybody is called
-root, and there is no network. Without it, and without root, `netns`, `tun` and `tap` are errors
-that say so; nothing is ever opened in the machine's own namespace.
+true`` in pytest's configuration, restarts the whole run inside user, mount and network namespaces
+before anything is collected. The plugin never does this without being asked, because inside the
+namespaces the user appears as root and has no network. Without this option and without root, the
+fixtures `netns`, `tun` and `tap` fail with an error that explains it. They never open anything in
+the machine's own namespace.
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ D = TypeVar("D", bound=Device)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    text = "run everything inside user, mount and network namespaces of its own"
+    text = "run all tests inside private user, mount and network namespaces"
     parser.getgroup("aiotun").addoption("--aiotun-isolate", action="store_true", help=text)
     parser.addini("aiotun_isolate", text, type="bool", default=False)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
-    """Before anything is collected: go on in namespaces of our own, where that was asked for."""
+    """Restart the run in private namespaces if that was asked for, before collecting tests."""
     if not (config.getoption("--aiotun-isolate") or config.getini("aiotun_isolate")):
         return None
     try:
@@ -61,22 +62,23 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
             return None
     except RuntimeError as error:
         raise pytest.UsageError(str(error)) from None
-    # pytest has put its own files in the place of stdout and stderr, which would outlive the exec.
+    # Restore stdout and stderr: pytest has replaced them by files, which would stay after the exec.
     capture = config.pluginmanager.getplugin("capturemanager")
     if capture is not None:
         capture.suspend_global_capture(in_=True)
     os.chdir(config.invocation_params.dir)
     sys.stdout.flush()
     sys.stderr.flush()
-    # The original command line keeps everything that was said: -X, -m, -p no:..., a debugger.
-    # A process anew has the single thread that it takes; this one may have others by now.
+    # Repeat the original command line, with all its options: -X, -m, -p no:..., a debugger. Only a
+    # process with a single thread may enter a user namespace. This one may have other threads by
+    # now, so replace it by a new program.
     command = [sys.executable, *sys.orig_argv[1:]]
     os.execv(sys.executable, [sys.executable, "-m", isolation.__name__, *command])
 
 
 @pytest.fixture
 def netns() -> Iterator[int]:
-    """An empty network namespace of the test's own, with `lo` up; its value is an fd of it."""
+    """An fd of an empty network namespace, which only this test is in, with `lo` up."""
     with contextlib.ExitStack() as stack:
         try:
             inside = stack.enter_context(isolated())
@@ -103,7 +105,7 @@ def tap(netns: int) -> Iterator[TapDevice]:
 
 @pytest.fixture
 def device_pair() -> Iterator[tuple[TunDevice, TunDevice]]:
-    """Two TUN devices without a kernel, of which each receives what the other sends."""
+    """Two TUN devices without a kernel interface; each receives what the other sends."""
     one, other = memory_pair()
     yield one, other
     one.close()
@@ -111,9 +113,9 @@ def device_pair() -> Iterator[tuple[TunDevice, TunDevice]]:
 
 
 def _opened(opener: Opener[D]) -> int:
-    """Open a device in a loop of its own: the one that the test will run in may not be there yet.
+    """Open a device in a temporary loop, because the test's loop may not exist yet.
 
-    An fd belongs to no loop; the device that is made of it belongs to the first that awaits it.
+    An fd belongs to no loop. The device made from it belongs to the first loop that awaits it.
     """
 
     async def main() -> int:

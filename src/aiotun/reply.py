@@ -1,8 +1,8 @@
-"""The answers that every responder writes by hand; pure functions of one packet or frame.
+"""Replies to pings, ARP requests and neighbor solicitations; pure functions of one packet or frame.
 
-The argument is never changed. An echo's checksum is brought up to date by what changed (RFC 1624)
-and not computed anew: so it costs the same for any payload, and a packet that was damaged on its
-way stays recognisably damaged.
+The argument is never changed. The checksum of an echo reply is not computed from scratch, but
+updated for the fields that change (RFC 1624). This takes the same time for any payload, and a
+packet that was corrupted on its way still has an invalid checksum.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["arp", "icmp_echo", "icmpv6_echo", "neighbour_advertisement"]
 
-_HOPS = 64  # the TTL and hop limit of an answer (RFC 1700's default)
+_HOPS = 64  # the TTL and hop limit of a reply (RFC 1700's default)
 
-# An IPv4 header without options, then type and code as one number and the checksum of ICMP. One
-# unpack and one pack: by indices and slices the same takes twice as long.
+# An IPv4 header without options, then ICMP's type and code as one number, and its checksum. One
+# unpack and one pack take half as long as indices and slices.
 _ECHO4 = struct.Struct("!HHHHBBH4s4sHH")
 
 # IPv4 options (RFC 791, section 3.1), and the kinds of time stamps.
@@ -33,21 +33,21 @@ _SOURCE_ROUTES = (131, 137)
 _TIMES_ONLY, _WITH_ADDRESSES, _PRESPECIFIED = 0, 1, 3
 _DAY = 86_400_000  # milliseconds
 
-# The same of IPv6 and ICMPv6.
+# The same for IPv6 and ICMPv6.
 _ECHO6 = struct.Struct("!IHBB16s16sHH")
 
 _UNSPECIFIED = bytes(16)
 
 # An Ethernet header and ARP for Ethernet and IPv4 (RFC 826).
 _ARP = struct.Struct("!6s6sHHHBBH6s4s6s4s")
-_ARP_FIXED = (0x0806, 1, 0x0800, 6, 4)  # ARP; of Ethernet, of IPv4, and their addresses' lengths
+_ARP_FIXED = (0x0806, 1, 0x0800, 6, 4)  # ARP, Ethernet, IPv4, and the lengths of their addresses
 _BROADCAST = b"\xff" * 6
 _VLAN_TAGS = (b"\x81\0", b"\x88\xa8")  # 802.1Q and 802.1ad
 
-# An Ethernet and an IPv6 header, then a neighbour solicitation or advertisement (RFC 4861, sections
+# An Ethernet and an IPv6 header, then a neighbor solicitation or advertisement (RFC 4861, sections
 # 4.3 and 4.4) up to its options: type and code as one number, checksum, flags, target.
 _ND = struct.Struct("!6s6sHIHBB16s16sHHI16s")
-_ND_ADDRESSES = slice(22, 54)  # source and destination in the frame, as the pseudo-header has them
+_ND_ADDRESSES = slice(22, 54)  # source and destination in the frame, as in the pseudo-header
 _SOLICITATION, _ADVERTISEMENT = 135 << 8, 136 << 8
 _SOURCE_LINK, _TARGET_LINK = 1, 2  # options
 _SOLICITED, _OVERRIDE = 0x4000_0000, 0x2000_0000
@@ -62,14 +62,14 @@ def icmp_echo(packet: bytes | bytearray | memoryview) -> bytes | None:
         packet: an IPv4 packet.
 
     Returns:
-        The echo reply, or None where the packet is no echo request that may be answered: another
-        version, protocol or type, a fragment (they are to be put together first), a source route
-        (RFC 7126 advises against following one) or options that are damaged, cut short, or from or
-        to a multicast or broadcast address. Bytes behind the packet's end are left out.
+        The echo reply, or None if the packet is not an echo request that may be answered. That is
+        another version, protocol or type; a fragment (reassemble it first); a source route (RFC
+        7126 advises against following one); invalid options; a truncated packet; or a multicast or
+        broadcast address as source or destination. Bytes after the packet's end are left out.
 
-        Record route and time stamp options (``ping -R``, ``ping -T``) are in the answer, with this
-        host entered: the packet's destination, and the time of the system's clock. Where other
-        options stand, it has the one that means nothing.
+        The reply has the request's record route and time stamp options (``ping -R``, ``ping -T``),
+        with an entry of this host: the packet's destination, and the time of the system's clock.
+        Other options are replaced by "no operation".
     """
     if len(packet) < 28:
         return None
@@ -77,21 +77,23 @@ def icmp_echo(packet: bytes | bytearray | memoryview) -> bytes | None:
      source, target, kind, icmp_sum) = _ECHO4.unpack_from(packet)  # fmt: skip
     if start >> 12 == 4 and start >> 8 > 0x45:
         return _echo_with_options(packet)
-    # Version 4, a 20-byte header; no fragment; ICMP (1); echo request (8), code 0.
+    # Version 4, a 20-byte header; not a fragment; ICMP (1); echo request (8), code 0.
     if start >> 8 != 0x45 or fragment & 0x3FFF or protocol != 1 or kind != 0x0800:
         return None
-    # Not from nowhere ("this" network, 0), nor from or to a group or everybody (224 and above).
+    # The source must not be in "this" network (0). Neither source nor destination may be multicast
+    # or broadcast (224 and above).
     if not 0 < source[0] < 224 or target[0] >= 224:
         return None
     if length != len(packet):
         if not 28 <= length < len(packet):
             return None
         packet = packet[:length]
-    # RFC 1624, equation 3: HC' = ~(~HC + ~m + m'). In the IP header only the TTL changes its value:
-    # source and destination change places, which no sum sees.
+    # RFC 1624, equation 3: HC' = ~(~HC + ~m + m'). In the IP header only the TTL changes its value.
+    # Source and destination change places, which does not change the sum.
     header_sum = (header_sum + ((ttl - _HOPS) << 8)) % 0xFFFF
-    # The ICMP type falls from 8 to 0, so its checksum grows by 0x0800. Of the two zeroes this gives
-    # 0xffff, which is right for any message; 0 would be wrong for one that is all zero.
+    # The ICMP type changes from 8 to 0, so its checksum grows by 0x0800. One's complement has two
+    # zeros, and this results in 0xffff. That is right for any message; 0 would be wrong for one
+    # that is all zero.
     icmp_sum += 0x0800
     icmp_sum = (icmp_sum & 0xFFFF) + (icmp_sum >> 16)
     head = _ECHO4.pack(
@@ -101,7 +103,7 @@ def icmp_echo(packet: bytes | bytearray | memoryview) -> bytes | None:
 
 
 def _echo_with_options(packet: bytes | bytearray | memoryview) -> bytes | None:
-    """Answer as if there were no options, and put the answer's options into that."""
+    """Answer the packet as if it had no options, and insert the reply's options."""
     size, length = (packet[0] & 15) * 4, int.from_bytes(packet[2:4], "big")
     if not size + 8 <= length <= len(packet):
         return None
@@ -117,7 +119,8 @@ def _echo_with_options(packet: bytes | bytearray | memoryview) -> bytes | None:
         return None
     head = bytearray(answer[:20])
     head[:4] = packet[:4]
-    # RFC 1624 again. Its first four bytes are what they were, so that the options alone changed.
+    # RFC 1624 again. The header's first four bytes equal the request's, so the sum changes only by
+    # the options.
     header_sum = int.from_bytes(head[10:12], "big")
     header_sum += int.from_bytes(options, "big") - int.from_bytes(answered, "big")
     head[10:12] = (header_sum % 0xFFFF).to_bytes(2, "big")
@@ -125,7 +128,7 @@ def _echo_with_options(packet: bytes | bytearray | memoryview) -> bytes | None:
 
 
 def _answered_options(options: bytes, host: bytes) -> bytes | None:
-    """The options of an answer, as many bytes as there were; None where it must not be answered."""
+    """Return a reply's options, as long as the request's; None if we must not reply."""
     made = bytearray(options)
     at = 0
     while at < len(made) and made[at] != _END:
@@ -148,7 +151,7 @@ def _answered_options(options: bytes, host: bytes) -> bytes | None:
 
 
 def _recorded(option: bytearray, host: bytes) -> bytes | None:
-    """Enter a host into a record route option; as it is where that is full."""
+    """Enter a host into a record route option; if the option is full, return it unchanged."""
     place = option[2] - 1 if len(option) > 2 else 0  # the pointer counts from 1
     if place < 3 or len(option) > place > len(option) - 4:
         return None
@@ -165,7 +168,7 @@ def _stamped(option: bytearray, host: bytes) -> bytes | None:
     size = 4 if kind == _TIMES_ONLY else 8
     if place < 4 or kind not in (_TIMES_ONLY, _WITH_ADDRESSES, _PRESPECIFIED):
         return None
-    if place >= len(option):  # those without room are counted, unless it says who is to enter
+    if place >= len(option):  # full: count a missed entry, unless the hosts are prespecified
         if option[3] >> 4 == 15:
             return None
         option[3] += (kind != _PRESPECIFIED) << 4
@@ -187,15 +190,15 @@ def icmpv6_echo(packet: bytes | bytearray | memoryview) -> bytes | None:
         packet: an IPv6 packet.
 
     Returns:
-        The echo reply, or None where the packet is no echo request that may be answered: another
-        version or type, anything between the IPv6 and the ICMPv6 header (fragments among it), cut
-        short, or from or to a multicast or unspecified address. Bytes behind the packet's end are
-        left out.
+        The echo reply, or None if the packet is not an echo request that may be answered. That is
+        another version or type; a header between the IPv6 and the ICMPv6 header, such as a
+        fragment's; a truncated packet; or a multicast or unspecified address as source or
+        destination. Bytes after the packet's end are left out.
     """
     if len(packet) < 48:
         return None
     start, length, following, _, source, target, kind, icmp_sum = _ECHO6.unpack_from(packet)
-    # Version 6; ICMPv6 (58) follows at once; echo request (128), code 0.
+    # Version 6; ICMPv6 (58) is the next header; echo request (128), code 0.
     if start >> 28 != 6 or following != 58 or kind != 0x8000:
         return None
     if source[0] == 0xFF or target[0] == 0xFF or source == _UNSPECIFIED:
@@ -204,8 +207,8 @@ def icmpv6_echo(packet: bytes | bytearray | memoryview) -> bytes | None:
         if not 8 <= length < len(packet) - 40:
             return None
         packet = packet[: length + 40]
-    # The sum covers the addresses, but does not see their order. The type grows from 128 to 129, so
-    # it falls by 0x0100 (RFC 1624, equation 3).
+    # The checksum covers the addresses, but not their order. The type changes from 128 to 129, so
+    # the checksum falls by 0x0100 (RFC 1624, equation 3).
     icmp_sum -= 0x0100
     icmp_sum = (icmp_sum & 0xFFFF) - (icmp_sum < 0)
     head = _ECHO6.pack(start, length, 58, _HOPS, target, source, 0x8100, icmp_sum)
@@ -221,23 +224,22 @@ def arp(
 
     Args:
         frame: an Ethernet frame.
-        mac: who answers, as `"02:00:00:00:00:01"` or 6 bytes.
-        addresses: what is answered for: anything that says whether an `IPv4Address` is `in` it,
-            such as a set, in which IPv6 addresses may be as well, or an `IPv4Network` (in which
-            its broadcast address is, too). Text and interfaces are no addresses: a set of those
-            never answers.
+        mac: the MAC to answer with, as `"02:00:00:00:00:01"` or 6 bytes.
+        addresses: the addresses to answer for. Any object works that supports ``in`` with an
+            `IPv4Address`: a set, which may hold IPv6 addresses too, or an `IPv4Network` (which
+            includes its broadcast address). A set of text or of interface objects never matches.
 
     Returns:
-        The reply, as a frame of 42 bytes, or None where nobody in `addresses` is asked: anything
-        but an ARP request for an IPv4 address on Ethernet, one to somebody else's MAC, or from
-        anything but a single host's. A probe, from 0.0.0.0, is answered: its sender wants to know
-        whether the address is taken. An announcement, where sender and target are the same, asks
-        nothing. The answer to a priority-tagged frame (a VLAN tag of VLAN 0, which is no other
-        network; IEEE 802.1Q) has the same tag, and 46 bytes. Frames of other VLANs come from other
-        networks, whose addresses are others.
+        The reply, as a frame of 42 bytes. None if the frame is not an ARP request for one of the
+        IPv4 `addresses` on Ethernet, if it is addressed to another MAC, or if the sender's MAC or
+        IP address is not unicast. A probe, from 0.0.0.0, is answered: its sender wants to know
+        whether the address is taken. An announcement, with the same sender and target, is not
+        answered. The reply to a priority-tagged frame (a tag of VLAN 0, which is the same network;
+        IEEE 802.1Q) has the same tag, and 46 bytes. Frames of other VLANs are not answered, because
+        these are other networks with their own addresses.
 
     Raises:
-        ValueError: `mac` is none, or stands for many.
+        ValueError: `mac` is not a valid unicast MAC.
     """
     ours = _mac(mac)
     if tag := _priority_tag(frame):
@@ -269,26 +271,27 @@ def neighbour_advertisement(
     mac: str | bytes,
     addresses: Container[IPv4Address | IPv6Address],
 ) -> bytes | None:
-    """Answer a neighbour solicitation (RFC 4861, sections 7.1.1 and 7.2.4).
+    """Answer a neighbor solicitation (RFC 4861, sections 7.1.1 and 7.2.4).
 
     Args:
         frame: an Ethernet frame.
-        mac: who answers, as `"02:00:00:00:00:01"` or 6 bytes.
-        addresses: what is answered for: anything that says whether an `IPv6Address` is `in` it,
-            such as a set, in which IPv4 addresses may be as well, or an `IPv6Network`. Text and
-            interfaces are no addresses: a set of those never answers.
+        mac: the MAC to answer with, as `"02:00:00:00:00:01"` or 6 bytes.
+        addresses: the addresses to answer for. Any object works that supports ``in`` with an
+            `IPv6Address`: a set, which may hold IPv4 addresses too, or an `IPv6Network`. A set of
+            text or of interface objects never matches.
 
     Returns:
-        The advertisement, as a frame of 86 bytes, with the flags *solicited* and *override*, or
-        None where nobody in `addresses` is asked: no solicitation, one that RFC 4861 calls invalid,
-        to somebody else's MAC, or to another address than the target or its solicited-node group.
-        One from :: (duplicate address detection, RFC 4862) is answered to all nodes, and that is
-        not *solicited*. The answer goes to the MAC of the source link-layer address option, or
-        where there is none to the frame's source. The answer to a priority-tagged frame (VLAN 0)
-        has the same tag, and 90 bytes; frames of other VLANs come from other networks.
+        The advertisement, as a frame of 86 bytes, with the flags *solicited* and *override*. None
+        if the frame is not a solicitation for one of the `addresses`, if it is invalid by RFC 4861,
+        or if it is addressed to another MAC, or to an address other than the target or its
+        solicited-node group. A solicitation from :: (duplicate address detection, RFC 4862) is
+        answered to all nodes, without the flag *solicited*. The reply goes to the MAC in the source
+        link-layer address option; without the option, to the frame's source. The reply to a
+        priority-tagged frame (VLAN 0) has the same tag, and 90 bytes. Frames of other VLANs are not
+        answered, because these are other networks.
 
     Raises:
-        ValueError: `mac` is none, or stands for many.
+        ValueError: `mac` is not a valid unicast MAC.
     """
     ours = _mac(mac)
     if tag := _priority_tag(frame):
@@ -305,13 +308,14 @@ def _advertisement(
         return None
     (receiver, sender_mac, ethertype, start, length, following, hops, source, destination, kind, _,
      _, target) = _ND.unpack_from(frame)  # fmt: skip
-    # The 255 shows that no router has passed it on.
+    # A hop limit of 255 proves that no router has forwarded the packet.
     if (ethertype, start >> 28, following, hops, kind) != (0x86DD, 6, 58, 255, _SOLICITATION):
         return None
     if not 24 <= length <= len(frame) - 54 or target[0] == 0xFF or source[0] == 0xFF:
         return None
     group = _SOLICITED_NODE + target[13:]
-    # A bridge may turn multicast into unicast frames (RFC 6085), so our MAC will do for both.
+    # A bridge may send multicast packets in unicast frames (RFC 6085). So a packet to the group may
+    # also come to our MAC.
     if destination == group:
         if receiver not in (ours, b"\x33\x33" + group[12:]):
             return None
@@ -342,7 +346,7 @@ def _advertisement(
 
 
 def _priority_tag(frame: bytes | bytearray | memoryview) -> bytes:
-    """The VLAN tag of a frame that belongs to no VLAN, and has only a priority; else nothing."""
+    """Return the VLAN tag of a frame of VLAN 0, which has only a priority; otherwise no bytes."""
     tag = bytes(frame[12:16])
     priority_only = len(tag) == 4 and tag[:2] in _VLAN_TAGS and not tag[2] & 0xF and not tag[3]
     return tag if priority_only else b""
@@ -357,7 +361,7 @@ def _tagged(frame: bytes | None, tag: bytes) -> bytes | None:
 
 
 def _options(data: bytes | bytearray | memoryview) -> dict[int, bytes] | None:
-    """Read the options of a message (RFC 4861, section 4.6); None where one is wrong."""
+    """Parse the options of a message (RFC 4861, section 4.6); None if one is invalid."""
     found: dict[int, bytes] = {}
     at = 0
     while at < len(data):
@@ -375,8 +379,11 @@ def _unicast(mac: bytes) -> bool:
 
 @functools.lru_cache
 def _mac(mac: str | bytes) -> bytes:
-    """Read a MAC; kept, since each call of a responder comes with the same."""
+    """Parse a MAC. Cached, since a responder passes the same MAC in each call."""
     packed = bytes.fromhex(parse_mac(mac).replace(":", "")) if isinstance(mac, str) else mac
     if len(packed) != 6 or not _unicast(packed):
-        raise ValueError(f"{mac!r} is no host's MAC; that has 6 bytes, the first of them even")
+        raise ValueError(
+            f"{mac!r} is not a valid unicast MAC; give 6 bytes, the first of them even and not all "
+            "zero"
+        )
     return packed

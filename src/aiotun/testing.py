@@ -1,7 +1,7 @@
-"""For tests of programs that use aiotun; `aiotun.pytest_plugin` has these as fixtures.
+"""Helpers for the tests of programs that use aiotun; `aiotun.pytest_plugin` has fixtures of them.
 
-`memory_pair` gives two connected devices without a kernel, `FaultInjector` makes a device's line a
-bad one, `isolated` and `isolated_run` give a network namespace that is nobody else's.
+`memory_pair` returns two connected devices without a kernel interface. `FaultInjector` adds faults
+to a device's traffic. `isolated` and `isolated_run` give a private network namespace.
 """
 
 from __future__ import annotations
@@ -27,29 +27,31 @@ T = TypeVar("T")
 
 
 def isolated_run(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a function in a process of its own, in private network and mount namespaces.
+    """Run a function in a new process, in private network and mount namespaces.
 
-    Root gets just these; anybody else a user namespace around them, in which they are root. The
-    network namespace is as that of `isolated`, and ``/sys/class/net`` shows it.
+    For an ordinary user there is also a user namespace around them, in which the user is root. The
+    network namespace is like that of `isolated`, and ``/sys/class/net`` shows its interfaces.
 
     Args:
-        function: is imported in the new process, and so at the top level of a module. Whatever it
-            leaves running there ends with it.
-        args, kwargs: for the function; pickled, as is what it returns.
+        function: must be at the top level of a module, because the new process imports it. Threads
+            and tasks that the function leaves running end with the process.
+        args, kwargs: the function's arguments. They are pickled, and so is the function's result.
 
     Returns:
-        What the function returns. What it raises comes out here, with a note of where.
+        The function's result. If the function raises, its exception is raised here, with the
+        traceback as a note.
 
     Raises:
-        NotPermittedError: private namespaces are not allowed; the function was not run.
-        RuntimeError: the process ended without a word.
+        NotPermittedError: private namespaces are not allowed. The function was not run.
+        RuntimeError: the process ended without a result, or the result can't be pickled.
 
-    Blocks; in a program with an event loop, call it by `asyncio.to_thread`.
+    This blocks. In a program with an event loop, call it with `asyncio.to_thread`.
     """
-    # Not fork: a copy of a program with threads, or an event loop, is no place to run anything.
+    # Not fork: in a forked copy of a program with threads or an event loop, locks may be held
+    # forever and fds are shared.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    # Pickled here, so that there nothing is imported before the process has moved.
+    # Pickle here: unpickling imports the function's module, which must happen in the namespaces.
     work = pickle.dumps((function, args, kwargs))
     with ours:
         process = context.Process(target=_run_inside, args=(theirs, work), name="aiotun-isolated")
@@ -64,7 +66,9 @@ def isolated_run(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
             status = process.exitcode
             process.close()
     if outcome is None:
-        raise RuntimeError(f"the isolated process ended with status {status}, without a result")
+        raise RuntimeError(
+            f"the isolated process ended with status {status} and without a result; see its stderr"
+        )
     value, error = pickle.loads(outcome)
     if error is not None:
         raise error
@@ -83,7 +87,7 @@ def _run_inside(connection: Connection, work: bytes) -> None:
             error.add_note("In the isolated process:\n" + traceback.format_exc())
     try:
         outcome = pickle.dumps((value, error))
-        pickle.loads(outcome)  # an exception may be pickled in vain
+        pickle.loads(outcome)  # some exceptions can be pickled but not unpickled
     except Exception as caught:  # noqa: BLE001 - whatever pickling objects of others may raise
         what = f"what the function returned ({value!r})" if error is None else f"{error!r}"
         text = f"{what} can't be sent back: {caught!r}"

@@ -1,4 +1,4 @@
-"""A bridge with examples/dhcp_server.py on it, and clients that are bytes on a wire."""
+"""A bridge with examples/dhcp_server.py on it, and simulated clients that send raw frames."""
 
 import contextlib
 import select
@@ -27,20 +27,20 @@ _PACKET_OUTGOING = 4  # if_packet.h
 
 
 def add_bridge(name: str = "br0") -> None:
-    # No multicast snooping: its queries are noise here.
+    # Without multicast snooping, whose queries would disturb the tests.
     ip("link", "add", name, "up", "type", "bridge", "mcast_snooping", "0")
 
 
 @contextlib.contextmanager
 def serving(*more: str, network: list[str] = NETWORK) -> Iterator[Program]:
-    """The server on br0, which has to be there."""
+    """Run the server on br0, which must exist."""
     words = ["--bridge", "br0", "--name", "dhcp0", *network, *more]
     with running(example("dhcp_server.py", *words), "ready dhcp0") as program:
         yield program
 
 
 def counters(program: Program) -> dict[str, int]:
-    """What the server has counted until it ends; it ends."""
+    """End the server and return its counters."""
     (*_, line) = [line for line in program.end() if line.startswith("counters")]
     words = line.split()[1:]
     return {name: int(value) for name, value in zip(words[::2], words[1::2], strict=True)}
@@ -48,7 +48,7 @@ def counters(program: Program) -> dict[str, int]:
 
 @contextlib.contextmanager
 def host(name: str = "eth0", bridge: str = "br0") -> Iterator[str]:
-    """A namespace of its own with a wire into the bridge; gives its path."""
+    """Make a namespace with a wire into the bridge, and yield its path."""
     with kernel.another_namespace() as place:
         ip("link", "add", f"{name}p", "up", "master", bridge, "type", "veth", "peer", "name", name)
         ip("link", "set", name, "netns", place.split("/")[2])
@@ -80,7 +80,7 @@ class Wire:
         self.sock.send(frames.udp(macs, (message.ciaddr, to), (port, 67), message.pack(1)))
 
     def frame(self) -> bytes:
-        """The next frame of the server's with an answer in it."""
+        """The server's next frame that has an answer in it."""
         while True:
             frame, (_, _, kind, _, _) = self.sock.recvfrom(2048)
             if kind != _PACKET_OUTGOING and frame[34:36] == b"\0\x43":
@@ -96,7 +96,7 @@ class Wire:
         return answer
 
     def lease(self, mac: bytes) -> IPv4Address:
-        """Have a client get an address, from discover to acknowledgement."""
+        """Get an address for a client, from discover to acknowledgement."""
         offer = self.ask(Message(Type.DISCOVER, 1, mac))
         assert offer.type is Type.OFFER
         answer = self.ask(request(mac, offer.yiaddr))
@@ -105,7 +105,7 @@ class Wire:
 
 
 def request(mac: bytes, address: IPv4Address, xid: int = 2) -> Any:
-    """What a client says that takes an offer."""
+    """The message of a client that accepts an offer."""
     options = {Opt.SERVER: SERVER.packed, Opt.REQUESTED_ADDRESS: address.packed}
     return Message(Type.REQUEST, xid, mac, options=options)
 
@@ -115,7 +115,7 @@ def mac_of(number: int) -> bytes:
 
 
 def lease_many(wire: Wire, count: int) -> dict[bytes, IPv4Address]:
-    """Have many clients get an address at once; those that are not heard ask again."""
+    """Get addresses for many clients at once; clients that get no answer ask again."""
     macs = [mac_of(number) for number in range(count)]
     found: dict[bytes, IPv4Address] = {}
     deadline = time.monotonic() + 20
@@ -140,10 +140,10 @@ def lease_many(wire: Wire, count: int) -> dict[bytes, IPv4Address]:
 def renewals(
     wire: Wire, leases: dict[bytes, IPv4Address], rate: int, count: int
 ) -> tuple[float, list[float]]:
-    """Renew leases in turn, so many a second, but no more than 200 before answers come.
+    """Renew leases in turn, at this rate a second, with at most 200 requests unanswered.
 
     Returns:
-        How many answers came a second, and how long each took in seconds, sorted.
+        The answers per second, and how long each took in seconds, sorted.
     """
     asked = [
         frames.udp(
@@ -154,7 +154,7 @@ def renewals(
         )
         for mac, address in leases.items()
     ]
-    # No checksum, so that the number can be set in place.
+    # Without a checksum, so that the number can be changed in place.
     asked = [frame[:40] + b"\0\0" + frame[42:] for frame in asked]
     sent: dict[int, float] = {}
     took: list[float] = []
@@ -181,9 +181,9 @@ def renewals(
 
 
 def hook(folder: Path) -> Path:
-    """A script that does what udhcpc and dhclient want done with an address, and no more.
+    """Write a script that sets the address for udhcpc and dhclient, and does nothing else.
 
-    Their own write /etc/resolv.conf, which is the machine's.
+    The scripts that come with them write /etc/resolv.conf, which belongs to the machine.
     """
     script = folder / "hook"
     script.write_text(

@@ -1,4 +1,4 @@
-"""A Linux guest for QEMU: Debian's kernel, and an initramfs of busybox and a script of ours."""
+"""A Linux guest for QEMU: Debian's kernel, and an initramfs with busybox and our script."""
 
 import contextlib
 import gzip
@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from ..helpers import need
 from . import dhcp
-from .programs import Program, need, running
+from .programs import Program, running
 
 HOST = "10.85.0.2"  # on the bridge
 SIZE = 20_000_000  # bytes each way
 _SEND, _TAKE = 5001, 5002  # TCP's ports on the host
 
-# What the card needs, each after what it needs itself.
+# The modules of the network card, each after the modules that it needs.
 _MODULES = [
     "drivers/virtio/virtio_ring.ko",
     "drivers/virtio/virtio.ko",
@@ -46,7 +47,7 @@ if [ "$1" = bound ]; then
 fi
 """
 
-# What it sends back is what it was sent: the digests are then all the same.
+# The guest sends back what it received, so all digests must be equal.
 EXCHANGE = f"""
 ip link set eth0 up
 udhcpc -i eth0 -n -q -t 20 -T 1 -s /hook || echo "guest: no lease"
@@ -60,8 +61,8 @@ echo "guest: done"
 
 
 def _paths() -> tuple[str, Path, Path]:
-    """QEMU, a kernel and its modules; skips where one of them is not there."""
-    qemu = need("qemu-system-x86_64", "qemu-system-x86")
+    """Find QEMU, a kernel and its modules; skip the test if one of them is missing."""
+    qemu = need("qemu-system-x86_64")
     for kernel in sorted(Path("/boot").glob("vmlinuz-*"), reverse=True):
         modules = Path("/lib/modules", kernel.name.removeprefix("vmlinuz-"), "kernel")
         if any(modules.glob(f"{_MODULES[-1]}*")):
@@ -70,7 +71,7 @@ def _paths() -> tuple[str, Path, Path]:
 
 
 def _module(modules: Path, name: str) -> bytes:
-    """A module, as it is or compressed: Debian does one or the other."""
+    """Read a module, which Debian may compress."""
     (path,) = modules.glob(f"{name}*")
     data = path.read_bytes()
     return lzma.decompress(data) if path.suffix == ".xz" else data
@@ -85,8 +86,8 @@ def _entry(name: str, data: bytes, mode: int) -> bytes:
 
 
 def initramfs(script: str) -> bytes:
-    """An archive of busybox, the modules, and a script that runs as the only process."""
-    busybox = Path(need("busybox", "busybox-static"))
+    """Make an archive of busybox, the modules, and a script that is the only process."""
+    busybox = Path(need("busybox"))
     if b"/lib64/ld-linux" in busybox.read_bytes()[:4096]:
         pytest.skip("missing: a busybox without libraries; install busybox-static")
     _, _, modules = _paths()
@@ -133,14 +134,15 @@ def guest(
 
 
 class Exchange:
-    """The host's side of a guest's transfers, on the bridge: sends to it, and takes from it."""
+    """The host's side of a guest's transfers, on the bridge: sends to it and receives from it."""
 
     def __init__(self) -> None:
         self.data = random.Random(20).randbytes(SIZE)
         self.digest = hashlib.sha256(self.data).hexdigest()
         self.taken: list[str] = []
         self._servers = [socket.create_server((HOST, port)) for port in (_SEND, _TAKE)]
-        # Made here, but each waits in a thread of its own, until the server is shut down.
+        # The sockets are made in this thread's namespace. A thread for each accepts connections
+        # until the socket is shut down.
         self._threads = [
             threading.Thread(target=self._serve, args=[server, serve])
             for server, serve in zip(self._servers, (self._send, self._take), strict=True)
@@ -160,7 +162,7 @@ class Exchange:
 
     @staticmethod
     def _serve(server: socket.socket, serve: Callable[[socket.socket], None]) -> None:
-        with contextlib.suppress(OSError):  # the guest, or the server, is gone
+        with contextlib.suppress(OSError):  # the guest has gone, or the socket was shut down
             while True:
                 sock, _ = server.accept()
                 with sock:

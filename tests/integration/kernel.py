@@ -1,4 +1,4 @@
-"""The kernel's own view of interfaces, and children with no privilege; none of it aiotun's code."""
+"""The kernel's own view of interfaces, and unprivileged children; none of it uses aiotun's code."""
 
 import array
 import contextlib
@@ -19,9 +19,9 @@ import pytest
 from aiotun._kernel import abi
 from aiotun._kernel.abi import Iff, Ioctl
 
-from ..helpers import REAL_ROOT, ip, ordinary_python
+from ..helpers import REAL_ROOT, ip, need, ordinary_python
 
-# Who an ordinary user's child is, as the namespace sees it.
+# The uid of an ordinary user's child, as the namespace sees it.
 ORDINARY = 65534 if REAL_ROOT else 0
 
 _ETHTOOL_GTXCSUM, _ETHTOOL_GTSO = 0x16, 0x1E  # ethtool.h
@@ -36,7 +36,7 @@ def names() -> list[str]:
 
 
 def link(name: str) -> Any:
-    """What `ip -d link` says of one interface."""
+    """What `ip -d link` shows of one interface."""
     (only,) = ip("-d", "link", "show", "dev", name)
     return only
 
@@ -46,7 +46,7 @@ def is_up(name: str) -> bool:
 
 
 def tun_data(name: str) -> Any:
-    """What netlink says of a TUN or TAP device in particular."""
+    """The attributes that netlink gives for TUN and TAP devices only."""
     return link(name)["linkinfo"]["info_data"]
 
 
@@ -62,7 +62,7 @@ def addresses(name: str) -> set[str]:
 
 
 def routes(name: str) -> list[Any]:
-    """All routes through an interface but those that the kernel added by itself."""
+    """All routes through an interface, except those that the kernel added by itself."""
     found = ip("-4", "route", "show", "table", "all") + ip("-6", "route", "show", "table", "all")
     return [
         {key: value for key, value in each.items() if key not in ("dev", "flags", "pref")}
@@ -72,10 +72,11 @@ def routes(name: str) -> list[Any]:
 
 
 def state(name: str) -> dict[str, Any]:
-    """Everything that iproute2 tells of an interface's link, addresses and routes.
+    """Everything that iproute2 shows of an interface's link, addresses and routes.
 
-    Without what only says whether a program is attached: the kernel takes up to a second to draw
-    the consequences of that (linkwatch), and the queueing discipline comes with the first time up.
+    Except what depends on whether a program is attached: the kernel updates that up to a second
+    later (linkwatch). The queueing discipline is left out, too: it appears when the link first goes
+    up.
     """
     (shown,) = ip("-d", "addr", "show", "dev", name)
     found = ip("-4", "route", "show", "table", "all") + ip("-6", "route", "show", "table", "all")
@@ -89,8 +90,9 @@ def state(name: str) -> dict[str, Any]:
         "link": shown,
         # In the order of the kernel's list: the first IPv4 address of a network is the primary.
         "addresses": addresses,
-        # The table 'local' is the kernel's own. Where a carrier comes first it adds to it, for
-        # multicast and for an IPv6 address that was there before: in its own time, and it stays.
+        # The kernel owns the table 'local'. When a link first gets a carrier, the kernel adds
+        # routes there, for multicast and for an existing IPv6 address. They come at any time and
+        # stay.
         "routes": [
             each for each in found if each.get("dev") == name and each.get("table") != "local"
         ],
@@ -98,7 +100,7 @@ def state(name: str) -> dict[str, Any]:
 
 
 def changes(name: str, before: dict[str, Any]) -> list[str]:
-    """How an interface differs from what `state` gave before: lines with a - or a +."""
+    """How an interface differs from the result of `state` before: lines with a - or a +."""
     diff = difflib.unified_diff(_lines(before), _lines(state(name)), n=0, lineterm="")
     return [line for line in diff if line[0] in "+-" and line[:3] not in ("+++", "---")]
 
@@ -110,7 +112,7 @@ def _lines(shown: dict[str, Any]) -> list[str]:
 
 
 def tun_flags(name: str) -> Iff:
-    """The driver's flags as sysfs tells them; ours is mounted anew, for this namespace."""
+    """The driver's flags in sysfs, which is mounted again to show this namespace."""
     script = 'mount -t sysfs sysfs /sys && exec cat "/sys/class/net/$1/tun_flags"'
     command = ["unshare", "-m", "sh", "-c", script, "sh", name]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -118,12 +120,12 @@ def tun_flags(name: str) -> Iff:
 
 
 def ask(fd: int, request: Ioctl) -> int:
-    """Put a question to a queue that is answered by an int."""
+    """Make an ioctl on a queue whose result is an int."""
     return int(struct.unpack("i", fcntl.ioctl(fd, request, bytes(4)))[0])
 
 
 def may_leave_to_us(name: str) -> tuple[bool, bool]:
-    """Whether the kernel may leave checksums, and segmentation (TCP), to the program."""
+    """Whether the kernel may leave checksums, and TCP segmentation, to the program."""
     found = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
         for command in (_ETHTOOL_GTXCSUM, _ETHTOOL_GTSO):
@@ -158,7 +160,7 @@ def held(name: str, flags: Iff = Iff.TUN | Iff.NO_PI, queues: int = 1) -> Iterat
 
 @contextlib.contextmanager
 def another_namespace(first: str = "true") -> Iterator[str]:
-    """Have another network namespace, and give its path; a shell command prepares it."""
+    """Make another network namespace and yield its path; a shell command prepares it."""
     with subprocess.Popen(
         ["unshare", "-n", "sh", "-c", f"{first} && echo ready && exec cat"],
         stdin=subprocess.PIPE,
@@ -170,10 +172,9 @@ def another_namespace(first: str = "true") -> Iterator[str]:
 
 
 def inside(path: str, *command: str) -> str:
-    """Run a command in another namespace, and give what it prints."""
-    done = subprocess.run(
-        ["nsenter", f"--net={path}", *command], check=False, capture_output=True, text=True
-    )
+    """Run a command in another namespace and return its output."""
+    words = [need("nsenter"), f"--net={path}", need(command[0]), *command[1:]]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -207,7 +208,7 @@ def attempt(opener):
 
 
 def child(code: str, *, prefix: Sequence[str] = (), fds: Sequence[int] = ()) -> Any:
-    """Run code in a Python of its own in this namespace; give what its last line says, parsed."""
+    """Run code in a new Python process in this namespace; return its last line, parsed as JSON."""
     command = [*prefix, sys.executable]
     return _child(command, None, code, fds)
 
@@ -215,7 +216,8 @@ def child(code: str, *, prefix: Sequence[str] = (), fds: Sequence[int] = ()) -> 
 def ordinary_child(code: str, *, prefix: Sequence[str] = (), fds: Sequence[int] = ()) -> Any:
     """Run code as a user without any privilege.
 
-    In a user namespace there is nobody else to be; what remains is to be without capabilities.
+    A user namespace has no other user, so there the child stays the same user, without
+    capabilities.
     """
     if REAL_ROOT:
         python, env = ordinary_python()
@@ -241,7 +243,7 @@ def _child(command: list[str], env: dict[str, str] | None, code: str, fds: Seque
 
 @contextlib.contextmanager
 def ipv6_switched_off() -> Iterator[None]:
-    """For interfaces that are made in this namespace inside the block."""
+    """Disable IPv6 for interfaces that are made in this namespace inside the block."""
     setting = "/proc/sys/net/ipv6/conf/default/disable_ipv6"
     with open(setting, "w") as file:
         file.write("1")
@@ -253,12 +255,12 @@ def ipv6_switched_off() -> Iterator[None]:
 
 
 def with_node(how: str) -> list[str]:
-    """A command prefix: what follows it runs where /dev/net/tun is another, or none at all.
+    """Return a command prefix: the command after it sees another /dev/net/tun, or none.
 
     Args:
-        how: ``"none"``, ``"directory"``, ``"loop"`` of links, ``"nodev"`` on a mount where
-            devices don't work, ``"closed"`` to ordinary users (mode 0600), or ``"dead"``, with no
-            driver.
+        how: ``"none"``; a ``"directory"``; a ``"loop"`` of links; ``"nodev"``: a node on a mount
+            where devices don't work; ``"closed"`` to ordinary users (mode 0600); or ``"dead"``: a
+            node without a driver.
     """
     without = {
         "none": "true",

@@ -1,8 +1,8 @@
-/* A host on lwIP and its own tapif.c: takes an address by DHCP, pings others, one after the other,
- * and answers pings until it is killed. Usage: PRECONFIGURED_TAPIF=TAP lwip_host TARGET...
+/* A host on lwIP and its own tapif.c: gets an address by DHCP, pings the targets one after the
+ * other, and answers pings until it is killed. Usage: PRECONFIGURED_TAPIF=TAP lwip_host TARGET...
  *
- * Debian's library (2.1.3) is built without lwIP's DHCP client, so that here is a small one, on
- * lwIP's UDP. And frames have to be short: tapif.c puts them where that build has room for 590 bytes.
+ * Debian's library (2.1.3) is built without lwIP's DHCP client, so this file has a small one on
+ * lwIP's UDP. Frames must be short, because tapif.c's buffers have only 590 bytes in that build.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,7 +27,7 @@ static struct netif netif;
 static struct udp_pcb *dhcp;
 static struct raw_pcb *icmp;
 static ip_addr_t target, offered, server;
-static char **targets; /* that are still to be pinged */
+static char **targets; /* not yet pinged */
 static unsigned char asking = DISCOVER;
 static unsigned short sequence;
 
@@ -50,7 +50,7 @@ static void ask(void *unused)
   m[0] = m[1] = 1;
   m[2] = 6;
   memcpy(m + 4, "lwip", 4);
-  m[10] = 0x80; /* answers as a broadcast, please: nothing else is taken without an address */
+  m[10] = 0x80; /* ask for broadcast answers: without an address lwIP accepts nothing else */
   memcpy(m + 28, netif.hwaddr, 6);
   memcpy(m + FIXED - 4, cookie, 4);
   *option++ = 53, *option++ = 1, *option++ = asking;
@@ -104,7 +104,7 @@ static u8_t on_icmp(void *arg, struct raw_pcb *pcb, struct pbuf *p, const ip_add
     next();
     return 1;
   }
-  return 0; /* lwIP's own: it answers requests */
+  return 0; /* lwIP itself answers requests */
 }
 
 static void on_dhcp(void *arg, struct udp_pcb *pcb, struct pbuf *p, const ip_addr_t *from, u16_t port)
@@ -149,7 +149,7 @@ static void start(void *unused)
   ip4_addr_t address, mask, none = {0};
 
   LWIP_UNUSED_ARG(unused);
-  /* Without any address lwIP takes nothing in, not even a broadcast: one that leads nowhere. */
+  /* Without any address lwIP accepts no packet, not even a broadcast, so set an unused one. */
   IP4_ADDR(&address, 169, 254, 76, 87);
   IP4_ADDR(&mask, 255, 255, 0, 0);
   netif_add(&netif, &address, &mask, &none, NULL, tapif_init, tcpip_input);
@@ -170,7 +170,7 @@ int main(int argc, char **argv)
   if (argc < 2)
     return 2;
   targets = argv + 1;
-  tcpip_init(start, NULL); /* a thread of its own, in which all of the above happens */
+  tcpip_init(start, NULL); /* all of the above runs in lwIP's own thread */
   for (;;)
     pause();
 }

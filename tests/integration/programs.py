@@ -1,10 +1,9 @@
-"""Programs of users and of others, run beside the tests and ended by them."""
+"""Runs the examples and other programs during a test, and ends them."""
 
 import contextlib
 import importlib
 import os
 import queue
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,24 +15,16 @@ from typing import IO, Any
 
 import pytest
 
-from ..helpers import ROOT
-
-
-def need(program: str, package: str) -> str:
-    """Find a program, or skip the test for the lack of it."""
-    found = shutil.which(program, path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin")
-    if found is None:
-        pytest.skip(f"missing: {program}; install {package}")
-    return found
+from ..helpers import ROOT, need
 
 
 def example(name: str, *args: str) -> list[str]:
-    """The command that runs one of the examples."""
+    """Return the command that runs one of the examples."""
     return [sys.executable, "-W", "error", str(ROOT / "examples" / name), *args]
 
 
 def example_module(name: str) -> Any:
-    """Import one of the examples' modules as its neighbours do: from their folder."""
+    """Import a module of the examples as the other examples do: from their folder."""
     sys.path.insert(0, str(ROOT / "examples"))
     try:
         return importlib.import_module(name)
@@ -42,7 +33,7 @@ def example_module(name: str) -> Any:
 
 
 def wait_for(predicate: Callable[[], Any], seconds: float = 10.0) -> None:
-    """Wait, in a test that has no loop, until something holds."""
+    """Wait until `predicate` returns true, in a test without an event loop."""
     deadline = time.monotonic() + seconds
     while not predicate():
         assert time.monotonic() < deadline, f"not within {seconds} s"
@@ -50,13 +41,13 @@ def wait_for(predicate: Callable[[], Any], seconds: float = 10.0) -> None:
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process, all its threads, has computed (proc_pid_stat(5))."""
+    """The CPU time of a process with all its threads, in seconds (proc_pid_stat(5))."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Program:
-    """A program that runs. What it prints is read all the time, so that it never waits for us."""
+    """A running program. A thread reads its output all the time, so it never waits for the test."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -89,12 +80,12 @@ class Program:
         return f"no {text!r}: {why}; it said\n" + "\n".join(self.lines[-40:])
 
     def end(self, number: signal.Signals = signal.SIGTERM, status: int = 0) -> list[str]:
-        """End it by a signal, see with which status, and give all that it said."""
+        """End the program by a signal, check its exit status, and return all its output."""
         self.process.send_signal(number)
         return self.wait(status)
 
     def wait(self, status: int = 0, seconds: float = 20.0) -> list[str]:
-        """Wait for its own end; see the status, and give all that it said."""
+        """Wait until the program ends, check its exit status, and return all its output."""
         found = self.process.wait(seconds)
         self._reader.join()
         while (line := self._new.get()) is not None:
@@ -111,11 +102,11 @@ class Program:
 
 @contextlib.contextmanager
 def running(command: Sequence[str], ready: str | None = None, **options: Any) -> Iterator[Program]:
-    """Run a program, and wait for its line with `ready` in it if asked; it is killed at the end.
+    """Run a program, wait for a line with `ready` in it if given, and kill the program at the end.
 
-    Its stderr is read together with its stdout. It dies with us, whatever we die of.
+    Its stderr goes to its stdout. The kernel kills it if this process dies first.
     """
-    setpriv = need("setpriv", "util-linux")
+    setpriv = need("setpriv")
     with subprocess.Popen(
         [setpriv, "--pdeathsig", "KILL", "--", *command],
         stdin=options.pop("stdin", subprocess.DEVNULL),
@@ -135,8 +126,8 @@ def running(command: Sequence[str], ready: str | None = None, **options: Any) ->
 
 @contextlib.contextmanager
 def booting(netdev: str, mac: str, *more: str, model: str = "virtio-net-pci") -> Iterator[Program]:
-    """Have a machine boot from the network with QEMU's built-in iPXE; its screen is the output."""
-    qemu = need("qemu-system-x86_64", "qemu-system-x86")
+    """Boot a machine from the network with QEMU's built-in iPXE; the output is its screen."""
+    qemu = need("qemu-system-x86_64")
     if not Path("/usr/lib/ipxe/qemu").exists():
         pytest.skip("missing: iPXE for QEMU; install ipxe-qemu")
     command = [qemu, "-accel", "tcg", "-m", "64", "-boot", "n", "-nodefaults"]

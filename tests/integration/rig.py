@@ -1,4 +1,4 @@
-"""A TUN device with numbered packets coming in, for the tests of what receiving promises."""
+"""A TUN device that receives numbered packets, for the tests of receiving."""
 
 import asyncio
 import contextlib
@@ -13,13 +13,14 @@ from aiotun import PacketIO
 
 OURS, THEIRS, PORT = "10.9.0.1", "10.9.0.2", 9
 
-# udp.h: the kernel, or whoever takes super-packets, makes a datagram of every so many bytes.
+# udp.h: the size of the datagrams into which the kernel, or the receiver of a super-packet, cuts
+# what a socket sends.
 _UDP_SEGMENT = 103
 
 
 @dataclass
 class Rig:
-    """A device, one of its receivers, and a socket whose datagrams come in through it."""
+    """A device, one of its receivers, and a socket whose datagrams the device receives."""
 
     tun: aiotun.TunDevice
     io: PacketIO
@@ -28,7 +29,7 @@ class Rig:
     at_once: int = 1  # packets that come in one super-packet
 
     def inject(self, packets: int = 1) -> None:
-        """Let the kernel put packets into the queue, numbered on from the last."""
+        """Have the kernel put packets into the queue; their numbers follow the last one's."""
         end = self.count + packets
         while self.count < end:
             numbers = range(self.count, min(end, self.count + self.at_once))
@@ -42,7 +43,7 @@ def number(packet: bytes) -> int:
 
 
 def udp(source: str, source_port: int, target: str, target_port: int, data: bytes = b"") -> bytes:
-    """An IPv4 packet with a UDP datagram in it; neither has a checksum that anybody looks at."""
+    """An IPv4 packet with a UDP datagram, which has no checksum."""
     length = 28 + len(data)
     head = struct.pack("!BBHHHBBH", 0x45, 0, length, 0, 0, 64, 17, 0)
     head += socket.inet_aton(source) + socket.inet_aton(target)
@@ -55,12 +56,12 @@ def udp(source: str, source_port: int, target: str, target_port: int, data: byte
 
 @contextlib.asynccontextmanager
 async def rig(kind: str = "device", **options: Any) -> AsyncIterator[Rig]:
-    """Open a device and give the receiver of that kind.
+    """Open a device and yield a rig with a receiver of that kind.
 
     Args:
-        kind: ``"device"`` with one queue, its ``"queue"``, a ``"group"`` (a device of four), or
-            ``"member"``: one queue of four, to which the packets come. ``"split"`` and
-            ``"split group"`` are a device and a group to which they come in super-packets.
+        kind: ``"device"`` with one queue; its ``"queue"``; a ``"group"``, a device of four queues;
+            ``"member"``, the one of four queues that gets the packets. ``"split"`` and
+            ``"split group"`` are a device and a group that get super-packets.
         options: more for `open_tun`.
     """
     options.setdefault("queues", 4 if kind in ("group", "member", "split group") else 1)
@@ -131,7 +132,7 @@ RECEIVE: dict[str, Receive] = {
 
 
 async def waiting(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-    """Start a task, and let it run until it waits."""
+    """Start a task and let it run until it waits."""
     task = asyncio.create_task(coroutine)
     await asyncio.sleep(0)
     assert not task.done()
@@ -139,7 +140,7 @@ async def waiting(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
 
 
 async def rest(io: PacketIO, count: int) -> list[int]:
-    """The numbers of the next `count` packets, after which nothing may be left."""
+    """Return the numbers of the next `count` packets; no packet may be left after them."""
     found = [number(await asyncio.wait_for(io.recv(), 5)) for _ in range(count)]
     try:
         extra = io.recv_nowait()

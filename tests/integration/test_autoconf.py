@@ -1,4 +1,4 @@
-"""`ipv6_autoconf`: whether the kernel gives an interface IPv6 by itself, and asks for routers."""
+"""`ipv6_autoconf`: whether the kernel configures IPv6 by itself and solicits routers."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ def link_locals(name: str) -> set[str]:
 
 @pytest.fixture(autouse=True)
 def as_on_an_ordinary_machine(netns: None) -> None:
-    """The suite's namespaces have the kernel's own IPv6 switched off for all new interfaces."""
+    """Enable IPv6 autoconfiguration, which the suite disables in its namespaces."""
     for name, value in (
         ("addr_gen_mode", "0"),
         ("router_solicitations", "-1"),
@@ -43,7 +43,7 @@ def as_on_an_ordinary_machine(netns: None) -> None:
 
 
 async def solicited(device: aiotun.TunDevice | aiotun.TapDevice) -> bool:
-    """Whether a router solicitation comes; without a delay it does as the link comes up."""
+    """Whether the kernel solicits routers; without a delay it does so when the link comes up."""
     header = 14 if device.mode == "tap" else 0
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1):
@@ -56,14 +56,16 @@ async def solicited(device: aiotun.TunDevice | aiotun.TapDevice) -> bool:
 
 @both
 @pytest.mark.parametrize("how", [None, True])
-async def test_unless_told_otherwise_the_kernel_does(open_it: Callable[..., Any], how: Any) -> None:
+async def test_by_default_the_kernel_configures_ipv6(open_it: Callable[..., Any], how: Any) -> None:
     async with open_it("new0", ipv6_autoconf=how) as device:
         assert await solicited(device)
         assert link_locals("new0")
 
 
 @both
-async def test_false_is_neither(open_it: Callable[..., Any]) -> None:
+async def test_ipv6_autoconf_false_solicits_nothing_and_adds_no_address(
+    open_it: Callable[..., Any],
+) -> None:
     async with open_it("new0", ipv6_autoconf=False, addresses=["fd00::1/64"]) as device:
         assert addresses("new0") == {"fd00::1/64"}
         assert mode("new0") == "none"
@@ -73,13 +75,15 @@ async def test_false_is_neither(open_it: Callable[..., Any]) -> None:
 
 async def test_a_link_local_address_of_ones_own_solicits_nothing() -> None:
     async with aiotun.open_tun("new0", ipv6_autoconf=False) as tun:
-        await tun.link.add_address("fe80::1/64")  # while it is up, after which the kernel would
+        await tun.link.add_address("fe80::1/64")  # by default the kernel then solicits
         assert not await solicited(tun)
         assert link_locals("new0") == {"fe80::1/64"}
 
 
 @both
-async def test_one_that_the_kernel_made_before_is_removed(open_it: Callable[..., Any]) -> None:
+async def test_false_removes_a_link_local_address_that_the_kernel_made(
+    open_it: Callable[..., Any],
+) -> None:
     kind = open_it.__name__.removeprefix("open_")
     make("old0", kind)
     async with open_it("old0"):
@@ -91,7 +95,7 @@ async def test_one_that_the_kernel_made_before_is_removed(open_it: Callable[...,
         assert mode("old0") != "none"
 
 
-async def test_a_failure_puts_it_back() -> None:
+async def test_a_failed_opening_restores_ipv6_autoconf() -> None:
     make("old0")
     ip("link", "set", "old0", "up")
     async with aiotun.open_tun("old0"):
@@ -109,8 +113,8 @@ async def test_a_failure_puts_it_back() -> None:
 
 
 @pytest.mark.parametrize("how", ["readonly", "small", "off"])
-async def test_it_does_without(how: str) -> None:
-    """What containers have: a /proc/sys that is read-only; and links without IPv6."""
+async def test_ipv6_autoconf_false_works_with_a_readonly_proc_sys(how: str) -> None:
+    """As in containers, where /proc/sys is read-only; also on links without IPv6."""
     prefix = []
     code = "attempt(aiotun.open_tun('new0', ipv6_autoconf=False))"
     if how == "readonly":
@@ -143,7 +147,7 @@ async def test_a_persistent_device_keeps_it(said: str | None) -> None:
         ip("link", "set", name, "down")
 
 
-def test_what_root_prepared_takes_no_privilege() -> None:
+def test_ipv6_autoconf_that_root_has_set_takes_no_privilege() -> None:
     for name, more in (("old0", ""), ("old1", "addrgenmode none")):
         make(name, "tun", "user", str(ORDINARY))
         ip("link", "set", name, "up", *more.split())
@@ -154,7 +158,7 @@ def test_what_root_prepared_takes_no_privilege() -> None:
     assert "switch the kernel's IPv6 autoconfiguration off" in said["strerror"]
 
 
-def test_other_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ipv6_autoconf_takes_only_on_or_off(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["add", "old0", "mode", "tun", "ipv6_autoconf", "maybe"]) == 2
     assert "'on' or 'off', not 'maybe'" in capsys.readouterr().err
     assert names() == []

@@ -1,4 +1,4 @@
-"""Bridges against the real kernel, checked with `ip`; in a private network namespace."""
+"""Bridges on the real kernel, checked with `ip`."""
 
 import asyncio
 import contextlib
@@ -17,32 +17,32 @@ from .kernel import another_namespace, child, inside, is_up, link, make, names, 
 
 
 def bridge_data(name: str) -> Any:
-    """What netlink says of a bridge in particular."""
+    """The attributes that netlink gives for bridges only."""
     shown = link(name)["linkinfo"]
     assert shown["info_kind"] == "bridge"
     return shown["info_data"]
 
 
 class TestCreating:
-    async def test_by_default(self) -> None:
-        """It comes up, without STP, and with the kernel's choice of everything else."""
+    async def test_a_bridge_is_up_with_the_kernels_defaults(self) -> None:
+        """STP is off, and everything else is as the kernel chooses it."""
         ip("link", "add", "plain0", "type", "bridge")
         await aiotun.create_bridge("br0")
         assert names() == ["br0", "plain0"]
         assert is_up("br0")
         ours, plain = bridge_data("br0"), bridge_data("plain0")
-        # Which are made of its MAC, and timers that run.
+        # Leave out what is made from the MAC, and running timers.
         for key in [key for key in ours if "timer" in key or "id" in key or "root" in key]:
             del ours[key], plain[key]
         assert ours == plain
         assert ours["stp_state"] == 0
 
-    async def test_down(self) -> None:
+    async def test_up_false_leaves_the_bridge_down(self) -> None:
         await aiotun.create_bridge("br0", up=False)
         assert not is_up("br0")
 
     @pytest.mark.parametrize("seconds", [2, 2.5, 30])
-    async def test_stp(self, seconds: float) -> None:
+    async def test_stp_takes_the_given_forward_delay(self, seconds: float) -> None:
         await aiotun.create_bridge("br0", stp=True, forward_delay=seconds)
         data = bridge_data("br0")
         assert (data["stp_state"], data["forward_delay"]) == (1, seconds * 100)
@@ -52,14 +52,14 @@ class TestCreating:
         data = bridge_data("br0")
         assert (data["stp_state"], data["forward_delay"]) == (1, 1500)
 
-    async def test_mac(self) -> None:
-        """It stays where an interface with a lower one joins."""
+    async def test_a_given_mac_stays_when_ports_join(self) -> None:
+        """Without a given MAC the bridge would take the lowest MAC of its ports."""
         await aiotun.create_bridge("br0", mac="02:00:00:00:0A:01")
         assert link("br0")["address"] == "02:00:00:00:0a:01"
         async with aiotun.open_tap(bridge="br0", mac="02:00:00:00:00:01"):
             assert link("br0")["address"] == "02:00:00:00:0a:01"
 
-    async def test_only_one_at_a_time(self) -> None:
+    async def test_of_several_creations_at_once_one_succeeds(self) -> None:
         results = await asyncio.gather(
             *(aiotun.create_bridge("br0") for _ in range(5)), return_exceptions=True
         )
@@ -68,7 +68,7 @@ class TestCreating:
         assert names() == ["br0"]
 
     @pytest.mark.parametrize("kind", ["bridge", "tun", "lo"])
-    async def test_it_exists(self, kind: str) -> None:
+    async def test_an_existing_interface_is_refused_and_not_changed(self, kind: str) -> None:
         name = "lo" if kind == "lo" else "old0"
         if kind == "tun":
             make("old0")
@@ -85,7 +85,7 @@ class TestCreating:
         [
             ({"name": "a" * 16}, ValueError, "1 to 15"),
             ({"name": "br%d"}, ValueError, "write the number"),
-            ({"name": 7}, TypeError, "is a str"),
+            ({"name": 7}, TypeError, "must be a str"),
             ({"stp": 1}, TypeError, "stp must be True or False"),
             ({"up": None}, TypeError, "up must be True or False"),
             ({"mac": "01:00:00:00:00:01"}, ValueError, "multicast"),
@@ -97,20 +97,20 @@ class TestCreating:
             ({"netns": ""}, ValueError, "not a valid name or path"),
         ],
     )
-    async def test_wrong_arguments(
+    async def test_create_bridge_refuses_invalid_arguments(
         self, options: dict[str, Any], error: type[Exception], said: str
     ) -> None:
         with pytest.raises(error, match=said):
             await aiotun.create_bridge(**{"name": "br0", **options})
         assert names() == []
 
-    async def test_a_name_that_the_kernel_keeps(self) -> None:
+    async def test_a_name_that_the_kernel_reserves_raises_link_error(self) -> None:
         with pytest.raises(aiotun.LinkError, match="could not create the bridge all: ") as caught:
             await aiotun.create_bridge("all")
         assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, "all")
 
-    async def test_cancelled_there_is_none(self) -> None:
-        """At every turn of the loop until it is done: the bridge is there, or it is not."""
+    async def test_a_cancelled_creation_leaves_no_bridge(self) -> None:
+        """Cancels at every turn of the loop until the bridge has been created."""
         outcomes = set()
         for turns in range(50):
             task = asyncio.ensure_future(aiotun.create_bridge("br0"))
@@ -125,8 +125,10 @@ class TestCreating:
                 await aiotun.delete_bridge("br0")
         assert True in outcomes
 
-    async def test_cancelled_after_it_was_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The request can't be called back; what it made is."""
+    async def test_a_creation_cancelled_after_the_request_is_undone(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The request can't be taken back, so the bridge is deleted again."""
         loop, original = asyncio.get_running_loop(), Session.create_bridge
 
         async def create(self: Session, *args: Any, **options: Any) -> Any:
@@ -141,7 +143,7 @@ class TestCreating:
             await task
         assert names() == []
 
-    def test_without_the_right(self) -> None:
+    def test_creating_a_bridge_without_privilege_is_refused(self) -> None:
         said = ordinary_child(
             """
             try:
@@ -157,7 +159,7 @@ class TestCreating:
 
 class TestDeleting:
     @pytest.mark.parametrize("up", [True, False])
-    async def test_what_is_in_it_stays(self, up: bool) -> None:
+    async def test_deleting_a_bridge_leaves_its_ports(self, up: bool) -> None:
         await aiotun.create_bridge("br0", up=up)
         async with aiotun.open_tap("tap0", bridge="br0") as tap:
             assert link("tap0")["master"] == "br0"
@@ -167,7 +169,7 @@ class TestDeleting:
             assert (await tap.link.info()).up
 
     @pytest.mark.parametrize("kind", ["tun", "tap", "lo"])
-    async def test_what_is_no_bridge(self, kind: str) -> None:
+    async def test_deleting_an_interface_that_is_no_bridge_is_refused(self, kind: str) -> None:
         name = "lo" if kind == "lo" else "old0"
         if name == "old0":
             make("old0", kind)
@@ -178,12 +180,12 @@ class TestDeleting:
         assert ("'tun'" in str(caught.value)) == (name == "old0")
         assert link(name) == before
 
-    async def test_missing(self) -> None:
+    async def test_deleting_a_missing_bridge_raises_link_error(self) -> None:
         with pytest.raises(aiotun.LinkError, match="there is no interface br0") as caught:
             await aiotun.delete_bridge("br0")
         assert (caught.value.errno, caught.value.filename) == (errno.ENODEV, "br0")
 
-    async def test_wrong_arguments(self) -> None:
+    async def test_delete_bridge_refuses_invalid_arguments(self) -> None:
         with pytest.raises(ValueError, match="1 to 15"):
             await aiotun.delete_bridge("")
         with pytest.raises(TypeError, match="netns must be"):
@@ -198,7 +200,7 @@ class TestDeleting:
             await task
         assert names() == []
 
-    def test_without_the_right(self) -> None:
+    def test_deleting_a_bridge_without_privilege_is_refused(self) -> None:
         ip("link", "add", "br0", "type", "bridge")
         said = ordinary_child(
             """
@@ -215,12 +217,12 @@ class TestDeleting:
 
 class TestJoining:
     async def test_frames_go_from_one_tap_to_the_other(self) -> None:
-        """One joins at opening, the other later."""
+        """One TAP joins when it is opened, the other later."""
         await aiotun.create_bridge("br0")
         frame = bytes.fromhex("ffffffffffff 020000000009 88b5") + b"hello over the bridge".ljust(50)
         async with aiotun.open_tap(bridge="br0") as one, aiotun.open_tap() as two:
             await two.link.set_master("br0")
-            # The kernel joins a port that has a carrier by itself, in its own time.
+            # The kernel starts forwarding to a port some time after the port has a carrier.
             async with asyncio.timeout(5):
                 got = asyncio.ensure_future(receive(two, frame))
                 while not got.done():
@@ -250,7 +252,7 @@ async def receive(tap: aiotun.TapDevice, frame: bytes) -> None:
 
 class TestNamespaces:
     @pytest.mark.parametrize("how", ["path", "fd"])
-    async def test_elsewhere(self, how: str) -> None:
+    async def test_bridges_are_created_and_deleted_in_another_namespace(self, how: str) -> None:
         with another_namespace() as path:
             fd = os.open(path, os.O_RDONLY)
             try:
@@ -263,8 +265,10 @@ class TestNamespaces:
             finally:
                 os.close(fd)
 
-    async def test_cancelled_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It is undone where it was done."""
+    async def test_a_cancelled_creation_is_undone_in_its_namespace(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The bridge is deleted in the namespace where it was made."""
         ip("link", "add", "br0", "type", "bridge")
         original = Session.create_bridge
 
@@ -283,7 +287,7 @@ class TestNamespaces:
         assert names() == ["br0"]
 
     @pytest.mark.parametrize("call", [aiotun.create_bridge, aiotun.delete_bridge])
-    async def test_missing(self, call: Any) -> None:
+    async def test_a_missing_namespace_raises_link_error(self, call: Any) -> None:
         with pytest.raises(aiotun.LinkError, match="ip netns add") as caught:
             await call("br0", netns="nowhere-at-all")
         assert caught.value.errno == errno.ENOENT
@@ -291,7 +295,7 @@ class TestNamespaces:
 
 
 def test_an_error_holds_no_namespace_open() -> None:
-    """Somebody may keep what was raised; the fd is closed all the same."""
+    """The fd is closed even if a program keeps the error."""
     said = child(
         """
         def fds():

@@ -1,4 +1,4 @@
-"""Promise 1: a packet is never lost or torn by cancellation, whatever receives it."""
+"""Promise 1: cancellation never loses or tears a packet, whichever method receives it."""
 
 import asyncio
 import contextlib
@@ -20,8 +20,10 @@ each_method = pytest.mark.parametrize("method", RECEIVE)
 
 @each_kind
 @each_method
-async def test_cancelled_as_the_packet_comes(kind: str, method: str) -> None:
-    """Cancelled before the loop has looked, in the same turn as the packet."""
+async def test_a_receive_cancelled_as_the_packet_comes_loses_nothing(
+    kind: str, method: str
+) -> None:
+    """The packet and the cancellation come in the same turn, before the loop polls."""
     async with rig(kind) as r:
         task = await waiting(RECEIVE[method](r.io))
         r.inject(3)
@@ -33,7 +35,7 @@ async def test_cancelled_as_the_packet_comes(kind: str, method: str) -> None:
 
 @contextlib.contextmanager
 def ready_fd(callback: Callable[[], object]) -> Iterator[None]:
-    """An fd that is ready in the loop's next turn, whatever else is."""
+    """Call `callback` in the loop's next turn, by an fd that is ready."""
     reader, writer = os.pipe()
     loop = asyncio.get_running_loop()
 
@@ -54,8 +56,10 @@ def ready_fd(callback: Callable[[], object]) -> Iterator[None]:
 @each_kind
 @each_method
 @pytest.mark.parametrize("first", ["cancel", "packet"])
-async def test_cancelled_in_the_turn_of_readiness(kind: str, method: str, first: str) -> None:
-    """Both fds are ready in one turn; whichever callback runs first, no packet is missing."""
+async def test_a_receive_cancelled_when_the_fd_is_ready_loses_nothing(
+    kind: str, method: str, first: str
+) -> None:
+    """Both fds are ready in one turn; the loop may run either callback first."""
     async with rig(kind) as r:
         task = await waiting(RECEIVE[method](r.io))
         received = []
@@ -71,8 +75,8 @@ async def test_cancelled_in_the_turn_of_readiness(kind: str, method: str, first:
 
 @each_kind
 @each_method
-async def test_cancelled_one_by_one(kind: str, method: str) -> None:
-    """Whoever stands in line behind a cancelled waiter gets what that one would have got."""
+async def test_cancelled_waiters_give_their_place_to_the_next(kind: str, method: str) -> None:
+    """The next waiter in line gets the packet that the cancelled waiter would have received."""
     async with rig(kind) as r:
         tasks = [await waiting(RECEIVE[method](r.io)) for _ in range(7)]
         gone = [tasks[0], tasks[3], tasks[6]]
@@ -89,7 +93,7 @@ async def test_cancelled_one_by_one(kind: str, method: str) -> None:
 @each_kind
 @each_method
 async def test_timeouts_in_a_storm(kind: str, method: str) -> None:
-    """Timeouts that strike at any moment of a stream of packets lose none and reorder none."""
+    """Timeouts at any moment of a stream of packets lose no packet and keep the order."""
     total = 400
     async with rig(kind) as r:
         chance = random.Random(1)
@@ -116,7 +120,7 @@ async def test_timeouts_in_a_storm(kind: str, method: str) -> None:
 
 @each_kind
 async def test_a_batch_is_all_or_nothing(kind: str) -> None:
-    """recv_many takes several at once, and has them all in its result or none."""
+    """A cancelled recv_many returns all the packets that it took, or takes none."""
     async with rig(kind) as r:
         received: list[int] = []
         chance = random.Random(2)
@@ -135,7 +139,7 @@ async def test_a_batch_is_all_or_nothing(kind: str) -> None:
 
 @each_kind
 async def test_a_reader_is_cancelled_in_a_burst(kind: str) -> None:
-    """Many packets wait; the task that iterates is cancelled and another goes on behind it."""
+    """Many packets wait; the iterating task is cancelled, and another task continues."""
     total = 600
     async with rig(kind) as r:
         r.inject(total)
@@ -162,8 +166,8 @@ async def test_a_reader_is_cancelled_in_a_burst(kind: str) -> None:
 
 
 @each_kind
-async def test_cancelled_between_two_receives(kind: str) -> None:
-    """A task that is cancelled by another one, which the same wake-up resumed."""
+async def test_a_task_cancelled_by_another_resumed_task_loses_nothing(kind: str) -> None:
+    """A task is cancelled by another task that the same wake-up resumed."""
     async with rig(kind) as r:
         received: list[int] = []
 
@@ -183,8 +187,8 @@ async def test_cancelled_between_two_receives(kind: str) -> None:
         assert received + await rest(r.io, 2 - len(received)) == [0, 1]
 
 
-async def test_several_queues_and_several_flows() -> None:
-    """Receivers of a device and of its queues are cancelled at random; each packet comes once."""
+async def test_cancellation_on_several_queues_delivers_each_packet_once() -> None:
+    """Receivers of a device and its queues are cancelled at random; each packet comes once."""
     async with rig("group") as r:
         chance = random.Random(3)
         received: list[int] = []
@@ -220,12 +224,12 @@ async def test_several_queues_and_several_flows() -> None:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.12 brought eager tasks")
-# uvloop 0.23 gives a task factory an argument that those of 3.12 and 3.13.0 do not know.
+# uvloop 0.23 passes an argument that the task factories of Python 3.12 and 3.13.0 don't accept.
 @pytest.mark.asyncio(loop_factories=["asyncio"])
 @each_kind
 @each_method
-async def test_eager_tasks(kind: str, method: str) -> None:
-    """A task that begins to wait while it is being made, and one that need not wait at all."""
+async def test_eager_tasks_receive_in_order_and_cancel_without_loss(kind: str, method: str) -> None:
+    """An eager task starts to wait while it is being created, or need not wait at all."""
     asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
     async with rig(kind) as r:
         tasks = [asyncio.create_task(RECEIVE[method](r.io)) for _ in range(3)]
@@ -241,7 +245,7 @@ async def test_eager_tasks(kind: str, method: str) -> None:
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.12 brought eager tasks")
 @pytest.mark.asyncio(loop_factories=["asyncio"])
 async def test_an_eager_task_that_waits_is_not_overtaken() -> None:
-    """It waits for any queue; the task that started it goes on reading from one."""
+    """The eager task waits for any queue; the task that started it reads from one queue."""
     async with rig("member") as r:
         order: list[tuple[str, int]] = []
 

@@ -20,7 +20,7 @@ from .rig import KINDS, OURS, PORT, RECEIVE, THEIRS, Receive, number, rest, rig,
 
 
 class Recorder(PcapWriter):
-    """A writer that keeps what it is given, too."""
+    """A writer that also keeps what it writes."""
 
     def __init__(self, file: Path, mode: Any = "tun") -> None:
         super().__init__(file, mode)
@@ -45,10 +45,10 @@ def writer(tmp_path: Path) -> Any:
 class TestReceiving:
     @pytest.mark.parametrize("way", RECEIVE)
     @pytest.mark.parametrize("kind", KINDS)
-    async def test_every_way_once(
+    async def test_each_way_of_receiving_captures_a_packet_once(
         self, kind: str, way: str, writer: Recorder, tmp_path: Path
     ) -> None:
-        """Packets that were there, and that are waited for; before, during and after a capture."""
+        """Packets that wait already, and awaited packets; before, during and after a capture."""
         receive = RECEIVE[way]
         async with rig(kind) as r:
             found = []
@@ -76,7 +76,9 @@ class TestReceiving:
 
     @pytest.mark.parametrize("receive", RECEIVE.values(), ids=RECEIVE)
     @pytest.mark.parametrize("kind", KINDS)
-    async def test_who_waits_already(self, kind: str, receive: Receive, writer: Recorder) -> None:
+    async def test_a_task_that_waits_already_is_captured(
+        self, kind: str, receive: Receive, writer: Recorder
+    ) -> None:
         async with rig(kind) as r:
             task = await waiting(receive(r.io))
             with r.tun.capture(writer):
@@ -88,7 +90,9 @@ class TestReceiving:
         assert writer.numbers() == [0]
 
     @pytest.mark.parametrize("kind", KINDS)
-    async def test_batches_and_what_is_there(self, kind: str, writer: Recorder) -> None:
+    async def test_recv_many_and_recv_nowait_capture_each_packet_once(
+        self, kind: str, writer: Recorder
+    ) -> None:
         async with rig(kind) as r:
             with r.tun.capture(writer):
                 r.inject(10)
@@ -117,7 +121,9 @@ class TestReceiving:
         assert writer.numbers() == found
         assert sorted(found) == list(range(500))
 
-    async def test_what_a_buffer_is_too_small_for(self, writer: Recorder) -> None:
+    async def test_a_truncated_packet_is_captured_as_it_was_received(
+        self, writer: Recorder
+    ) -> None:
         async with rig() as r:
             with r.tun.capture(writer):
                 r.inject()
@@ -149,7 +155,9 @@ class TestReceiving:
 
 class TestSending:
     @pytest.mark.parametrize("kind", KINDS)
-    async def test_every_way_once(self, kind: str, writer: Recorder) -> None:
+    async def test_each_way_of_sending_captures_a_packet_once(
+        self, kind: str, writer: Recorder
+    ) -> None:
         sent = [udp(THEIRS, PORT, OURS, 9, bytes([n])) for n in range(7)]
         async with rig(kind) as r:
             await r.io.send(udp(THEIRS, PORT, OURS, 9))
@@ -161,7 +169,7 @@ class TestSending:
             await r.io.send(udp(THEIRS, PORT, OURS, 9))
         assert writer.seen == [(packet, "out") for packet in sent]
 
-    async def test_what_is_refused_was_not_sent(self, writer: Recorder) -> None:
+    async def test_a_refused_packet_is_not_captured(self, writer: Recorder) -> None:
         good = udp(THEIRS, PORT, OURS, 9)
         async with rig() as r:
             with r.tun.capture(writer):
@@ -177,8 +185,10 @@ class TestSending:
                     r.io.send_nowait(good)
         assert writer.seen == [(good, "out")]
 
-    async def test_who_has_to_wait(self, writer: Recorder) -> None:
-        """A send that waits when capturing begins, or ends, counts by when its packet goes."""
+    async def test_a_send_that_waits_is_captured_when_its_packet_goes(
+        self, writer: Recorder
+    ) -> None:
+        """If capturing begins or ends while a send waits, what counts is when its packet goes."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         theirs.setblocking(False)
         with theirs:
@@ -222,7 +232,7 @@ class TestSending:
 
 
 class _Opened:
-    """One queue captured as a device's are."""
+    """Captures one queue as a device's queues are captured."""
 
     def __init__(self, queue: Queue) -> None:
         self.queues = (queue,)
@@ -251,7 +261,7 @@ class TestContents:
         times = [int(each[0].replace(".", "")) for each in (asked, answered)]
         assert before <= times[0] <= times[1] <= after
 
-    async def test_frames(self, tmp_path: Path) -> None:
+    async def test_sent_frames_are_captured_whole(self, tmp_path: Path) -> None:
         async with aiotun.open_tap("cap0", mac="02:00:00:00:00:01") as tap:
             frame = bytes.fromhex("ffffffffffff 020000000002 88b5") + b"hello"
             with PcapWriter(tmp_path / "a.pcap", tap.mode) as writer, tap.capture(writer):
@@ -261,7 +271,9 @@ class TestContents:
         assert (kind, source) == ("0x88b5", "02:00:00:00:00:02")
 
     @pytest.mark.parametrize("options", [{"packet_info": True}, {"offload": "raw"}])
-    async def test_without_the_header(self, options: dict[str, Any], writer: Recorder) -> None:
+    async def test_packets_are_captured_without_their_header(
+        self, options: dict[str, Any], writer: Recorder
+    ) -> None:
         async with rig(**options) as r:
             header = r.tun._header_bytes
             assert header > 0
@@ -292,7 +304,9 @@ class TestCapture:
             assert all(type(queue.port) is Port for queue in r.tun.queues)
             capture.stop()
 
-    async def test_several_at_once(self, tmp_path: Path, writer: Recorder) -> None:
+    async def test_several_captures_of_a_device_are_independent(
+        self, tmp_path: Path, writer: Recorder
+    ) -> None:
         with Recorder(tmp_path / "other") as other:
             async with rig() as r:
                 first, second, third = (r.tun.capture(each) for each in (writer, other, writer))
@@ -306,14 +320,14 @@ class TestCapture:
         assert writer.numbers() == [0, 0, 1]
         assert other.numbers() == [0, 1, 2]
 
-    async def test_a_writer_of_the_other_mode(self, tmp_path: Path) -> None:
+    async def test_capture_refuses_a_writer_of_the_other_mode(self, tmp_path: Path) -> None:
         with PcapWriter(tmp_path / "b", "tap") as frames:
             async with rig() as r:
                 with pytest.raises(ValueError, match="mode='tun'"):
                     r.tun.capture(frames)
                 frames.close()
 
-    async def test_a_closed_writer(self, tmp_path: Path) -> None:
+    async def test_receiving_goes_on_when_the_writer_is_closed(self, tmp_path: Path) -> None:
         async with rig() as r:
             writer = PcapWriter(tmp_path / "b")
             with r.tun.capture(writer):

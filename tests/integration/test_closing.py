@@ -34,7 +34,7 @@ def names() -> list[str]:
 
 @each_kind
 @each_method
-async def test_every_waiter_wakes(kind: str, method: str) -> None:
+async def test_closing_wakes_every_waiter(kind: str, method: str) -> None:
     expected = (
         StopAsyncIteration if method in ("anext", "batches", "decoded") else DeviceClosedError
     )
@@ -47,7 +47,7 @@ async def test_every_waiter_wakes(kind: str, method: str) -> None:
 
 
 async def _caught(coroutine: Coroutine[Any, Any, bytes]) -> BaseException | None:
-    # A task must not raise StopIteration's kin, so they are handed over.
+    # A task can't raise StopAsyncIteration, so return the error.
     try:
         await coroutine
     except (aiotun.AiotunError, StopAsyncIteration) as error:
@@ -56,7 +56,7 @@ async def _caught(coroutine: Coroutine[Any, Any, bytes]) -> BaseException | None
 
 
 @each_kind
-async def test_calls_after_closing(kind: str) -> None:
+async def test_receiving_after_closing_raises_or_ends(kind: str) -> None:
     async with rig(kind) as r:
         await r.io.aclose()
         for method in ("recv", "recv_into", "recv_many"):
@@ -79,7 +79,7 @@ async def test_calls_after_closing(kind: str) -> None:
 
 
 @each_kind
-async def test_iteration_ends(kind: str) -> None:
+async def test_iteration_ends_when_the_queue_is_closed(kind: str) -> None:
     async with rig(kind) as r:
         seen = []
 
@@ -125,7 +125,7 @@ async def test_aclose_cancelled_closes_all_the_same() -> None:
     await tun.aclose()
 
 
-async def test_what_is_known_stays() -> None:
+async def test_name_index_and_mtu_stay_known_after_closing() -> None:
     async with aiotun.open_tun("known0", mtu=1400) as tun:
         index = tun.index
     assert (tun.name, tun.index, tun.mtu, tun.mode, tun.offload) == (
@@ -135,8 +135,8 @@ async def test_what_is_known_stays() -> None:
 
 
 @each_kind
-async def test_closed_between_readiness_and_reading(kind: str) -> None:
-    """Another callback of the same turn closes, before the reader's or after it."""
+async def test_a_queue_closed_between_readiness_and_reading_wakes_its_reader(kind: str) -> None:
+    """Another callback of the same turn closes the queue, before or after the reader's callback."""
     for close_first in (True, False):
         async with rig(kind) as r:
             task = await waiting(r.io.recv())
@@ -155,7 +155,7 @@ async def test_closed_between_readiness_and_reading(kind: str) -> None:
 
 
 async def test_closed_by_the_first_of_several_waiters() -> None:
-    """The first resumed of three closes; the others are not resumed with the old fd."""
+    """The first of three waiters closes the queue; the others must not read the old fd."""
     async with rig() as r:
 
         async def first() -> int:
@@ -172,7 +172,7 @@ async def test_closed_by_the_first_of_several_waiters() -> None:
 
 
 async def test_a_reused_number_is_left_alone() -> None:
-    """What had the fd before neither reads, closes nor unregisters it, whatever happens to it."""
+    """The closed device never reads, closes or unregisters an fd that has got its old number."""
     loop = asyncio.get_running_loop()
     for _ in range(20):
         async with rig() as r:
@@ -195,7 +195,7 @@ async def test_a_reused_number_is_left_alone() -> None:
 
 
 async def test_other_devices_get_the_number() -> None:
-    """One after the other, each with the fd of the last, each hears its own packets."""
+    """Devices reuse the fd number of the last one, and each receives its own packets."""
     for _ in range(10):
         async with rig() as r:
             r.inject(1)
@@ -227,8 +227,8 @@ async def test_closing_one_queue_of_several() -> None:
 
 
 @each_kind
-async def test_detach(kind: str) -> None:
-    """The fd lives on, unregistered, and goes to whoever wants it."""
+async def test_detach_gives_the_fd_away_and_closes_the_queue(kind: str) -> None:
+    """The fd stays open, is unregistered from the loop, and belongs to the caller."""
     async with rig(kind) as r:
         queue = r.tun.queues[1 if kind == "member" else 0]
         task = await waiting(queue.recv())
@@ -255,11 +255,12 @@ async def test_detach(kind: str) -> None:
 
 @each_kind
 @each_method
-async def test_deleted_under_every_waiter(kind: str, method: str) -> None:
+async def test_deletion_wakes_every_waiter(kind: str, method: str) -> None:
     async with rig(kind) as r:
         tasks = [await waiting(_caught(RECEIVE[method](r.io))) for _ in range(3)]
         ip("link", "del", "rig0")
-        # The kernel has told the loop by now: one turn to hear of it, and one for the others.
+        # The kernel has reported it by now: one turn for the loop to see it, and one for the other
+        # tasks.
         for _ in range(3):
             await asyncio.sleep(0)
         for task in tasks:
@@ -270,8 +271,8 @@ async def test_deleted_under_every_waiter(kind: str, method: str) -> None:
 
 
 @each_kind
-async def test_deleted_while_idle(kind: str) -> None:
-    """Nobody waits, and the loop sleeps; the next call says what happened."""
+async def test_a_deletion_while_idle_does_not_spin_and_is_told_next(kind: str) -> None:
+    """No task waits and the loop sleeps; the next call raises DeviceLostError."""
     async with rig(kind) as r:
         r.inject(1)
         await r.io.recv()  # leaves the fd registered with the loop
@@ -296,7 +297,7 @@ async def test_deleted_while_idle(kind: str) -> None:
         assert time.process_time() - before < 0.1
 
 
-async def test_lost_and_then_closed() -> None:
+async def test_a_lost_device_can_be_closed() -> None:
     async with rig() as r:
         ip("link", "del", "rig0")
         with pytest.raises(DeviceLostError):
@@ -306,8 +307,8 @@ async def test_lost_and_then_closed() -> None:
             await r.io.recv()
 
 
-async def test_deleted_with_its_namespace(netns: int) -> None:
-    """The device holds its namespace, so that its name may go and the device lives on."""
+async def test_a_device_lives_on_after_ip_netns_del(netns: int) -> None:
+    """The device holds its namespace open after the namespace's name is deleted."""
     ip("netns", "add", "away")
     async with aiotun.open_tun("away0", netns="away", addresses=["10.9.0.1/24"]) as tun:
         ip("netns", "del", "away")
@@ -324,7 +325,7 @@ async def test_deleted_with_its_namespace(netns: int) -> None:
 
 @each_kind
 @pytest.mark.parametrize("before", ["nothing", "received", "waited"])
-async def test_dropped_without_closing(kind: str, before: str) -> None:
+async def test_a_device_that_nobody_holds_warns_and_is_freed(kind: str, before: str) -> None:
     queues = 4 if kind in ("group", "member", "split group") else 1
     offload: Offload = "split" if kind.startswith("split") else "off"
     addresses = ["10.9.0.1/24"]
@@ -342,7 +343,8 @@ async def test_dropped_without_closing(kind: str, before: str) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         del tun
-        # A task that a packet resumed runs inside the loop's call to the queue until it awaits.
+        # A task that a packet resumed runs inside the loop's call to the queue until it next
+        # awaits.
         await asyncio.sleep(0)
         gc.collect()
     assert [warning.category for warning in caught] == [ResourceWarning] * queues
@@ -369,8 +371,8 @@ async def test_a_warning_made_an_error_still_closes() -> None:
 
 
 @pytest.mark.parametrize("waited", [False, True])
-def test_the_loop_ends_first(waited: bool) -> None:
-    """Closing after the loop was closed happens at once, here."""
+def test_a_device_can_be_closed_after_its_loop(waited: bool) -> None:
+    """After the loop is closed, close() closes the fd immediately in the calling thread."""
     loop = asyncio.new_event_loop()
 
     async def start() -> aiotun.TunDevice:
@@ -432,7 +434,7 @@ async def test_no_fd_goes_to_a_new_program() -> None:
 
 
 async def test_a_fork_holds_the_interface() -> None:
-    """Closing here returns; the interface lives until the last copy of its fd is closed."""
+    """close() returns here; the interface exists until the last copy of its fd is closed."""
     tun = await aiotun.open_tun("fork0")
     reader, writer = os.pipe()
     pid = os.fork()
@@ -449,7 +451,7 @@ async def test_a_fork_holds_the_interface() -> None:
 
 
 async def test_the_loop_is_not_blocked_by_the_last_close() -> None:
-    """The kernel takes some 15 ms for it, and the loop goes on turning in between."""
+    """The kernel takes about 15 ms to delete the interface, and the loop keeps running."""
     turns = 0
     async with aiotun.open_tun("slow0") as tun:
         task = asyncio.create_task(tun.aclose())

@@ -1,4 +1,4 @@
-"""`aiotun list`, `add` and `del`, as users type them, beside `ip tuntap`."""
+"""`aiotun list`, `add` and `del`, as users type them, compared with `ip tuntap`."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from .kernel import ORDINARY, another_namespace, held, inside, link, make, names
 
 
 class Said:
-    """What a command came to."""
+    """The outcome of a command."""
 
     def __init__(self, status: int, out: str, err: str) -> None:
         self.status = status
@@ -24,7 +24,7 @@ class Said:
         self.err = err
 
     def refused(self, status: int, *words: str) -> None:
-        """It failed with one line that has these words, and printed nothing else."""
+        """Assert that it failed with one line that has these words, and printed nothing else."""
         assert (self.status, self.lines) == (status, []), self.err
         assert self.err.startswith("aiotun: ")
         assert self.err.count("\n") == 1
@@ -33,7 +33,7 @@ class Said:
 
 
 class Command:
-    """Runs the command in this process and thread, whose network namespace is the test's."""
+    """Runs the command in this process and thread, in the test's network namespace."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
@@ -43,7 +43,7 @@ class Command:
         return Said(status, *self._capsys.readouterr())
 
     def done(self, line: str) -> list[str]:
-        """Run one that has to succeed, and give its lines."""
+        """Run a command that must succeed, and return its lines."""
         said = self(line)
         assert (said.status, said.err) == (0, "")
         return said.lines
@@ -52,7 +52,7 @@ class Command:
 CONTROLLING = "e\x1b[2J\x9b1m"  # as others may name a device: it clears the screen, writes bold
 
 
-def test_names_control_no_terminal(command: "Command") -> None:
+def test_interface_names_cannot_control_the_terminal(command: "Command") -> None:
     shown = "e\\x1b[2J\\x9b1m"
     assert command.done(f"add {CONTROLLING} mode tun") == []
     assert command.done("list") == [f"{shown}: tun persist"]
@@ -69,7 +69,7 @@ def test_names_control_no_terminal(command: "Command") -> None:
     command.done(f"del {CONTROLLING}")
 
 
-def test_what_is_shown_instead() -> None:
+def test_control_characters_are_shown_escaped() -> None:
     assert terminal.printable("a\udcff\x00\n\u202eb é") == "a\\xff\\x00\n\\u202eb é"
     assert terminal.paint("\x1b[1m", terminal.RED, True) == "\x1b[31m\\x1b[1m\x1b[0m"
 
@@ -85,7 +85,7 @@ def ip_tuntap() -> list[str]:
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", script], check=True, capture_output=True, text=True
     )
-    # 'filter' is its misreading of IFF_NO_PI: both are the bit 0x1000.
+    # `ip` shows IFF_NO_PI as 'filter', because both are the bit 0x1000.
     return sorted(line.replace(" filter", "") for line in done.stdout.splitlines())
 
 
@@ -104,7 +104,7 @@ class TestAdd:
 
     @pytest.mark.parametrize("words", WORDS)
     def test_the_words_of_ip_tuntap(self, words: str, command: Command) -> None:
-        """The two make the same device, and call it the same."""
+        """Both commands make the same device and describe it in the same words."""
         assert command.done(f"add {words.replace('NAME', 'dev7')}") == []
         ours, line = link("dev7")["linkinfo"], command.done("list")
         assert line == ip_tuntap()
@@ -113,8 +113,8 @@ class TestAdd:
         assert link("dev7")["linkinfo"] == ours
         assert command.done("list") == line == ip_tuntap()
 
-    def test_one_queue_means_nothing(self, command: Command) -> None:
-        """The kernel keeps it as a flag without effect, and ip(8) shows that; we don't set it."""
+    def test_one_queue_is_accepted_and_has_no_effect(self, command: Command) -> None:
+        """In the kernel this flag has no effect. ip(8) shows the flag; aiotun doesn't set it."""
         command.done("add tun7 mode tun one_queue")
         assert ip_tuntap() == ["tun7: tun persist"]
 
@@ -139,11 +139,11 @@ class TestAdd:
             ("add", ["'mode tun' or 'mode tap'"]),
             ("add dev x", ["'mode tun' or 'mode tap'"]),
             ("add mode", ["'mode' needs 'tun' or 'tap' after it"]),
-            ("add mode veth", ["mode is 'tun' or 'tap', not 'veth'"]),
-            ("add mode tun mode tap", ["'mode' is said twice"]),
-            ("add x dev y mode tun", ["two names", "'x' and 'y'"]),
-            ("add name x dev y mode tun", ["two names", "'x' and 'y'"]),
-            ("add x mode tun frob", ["'frob' is no word of 'aiotun add'", "--help"]),
+            ("add mode veth", ["'mode' must be 'tun' or 'tap', got 'veth'"]),
+            ("add mode tun mode tap", ["'mode' is given twice"]),
+            ("add x dev y mode tun", ["expected one device name", "'x' and 'y'"]),
+            ("add name x dev y mode tun", ["expected one device name", "'x' and 'y'"]),
+            ("add x mode tun frob", ["unknown argument 'frob' for 'aiotun add'", "--help"]),
             ("add mode tun user", ["'user' needs a user after it"]),
             ("add mode tun user nobody-of-that-name", ["no such user"]),
             ("add mode tun group nobody-of-that-name", ["no such group"]),
@@ -151,11 +151,11 @@ class TestAdd:
             ("add mode tun netns", ["'netns' needs a name or path after it"]),
             ("del", ["'dev NAME'"]),
             ("del mode tun", ["'dev NAME'"]),
-            ("del x user 0", ["'user' is no word of 'aiotun del'"]),
+            ("del x user 0", ["unknown argument 'user' for 'aiotun del'"]),
             (f"del {'x' * 16}", ["1 to 15"]),
-            ("list mode tun", ["'mode' is no word of 'aiotun list'"]),
-            ("list pi", ["'pi' is no word of 'aiotun list'"]),
-            ("list x y", ["'y' is no word of 'aiotun list'"]),
+            ("list mode tun", ["unknown argument 'mode' for 'aiotun list'"]),
+            ("list pi", ["unknown argument 'pi' for 'aiotun list'"]),
+            ("list x y", ["unknown argument 'y' for 'aiotun list'"]),
         ],
     )
     def test_wrong_usage_is_one_line(self, line: str, words: list[str], command: Command) -> None:
@@ -165,18 +165,20 @@ class TestAdd:
     @pytest.mark.parametrize(
         "line", ["add --frob", "add x mode tun -y", "list --frob", "del -x", "demo frob"]
     )
-    def test_unknown_options(self, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_unknown_options_exit_with_2_and_change_nothing(
+        self, line: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         with pytest.raises(SystemExit) as exits:
             cli.main(line.split())
         assert exits.value.code == 2
         assert "unrecognized arguments" in capsys.readouterr().err
         assert names() == []
 
-    def test_it_exists(self, command: Command) -> None:
+    def test_adding_an_existing_device_is_refused(self, command: Command) -> None:
         make("old0", "tun")
         command("add dev old0 mode tun").refused(1, "old0 exists already")
 
-    def test_no_namespace(self, command: Command) -> None:
+    def test_a_missing_namespace_is_refused(self, command: Command) -> None:
         for line in ("add mode tun", "del tun0", "list"):
             command(f"{line} netns nowhere-at-all").refused(1, "no network namespace")
 
@@ -190,30 +192,32 @@ class TestDel:
         assert command.done(f"del {words}") == []
         assert names() == []
 
-    def test_the_wrong_mode(self, command: Command) -> None:
+    def test_deleting_a_device_of_the_other_mode_is_refused(self, command: Command) -> None:
         make("old0", "tap")
-        command("del dev old0 mode tun").refused(1, "old0 is a TAP device", "left alone")
+        command("del dev old0 mode tun").refused(1, "old0 is a TAP device", "not deleted")
         assert names() == ["old0"]
 
-    def test_missing(self, command: Command) -> None:
+    def test_deleting_a_missing_device_is_refused(self, command: Command) -> None:
         command("del dev old0").refused(1, "there is no interface old0")
         command("del dev old0 mode tun").refused(1, "there is no interface old0")
 
-    def test_what_is_neither(self, command: Command) -> None:
+    def test_deleting_an_interface_that_is_neither_tun_nor_tap_is_refused(
+        self, command: Command
+    ) -> None:
         command("del lo").refused(1, "lo is not a TUN or TAP device")
 
-    def test_one_that_a_program_holds(self, command: Command) -> None:
+    def test_deleting_a_device_that_a_program_holds_is_refused(self, command: Command) -> None:
         with held("old0", Iff.TAP | Iff.NO_PI):
             command("del old0").refused(1, "a program holds old0")
             assert names() == ["old0"]
 
 
 class TestList:
-    def test_none(self, command: Command) -> None:
+    def test_without_devices_list_prints_nothing(self, command: Command) -> None:
         assert command.done("list") == []
         assert command.done("list --json") == ["[]"]
 
-    def test_attached(self, command: Command) -> None:
+    def test_list_shows_the_devices_that_programs_hold(self, command: Command) -> None:
         make("old0", "tap", "multi_queue")
         with held("old0", Iff.TAP | Iff.NO_PI | Iff.MULTI_QUEUE), held("tun0"):
             assert command.done("list") == [
@@ -226,7 +230,7 @@ class TestList:
         "line",
         ["list --json", "list -j", "list --json old0", "list old0 --json", "list -j dev old0"],
     )
-    def test_json(self, line: str, command: Command) -> None:
+    def test_list_json_gives_every_field(self, line: str, command: Command) -> None:
         make("old0", "tap", "pi", "user", str(ORDINARY))
         assert json.loads("\n".join(command.done(line))) == [
             {
@@ -244,7 +248,7 @@ class TestList:
             }
         ]
 
-    def test_one(self, command: Command) -> None:
+    def test_list_dev_shows_one_device(self, command: Command) -> None:
         make("old0", "tap")
         make("old1", "tun")
         assert command.done("list dev old1") == ["old1: tun persist"]
@@ -265,15 +269,15 @@ class TestProcess:
         )
         return Said(done.returncode, done.stdout, done.stderr)
 
-    def test_from_add_to_del(self) -> None:
+    def test_a_device_is_added_listed_and_deleted(self) -> None:
         python = [sys.executable]
         name = self.run(python, "add mode tap").lines[0]
         assert self.run(python, "list").lines == [f"{name}: tap persist"]
         gone = self.run(python, f"del {name}")
         assert (gone.status, gone.lines, gone.err, names()) == (0, [], "", [])
 
-    def test_an_ordinary_user(self) -> None:
-        """May list, and delete what is theirs, but create nothing."""
+    def test_an_ordinary_user_may_list_and_delete_but_not_add(self) -> None:
+        """An ordinary user may delete their own devices only."""
         python, env = ordinary_python()
         make("old0", "tap", "user", str(ORDINARY))
         make("old1", "tap", "user", "1")

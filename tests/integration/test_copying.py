@@ -1,4 +1,4 @@
-"""What owns file descriptors or a thread can't be copied: two owners would each close it."""
+"""Objects that own file descriptors or a thread can't be copied: both owners would close them."""
 
 import copy
 import gc
@@ -24,7 +24,7 @@ WAYS: dict[str, Callable[[Any], object]] = {
 
 @pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize("queues", [1, 2])
-async def test_a_device(how: str, queues: int) -> None:
+async def test_a_device_cannot_be_copied_or_pickled(how: str, queues: int) -> None:
     async with aiotun.open_tun("new0", queues=queues) as tun:
         with pytest.raises(TypeError, match=r"new0.*can't be copied.*device\.queues"):
             WAYS[how](tun)
@@ -35,7 +35,7 @@ async def test_a_device(how: str, queues: int) -> None:
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_a_writer(how: str) -> None:
+def test_a_capture_writer_cannot_be_copied_or_pickled(how: str) -> None:
     with PcapWriter(io.BytesIO()) as writer:
         with pytest.raises(TypeError, match="can't be copied"):
             WAYS[how](writer)
@@ -46,7 +46,7 @@ def test_a_writer(how: str) -> None:
 
 
 @pytest.mark.parametrize("how", WAYS)
-async def test_events(how: str) -> None:
+async def test_link_events_cannot_be_copied_or_pickled(how: str) -> None:
     link = aiotun.Link("lo")
     async with link.events() as events:
         with pytest.raises(TypeError, match=r"link\.events\(\) again"):

@@ -1,4 +1,4 @@
-"""The examples' UDP socket: runs of datagrams, where the kernel takes them and where it doesn't."""
+"""The examples' UDP socket: runs of datagrams, with and without the kernel's segmentation."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ SIZES = [1000] * 100 + [400] + [1200] * 3 + [0, 0, 1200, 1300] + [9000] * 10 + [
 
 
 class Pair:
-    """Two sockets; what comes to the second is in `got`, and how many a read gave in `runs`."""
+    """Two sockets. `got` has what the second received; `runs` has the datagrams of each read."""
 
     def __init__(self, version: int, offload: bool = True) -> None:
         self.one = DatagramSocket(bind(*HERE[version]), offload=offload)
@@ -71,11 +71,11 @@ async def test_runs_that_do_not_fit_the_path_go_singly() -> None:
     await wait_until(lambda: len(pair.got) >= len(sent))
     assert pair.got == sent
     assert not pair.one.unsent
-    assert max(pair.runs) > 40  # the smaller ones still went at once
+    assert max(pair.runs) > 40  # the smaller ones still went in runs
     pair.close()
 
 
-async def test_what_the_kernel_refuses_is_counted() -> None:
+async def test_refused_datagrams_are_counted() -> None:
     pair = Pair(4)
     await pair.one.send([b"too large" * 8000, b"fits"], pair.other.address)
     await pair.one.send([b"a", b"b"], ("192.0.2.1", 9))
@@ -98,7 +98,7 @@ async def test_what_comes_from_one_address_is_given_at_once() -> None:
     pair.close()
 
 
-async def test_what_finds_no_room_is_counted() -> None:
+async def test_datagrams_dropped_from_a_full_buffer_are_counted() -> None:
     one, other = (DatagramSocket(bind(*HERE[4])) for _ in range(2))
     other._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20_000)
     await one.send(numbered(list(range(1000, 1100))), other.address)  # not in runs
@@ -113,7 +113,7 @@ async def test_what_finds_no_room_is_counted() -> None:
 
 
 class Old:
-    """A kernel's socket from before UDP_SEGMENT and UDP_GRO, or one whose route can't."""
+    """A socket of a kernel without UDP_SEGMENT and UDP_GRO, or one whose route lacks offload."""
 
     def __init__(self, real: socket.socket, number: int) -> None:
         self.real, self.number, self.refused = real, number, 0
@@ -142,13 +142,13 @@ async def test_without_segmentation_datagrams_go_singly(number: int) -> None:
     assert pair.got == sent
     assert not one.unsent
     assert max(pair.runs) == 1
-    # Those that are smaller may do on another path; where there is no offload at all, none does.
+    # A smaller run may fit another path. Without any offload no run goes.
     assert old.refused == (2 if number == errno.EINVAL else 1)
     pair.close()
 
 
 class Full:
-    """A socket whose buffer is full until somebody makes room."""
+    """A socket whose buffer is full until the test makes room."""
 
     def __init__(self, real: socket.socket) -> None:
         self.real, self.room = real, 2
@@ -188,7 +188,7 @@ async def test_send_waits_while_the_buffer_is_full() -> None:
     pair.close()
 
 
-def test_resolve() -> None:
+def test_resolve_takes_host_and_port_and_refuses_anything_else() -> None:
     assert resolve("127.0.0.1:80") == (socket.AF_INET, ("127.0.0.1", 80))
     assert resolve("[::1]:80") == (socket.AF_INET6, ("::1", 80, 0, 0))
     with pytest.raises(ValueError, match="HOST:PORT"):

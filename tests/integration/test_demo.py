@@ -1,4 +1,4 @@
-"""`aiotun demo`, as users run it: a process of its own, by root and by an ordinary user."""
+"""`aiotun demo` as users run it: in its own process, as root and as an ordinary user."""
 
 import os
 import re
@@ -22,7 +22,7 @@ NO_PING = pytest.mark.skipif(PING is None, reason="missing: ping(8); install ipu
 
 
 def only(folder: Path, *commands: str) -> str:
-    """A PATH on which there is nothing but these commands."""
+    """Return a PATH that has these commands only."""
     for command in commands:
         found = shutil.which(command)
         assert found is not None
@@ -35,7 +35,7 @@ def run_demo(
     python: tuple[str, ...] = (sys.executable,),
     env: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the demo, and see that it leaves no interface behind."""
+    """Run the demo and check that it leaves no interface behind."""
     before = socket.if_nameindex()
     done = subprocess.run(
         [*python, "-m", "aiotun", "demo", *args],
@@ -75,14 +75,14 @@ def check_failure(done: subprocess.CompletedProcess[str], said: str) -> None:
 
 @NO_PING
 @pytest.mark.parametrize("args", [(), ("--uvloop",)])
-def test_with_the_systems_ping(args: tuple[str, ...]) -> None:
+def test_the_demo_uses_the_systems_ping(args: tuple[str, ...]) -> None:
     done = run_demo("--count", "2", *args)
     check_success(done, 2)
     assert str(PING) in done.stdout
 
 
 @pytest.mark.parametrize("args", [(), ("--uvloop",)])
-def test_without_ping(args: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_demo_works_without_ping(args: tuple[str, ...], tmp_path: Path) -> None:
     done = run_demo("--count", "2", *args, env={"PATH": only(tmp_path)})
     check_success(done, 2)
     assert "no ping(8) here" in done.stdout
@@ -94,10 +94,10 @@ def test_five_pings_unless_told_otherwise() -> None:
 
 
 @pytest.mark.parametrize("ping", [pytest.param(True, marks=NO_PING), False])
-def test_as_an_ordinary_user(ping: bool, tmp_path: Path) -> None:
+def test_the_demo_works_as_an_ordinary_user(ping: bool, tmp_path: Path) -> None:
     python, env = ordinary_python()
     if not ping:
-        # The folders that hold tmp_path are root's alone.
+        # Only root may enter the folders above tmp_path.
         folder = Path("/run/aiotun-commands")
         folder.mkdir()
         try:
@@ -109,7 +109,7 @@ def test_as_an_ordinary_user(ping: bool, tmp_path: Path) -> None:
         check_success(run_demo("--count", "1", python=tuple(python), env=env), 1)
 
 
-def test_no_node_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_node_is_one_line(tmp_path: Path) -> None:
     hide = f'mount --bind "{tmp_path}" /dev/net && exec "$@"'
     done = run_demo(python=("unshare", "-m", "sh", "-c", hide, "sh", sys.executable))
     check_failure(done, "/dev/net/tun")
@@ -142,7 +142,7 @@ def test_a_ping_that_fails_is_one_line(tmp_path: Path) -> None:
     check_failure(run_demo(env={"PATH": path}), "failed: ping: socket: Operation not permitted")
 
 
-def test_no_uvloop_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_uvloop_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "uvloop.py").write_text("raise ImportError")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     check_failure(run_demo("--uvloop", env={"PYTHONPATH": path}), "aiotun[uvloop]")
@@ -198,10 +198,10 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
     assert demo.returncode == 1
 
 
-def test_the_ordinary_user_is_one() -> None:
-    """The tests above mean something: their user can do none of this by itself."""
+def test_the_ordinary_user_of_these_tests_has_no_privilege() -> None:
+    """Otherwise the tests above would prove nothing."""
     if not REAL_ROOT:
-        pytest.skip("an ordinary user's run already")
+        pytest.skip("already run by an ordinary user")
     python, env = ordinary_python()
     code = "import os; print(os.geteuid()); os.open('/proc/1/mem', os.O_RDONLY)"
     done = subprocess.run([*python, "-c", code], env=env, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""examples/dhcp_server.py: real clients on a real bridge, and two hundred simulated ones."""
+"""examples/dhcp_server.py: real clients on a real bridge, and two hundred simulated clients."""
 
 import contextlib
 import http.server
@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from ..helpers import ip
+from ..helpers import ip, need
 from . import dhcp, kernel
 from .dhcp import Message, Opt, Type, Wire
-from .programs import booting, cpu_seconds, example, need, running, wait_for
+from .programs import booting, cpu_seconds, example, running, wait_for
 
 A, B = dhcp.mac_of(1001), dhcp.mac_of(1002)
 FIRST, SECOND = IPv4Address("10.85.0.10"), IPv4Address("10.85.0.11")
@@ -39,7 +39,7 @@ def addresses(place: str, name: str = "eth0") -> list[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_arp_and_ping(number: signal.Signals) -> None:
+def test_the_server_answers_arp_and_ping(number: signal.Signals) -> None:
     with dhcp.serving() as server, dhcp.host() as place:
         kernel.inside(place, "ip", "addr", "add", "10.85.0.200/24", "dev", "eth0")
         kernel.inside(place, "ping", "-c", "3", "-i", "0.01", "-W", "5", str(dhcp.SERVER))
@@ -99,7 +99,7 @@ def test_an_address_that_somebody_has_is_not_offered() -> None:
 
 
 def test_bad_messages_do_no_harm() -> None:
-    """Noise of every kind, from a fixed seed; then an ordinary client."""
+    """Invalid messages of every kind, from a fixed seed; then an ordinary client."""
     noise = random.Random(85)
     good = Message(Type.DISCOVER, 1, B).pack(1)
     with dhcp.serving(*QUICK) as server, Wire() as wire:
@@ -150,9 +150,9 @@ def test_two_hundred_clients_at_once(tmp_path: Path) -> None:
 
 
 def test_a_thousand_renewals_a_second(tmp_path: Path) -> None:
-    """What the server computes for one, since how long it takes depends on the machine's load.
+    """Measures the server's CPU time per renewal: the time to answer depends on the load.
 
-    With the machine for itself: 2,000 a second, of which 99% are answered within 20 ms.
+    On an idle machine it answers 2,000 a second, 99% of them within 20 ms.
     """
     with dhcp.serving("--leases", str(tmp_path / "leases.db")) as server, Wire() as wire:
         leases = dhcp.lease_many(wire, 200)
@@ -166,7 +166,7 @@ def test_a_thousand_renewals_a_second(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_kill_loses_no_lease_and_gives_none_twice(tmp_path: Path, seed: int) -> None:
-    """Killed while it grants: every client keeps what it was told, and nobody gets it, too."""
+    """Killed while it grants: every client keeps its address, and no other client gets it."""
     file = str(tmp_path / "leases.db")
     told: dict[bytes, IPv4Address] = {}
     wanted = random.Random(seed).randrange(20, 180)
@@ -182,7 +182,7 @@ def test_a_kill_loses_no_lease_and_gives_none_twice(tmp_path: Path, seed: int) -
                     told[answer.chaddr] = answer.yiaddr
             server.process.kill()
             server.process.wait()
-        # What it had sent before it was killed counts, too.
+        # The answers that it had sent before it was killed count, too.
         wire.sock.settimeout(0.2)
         with contextlib.suppress(TimeoutError):
             while True:
@@ -204,8 +204,8 @@ def test_a_kill_loses_no_lease_and_gives_none_twice(tmp_path: Path, seed: int) -
 
 
 @pytest.mark.peers
-def test_udhcpc(tmp_path: Path) -> None:
-    program = need("udhcpc", "udhcpc")
+def test_udhcpc_gets_renews_and_releases_a_lease(tmp_path: Path) -> None:
+    program = need("udhcpc")
     script = str(dhcp.hook(tmp_path))
     command = [program, "-f", "-R", "-i", "eth0", "-s", script, "-t", "5", "-T", "1"]
     with dhcp.serving("--router", "10.85.0.2") as server, dhcp.host() as place:
@@ -221,14 +221,14 @@ def test_udhcpc(tmp_path: Path) -> None:
             client.expect("hook bound 10.85.0.10")
         found = dhcp.counters(server)
     assert found["release"] == 1
-    assert found["ack_sent"] >= 3  # it asks again where the machine is slow
+    assert found["ack_sent"] >= 3  # more if the machine is slow: the client asks again
     assert found.get("nak_sent", 0) == 0
 
 
 @pytest.mark.peers
-def test_dhclient(tmp_path: Path) -> None:
+def test_dhclient_gets_renews_keeps_and_releases_a_lease(tmp_path: Path) -> None:
     """ISC's client: a lease, renewals by itself, the same lease after a restart, and a release."""
-    program = need("dhclient", "isc-dhcp-client")
+    program = need("dhclient")
     (tmp_path / "conf").write_text("timeout 10;\n")
     files = {"-sf": dhcp.hook(tmp_path), "-cf": tmp_path / "conf"}
     files |= {"-lf": tmp_path / "leases", "-pf": tmp_path / "pid"}
@@ -253,7 +253,7 @@ def test_dhclient(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def web_server(address: str, page: bytes) -> Iterator[list[str]]:
-    """Serve one page; gives the list of paths that were asked for."""
+    """Serve one page; yields the list of requested paths."""
     asked: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -279,7 +279,7 @@ def web_server(address: str, page: bytes) -> Iterator[list[str]]:
 
 @pytest.mark.peers
 def test_a_machine_boots_from_the_network(tmp_path: Path) -> None:
-    """QEMU's iPXE takes a lease, and boots what the server named, over HTTP, from the bridge."""
+    """QEMU's iPXE gets a lease and boots the file that the server named, over HTTP."""
     ip("addr", "add", "10.85.0.2/24", "dev", "br0")
     script = b"#!ipxe\necho booted from ${filename} as ${net0/ip}\n"
     boot = ["--boot-file", "http://10.85.0.2/boot.ipxe", "--router", "10.85.0.2"]
@@ -322,7 +322,9 @@ GOOD = {"--bridge": "br0", "--address": "10.85.0.1/24", "--range": "10.85.0.10-1
         ("--leases", __file__, 1, "not a database"),
     ],
 )
-def test_what_cannot_be_is_said(option: str, value: str, status: int, said: str) -> None:
+def test_invalid_options_are_refused_with_a_reason(
+    option: str, value: str, status: int, said: str
+) -> None:
     words = [word for pair in {**GOOD, option: value}.items() for word in pair]
     done = subprocess.run(
         example("dhcp_server.py", *words), capture_output=True, text=True, timeout=20
@@ -334,7 +336,7 @@ def test_what_cannot_be_is_said(option: str, value: str, status: int, said: str)
     assert kernel.names() == ["br0"]
 
 
-def test_two_servers_on_one_file(tmp_path: Path) -> None:
+def test_a_second_server_on_the_same_file_is_refused(tmp_path: Path) -> None:
     file = ["--leases", str(tmp_path / "leases.db")]
     words = [word for pair in GOOD.items() for word in pair]
     with dhcp.serving(*file) as server:

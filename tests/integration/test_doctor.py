@@ -1,4 +1,4 @@
-"""`aiotun doctor`: what it finds on machines that lack this or that; and it leaves no trace."""
+"""`aiotun doctor`: what it finds on machines that lack something. It leaves no trace."""
 
 import contextlib
 import importlib.metadata
@@ -39,7 +39,7 @@ USER = "nobody" if REAL_ROOT else "root"
 def doctor(
     command: Sequence[str] = (sys.executable,), env: dict[str, str] | None = None
 ) -> tuple[int, dict[str, Any]]:
-    """Run it, and give its status and what it found, by name."""
+    """Run it; return its exit status and its findings by name."""
     before = socket.if_nameindex()
     done = subprocess.run(
         [*command, "-m", "aiotun", "doctor", "--json"],
@@ -59,11 +59,11 @@ def statuses(found: dict[str, Any], *names: str) -> list[str]:
     return [found[name]["status"] for name in names]
 
 
-WORKS = ("create a device", "attach to one", "one of its own", "listen to any")
+WORKS = ("create a device", "attach to a device", "private device", "capture packets")
 
 
 class TestAsRoot:
-    def test_all_is_well(self) -> None:
+    def test_as_root_every_check_passes(self) -> None:
         status, found = doctor()
         assert status == 0
         assert statuses(found, *WORKS) == ["ok", "note", "ok", "ok"]
@@ -76,88 +76,92 @@ class TestAsRoot:
         assert statuses(found, "dpkt", "uvloop") == ["ok", "ok"]
         assert (found["C module"]["status"] == "ok") == native.SPEEDUPS
 
-    def test_it_asks_without_making_anything(self) -> None:
-        """The kernel numbers interfaces in order: one in between would leave a gap."""
+    def test_the_doctor_makes_no_interface_in_this_namespace(self) -> None:
+        """The kernel numbers interfaces in order: an interface made meanwhile would leave a gap."""
         make("old0")
         assert probe.may_create()
         make("old1")
         indices = {name: index for index, name in socket.if_nameindex()}
         assert indices["old1"] == indices["old0"] + 1
 
-    def test_without_the_capability(self) -> None:
-        """Root in name only."""
+    def test_root_without_cap_net_admin_cannot_create_a_device(self) -> None:
+        """Root without capabilities."""
         setpriv = shutil.which("setpriv")
         assert setpriv is not None
         bare = [setpriv, "--bounding-set=-all", "--inh-caps=-all", sys.executable]
         _, found = doctor(bare)
         assert found["create a device"]["status"] == "no"
         assert found["capabilities"]["status"] == "note"
-        assert found["listen to any"]["status"] == "note"
+        assert found["capture packets"]["status"] == "note"
 
-    def test_attaching(self) -> None:
+    def test_devices_that_can_be_attached_to_are_listed(self) -> None:
         make("old0")
         make("old1", "tap", "multi_queue")
         with held("old0"):
             _, found = doctor()
-            assert found["attach to one"]["said"] == "old1"
+            assert found["attach to a device"]["said"] == "old1"
         _, found = doctor()
-        assert found["attach to one"]["said"] == "old0, old1"
+        assert found["attach to a device"]["said"] == "old0, old1"
 
-    def test_no_node(self, tmp_path: Path) -> None:
+    def test_a_missing_node_names_modprobe(self, tmp_path: Path) -> None:
         hide = f'mount --bind "{tmp_path}" /dev/net && exec "$@"'
         status, found = doctor(["unshare", "-m", "sh", "-c", hide, "sh", sys.executable])
         assert status == 1
         assert statuses(found, "node", "driver", *WORKS) == ["no", "note", "no", "no", "no", "ok"]
-        assert found["node"]["mend"].startswith("modprobe tun")
+        assert found["node"]["fix"].startswith("modprobe tun")
 
-    def test_something_else_in_its_place(self, tmp_path: Path) -> None:
+    def test_another_device_at_dev_net_tun_is_recognized(self, tmp_path: Path) -> None:
         cover = 'mount --bind /dev/null /dev/net/tun && exec "$@"'
         status, found = doctor(["unshare", "-m", "sh", "-c", cover, "sh", sys.executable])
         assert status == 1
-        assert "no character device 10:200" in found["node"]["said"]
+        assert "character device 10:200" in found["node"]["said"]
         assert found["driver"]["status"] == "note"
 
     @pytest.mark.parametrize(
-        ("how", "said", "mend"),
+        ("how", "said", "fix"),
         [
             ("directory", "is a directory", "rmdir /dev/net/tun && "),
             ("loop", "symbolic links", "rm /dev/net/tun && "),
             ("nodev", "'nodev'", "mount -o remount,bind,dev /dev/net"),
         ],
     )
-    def test_a_node_that_no_mode_helps(self, how: str, said: str, mend: str) -> None:
+    def test_a_node_unusable_at_any_mode_gets_a_command_that_fixes_it(
+        self, how: str, said: str, fix: str
+    ) -> None:
         status, found = doctor([*with_node(how), sys.executable])
         assert status == 1
         assert said in found["node"]["said"]
-        assert mend in found["node"]["mend"]
+        assert fix in found["node"]["fix"]
         if how == "nodev":
             return
         # What it says to do does help.
-        script = f'{found["node"]["mend"].partition(" (")[0]} && exec "$@"'
+        script = f'{found["node"]["fix"].partition(" (")[0]} && exec "$@"'
         prefix = [*with_node(how), "sh", "-c", script, "sh", sys.executable]
         prefix[4] = prefix[4].replace(",nodev", "")
         if REAL_ROOT:
             assert doctor(prefix)[1]["node"]["status"] == "ok"
 
-    def test_ipv6(self) -> None:
+    def test_disabled_ipv6_names_the_sysctl(self) -> None:
         assert doctor()[1]["IPv6"]["status"] == "ok"
         with ipv6_switched_off():
             status, found = doctor()
         assert status == 0
         assert found["IPv6"]["status"] == "note"
-        assert "sysctl -w net.ipv6.conf.all.disable_ipv6=0" in found["IPv6"]["mend"]
-        assert "--sysctl net.ipv6.conf.all.disable_ipv6=0" in found["IPv6"]["mend"]
+        assert "sysctl -w net.ipv6.conf.all.disable_ipv6=0" in found["IPv6"]["fix"]
+        assert "--sysctl net.ipv6.conf.all.disable_ipv6=0" in found["IPv6"]["fix"]
 
 
 class TestAsAnOrdinaryUser:
-    def test_only_private_ones(self) -> None:
+    def test_an_ordinary_user_has_only_private_namespaces(self) -> None:
         python, env = ordinary_python()
         status, found = doctor(python, env)
         assert status == 0
         assert statuses(found, *WORKS) == ["no", "note", "ok", "note"]
-        assert "CAP_NET_ADMIN" in found["create a device"]["mend"]
-        assert found["attach to one"]["mend"] == f"sudo aiotun add dev tun0 mode tun user {USER}"
-        said = "private ones can be had without root, by a helper process"
+        assert "CAP_NET_ADMIN" in found["create a device"]["fix"]
+        assert (
+            found["attach to a device"]["fix"] == f"sudo aiotun add dev tun0 mode tun user {USER}"
+        )
+        said = "private ones can be created without root, with a helper process"
         assert found["namespaces"]["said"] == said
 
     @pytest.mark.parametrize(
@@ -171,17 +175,19 @@ class TestAsAnOrdinaryUser:
             (("user", str(ORDINARY), "group", "1"), False),
         ],
     )
-    def test_what_root_prepared(self, words: tuple[str, ...], ours: bool) -> None:
+    def test_an_ordinary_user_may_attach_to_a_prepared_device(
+        self, words: tuple[str, ...], ours: bool
+    ) -> None:
         python, env = ordinary_python()
         make("old0", "tun", *words)
         _, found = doctor(python, env)
-        assert found["attach to one"]["status"] == ("ok" if ours else "note")
+        assert found["attach to a device"]["status"] == ("ok" if ours else "note")
         # It says what is so.
         code = "import asyncio, aiotun; asyncio.run(aiotun.open_tun('old0', up=False).__aenter__())"
         done = subprocess.run([*python, "-c", code], env={**os.environ, **env}, capture_output=True)
         assert (done.returncode == 0) == ours, done.stderr
 
-    def test_a_node_for_root_only(self) -> None:
+    def test_a_node_for_root_only_is_recognized(self) -> None:
         python, env = ordinary_python()
         ours = Path("/run/aiotun-node-0600")
         os.mknod(ours, 0o020600, os.makedev(10, 200))
@@ -191,18 +197,18 @@ class TestAsAnOrdinaryUser:
         finally:
             ours.unlink()
         assert status == 1
-        assert found["node"]["said"] == "/dev/net/tun has mode 0600, which keeps this user out"
-        assert found["node"]["mend"] == "sudo chmod 0666 /dev/net/tun"
+        assert found["node"]["said"] == "/dev/net/tun has mode 0600, so this user can't open it"
+        assert found["node"]["fix"] == "sudo chmod 0666 /dev/net/tun"
         assert statuses(found, *WORKS) == ["no", "no", "no", "note"]
 
-    def test_no_namespaces(self) -> None:
-        """Then only a device that root prepared is left."""
+    def test_without_unshare_only_a_prepared_device_is_usable(self) -> None:
+        """Without namespaces an ordinary user needs a device that root has prepared."""
         python, env = ordinary_python()
         command = [*python, *without_unshare(CLONE_NEWUSER)[1:], python[-1]]
         status, found = doctor(command, env)
         assert status == 1
         assert found["namespaces"]["said"].startswith("a seccomp filter forbids user namespaces")
-        assert "--security-opt" in found["namespaces"]["mend"]
+        assert "--security-opt" in found["namespaces"]["fix"]
         make("old0", "tun", "user", str(ORDINARY))
         status, found = doctor(command, env)
         assert status == 0
@@ -210,7 +216,7 @@ class TestAsAnOrdinaryUser:
 
 
 class TestNamespaces:
-    """Who forbids them."""
+    """Why namespaces can't be made."""
 
     @pytest.mark.parametrize("kind", ["user", "net"])
     def test_a_setting(self, kind: str) -> None:
@@ -219,7 +225,7 @@ class TestNamespaces:
         bare = ["setpriv", "--bounding-set=-sys_admin"] if kind == "user" else []
         _, found = doctor([*limited(name, 0), *bare, sys.executable])
         assert found["namespaces"]["said"].startswith(f"user.{name} = 0 allows no")
-        assert found["namespaces"]["mend"] == f"sysctl -w user.{name}=10000"
+        assert found["namespaces"]["fix"] == f"sysctl -w user.{name}=10000"
 
     def test_one_without_capabilities(self) -> None:
         """What AppArmor makes of it."""
@@ -233,7 +239,9 @@ class TestPackages:
     @pytest.mark.parametrize(
         ("name", "status"), [("pyroute2", "no"), ("dpkt", "note"), ("uvloop", "note")]
     )
-    def test_missing(self, name: str, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_missing_package_is_named(
+        self, name: str, status: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         versions = importlib.metadata.version
 
         def version(asked: str) -> str:
@@ -243,12 +251,12 @@ class TestPackages:
 
         monkeypatch.setattr(importlib.metadata, "version", version)
         checks = {check.name: check for check in doctor_command.examine().checks}
-        assert checks[name].said == "(a version that is not known)"
+        assert checks[name].said == "(unknown version)"
         monkeypatch.setitem(sys.modules, name, None)
         report = doctor_command.examine()
         checks = {check.name: check for check in report.checks}
         assert checks[name].status == status
-        assert name in (checks[name].mend or "")
+        assert name in (checks[name].fix or "")
         assert report.usable == (status != "no")
         opening = {each.status for each in report.works[:3]}
         assert opening == ({"no"} if status == "no" else {"ok", "note"})
@@ -256,31 +264,33 @@ class TestPackages:
     @pytest.mark.parametrize(
         ("version", "status"), [("0.9.2", "no"), ("0.9.3rc2", "ok"), ("1.0", "ok")]
     )
-    def test_too_old(self, version: str, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_pyroute2_that_is_too_old_is_refused(
+        self, version: str, status: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
         checks = {check.name: check for check in doctor_command.examine().checks}
         assert checks["pyroute2"].status == status
 
-    def test_an_older_kernel(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_older_kernel_without_uso_is_a_note(self, monkeypatch: pytest.MonkeyPatch) -> None:
         check = doctor_command._offload(["checksum", "TSO"])
         assert (check.status, "Linux 6.2" in check.said) == ("note", True)
 
 
 class TestHowItIsShown:
-    def test_in_a_terminal(self) -> None:
+    def test_a_terminal_gets_colors(self) -> None:
         with in_terminal("doctor") as command:
             assert command.end() == 0
-        assert "\x1b[32mok \x1b[0m  node             /dev/net/tun, mode 0" in command.out
+        assert "\x1b[32mok \x1b[0m  node                /dev/net/tun, mode 0" in command.out
         assert command.lines[-1] == "\x1b[32maiotun can be used here.\x1b[0m"
 
     @pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-    def test_without_colours(self, env: dict[str, str]) -> None:
+    def test_no_color_and_a_dumb_terminal_get_no_colors(self, env: dict[str, str]) -> None:
         with in_terminal("doctor", env=env) as command:
             assert command.end() == 0
         assert "\x1b" not in command.out
-        assert "  ok   node             /dev/net/tun, mode 0" in command.out
+        assert "  ok   node                /dev/net/tun, mode 0" in command.out
 
-    def test_in_a_pipe(self) -> None:
+    def test_a_pipe_gets_no_colors_and_short_lines(self) -> None:
         with piped("doctor") as command:
             assert command.end() == 0
         assert "\x1b" not in command.out
@@ -288,7 +298,7 @@ class TestHowItIsShown:
         assert command.lines[-1] == "aiotun can be used here."
         assert max(map(len, command.lines)) <= 100
 
-    def test_not_usable(self, tmp_path: Path) -> None:
+    def test_the_last_line_says_that_aiotun_cannot_be_used(self, tmp_path: Path) -> None:
         hide = f'mount --bind "{tmp_path}" /dev/net && exec "$@"'
         inside = ["unshare", "-m", "sh", "-c", hide, "sh", sys.executable, "-m", "aiotun"]
         with piped("doctor", command=inside) as command:

@@ -1,4 +1,4 @@
-"""What the README and the documentation show is run, and does what they say."""
+"""Runs the code of the README and the documentation and compares its output with the page."""
 
 import ast
 import asyncio
@@ -20,21 +20,21 @@ from typing import Any
 
 import pytest
 
-from ..documents import SILENT, Block, Command, blocks_of, matches, pages
-from ..helpers import ROOT
+from ..documents import SILENT, Block, Command, blocks_of, matches, pages, programs
+from ..helpers import ROOT, need
 
 PAGES = [page for page in pages() if blocks_of(page)]
 
 
 class Shell:
-    """A shell that goes on from one block of a page to the next, and whatever it has started."""
+    """One shell for all blocks of a page, with the programs that it has started."""
 
     def __init__(self, folder: Path) -> None:
         programs = folder / ".bin"
         programs.mkdir()
-        # Who runs the tests is root in here, and there is nobody else to be.
+        # The tests run as root in these namespaces, so sudo has nothing to do.
         (programs / "sudo").write_text('#!/bin/sh\nexec "$@"\n')
-        # A machine that is busy with tests takes longer to begin something than a reader's.
+        # Programs start more slowly on a machine that is busy with tests, so sleep longer.
         sleep = shutil.which("sleep")
         (programs / "sleep").write_text(f'#!/bin/sh\n{sleep} "$1"; {sleep} "$1"; {sleep} "$1"\n')
         for program in programs.iterdir():
@@ -67,21 +67,21 @@ class Shell:
             self._lines.put(line.rstrip("\n"))
 
     def run(self, command: Command) -> str | None:
-        """Run a command; say what is wrong with what it printed."""
+        """Run a command; return what is wrong with its output, or None."""
         assert self._process.stdin is not None
         end = f"---{time.monotonic_ns()}---"
         self._process.stdin.write(f"{command.text}\necho {end} $?\n")
         self._process.stdin.flush()
         printed: list[str] = []
         status: str | None = None
-        # What a program in the background prints comes when it comes.
+        # The output of a background program may come at any time.
         background = command.text.rstrip().endswith("&")
         deadline = time.monotonic() + 20
         while status is None or (background and not matches(command.output, printed)):
             try:
                 line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                return f"in vain waited for {command.output}; it printed {printed}"
+                return f"timeout; expected {command.output}; it printed {printed}"
             before, marker, after = line.partition(end)
             if marker:
                 status = after.strip()
@@ -99,7 +99,7 @@ class Shell:
         assert self._process.stdin is not None
         self._process.stdin.close()
         for number in (signal.SIGTERM, signal.SIGKILL):
-            # The group as a whole: what runs in the background is in it, as there is no terminal.
+            # End the whole group. Without a terminal, background programs are in it as well.
             try:
                 os.killpg(self._process.pid, number)
             except ProcessLookupError:
@@ -126,8 +126,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def shell(folder: Path) -> Iterator[Shell]:
-    if shutil.which("bash") is None:
-        pytest.skip("missing: bash(1); install bash")
+    need("bash")
     shell = Shell(folder)
     try:
         yield shell
@@ -139,6 +138,10 @@ def shell(folder: Path) -> Iterator[Shell]:
 def test_a_page_does_what_it_says(page: Path, folder: Path, shell: Shell) -> None:
     threads: list[threading.Thread] = []
     names: dict[str, Any] = {"__name__": "__page__", "knock": functools.partial(knock, threads)}
+    for block in blocks_of(page):
+        if block.not_run is None:
+            for program in programs(block.code):
+                need(program)
     with asyncio.Runner() as runner:
         for block in blocks_of(page):
             if block.not_run is not None or block.language.startswith("{"):
@@ -157,7 +160,7 @@ def test_a_page_does_what_it_says(page: Path, folder: Path, shell: Shell) -> Non
 
 
 def knock(threads: list[threading.Thread], address: str) -> None:
-    """For a page's hidden code: send a datagram there, as soon as there is a way."""
+    """For a page's hidden code: send a datagram to `address` as soon as there is a route."""
 
     def send() -> None:
         deadline = time.monotonic() + 20
@@ -180,7 +183,7 @@ def run_code(
     code = compile(
         "\n" * (line - 1) + text, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     )
-    # With an await at the top level it is a coroutine's code.
+    # Code with an await at its top level is compiled to a coroutine's code.
     if code.co_flags & inspect.CO_COROUTINE:
 
         async def work() -> None:
@@ -206,7 +209,7 @@ def test_all_code_is_marked_as_what_it_is() -> None:
 
 
 def test_files_in_a_page_are_used_there() -> None:
-    """Else nobody would know whether they work."""
+    """Otherwise a file's code would not be run."""
     problems: list[str] = []
     for page in pages():
         blocks = blocks_of(page)
@@ -214,7 +217,7 @@ def test_files_in_a_page_are_used_there() -> None:
             if block.file is None or block.not_run is not None or block.language == "text":
                 continue
             if page.name == "service.md" and block.language == "ini":
-                continue  # for systemd, which looks at them in test_service_units.py
+                continue  # for systemd; test_service_units.py checks them
             later = "".join(each.text for each in blocks[number + 1 :] if _runs(each))
             name = block.file.partition(".")[0]
             if not re.search(rf"\b{re.escape(name)}\b", later):
@@ -227,7 +230,7 @@ def _runs(block: Block) -> bool:
 
 
 def _run_elsewhere(block: Block) -> bool:
-    """Whether the reason for leaving it out is a test that types it; there has to be one."""
+    """Whether another test, which the reason names and which must exist, runs this block."""
     named = re.search(r"tests/\S+\.py", block.not_run or "")
     assert named is None or (ROOT / named[0]).exists(), block.not_run
     return named is not None
@@ -237,7 +240,7 @@ def test_what_is_not_run_is_the_exception() -> None:
     blocks = [block for page in pages() for block in blocks_of(page)]
     run = [block for block in blocks if _runs(block)]
     left_out = [block for block in blocks if block.not_run and not _run_elsewhere(block)]
-    assert len(left_out) * 3 <= len(run), f"{len(left_out)}, beside {len(run)} that are run"
+    assert len(left_out) * 3 <= len(run), f"{len(left_out)} are not run, {len(run)} are"
 
 
 @pytest.mark.parametrize(
@@ -254,5 +257,7 @@ def test_what_is_not_run_is_the_exception() -> None:
         ([], [], True),
     ],
 )
-def test_comparing(expected: list[str], printed: list[str], same: bool) -> None:
+def test_output_matches_apart_from_ellipses_times_and_decimals(
+    expected: list[str], printed: list[str], same: bool
+) -> None:
     assert matches(expected, printed) == same

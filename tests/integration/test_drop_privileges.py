@@ -1,4 +1,4 @@
-"""The example that gives its privileges up: what is left of them, by the kernel's word."""
+"""The example that drops its privileges: what the kernel says is left of them."""
 
 import os
 import shutil
@@ -24,13 +24,13 @@ only_root = pytest.mark.skipif(not REAL_ROOT, reason="needs another user than th
 
 @pytest.fixture
 def started() -> Iterator[Any]:
-    """Start the example in an interpreter, and from a folder, that the ordinary user sees, too."""
+    """Start the example with an interpreter and from a folder that the ordinary user can read."""
     python, env = ordinary_python()
     folder = Path("/run/aiotun-user/examples")
     shutil.copytree(EXAMPLES, folder, dirs_exist_ok=True)
 
     def begin(*args: str) -> Any:
-        # With a group too many, which is to be gone afterwards.
+        # With an additional group, which the example must drop.
         setpriv = [python[0], "--groups=0,4242", "--"]
         command = [*setpriv, python[-1], "-W", "error", str(folder / DROP), *ARGS, *args]
         return start(DROP, command=command, env=env)
@@ -60,7 +60,7 @@ def check_powerless(pid: int, *, bounded: bool) -> None:
 
 @only_root
 @LOOPS
-def test_in_one_process(loop: list[str], started: Any) -> None:
+def test_one_process_serves_after_dropping_its_privileges(loop: list[str], started: Any) -> None:
     with started("--queues", "3", *loop) as service, Pinger(4) as pinger:
         pid = service.process.pid
         check_powerless(pid, bounded=True)
@@ -79,7 +79,7 @@ def test_a_child_that_never_had_a_privilege(loop: list[str], started: Any) -> No
         check_powerless(child, bounded=False)
         for place in range(2, 34):
             pinger.check(f"10.81.0.{place}")
-        # The parent has none of the queues any more.
+        # The parent has closed the queues.
         fds = [os.readlink(each) for each in Path(f"/proc/{parent}/fd").iterdir()]
         assert "/dev/net/tun" not in fds
         assert service.end() == ""
@@ -112,21 +112,21 @@ def test_no_thread_may_keep_what_is_given_up() -> None:
 
 
 @only_root
-def test_what_cannot_be_opened(started: Any) -> None:
-    """One line, and no child is left."""
+def test_a_failed_opening_is_one_line_and_leaves_no_child(started: Any) -> None:
+    """An opening fails because of an invalid name."""
     for more in ([], ["--separate"]):
-        with pytest.raises(AssertionError, match="it may have 1 to 15") as caught:
+        with pytest.raises(AssertionError, match="must have 1 to 15 bytes") as caught:
             started(*more, "--name", "much-too-long-a-name").__enter__()
         assert str(caught.value).count("\\n") == 1
 
 
-def test_who_may_be_become() -> None:
+def test_root_and_unknown_users_are_refused() -> None:
     for wrong in ("0", "root", "no-such-user", "4294967000"):
         check_failure(run(DROP, "--user", wrong), 2, "user")
     check_failure(run(DROP, "--queues", "0"), 2, "1 to 253")
 
 
-def test_not_as_an_ordinary_user() -> None:
+def test_an_ordinary_user_is_told_to_start_as_root() -> None:
     python, env = ordinary_python()
     folder = Path("/run/aiotun-user/examples")
     shutil.copytree(EXAMPLES, folder, dirs_exist_ok=True)
@@ -137,8 +137,8 @@ def test_not_as_an_ordinary_user() -> None:
         shutil.rmtree(folder)
 
 
-def test_no_queues_come() -> None:
-    """The privileged half is gone before it sent them."""
+def test_a_child_that_gets_no_queues_ends_with_one_line() -> None:
+    """The privileged process ends before it sends the queues."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         process = subprocess.Popen(
@@ -155,7 +155,7 @@ def test_no_queues_come() -> None:
 
 @only_root
 def test_it_does_not_serve_with_privileges_left() -> None:
-    """Its own check, where a step before did nothing."""
+    """The example checks its privileges, also if dropping them silently failed."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import drop_privileges as drop\n"
         "try: drop.check()\n"

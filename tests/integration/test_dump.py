@@ -1,4 +1,4 @@
-"""`aiotun dump`: beside the program that holds an interface, and with one of its own."""
+"""`aiotun dump`: on an interface that another program holds, and on its own new device."""
 
 import asyncio
 import fcntl
@@ -28,7 +28,7 @@ CLOCK = r"\d\d:\d\d:\d\d\.\d{6}"
 
 @pytest.fixture(autouse=True)
 def no_ipv6() -> None:
-    """A link that comes up says something by itself there."""
+    """With IPv6 the kernel sends packets by itself when a link comes up."""
     for name in ("default", "all"):
         path = Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
         if path.exists():
@@ -41,7 +41,7 @@ def listening(command: Running) -> Running:
 
 
 def send_local(count: int = 1) -> None:
-    """Datagrams that nobody wants, through `lo`: each is answered by ICMP, or the like."""
+    """Send datagrams to a closed port through `lo`; the kernel answers each with an ICMP error."""
     udp_burst("127.0.0.1", 9, count)
 
 
@@ -73,11 +73,11 @@ class TestListening:
                 udp_burst("127.0.0.1", port, 1)
                 command.read_until(f"127.0.0.1.{port}: UDP, length 32")
 
-    def test_no_more_than_were_asked_for(self, tmp_path: Path) -> None:
+    def test_count_limits_the_number_of_packets(self, tmp_path: Path) -> None:
         file = tmp_path / "a.pcap"
         with piped("dump", "lo", "--count", "3", "--write", str(file)) as command:
             listening(command)
-            command.process.send_signal(signal.SIGSTOP)  # so that it finds many at once
+            command.process.send_signal(signal.SIGSTOP)  # so that many are waiting later
             send_local(20)
             command.process.send_signal(signal.SIGCONT)
             assert command.end() == 0
@@ -105,7 +105,7 @@ class TestListening:
         assert command.err.endswith(f"; 2 written to {file}\n")
 
     async def test_vlan_tags_are_put_back(self, tmp_path: Path) -> None:
-        """The kernel hands them over beside the frame."""
+        """The kernel passes VLAN tags outside of the frame."""
         file = tmp_path / "a.pcap"
         frame = bytes.fromhex("ffffffffffff 020000000002 8100 2005 0800")
         frame += udp("10.0.0.1", 1, "10.0.0.2", 2)
@@ -120,7 +120,7 @@ class TestListening:
         ]
 
     def test_a_link_layer_we_do_not_know(self) -> None:
-        """The kernel takes it off."""
+        """The kernel removes such a header."""
         make("old0")
         ip("addr", "add", "10.5.0.1/24", "dev", "old0")
         with held("old0") as (fd,):
@@ -142,11 +142,11 @@ class TestListening:
                 assert command.end() == 1
         assert command.err == (
             "aiotun: old0 carries neither Ethernet frames nor IP packets (its link type is "
-            f"{kind}, see if_arp.h); 'tshark -i old0' may know it\n"
+            f"{kind}, see if_arp.h); try 'tshark -i old0'\n"
         )
 
     def test_packets_that_are_no_ip(self, tmp_path: Path) -> None:
-        """Left out and counted: the file says that all of its packets are IP."""
+        """They are left out and counted, because the file's link type allows IP packets only."""
         make("old0")
         ip("addr", "add", "10.5.0.1/24", "dev", "old0")
         with held("old0") as (fd,), socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sock:
@@ -158,7 +158,7 @@ class TestListening:
                 udp_burst("10.5.0.2", 9, 1)
                 assert command.end() == 0
         assert [line.split()[2] for line in command.lines] == ["IP"]
-        assert "1 left out, which were no IP packets" in command.err
+        assert "1 not shown (not IP)" in command.err
 
     def test_a_name_that_would_control_the_terminal(self) -> None:
         name = "e\x1b[2J\x7f"
@@ -170,14 +170,14 @@ class TestListening:
             command.end()
         assert "\x1b[2J" not in command.out
 
-    def test_nobody_holds_it(self) -> None:
+    def test_an_interface_without_a_program_is_noted(self) -> None:
         make("old0")
         ip("link", "set", "old0", "up")
         with piped("dump", "old0") as command:
-            command.read_until("no program holds it open", err=True)
+            command.read_until("no program has it open", err=True)
         assert "old0 has no carrier" in command.err
 
-    async def test_down_and_up_again(self) -> None:
+    async def test_an_interface_that_goes_down_and_up_is_noted(self) -> None:
         async with rig() as r:
             await r.tun.link.down()
             with piped("dump", "rig0", "--count", "1") as command:
@@ -192,7 +192,7 @@ class TestListening:
                 assert await asyncio.to_thread(command.end) == 0
 
     @pytest.mark.parametrize("up", [True, False])
-    def test_deleted(self, up: bool) -> None:
+    def test_a_deleted_interface_ends_the_dump(self, up: bool) -> None:
         make("old0")
         ip("link", "set", "old0", "up" if up else "down")
         with piped("dump", "old0") as command:
@@ -204,7 +204,7 @@ class TestListening:
             "aiotun: old0 was deleted",
         ]
 
-    def test_what_the_kernel_had_no_room_for(self) -> None:
+    def test_packets_that_the_kernel_dropped_are_counted(self) -> None:
         with piped("dump", "lo", "--json") as command:
             listening(command)
             command.process.send_signal(signal.SIGSTOP)
@@ -218,7 +218,7 @@ class TestListening:
         assert dropped is not None
         assert int(dropped[1]) > 1000
 
-    def test_as_an_ordinary_user(self) -> None:
+    def test_listening_as_an_ordinary_user_names_the_capability(self) -> None:
         python, env = ordinary_python()
         with piped("dump", "lo", command=[*python, "-m", "aiotun"], env=env) as command:
             assert command.end() == 1
@@ -250,21 +250,21 @@ class TestNew:
         assert shown == [[what, "0x00000001"]]
         assert names() == []
 
-    def test_deleted(self) -> None:
+    def test_a_deleted_new_device_ends_the_dump(self) -> None:
         with piped("dump", "--new", "new0") as command:
             listening(command)
             ip("link", "del", "new0")
             assert command.end() == 1
         assert "new0 is gone" in command.err
 
-    def test_another_kind(self) -> None:
+    def test_a_tap_device_is_refused(self) -> None:
         make("old0", "tap")
         with piped("dump", "--new", "old0") as command:
             assert command.end() == 1
         assert "old0 is a TAP device" in command.err
 
-    def test_as_an_ordinary_user(self) -> None:
-        """One that root prepared will do."""
+    def test_an_ordinary_user_may_dump_a_prepared_device(self) -> None:
+        """The device was prepared by root for this user."""
         python, env = ordinary_python()
         make("old0", "tun", "user", str(ORDINARY))
         ip("addr", "add", "10.9.0.1/24", "dev", "old0")
@@ -280,7 +280,7 @@ class TestNew:
 
 
 class TestTerminal:
-    def test_colours_and_ctrl_c(self) -> None:
+    def test_colors_and_ctrl_c(self) -> None:
         with in_terminal("dump", "lo") as command:
             listening(command)
             send_local()
@@ -296,7 +296,7 @@ class TestTerminal:
         assert "2 packets (2 in, 0 out), 0 dropped by the kernel" in command.lines[-1]
 
     @pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-    def test_no_colours(self, env: dict[str, str]) -> None:
+    def test_no_color_and_a_dumb_terminal_get_no_colors(self, env: dict[str, str]) -> None:
         with in_terminal("dump", "lo", "--count", "1", env=env) as command:
             listening(command)
             send_local()
@@ -305,24 +305,24 @@ class TestTerminal:
         assert "UDP, length 32" in command.out
 
     def test_an_empty_no_color_means_nothing(self) -> None:
-        """As https://no-color.org has it."""
+        """https://no-color.org says so."""
         with in_terminal("dump", "lo", "--count", "1", env={"NO_COLOR": ""}) as command:
             listening(command)
             send_local()
             assert command.end() == 0
         assert "\x1b[36m" in command.out
 
-    def test_json_has_no_colours(self) -> None:
+    def test_json_has_no_colors(self) -> None:
         with in_terminal("dump", "lo", "--json", "--count", "1") as command:
             listening(command)
             send_local()
             assert command.end() == 0
         assert "\x1b" not in command.out
 
-    def test_a_file_is_no_text(self) -> None:
+    def test_binary_packets_are_not_written_to_a_terminal(self) -> None:
         with in_terminal("dump", "lo", "--write", "-") as command:
             assert command.end() == 2
-        assert command.out.startswith("aiotun: packets are no text for a terminal")
+        assert command.out.startswith("aiotun: refusing to write binary packets to a terminal")
         assert len(command.lines) == 1
 
 
@@ -360,7 +360,7 @@ class TestEnds:
             assert command.end() == 1
         assert command.err == "aiotun: listening on lo (Ethernet frames); Ctrl-C ends it\n"
 
-    def test_into_a_pipe_as_a_file(self, tmp_path: Path) -> None:
+    def test_a_capture_file_can_be_written_to_a_pipe(self, tmp_path: Path) -> None:
         file = tmp_path / "a.pcap"
         with piped("dump", "lo", "--write", "-", "--count", "4") as command:
             listening(command)
@@ -374,7 +374,7 @@ class TestEnds:
         assert len(tshark(file, "frame.len")) == 4
         assert "UDP" in run("tcpdump", "-n", "-r", str(file))
 
-    def test_a_full_disk(self) -> None:
+    def test_a_full_disk_ends_the_dump_with_its_error(self) -> None:
         with piped("dump", "lo", "--write", "/dev/full") as command:
             listening(command)
             while command.process.poll() is None:
@@ -391,7 +391,7 @@ class TestEnds:
             ("dump lo --write /nope/a", "/nope/a can't be written: No such file"),
         ],
     )
-    def test_what_fails_is_one_line(
+    def test_a_failure_is_one_line(
         self, line: str, said: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
         make("old0")
@@ -404,11 +404,11 @@ class TestEnds:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("dump", "say one interface"),
-        ("dump lo --new tun0", "say one interface"),
+        ("dump", "give either an interface"),
+        ("dump lo --new tun0", "give either an interface"),
         ("dump lo lo", "unrecognized arguments: lo"),
-        ("dump lo --tap", "opened with --new"),
-        ("dump lo --address 10.0.0.1/24", "opened with --new"),
+        ("dump lo --tap", "need '--new NAME'"),
+        ("dump lo --address 10.0.0.1/24", "need '--new NAME'"),
         ("dump --new tun0 --address nowhere", "nowhere"),
         ("dump --new a/b", "a/b"),
         ("dump lo --count 0", "above 0"),

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import shutil
 import subprocess
 
 import pytest
@@ -10,8 +9,7 @@ import pytest
 import aiotun
 from aiotun import reply
 
-PING = shutil.which("ping")
-pytestmark = pytest.mark.skipif(PING is None, reason="missing: ping(8); install iputils-ping")
+from ..helpers import need
 
 
 async def respond(tun: aiotun.TunDevice) -> None:
@@ -29,11 +27,13 @@ async def respond(tun: aiotun.TunDevice) -> None:
         (["-T", "tsandaddr"], r"TS:\s+10\.9\.0\.1\s+\d+ absolute\s+10\.9\.0\.2\s+-?\d+\s"),
     ],
 )
-async def test_they_are_entered(options: list[str], said: str) -> None:
+async def test_ping_options_are_answered_with_this_hosts_entries(
+    options: list[str], said: str
+) -> None:
+    ping = need("ping")
     async with aiotun.open_tun("echo0", addresses=["10.9.0.1/24"]) as tun:
         task = asyncio.create_task(respond(tun))
-        assert PING is not None
-        command = [PING, "-n", "-c", "1", "-W", "5", *options, "10.9.0.2"]
+        command = [ping, "-n", "-c", "1", "-W", "5", *options, "10.9.0.2"]
         process = await asyncio.create_subprocess_exec(
             *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )

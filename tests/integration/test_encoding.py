@@ -1,4 +1,4 @@
-"""What encode writes, as the kernel sees it: it drops what has a wrong length or checksum."""
+"""The kernel accepts what encode writes. It drops packets with a wrong length or checksum."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ def mac(text: str) -> bytes:
 
 @dataclass
 class Peer:
-    """A host behind a device, that speaks dpkt to the kernel."""
+    """A host behind a device that exchanges dpkt packets with the kernel."""
 
     device: aiotun.Device
     version: int
@@ -99,7 +99,7 @@ each_version = pytest.mark.parametrize("version", [4, 6])
 
 @each_mode
 @each_version
-async def test_udp(mode: str, version: int) -> None:
+async def test_the_kernel_accepts_encoded_udp(mode: str, version: int) -> None:
     async with peer(mode, version) as other:
         with udp_socket(version) as sock:
             port = sock.getsockname()[1]
@@ -111,7 +111,7 @@ async def test_udp(mode: str, version: int) -> None:
             packet = other.packet(datagram)
             packet.p = packet.nxt = 17
             await other.send_packet(packet)
-            bytes(packet)  # stores what is stale then
+            bytes(packet)  # stores lengths and checksums, which become stale
             datagram.data = b"afterwards"
             await other.send_packet(packet)
             assert [sock.recv(2000) for _ in range(2)] == [b"before", b"afterwards"]
@@ -119,8 +119,8 @@ async def test_udp(mode: str, version: int) -> None:
 
 @each_mode
 @each_version
-async def test_the_kernel_drops_what_is_wrong(mode: str, version: int) -> None:
-    """Or the other tests would say nothing."""
+async def test_the_kernel_drops_packets_with_wrong_checksums(mode: str, version: int) -> None:
+    """Otherwise the other tests would prove nothing."""
     async with peer(mode, version) as other:
         with udp_socket(version) as sock:
             datagram = UDP(sport=7, dport=sock.getsockname()[1], data=b"payload")
@@ -141,7 +141,7 @@ async def test_the_kernel_drops_what_is_wrong(mode: str, version: int) -> None:
 
 @each_mode
 @each_version
-async def test_a_udp_sum_of_zero(mode: str, version: int) -> None:
+async def test_a_udp_checksum_of_zero_is_sent_as_ffff(mode: str, version: int) -> None:
     async with peer(mode, version) as other:
         with udp_socket(version) as sock:
             datagram = UDP(sport=7, dport=sock.getsockname()[1], data=b"\0\0")
@@ -153,7 +153,7 @@ async def test_a_udp_sum_of_zero(mode: str, version: int) -> None:
 
 @each_mode
 @each_version
-async def test_ip_options_and_extension_headers(mode: str, version: int) -> None:
+async def test_the_kernel_accepts_ip_options_and_extension_headers(mode: str, version: int) -> None:
     async with peer(mode, version) as other:
         with udp_socket(version) as sock:
             datagram = UDP(sport=7, dport=sock.getsockname()[1], data=b"payload")
@@ -168,8 +168,8 @@ async def test_ip_options_and_extension_headers(mode: str, version: int) -> None
 
 @each_mode
 @each_version
-async def test_fragments(mode: str, version: int) -> None:
-    """The first is a dpkt object whose length and checksum are those of the whole datagram."""
+async def test_the_kernel_reassembles_encoded_fragments(mode: str, version: int) -> None:
+    """The first fragment is a dpkt object with the length and checksum of the whole datagram."""
     async with peer(mode, version) as other:
         with udp_socket(version) as sock:
             payload = bytes(range(200))
@@ -187,8 +187,8 @@ async def test_fragments(mode: str, version: int) -> None:
 
 @each_mode
 @each_version
-async def test_tcp(mode: str, version: int) -> None:
-    """A whole handshake, with options, and data behind it."""
+async def test_the_kernel_accepts_an_encoded_tcp_connection(mode: str, version: int) -> None:
+    """A complete handshake with options, and data after it."""
     async with peer(mode, version) as other:
         sock = socket.socket(FAMILY[version], socket.SOCK_STREAM)
         with _closing(sock, version) as listener:
@@ -202,7 +202,7 @@ async def test_tcp(mode: str, version: int) -> None:
             packet = other.packet(segment)
             await other.send_packet(packet)
             packet.p = packet.nxt = 6
-            bytes(packet)  # stores what is stale then
+            bytes(packet)  # stores lengths and checksums, which become stale
             segment.flags, segment.data = 0x18, b"hello, kernel"
             await other.send_packet(packet)
             connection, _ = listener.accept()
@@ -213,7 +213,7 @@ async def test_tcp(mode: str, version: int) -> None:
 
 @each_mode
 @each_version
-async def test_echo(mode: str, version: int) -> None:
+async def test_the_kernel_answers_encoded_echo_requests(mode: str, version: int) -> None:
     async with peer(mode, version) as other:
         echo = (ICMP if version == 4 else ICMP6).Echo(id=3, seq=4, data=b"payload")
         message: Any = ICMP(data=echo) if version == 4 else ICMP6(type=128, data=echo)
@@ -230,11 +230,12 @@ async def test_echo(mode: str, version: int) -> None:
 
 
 @each_version
-async def test_a_vlan(version: int) -> None:
-    """As the kernel takes the tag off; not each has devices for VLANs."""
+async def test_the_kernel_takes_the_vlan_tag_off_an_encoded_frame(version: int) -> None:
+    """Read from a packet socket, because not every kernel has VLAN devices."""
     async with peer("tap", version) as other:
         ethertype = 0x0800 if version == 4 else 0x86DD
-        # Sockets for everything see the tag before the kernel drops one that it has no device for.
+        # A packet socket for all protocols sees the tag before the kernel drops the frame for
+        # lack of a VLAN device.
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as sock:
             sock.settimeout(5)
             sock.bind(("enc0", ETH_P_ALL))

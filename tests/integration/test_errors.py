@@ -1,4 +1,4 @@
-"""Every exception, raised by what it is for: the real kernel in that condition."""
+"""Every exception, raised by the real kernel in the condition that it stands for."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ from .kernel import (
     with_node,
 )
 
-# The table of the contract: what each is besides an AiotunError.
+# The contract's table: the other base classes of each exception.
 ALSO: dict[type[aiotun.AiotunError], tuple[type[Exception], ...]] = {
     aiotun.TunUnavailableError: (OSError,),
     aiotun.NotPermittedError: (PermissionError, OSError),
@@ -59,14 +59,14 @@ def check(
     name: str | None,
     *words: str,
 ) -> None:
-    """Look at everything that is promised of an exception.
+    """Check everything that is promised of an exception.
 
     Args:
         error: the exception.
         kind: its class.
-        code: its errno, where it has one.
-        name: the interface in question, or None where there is none.
-        words: what the message says to do, and of what.
+        code: its errno, or None if it has no errno.
+        name: the interface, or None if no interface is concerned.
+        words: words of the message: what failed and what to do.
     """
     assert type(error) is kind
     assert isinstance(error, aiotun.AiotunError)
@@ -80,7 +80,7 @@ def check(
         assert (error.errno, error.filename) == (code, name)
         assert error.strerror
         assert error.strerror in str(error)
-        # Not only the kernel's own words, which say nothing of what to do.
+        # The kernel's own words are not enough: they don't say what to do.
         assert error.strerror != os.strerror(code)
     else:
         assert code is None
@@ -93,14 +93,14 @@ def check(
 
 
 def check_said(said: Any, kind: type[Any], code: int, name: str | None, *words: str) -> None:
-    """The same for what a child printed."""
+    """Like `check`, for the output of a child."""
     assert said["class"] == kind.__name__, said
     error = kind(said["errno"], said["strerror"], *([said["filename"]] if said["filename"] else []))
     check(error, kind, code, name, *words)
 
 
 async def caught(awaitable: Awaitable[object]) -> Exception:
-    """Await what shall fail, and give what it raises."""
+    """Await something that must fail, and return the error."""
     try:
         value = await awaitable
     except aiotun.AiotunError as error:
@@ -110,8 +110,8 @@ async def caught(awaitable: Awaitable[object]) -> Exception:
     raise AssertionError(f"nothing was raised: {value!r}")
 
 
-def test_the_table() -> None:
-    """Every exported exception is in it, and is what it says."""
+def test_every_exported_exception_has_its_promised_bases() -> None:
+    """The table lists every exported exception."""
     exported = {
         value
         for value in vars(aiotun).values()
@@ -124,44 +124,44 @@ def test_the_table() -> None:
 
 
 class TestTunUnavailable:
-    def test_no_node(self) -> None:
+    def test_a_missing_node_names_modprobe(self) -> None:
         said = child("attempt(aiotun.open_tun('new0'))", prefix=with_node("none"))
         check_said(
             said, aiotun.TunUnavailableError, errno.ENOENT, None, "/dev/net/tun", "modprobe tun"
         )
 
-    def test_no_driver(self) -> None:
+    def test_a_node_without_a_driver_names_modprobe(self) -> None:
         said = child("attempt(aiotun.open_tun('new0'))", prefix=with_node("dead"))
         check_said(
             said, aiotun.TunUnavailableError, errno.ENODEV, None, "/dev/net/tun", "modprobe tun"
         )
 
     @pytest.mark.parametrize(("how", "code"), [("directory", errno.EISDIR), ("loop", errno.ELOOP)])
-    def test_no_node_but_a(self, how: str, code: int) -> None:
+    def test_something_other_than_a_node_is_recognized(self, how: str, code: int) -> None:
         said = child("attempt(aiotun.open_tun('new0'))", prefix=with_node(how))
         words = ["/dev/net/tun is not a device node", "remove it", "--device /dev/net/tun"]
         check_said(said, aiotun.TunUnavailableError, code, None, *words)
 
     def test_the_node_of_something_else(self) -> None:
-        """A file that anybody put there."""
+        """Another device node has been put in its place."""
         prefix = ["unshare", "-m", "sh", "-c", 'mount -B /dev/null /dev/net/tun && exec "$@"', "sh"]
         said = child("attempt(aiotun.open_tun('new0'))", prefix=prefix)
         check_said(said, aiotun.TunUnavailableError, errno.ENOTTY, None, "/dev/net/tun")
 
 
 class TestNotPermitted:
-    def test_the_nodes_mode(self) -> None:
+    def test_a_node_with_a_closed_mode_names_chmod(self) -> None:
         said = ordinary_child("attempt(aiotun.open_tun('new0'))", prefix=with_node("closed"))
         check_said(said, aiotun.NotPermittedError, errno.EACCES, None, "chmod 0666 /dev/net/tun")
 
-    def test_a_mount_without_devices(self) -> None:
-        """Root, too, and whatever the node's mode is."""
+    def test_a_nodev_mount_names_the_remount(self) -> None:
+        """On a nodev mount not even root can open the node, whatever its mode is."""
         said = child("attempt(aiotun.open_tun('new0'))", prefix=with_node("nodev"))
         words = ["'nodev'", "'mount -o remount,bind,dev /dev/net'"]
         check_said(said, aiotun.NotPermittedError, errno.EACCES, None, *words)
 
     def test_a_containers_rules_for_devices(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What the device cgroup says, which takes a cgroup of one's own to try."""
+        """The device cgroup's error is simulated, as a test would need its own cgroup."""
 
         def refuse(*args: object) -> int:
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
@@ -175,7 +175,7 @@ class TestNotPermitted:
 
     @pytest.mark.parametrize("what", ["address", "route"])
     async def test_ipv6_is_switched_off(self, what: str) -> None:
-        """It is no privilege that is missing, though the kernel says EACCES."""
+        """The kernel says EACCES, but the cause is not a missing privilege."""
         options: Any = {"addresses": ["fd00::1/64"]}
         if what == "route":
             options = {"routes": ["fd01::/64"]}
@@ -197,7 +197,7 @@ class TestNotPermitted:
         assert names() == []
 
     @pytest.mark.parametrize("mode", ["tun", "tap"])
-    def test_creating(self, mode: str) -> None:
+    def test_creating_a_device_names_the_capability(self, mode: str) -> None:
         said = ordinary_child(f"attempt(aiotun.open_{mode}('new0'))")
         words = ["CAP_NET_ADMIN", "unshare -rn", f"ip tuntap add dev new0 mode {mode}"]
         check_said(said, aiotun.NotPermittedError, errno.EPERM, "new0", *words)
@@ -210,7 +210,7 @@ class TestNotPermitted:
         check_said(said, aiotun.NotPermittedError, errno.EPERM, None, *words)
 
     @pytest.mark.parametrize("whose", [["user", "12"], ["group", "12"]])
-    def test_a_device_of_another(self, whose: list[str]) -> None:
+    def test_a_device_of_another_user_is_refused(self, whose: list[str]) -> None:
         if not REAL_ROOT:
             pytest.skip("a user namespace like this has one user only")
         make("old0", "tun", *whose)
@@ -229,8 +229,10 @@ class TestNotPermitted:
             ({"bridge": "br0"}, "set the master to br0"),
         ],
     )
-    def test_configuring(self, options: dict[str, Any], word: str) -> None:
-        """Attaching to one's own device is allowed, and to change it is not."""
+    def test_configuring_ones_own_device_names_the_capability(
+        self, options: dict[str, Any], word: str
+    ) -> None:
+        """An owner may attach to the device, but may not change it."""
         ip("link", "add", "br0", "type", "bridge")
         make("old0", "tap", "user", str(ORDINARY))
         ip("link", "set", "old0", "up")
@@ -240,13 +242,13 @@ class TestNotPermitted:
         check_said(said, aiotun.NotPermittedError, errno.EPERM, "old0", *words)
         assert state("old0") == before
 
-    def test_bringing_up(self) -> None:
+    def test_bringing_ones_own_device_up_names_the_capability(self) -> None:
         make("old0", "tun", "user", str(ORDINARY))
         said = ordinary_child("attempt(aiotun.open_tun('old0'))")
         words = ["bring the link up", "CAP_NET_ADMIN", "run as root"]
         check_said(said, aiotun.NotPermittedError, errno.EPERM, "old0", *words)
 
-    def test_another_namespace(self) -> None:
+    def test_entering_a_namespace_names_the_capability(self) -> None:
         with another_namespace() as path:
             fd = os.open(path, os.O_RDONLY)
             try:
@@ -259,7 +261,7 @@ class TestNotPermitted:
 
 
 class TestUnprivileged:
-    """What root prepared, an ordinary user opens with the same options."""
+    """An ordinary user can open a device that root has prepared, with the same options."""
 
     CODE = """
         import pathlib
@@ -311,7 +313,7 @@ class TestUnprivileged:
             ("tap", "offload='raw'"),
         ],
     )
-    def test_packets_flow(self, kind: str, more: str) -> None:
+    def test_an_owner_can_use_a_prepared_device(self, kind: str, more: str) -> None:
         make("old0", kind, "user", str(ORDINARY), *(["multi_queue"] if "queues" in more else []))
         ip("link", "set", "old0", "mtu", "1400", "txqueuelen", "77", "up")
         ip("addr", "add", "10.0.0.1/24", "dev", "old0")
@@ -322,14 +324,14 @@ class TestUnprivileged:
         code = code.replace("KIND_IS_TUN", str(kind == "tun")).replace("KIND", kind)
         assert ordinary_child(code) == "done"
         now = state("old0")
-        if more == "offload='raw'":  # the header is the one thing that it may set
+        if more == "offload='raw'":  # an owner may set the header, and nothing else
             assert now["link"]["linkinfo"]["info_data"].pop("vnet_hdr") is True
             assert before["link"]["linkinfo"]["info_data"].pop("vnet_hdr") is False
         assert now == before
 
     @pytest.mark.parametrize("kind", ["tun", "tap"])
-    async def test_every_form_is_known_again(self, kind: str) -> None:
-        """However it is written: what is there needs no request, and so no privilege."""
+    async def test_options_that_hold_already_take_no_privilege(self, kind: str) -> None:
+        """An option that holds already, in any spelling, needs no request and so no privilege."""
         options: dict[str, Any] = {
             "addresses": [
                 "10.0.0.1/24",
@@ -366,7 +368,7 @@ class TestUnprivileged:
         assert ordinary_child(code) == {"class": None}
         assert state("old0") == before
 
-    def test_one_change_is_one_too_many(self) -> None:
+    def test_an_option_that_changes_something_takes_privilege(self) -> None:
         make("old0", "tun", "user", str(ORDINARY))
         ip("link", "set", "old0", "mtu", "1400", "up")
         ip("addr", "add", "10.0.0.1/24", "dev", "old0")
@@ -402,13 +404,13 @@ class TestDeviceBusy:
             error = await caught(aiotun.open_tun("old0"))
         check(error, aiotun.DeviceBusyError, errno.EBUSY, "old0", "close it there", "another name")
 
-    async def test_exclusive(self) -> None:
+    async def test_exclusive_refuses_an_existing_device(self) -> None:
         make("old0")
         error = await caught(aiotun.open_tun("old0", exclusive=True))
         words = ["exists already", "leave out exclusive"]
         check(error, aiotun.DeviceBusyError, errno.EBUSY, "old0", *words)
 
-    async def test_all_queues_are_taken(self) -> None:
+    async def test_the_257th_queue_raises_device_busy_error(self) -> None:
         with held("old0", Iff.TUN | Iff.NO_PI | Iff.MULTI_QUEUE, 256):
             error = await caught(aiotun.open_tun("old0", multi_queue=True))
         check(error, aiotun.DeviceBusyError, errno.E2BIG, "old0", "256 queues", "open fewer")
@@ -418,12 +420,12 @@ class TestDeviceMismatch:
     def check(self, error: BaseException, name: str, *words: str) -> None:
         check(error, aiotun.DeviceMismatchError, errno.EINVAL, name, *words)
 
-    async def test_tap_as_tun(self) -> None:
+    async def test_opening_a_tap_as_a_tun_is_refused(self) -> None:
         make("old0", "tap")
         error = await caught(aiotun.open_tun("old0"))
         self.check(error, "old0", "a TAP device, not a TUN", "choose another name")
 
-    async def test_tun_as_tap(self) -> None:
+    async def test_opening_a_tun_as_a_tap_is_refused(self) -> None:
         make("old0", "tun")
         error = await caught(aiotun.open_tap("old0"))
         self.check(error, "old0", "a TUN device, not a TAP", "choose another name")
@@ -475,7 +477,7 @@ class TestDeviceMismatch:
         self.check(error, "old0", "header of 12 bytes", "end that program")
 
     async def test_a_multi_queue_tap_as_a_tun(self) -> None:
-        """Of two things that do not fit, the kind is what matters."""
+        """Two things don't fit; the error names the mode."""
         make("old0", "tap", "multi_queue")
         error = await caught(aiotun.open_tun("old0"))
         self.check(error, "old0", "a TAP device, not a TUN", "choose another name")
@@ -497,7 +499,7 @@ class TestDeviceMismatch:
         self.check(raised.value, "old0", "disable this queue", "multi-queue")
 
     async def test_a_filter_on_a_tun(self) -> None:
-        """By an ioctl that only a TAP knows; `TunDevice` does not even offer it."""
+        """The ioctl exists for TAP devices only, and `TunDevice` does not offer it."""
         assert not hasattr(aiotun.TunDevice, "set_tx_filter")
         async with aiotun.open_tap("old0") as tap:
             with pytest.raises(aiotun.DeviceMismatchError) as raised:
@@ -505,14 +507,14 @@ class TestDeviceMismatch:
         self.check(raised.value, "old0", "filter")
 
     async def test_a_name_that_only_the_kernel_knows_to_be_wrong(self) -> None:
-        """Names are checked before; this one is none, whatever the checks have become."""
+        """aiotun checks names before; the check is bypassed here to get the kernel's error."""
         with pytest.raises((ValueError, aiotun.DeviceMismatchError)):
             await aiotun.open_tun("à0")
         assert names() == []
 
 
 class TestDevice:
-    async def test_closed(self) -> None:
+    async def test_calls_on_a_closed_device_raise_device_closed_error(self) -> None:
         async with aiotun.open_tun("old0") as tun:
             pass
         for awaitable in (tun.recv(), tun.send(b""), tun.recv_many(), tun.send_many([b"x"])):
@@ -524,7 +526,7 @@ class TestDevice:
                 call()
             check(raised.value, aiotun.DeviceClosedError, None, None, "old0", "open")
 
-    async def test_lost(self) -> None:
+    async def test_calls_on_a_deleted_device_raise_device_lost_error(self) -> None:
         async with aiotun.open_tun("old0") as tun:
             ip("link", "del", "old0")
             packet = make_icmp_echo("10.0.0.2", "10.0.0.1")
@@ -536,20 +538,20 @@ class TestDevice:
                 tun.set_carrier(True)
             check(raised.value, aiotun.DeviceLostError, errno.EBADFD, "old0", "open it again")
 
-    async def test_lost_with_its_namespace(self) -> None:
-        """A device that was moved into a namespace does not outlive it."""
+    async def test_a_device_is_lost_with_the_namespace_it_was_moved_to(self) -> None:
+        """A device is deleted with the namespace that it was moved to."""
         async with aiotun.open_tun("old0") as tun:
             with another_namespace() as path:
                 ip("link", "set", "dev", "old0", "netns", path.split("/")[2])
                 waiting = asyncio.create_task(tun.recv())
                 await asyncio.sleep(0)
                 assert not waiting.done()
-            # The kernel ends namespaces in its own time, one after the other on the whole machine.
+            # The kernel destroys namespaces later, one at a time on the whole machine.
             error = await caught(asyncio.wait_for(waiting, 45))
             words = ["old0 is gone", "namespace ended", "open it again"]
             check(error, aiotun.DeviceLostError, errno.EBADFD, "old0", *words)
 
-    async def test_link_down(self) -> None:
+    async def test_sending_on_a_link_that_is_down_raises_link_down_error(self) -> None:
         async with aiotun.open_tun("old0", up=False) as tun:
             packet = make_icmp_echo("10.0.0.2", "10.0.0.1")
             for awaitable in (tun.send(packet), tun.send_many([packet])):
@@ -559,31 +561,31 @@ class TestDevice:
 
 class TestPacket:
     @pytest.mark.parametrize("packet", [b"", b"\0" * 20, b"\x55" + b"\0" * 19])
-    async def test_no_ip(self, packet: bytes) -> None:
+    async def test_a_tun_refuses_what_is_neither_ipv4_nor_ipv6(self, packet: bytes) -> None:
         async with aiotun.open_tun("old0") as tun:
             error = await caught(tun.send(packet))
             check(error, aiotun.PacketError, errno.EINVAL, "old0", "neither IPv4 nor IPv6")
             assert tun.stats.refused == 1
 
-    async def test_no_frame(self) -> None:
+    async def test_a_tap_refuses_what_is_shorter_than_an_ethernet_header(self) -> None:
         async with aiotun.open_tap("old0") as tap:
             error = await caught(tap.send(bytes(13)))
             check(error, aiotun.PacketError, errno.EINVAL, "old0", "14-byte Ethernet header")
 
-    async def test_no_header(self) -> None:
+    async def test_raw_offload_refuses_a_cut_off_virtio_header(self) -> None:
         async with aiotun.open_tun("old0", offload="raw") as tun:
             error = await caught(tun.send(b"\1" * 9))
             check(error, aiotun.PacketError, errno.EINVAL, "old0", "header")
 
-    async def test_too_long(self) -> None:
+    async def test_a_packet_too_long_for_the_kernel_is_refused(self) -> None:
         async with aiotun.open_tun("old0") as tun:
             error = await caught(tun.send(b"\x45" + bytes(8 << 20)))
             code = error.errno if isinstance(error, OSError) and error.errno else 0
             assert code in (errno.ENOBUFS, errno.ENOMEM, errno.EMSGSIZE)
             check(error, aiotun.PacketError, code, "old0", "shorter")
 
-    async def test_sent_comes_along(self) -> None:
-        """How many went before survives pickling, too."""
+    async def test_the_count_of_sent_packets_survives_pickling(self) -> None:
+        """`sent` is the number of packets that went before the error."""
         async with aiotun.open_tun("old0") as tun:
             good = make_icmp_echo("10.0.0.2", "10.0.0.1")
             error = await caught(tun.send_many([good, good, b"", good]))
@@ -592,7 +594,7 @@ class TestPacket:
             assert error.sent == 2
             assert pickle.loads(pickle.dumps(error)).sent == 2
 
-    async def test_truncated(self) -> None:
+    async def test_a_buffer_too_small_raises_packet_truncated_error(self) -> None:
         async with aiotun.open_tun("old0", addresses=["10.0.0.1/24"]) as tun:
             _send_to("10.0.0.2")
             error = await caught(tun.recv_into(bytearray(10)))
@@ -600,11 +602,11 @@ class TestPacket:
             check(error, aiotun.PacketTruncatedError, errno.EMSGSIZE, "old0", *words)
             assert tun.stats.truncated == 1
 
-    async def test_undecodable(self) -> None:
-        """The parser's own complaint is chained."""
+    async def test_decode_errors_chain_the_parsers_error(self) -> None:
+        """The parser's error is the cause of the PacketDecodeError."""
         async with aiotun.open_tap("old0") as tap:
             with contextlib.closing(_raw_socket("old0")) as raw:
-                # dpkt reads an 802.3 length, and then an IPX header that is not there.
+                # dpkt reads an 802.3 length, and then expects an IPX header, which is missing.
                 raw.send(b"\xff" * 6 + b"\2\0\0\0\0\1" + b"\x81\x00" + b"\0")
             decoded = tap.decoded(errors="raise")
             error = await caught(anext(decoded))
@@ -613,7 +615,7 @@ class TestPacket:
             assert tap.stats.undecodable == 1
 
     @pytest.mark.parametrize("data", [b"", b"\x45", b"\x60" + bytes(10), b"\x10" * 20])
-    def test_undecodable_bytes(self, data: bytes) -> None:
+    def test_decode_packet_refuses_malformed_bytes(self, data: bytes) -> None:
         with pytest.raises(aiotun.PacketDecodeError) as raised:
             aiotun.decode_packet(data)
         check(raised.value, aiotun.PacketDecodeError, None, None)
@@ -622,22 +624,22 @@ class TestPacket:
 
 
 class TestLink:
-    async def test_no_namespace(self) -> None:
+    async def test_a_missing_namespace_names_ip_netns_add(self) -> None:
         error = await caught(aiotun.open_tun("old0", netns="missing"))
         path = "/run/netns/missing"
         check(error, aiotun.LinkError, errno.ENOENT, path, path, "ip netns add")
 
-    async def test_no_bridge(self) -> None:
+    async def test_a_missing_bridge_names_ip_link(self) -> None:
         error = await caught(aiotun.open_tap("old0", bridge="missing0"))
         check(error, aiotun.LinkError, errno.ENODEV, "missing0", "ip link")
 
-    async def test_no_such_link(self) -> None:
+    async def test_a_missing_interface_raises_link_error(self) -> None:
         error = await caught(aiotun.Link("missing0").info())
         check(error, aiotun.LinkError, errno.ENODEV, "missing0", "ip link")
 
     async def test_an_mtu_too_small_for_ipv6(self) -> None:
         async with aiotun.open_tun("new0", mtu=1279) as tun:
-            words = ["at least 1280 bytes", "that of new0 is 1279"]
+            words = ["at least 1280 bytes", "the MTU of new0 is 1279"]
             with pytest.raises(aiotun.LinkError) as caught:
                 await tun.link.add_address("fd00::1/64")
             check(caught.value, aiotun.LinkError, errno.EINVAL, "new0", *words)

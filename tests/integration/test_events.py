@@ -1,4 +1,4 @@
-"""A link's events, told by the real kernel; in private network namespaces."""
+"""The events of a link, reported by the real kernel."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ from .kernel import another_namespace, child, inside, make, ordinary_child
 
 
 def batch(*lines: str) -> None:
-    """Have iproute2 do many things fast."""
+    """Run many iproute2 commands fast."""
     text = "".join(f"{line}\n" for line in lines)
     done = subprocess.run(["ip", "-batch", "-"], input=text, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -44,7 +44,7 @@ def watching() -> list[threading.Thread]:
 
 
 def short(event: LinkEvent) -> str:
-    """An event as a word or two."""
+    """Describe an event in a word or two."""
     told = {
         "mtu": event.info.mtu,
         "renamed": event.info.name,
@@ -56,20 +56,20 @@ def short(event: LinkEvent) -> str:
 
 
 async def following(events: LinkEvents, count: int) -> list[str]:
-    """The next events, which must come soon."""
+    """Return the next events, which must come within seconds."""
     async with asyncio.timeout(10):
         return [short(await anext(events)) for _ in range(count)]
 
 
 async def all_that_come(events: LinkEvents, found: list[str]) -> None:
-    """Add the events until there are no more; that must come soon."""
+    """Append all events to `found` until the iterator ends, which must be within seconds."""
     async with asyncio.timeout(10):
         async for event in events:
             found.append(short(event))  # noqa: PERF401 - kept also where it raises
 
 
 async def all_ended() -> None:
-    """The last watcher has gone: what its thread still does is to end."""
+    """Wait until the last watcher's thread has ended."""
     await wait_until(lambda: not watching())
 
 
@@ -90,7 +90,7 @@ def elsewhere() -> Iterator[str]:
 
 
 class TestKinds:
-    async def test_in_the_kernels_order(self, tap: str) -> None:
+    async def test_events_come_in_the_kernels_order(self, tap: str) -> None:
         async with Link(tap).events() as events, asyncio.timeout(10):
             batch(
                 "link set e0 mtu 1400",
@@ -98,7 +98,7 @@ class TestKinds:
                 "addr add 10.0.0.1/24 dev e0",
                 "addr add fd00::1/64 dev e0 nodad",
             )
-            # An IPv6 address is announced by a work queue, in its own time.
+            # The kernel announces an IPv6 address from a work queue, some time later.
             found = [await anext(events) for _ in range(4)]
             batch(
                 "addr add 10.1.0.1 peer 10.1.0.2/32 dev e0",
@@ -124,11 +124,11 @@ class TestKinds:
             assert [event.info.up for event in found[:7]] == [False, *[True] * 5, False]
             assert (found[-1].info.name, found[-1].info.mtu) == ("e1", 1400)
             assert {event.info.index for event in found} == {found[0].info.index}
-            # That was the end, however often it is asked for.
+            # The iterator stays at its end.
             assert [event async for event in events] == []
             await all_ended()
 
-    async def test_carrier(self) -> None:
+    async def test_carrier_changes_are_told(self) -> None:
         async with aiotun.open_tap("e0") as device, device.link.events() as events:
             device.set_carrier(False)
             assert await following(events, 1) == ["carrier off"]
@@ -152,7 +152,7 @@ class TestKinds:
             assert event.info.tuntap is not None
 
     async def test_leaving_a_bridge_is_no_deletion(self, tap: str) -> None:
-        """The bridge tells it with an RTM_DELLINK."""
+        """The bridge reports that with an RTM_DELLINK message."""
         ip("link", "add", "br0", "type", "bridge")
         ip("link", "set", tap, "master", "br0")
         async with Link(tap).events() as events:
@@ -163,7 +163,7 @@ class TestKinds:
     async def test_other_links_are_not_heard(
         self, tap: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Nor do they cost anything: most of what it takes is to read a message."""
+        """They cost almost nothing beyond reading the message."""
         make("e9", "tap")
         read, change = [], messages.change
 
@@ -182,8 +182,8 @@ class TestKinds:
 
 
 class TestBeginning:
-    async def test_what_was_before_is_no_event(self, tap: str) -> None:
-        """Nor is it where the thread listens already, and has perhaps not read it yet."""
+    async def test_earlier_changes_are_no_events(self, tap: str) -> None:
+        """Not even if the thread listens already and has not read that change yet."""
         async with Link(tap).events():
             for number in range(30):
                 batch(*(f"link set {tap} mtu {1000 + number} up", f"link set {tap} down") * 3)
@@ -214,7 +214,7 @@ class TestBeginning:
         await events.aclose()
 
     async def test_a_cancelled_entry_leaves_nothing(self, tap: str) -> None:
-        events = Link(tap).events()  # held, so that it does not end by being collected
+        events = Link(tap).events()  # kept, so that it is not garbage-collected
 
         async def enter() -> None:
             async with events:
@@ -227,7 +227,7 @@ class TestBeginning:
             await task
         await all_ended()
 
-    async def test_no_such_link(self) -> None:
+    async def test_events_of_a_missing_interface_raise_link_error(self) -> None:
         events = Link("nowhere0").events()
         with pytest.raises(LinkError, match="no interface nowhere0"):
             await anext(events)
@@ -246,7 +246,7 @@ class TestBeginning:
             ip("link", "set", tap, "mtu", "1400")
             assert await following(events, 1) == ["mtu 1400"]
 
-    async def test_no_such_namespace(self) -> None:
+    async def test_events_in_a_missing_namespace_raise_link_error(self) -> None:
         with pytest.raises(LinkError, match="ip netns add") as caught:
             await anext(Link("lo", netns="nowhere").events())
         assert caught.value.errno == errno.ENOENT
@@ -273,8 +273,8 @@ class TestBeginning:
         assert said[0] == errno.EPERM
         assert "CAP_SYS_ADMIN" in said[1]
 
-    def test_no_privilege_is_needed_here(self, tap: str) -> None:
-        """Not even to hear of what root does."""
+    def test_events_in_ones_own_namespace_need_no_privilege(self, tap: str) -> None:
+        """Not even for events of changes that root makes."""
         ip("link", "set", tap, "up")
         assert ordinary_child(
             """
@@ -292,7 +292,9 @@ class TestBeginning:
 
 class TestNamespaces:
     @pytest.mark.parametrize("how", ["path", "fd"])
-    async def test_elsewhere(self, elsewhere: str, how: str) -> None:
+    async def test_events_of_a_link_in_another_namespace_are_told(
+        self, elsewhere: str, how: str
+    ) -> None:
         here = os.stat("/proc/thread-self/ns/net").st_ino
         fd = os.open(elsewhere, os.O_RDONLY)
         link = Link("e0", netns=fd if how == "fd" else elsewhere)
@@ -303,7 +305,7 @@ class TestNamespaces:
             assert os.stat("/proc/thread-self/ns/net").st_ino == here
             assert os.stat("/proc/self/ns/net").st_ino != os.stat(elsewhere).st_ino
 
-    async def test_by_name(self) -> None:
+    async def test_events_go_on_after_the_namespaces_name_is_deleted(self) -> None:
         if not REAL_ROOT:
             pytest.skip("'ip netns add' does not work in a user namespace")
         ip("netns", "add", "blue")
@@ -311,11 +313,11 @@ class TestNamespaces:
             cleanup.callback(ip, "netns", "del", "blue")
             opener = aiotun.open_tun("e0", netns="blue", up=False)
             async with opener as tun, tun.link.events() as events:
-                cleanup.close()  # the device lives on, and so do its events
+                cleanup.close()  # the device and its events continue
                 await tun.link.set_mtu(1400)
                 assert await following(events, 1) == ["mtu 1400"]
 
-    async def test_one_thread_each(self, tap: str, elsewhere: str) -> None:
+    async def test_one_thread_listens_in_each_namespace(self, tap: str, elsewhere: str) -> None:
         make("e1", "tap")
         links = [Link(tap), Link(tap), Link("e1"), Link("e0", elsewhere), Link("e0", elsewhere)]
         async with contextlib.AsyncExitStack() as stack:
@@ -326,7 +328,7 @@ class TestNamespaces:
             inside(elsewhere, "ip", "link", "set", "e0", "mtu", "1402")
             found = [await following(events, 1) for events in every]
             assert [int(only.split()[1]) for (only,) in found] == [1400, 1400, 1401, 1402, 1402]
-            # One that goes takes nobody along.
+            # One iterator's end does not end the others.
             await every[0].aclose()
             ip("link", "set", tap, "mtu", "1300")
             assert await following(every[1], 1) == ["mtu 1300"]
@@ -375,7 +377,7 @@ class TestFollowing:
             await wait_until(lambda: tun.mtu == 1400)
 
     async def test_a_name_is_followed(self, tap: str) -> None:
-        """By its number: another link that gets its old name is none of its business."""
+        """The link is known by its index: another link that gets the old name is ignored."""
         link = Link(tap)
         async with link.events() as events:
             ip("link", "set", tap, "name", "e1")
@@ -386,7 +388,7 @@ class TestFollowing:
             assert (await link.info()).name == link.name == "e1"
 
     async def test_what_is_heard_late_is_not_written_down(self) -> None:
-        """But what the kernel says by then."""
+        """The device takes the kernel's present state, not the late event's."""
         async with aiotun.open_tun("e0", mtu=1400) as tun:
             info = await tun.link.info()
             watcher = Watcher(asyncio.get_running_loop(), tun._interface)
@@ -397,7 +399,7 @@ class TestFollowing:
             assert tun.mtu == 1200
 
     async def test_what_a_request_changed_is_not_taken_back(self) -> None:
-        """The thread hears late of what a request has written down, and of what was before."""
+        """The thread reads old events after a request has already stored newer values."""
         async with aiotun.open_tun("e0") as tun, tun.link.events():
             for mtu in range(1000, 1100):
                 ip("link", "set", "e0", "mtu", str(mtu))
@@ -407,7 +409,7 @@ class TestFollowing:
 
 class TestReading:
     async def test_cancelling_loses_nothing(self, tap: str) -> None:
-        """A step is cancelled before, while and after the event for it comes."""
+        """A step is cancelled before, while and after its event comes."""
         found: list[str] = []
         async with Link(tap).events() as events:
             batch(*(f"link set {tap} mtu {mtu}" for mtu in range(1000, 1100)))
@@ -424,7 +426,7 @@ class TestReading:
                     found.append(short(await task))
         assert found == [f"mtu {mtu}" for mtu in range(1000, 1200)]
 
-    async def test_cancelled_as_the_event_comes(self, tap: str) -> None:
+    async def test_a_step_cancelled_as_its_event_comes_loses_nothing(self, tap: str) -> None:
         async with Link(tap).events() as events:
             watcher = events._watcher
             assert watcher is not None
@@ -434,7 +436,7 @@ class TestReading:
                 task = asyncio.ensure_future(anext(events))
                 await asyncio.sleep(0)
                 ip("link", "set", tap, "mtu", str(mtu))
-                # Without letting the loop turn: the wake-up is on its way and not there.
+                # Don't let the loop turn: its wake-up is pending.
                 deadline = time.monotonic() + 5
                 while not backlog._changes:
                     assert time.monotonic() < deadline
@@ -476,7 +478,7 @@ class TestReading:
             async with events:
                 pass
 
-    async def test_closed_before_it_began(self, tap: str) -> None:
+    async def test_events_closed_before_they_began_are_empty(self, tap: str) -> None:
         events = Link(tap).events()
         await events.aclose()
         assert [event async for event in events] == []
@@ -490,7 +492,7 @@ class TestReading:
             await wait_until(lambda: bool(watcher._backlog and watcher._backlog._changes))
         assert [event async for event in events] == []
 
-    async def test_another_loop(self, tap: str) -> None:
+    async def test_reading_in_another_loop_raises_runtime_error(self, tap: str) -> None:
         async with Link(tap).events() as events:
 
             def other() -> str:
@@ -540,8 +542,8 @@ class TestEnding:
         async for _ in Link(name).events():
             break
 
-    async def test_collected(self, tap: str) -> None:
-        """Without the collector: nothing that lives knows an iterator that nobody holds."""
+    async def test_an_iterator_that_nobody_holds_is_freed(self, tap: str) -> None:
+        """Without the garbage collector: no live object may refer to a dropped iterator."""
         gc.disable()
         try:
             events = Link(tap).events()
@@ -553,7 +555,7 @@ class TestEnding:
             gc.enable()
 
     def test_the_loop_is_closed(self, tap: str) -> None:
-        """And somebody holds the iterator, with a task that waits for an event."""
+        """The iterator is still held, by a task that waits for an event."""
         held: list[LinkEvents] = []
 
         async def main() -> None:
@@ -570,7 +572,7 @@ class TestEnding:
 
     def test_the_loop_is_closed_under_a_waiting_task(self, tap: str) -> None:
         loop = asyncio.SelectorEventLoop()
-        loop.set_exception_handler(lambda *_: None)  # it complains of the task, later
+        loop.set_exception_handler(lambda *_: None)  # asyncio reports the pending task later
         events = Link(tap).events()
         task = loop.create_task(anext(events))
         loop.run_until_complete(has_begun(events))
@@ -585,7 +587,7 @@ class TestEnding:
 
     @pytest.mark.parametrize("closing", ["loop.close()", "warnings.simplefilter('ignore')"])
     def test_the_program_ends(self, tap: str, closing: str) -> None:
-        """It does not wait for what it forgot, be it the loop."""
+        """The interpreter's end does not wait for an open iterator or an open loop."""
         said = child(
             f"""
             import warnings
@@ -598,7 +600,7 @@ class TestEnding:
         )
         assert said == "ended"
 
-    async def test_again_and_again(self, tap: str) -> None:
+    async def test_starting_and_ending_many_times_leaks_no_fd(self, tap: str) -> None:
         before = len(os.listdir("/proc/self/fd"))
         for number in range(50):
             async with Link(tap).events() as events, Link(tap).events():
@@ -608,7 +610,7 @@ class TestEnding:
         assert len(os.listdir("/proc/self/fd")) <= before + 1
 
     def test_after_a_fork(self, tap: str) -> None:
-        """A child has none of the threads, and begins anew."""
+        """A forked child has none of the threads, and starts its own."""
         said = child(
             f"""
             import warnings
@@ -640,7 +642,7 @@ class TestEnding:
 
 
 class Gate:
-    """Holds up the thread that listens, so that messages pile up."""
+    """Blocks the listening thread, so that messages pile up in its socket."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open = threading.Event()
@@ -674,10 +676,10 @@ class TestOverrun:
         return Gate(monkeypatch)
 
     @pytest.mark.parametrize("at_once", [500, 3])
-    async def test_is_made_good(
+    async def test_after_an_overrun_the_state_is_complete(
         self, tap: str, gate: Gate, at_once: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Also where reading what had fitted in takes several turns."""
+        """Also if reading the messages that fitted into the buffer takes several turns."""
         monkeypatch.setattr(hub, "_DATAGRAMS_AT_ONCE", at_once)
         make("e1", "tap")
         ip("addr", "add", "10.0.0.1/24", "dev", tap)
@@ -697,7 +699,7 @@ class TestOverrun:
             while not found or found[-1] != "address_added 10.0.0.3/24":
                 found += await following(events, 1)
             assert gate.overruns == 1
-            # What fitted in was told as it came, then the rest at once.
+            # Messages that fitted are reported one by one, then the rest as one difference.
             told = [f"mtu {1000 + number}" for number in range(200)]
             whole = found.index("renamed e2")
             assert 1 < whole < 100
@@ -711,14 +713,14 @@ class TestOverrun:
                 "address_added 10.0.0.3/24",
             ]
             assert await following(others, 1) == ["mtu 1400"]
-            # And it goes on.
+            # Events continue.
             ip("link", "set", "e2", "mtu", "1300")
             ip("link", "set", "e1", "mtu", "1301")
             assert await following(events, 1) == ["mtu 1300"]
             assert await following(others, 1) == ["mtu 1301"]
             assert len(watching()) == 1
 
-    async def test_again_and_again(self, tap: str, gate: Gate) -> None:
+    async def test_repeated_overruns_are_survived(self, tap: str, gate: Gate) -> None:
         async with Link(tap).events() as events:
             for turn in range(5):
                 first = 1000 + 200 * turn
@@ -739,7 +741,7 @@ class TestOverrun:
             assert found[-1] == "deleted"
         await all_ended()
 
-    async def test_of_what_nobody_watches(self, tap: str, gate: Gate) -> None:
+    async def test_an_overrun_by_another_link_loses_no_event(self, tap: str, gate: Gate) -> None:
         make("e1", "tap")
         async with Link(tap).events() as events:
             with gate.closed():
@@ -769,8 +771,8 @@ class TestOverrun:
 
 
 class TestSlowReaders:
-    async def test_what_is_kept_is_bounded(self, tap: str) -> None:
-        """The reader gets less than all, in order, and in the end the truth."""
+    async def test_the_backlog_of_a_slow_reader_is_bounded(self, tap: str) -> None:
+        """A slow reader gets fewer events, in order, and ends with the true state."""
         make("e1", "tap")
         async with Link(tap).events() as slow, Link(tap).events() as fast:
             for turn in range(4):
@@ -789,7 +791,7 @@ class TestSlowReaders:
 
 class TestFailure:
     async def test_the_thread_fails(self, tap: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """All who watch hear of it, once, after what they were told before; others begin anew."""
+        """Every watcher raises it once, after earlier events; new watchers start a new thread."""
 
         def fail(monitor: object, wanted: object) -> None:
             raise OSError(errno.ENOMEM, "out of memory")
@@ -805,7 +807,7 @@ class TestFailure:
             found: list[str] = []
             with pytest.raises(OSError, match="out of memory"):
                 await all_that_come(events, found)
-            # The second where the thread was reading just then.
+            # The second event comes if the thread was just reading.
             assert found in (["mtu 1400"], ["mtu 1400", "mtu 1300"])
             assert [event async for event in events] == []
             async with Link(tap).events() as again:
@@ -827,7 +829,9 @@ class TestFailure:
         async with Link(tap).events():
             pass
 
-    async def test_no_more_threads(self, tap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_events_without_a_new_thread_raise_resource_limit_error(
+        self, tap: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def fail(thread: object) -> None:
             raise RuntimeError("can't start new thread")
 

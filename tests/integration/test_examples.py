@@ -1,4 +1,4 @@
-"""The examples as users run them: processes of their own, reached by the kernel's own sockets."""
+"""The examples as users run them: in their own processes, reached through the kernel's sockets."""
 
 import contextlib
 import importlib
@@ -26,7 +26,7 @@ from ..helpers import ROOT, checksum, ip, make_icmp_echo, ordinary_python
 EXAMPLES = ROOT / "examples"
 PING, UDP = "ping_responder.py", "udp_echo.py"
 
-# Two networks of each version: every address of them is the example's, but for the first ones.
+# Two networks of each version. The example has all their addresses except the first of each.
 ADDRESSES = ["10.81.0.1/24", "10.82.0.129/25", "fd81::1/64", "fd82::1/120"]
 OPTIONS = ["--name", "ex0", *(word for each in ADDRESSES for word in ("--address", each))]
 REACHED4 = ["10.81.0.2", "10.81.0.77", "10.81.0.254", "10.82.0.130"]
@@ -45,7 +45,7 @@ class Service:
     name: str
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> str:
-        """End it as a user would, see that all of it ends well, and give what it said on stderr."""
+        """End it as a user would, check that it exits with 0, and return its stderr."""
         self.process.send_signal(number)
         out, said = self.process.communicate(timeout=10)
         assert self.process.returncode == 0, said
@@ -75,7 +75,7 @@ def start(
     command: list[str] | None = None,
     env: dict[str, str] | None = None,
 ) -> Iterator[Service]:
-    """Run an example, and wait until it says that it serves."""
+    """Run an example, and wait until it prints that it is ready."""
     process = subprocess.Popen(
         command or [sys.executable, "-W", "error", str(EXAMPLES / example), *args],
         env=env,
@@ -98,7 +98,7 @@ def start(
 
 
 def run(example: str, *args: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run an example that is to fail."""
+    """Run an example that must fail."""
     options.setdefault("args", [sys.executable, str(EXAMPLES / example), *args])
     return subprocess.run(capture_output=True, text=True, timeout=20, **options)
 
@@ -115,8 +115,8 @@ def check_failure(done: subprocess.CompletedProcess[str], status: int, said: str
 def wait_for_addresses() -> None:
     """Wait until the kernel uses all addresses of ex0.
 
-    A new IPv6 address is tentative until work in the background has found that there is nothing to
-    detect. Packets that leave before that have another source, ::1, and no answer finds back.
+    A new IPv6 address is tentative until a kernel work queue has skipped duplicate detection.
+    Packets that leave earlier have the source ::1, so their answers don't come back.
     """
     deadline = time.monotonic() + 10
     while any(
@@ -148,7 +148,7 @@ class Pinger:
         self._sock.close()
 
     def ask(self, address: str, size_bytes: int = 56) -> int:
-        """Send one request with that much behind the ICMP header; give its number."""
+        """Send a request with this payload size after the ICMP header; return its number."""
         self._seq += 1
         payload = os.urandom(size_bytes)
         request = struct.pack(
@@ -162,17 +162,17 @@ class Pinger:
         return self._seq
 
     def answer(self) -> int:
-        """Wait for an answer, see that it is what was asked for, and give its number."""
+        """Wait for an answer, check that it is the one asked for, and return its number."""
         while True:
             packet, sender = self._sock.recvfrom(65535)
             if self.version == 4:
                 assert packet[8] == 64
                 packet = packet[20:]
             kind, code, _, ident, seq = struct.unpack_from("!BBHHH", packet)
-            # The socket sees neighbour discovery and unreachable messages, too.
+            # The socket receives neighbor discovery and unreachable messages, too.
             if (kind, code, ident) == (0 if self.version == 4 else 129, 0, self.ident):
                 break
-        # Not a second time.
+        # Each number only once.
         number = int(seq)
         address, payload = self._asked.pop(number)
         assert sender[0] == address
@@ -180,13 +180,14 @@ class Pinger:
         return number
 
     def is_answered(self) -> bool:
-        """Whether there is an answer already."""
+        """Whether an answer has arrived."""
         return bool(select.select([self._sock], [], [], 0)[0])
 
     def check(self, address: str, size_bytes: int = 56) -> None:
-        """Ping and see that it is this that is answered, and so nothing that was asked before.
+        """Ping, and check that this ping is the next one that is answered.
 
-        Requests are answered in order, since they all go through one queue.
+        All requests go through one queue and are answered in order, so no earlier request was
+        answered.
         """
         number = self.ask(address, size_bytes)
         assert self.answer() == number
@@ -203,7 +204,7 @@ def pingers() -> Iterator[tuple[Pinger, Pinger]]:
 
 @LOOPS
 @BOTH
-def test_pings(example: str, loop: list[str]) -> None:
+def test_the_examples_answer_pings_of_every_size(example: str, loop: list[str]) -> None:
     with start(example, *OPTIONS, *loop) as service, pingers() as (four, six):
         assert service.name == "ex0"
         for pinger, addresses in ((four, REACHED4), (six, REACHED6)):
@@ -220,7 +221,7 @@ def test_pings(example: str, loop: list[str]) -> None:
 def test_many_pings_at_once(loop: list[str]) -> None:
     with start(PING, *OPTIONS, *loop) as service, pingers() as (four, six):
         for pinger, address in ((four, "10.81.0.9"), (six, "fd81::9")):
-            # Fewer than the 500 that the kernel holds for a TUN device.
+            # Fewer than the 500 packets that the kernel queues for a TUN device.
             asked = [pinger.ask(address) for _ in range(200)]
             assert [pinger.answer() for _ in asked] == asked
         assert service.end() == ""
@@ -249,7 +250,7 @@ def test_only_its_networks_are_answered(example: str, loop: list[str]) -> None:
         for outside in ("fd80::2", "fd81:0:0:1::", "fd82::100"):
             six.ask(outside)
             six.check("fd81::2")
-        # A broadcast is for nobody in particular.
+        # Broadcasts are not answered.
         for everybody in ("10.81.0.255", "10.82.0.255"):
             four.ask(everybody)
             four.check("10.81.0.2")
@@ -262,7 +263,7 @@ def test_a_network_of_two_addresses_has_no_broadcast() -> None:
         assert service.end() == ""
 
 
-def test_without_any_options() -> None:
+def test_without_options_the_service_answers_on_tun0() -> None:
     with start(PING) as service:
         assert service.name == "tun0"
         addresses = [each["addr_info"] for each in ip("addr", "show", "dev", "tun0")]
@@ -292,7 +293,7 @@ def test_two_services_side_by_side() -> None:
 
 
 def udp(address: str, port: int = 7) -> socket.socket:
-    """A socket for datagrams to and from this address alone."""
+    """A socket for datagrams to and from this address only."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_DGRAM)
     sock.settimeout(5)
@@ -301,7 +302,7 @@ def udp(address: str, port: int = 7) -> socket.socket:
 
 
 def silent(sock: socket.socket) -> bool:
-    """Whether nothing has come for this socket."""
+    """Whether this socket has received nothing."""
     sock.setblocking(False)
     try:
         sock.recv(1)
@@ -399,7 +400,7 @@ def test_a_signal_amid_a_flood_ends_it(loop: list[str]) -> None:
 
 
 @LOOPS
-def test_down_and_up_while_serving(loop: list[str]) -> None:
+def test_a_service_survives_its_link_going_down_and_up(loop: list[str]) -> None:
     with start(UDP, *OPTIONS, *loop) as service, pingers() as (four, six):
         for _ in range(2):
             four.check("10.81.0.2")
@@ -430,8 +431,8 @@ def test_answers_that_find_the_link_down_are_counted(example: str, loop: list[st
             pinger.ask("10.81.0.2")
         ip("link", "set", "ex0", "down")
         service.process.send_signal(signal.SIGCONT)
-        # What was in the queue can still be read: once it sleeps, it has tried to answer
-        # all of that.
+        # Packets that are already queued can still be read. When the program sleeps, it has
+        # tried to answer all of them.
         service.wait_for_state("S")
         ip("link", "set", "ex0", "up")
         pinger.check("10.81.0.2")
@@ -458,7 +459,7 @@ def test_a_name_that_is_busy_is_one_line(example: str, loop: list[str]) -> None:
     with start(PING, "--name", "ex0") as service:
         done = run(example, "--name", "ex0", "--address", "10.85.0.1/24", *loop)
         check_failure(done, 1, "the only queue of ex0 is in use")
-        # Nothing was changed on what is somebody else's.
+        # The other program's interface was not changed.
         assert "10.85.0.1" not in str(ip("addr"))
         assert service.end() == ""
 
@@ -469,9 +470,9 @@ def test_another_kind_of_interface_is_one_line(example: str) -> None:
 
 
 @BOTH
-def test_no_permission_is_one_line(example: str) -> None:
+def test_a_missing_privilege_is_one_line(example: str) -> None:
     python, env = ordinary_python()
-    # Where this checkout is, only root may be allowed to look.
+    # Only root may be able to enter the folder of this checkout.
     copies = Path("/run/aiotun-examples")
     shutil.copytree(EXAMPLES, copies, ignore=shutil.ignore_patterns("__pycache__"))
     try:
@@ -483,7 +484,7 @@ def test_no_permission_is_one_line(example: str) -> None:
 
 
 @BOTH
-def test_no_uvloop_is_one_line(example: str, tmp_path: Path) -> None:
+def test_a_missing_uvloop_is_one_line(example: str, tmp_path: Path) -> None:
     (tmp_path / "uvloop.py").write_text("raise ImportError")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = run(example, "--uvloop", env={**os.environ, "PYTHONPATH": path})
@@ -512,13 +513,15 @@ def test_no_uvloop_is_one_line(example: str, tmp_path: Path) -> None:
         (UDP, ["--port", "\u00b2"], "1 to 65535"),
     ],
 )
-def test_wrong_arguments(example: str, args: Sequence[str], said: str) -> None:
+def test_the_examples_refuse_invalid_arguments(
+    example: str, args: Sequence[str], said: str
+) -> None:
     check_failure(run(example, *args), 2, said)
     assert [name for _, name in socket.if_nameindex()] == ["lo"]
 
 
 @pytest.mark.parametrize(("example", "said"), [(PING, "Answers pings"), (UDP, "A UDP echo")])
-def test_help(example: str, said: str) -> None:
+def test_help_lists_the_options(example: str, said: str) -> None:
     done = run(example, "--help")
     assert done.returncode == 0
     assert said in done.stdout
@@ -533,7 +536,7 @@ Echo = Callable[[bytes, int], bytes | None]
 
 
 def example_module(name: str) -> Any:
-    """Import an example as it would import its neighbour: from its own folder."""
+    """Import an example as another example would: from its own folder."""
     sys.path.insert(0, str(EXAMPLES))
     try:
         return importlib.import_module(name)
@@ -558,11 +561,13 @@ ECHO6: Echo = example_module("udp_echo").echo6
         ("::a00:1/96", ["::a00:1"], ["10.0.0.1"]),
     ],
 )
-def test_networks(network: str, inside: list[str], outside: list[str]) -> None:
+def test_networks_hold_their_hosts_and_nothing_else(
+    network: str, inside: list[str], outside: list[str]
+) -> None:
     networks = example_module("_service").Networks([ipaddress.ip_interface(network)])
     assert [each for each in inside if ipaddress.ip_address(each).packed not in networks] == []
     assert [each for each in outside if ipaddress.ip_address(each).packed in networks] == []
-    for length in (0, 1, 3, 5, 15, 17):  # what a packet that was cut short has for an address
+    for length in (0, 1, 3, 5, 15, 17):  # the address of a truncated packet
         assert bytes(length) not in networks
 
 
@@ -579,7 +584,7 @@ def datagram(source: str, target: str, ports: tuple[int, int], data: bytes, hops
     else:
         pseudo = ping[8:40] + struct.pack("!II", length, 17)
         start = ping[:4] + struct.pack("!HBB", length, 17, hops) + ping[8:40]
-    value = checksum(pseudo + head + data) or 0xFFFF  # RFC 768: 0 is for none
+    value = checksum(pseudo + head + data) or 0xFFFF  # RFC 768: 0 means no checksum
     return start + head[:6] + value.to_bytes(2, "big") + data
 
 
@@ -614,7 +619,7 @@ def test_a_fragment_is_not_echoed_even_where_it_looks_whole(fragment: int) -> No
     assert ECHO4(packet[:6] + fragment.to_bytes(2, "big") + packet[8:], 7) is None
 
 
-def test_no_checksum_stays_none() -> None:
+def test_a_datagram_without_a_checksum_is_echoed_without_one() -> None:
     packet = datagram("10.0.0.1", "10.0.0.77", (5, 7), b"data", 64)
     answer = ECHO4(packet[:26] + b"\0\0" + packet[28:], 7)
     assert answer is not None

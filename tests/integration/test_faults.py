@@ -1,4 +1,4 @@
-"""What goes wrong around a device: consumers, owners and crowds; nothing grows, nothing hangs."""
+"""Faults around a device: slow consumers, closed fds, many devices. Nothing grows or hangs."""
 
 import asyncio
 import gc
@@ -27,7 +27,7 @@ def open_fds() -> int:
 
 
 def threads() -> int:
-    """Ours; the interpreter, and a pool of the tests themselves, may have others."""
+    """Count aiotun's threads; the interpreter and the tests may have others."""
     return sum(thread.name.startswith("aiotun") for thread in threading.enumerate())
 
 
@@ -35,7 +35,7 @@ def threads() -> int:
 
 
 async def test_a_consumer_that_never_reads() -> None:
-    """The kernel keeps what its ring has room for, drops the rest, and counts it."""
+    """The kernel keeps packets up to its ring's size, and drops and counts the others."""
     async with rig(txqueuelen=100) as r:
         await asyncio.sleep(0)
         before = resident_kib()
@@ -48,7 +48,7 @@ async def test_a_consumer_that_never_reads() -> None:
 
 
 async def test_a_consumer_that_stops_reading() -> None:
-    """It read before, so that the loop watches the fd: it must not call for ever."""
+    """The task has read before, so the loop watches the fd; the loop must not spin."""
     async with rig(txqueuelen=100) as r:
         r.inject(1)
         assert number(await r.io.recv()) == 0
@@ -61,7 +61,7 @@ async def test_a_consumer_that_stops_reading() -> None:
             turns += 1
             await asyncio.sleep(0.01)
         spent = os.times()
-        # On a loop that spins the processor is busy all that time.
+        # A spinning loop would use the processor all the time.
         assert spent.user + spent.system - busy.user - busy.system < 0.06
         assert turns > 3
         assert number(await asyncio.wait_for(r.io.recv(), 5)) == 1
@@ -103,7 +103,7 @@ async def test_a_reader_in_memory_that_never_reads_stops_its_writer() -> None:
 
 
 async def test_an_fd_that_its_owner_closed() -> None:
-    """Somebody closed the number under us: that is a loss, and closing is orderly all the same."""
+    """The fd was closed by other code: that is a loss, and closing still works."""
     tun = await aiotun.open_tun("rig0", addresses=[f"{OURS}/24"])
     os.close(tun.fileno())
     with pytest.raises(DeviceLostError):
@@ -118,7 +118,7 @@ async def test_an_fd_that_its_owner_closed() -> None:
 
 
 async def test_an_fd_that_its_owner_gave_to_somebody_else() -> None:
-    """A duplicate that is closed elsewhere, and one that stays: neither is our fd."""
+    """Duplicates of the fd: one is closed elsewhere, one stays open; neither is the device's."""
     tun = await aiotun.open_tun("rig0", addresses=[f"{OURS}/24"])
     copy, stays = os.dup(tun.fileno()), os.dup(tun.fileno())
     os.close(copy)
@@ -154,12 +154,12 @@ async def open_and_close(cycles: int, place: int) -> None:
 
 
 async def cycle(count: int, at_once: int = 50) -> None:
-    # Many at once: alone, each close takes the kernel some 15 ms.
+    # Many at once, because the kernel takes about 15 ms for each close.
     await asyncio.gather(*(open_and_close(count // at_once, place) for place in range(at_once)))
 
 
 def settled() -> tuple[int, int, int]:
-    """How many fds, threads of ours, and objects there are."""
+    """Count the fds, aiotun's threads, and objects."""
     gc.collect()
     return open_fds(), threads(), len(gc.get_objects())
 
@@ -175,7 +175,7 @@ async def test_opening_and_closing_again_and_again(count: int) -> None:
     await wait_until(lambda: threads() == 0)
     after = settled()
     assert after[:2] == before[:2]
-    # Less than one object for two cycles; what one of them is made of are dozens.
+    # Less than one object per two cycles. A device consists of dozens of objects.
     assert after[2] - before[2] < count / 2 + 100
     assert resident_kib() - memory < 4096
     assert names() == []
@@ -190,7 +190,7 @@ async def test_200_devices_at_once() -> None:
     devices = await asyncio.gather(*(serve(place) for place in range(200)))
     assert len(names()) == 200
     assert len({tun.fileno() for tun in devices}) == 200
-    # One of their many addresses for each: no two are mixed up.
+    # Each device gets the packet to its own address.
     for place, tun in enumerate(devices):
         ip("addr", "add", f"10.77.{place}.1/24", "dev", tun.name)
     tasks = [asyncio.create_task(tun.recv()) for tun in devices]

@@ -1,4 +1,4 @@
-"""Devices and queues made of fds that somebody else opened."""
+"""Devices and queues made from fds that other code opened."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 
 
 def raw_open(name: str, flags: Iff) -> int:
-    """Attach a blocking, inheritable fd, as a C program might."""
+    """Attach a blocking, inheritable fd, as a C program could."""
     fd = os.open(abi.NODE, os.O_RDWR)
     try:
         fcntl.ioctl(fd, Ioctl.TUNSETIFF, abi.IFREQ.pack(name.encode(), flags))
@@ -47,7 +47,7 @@ def raw_open(name: str, flags: Iff) -> int:
 
 @pytest.fixture
 def fds() -> Iterator[list[int]]:
-    """Fds that are the test's to close; a device that takes them is to be closed by the test."""
+    """Fds that are closed at the end unless a device has taken them; the test closes the device."""
     opened: list[int] = []
     yield opened
     for fd in opened:
@@ -56,7 +56,7 @@ def fds() -> Iterator[list[int]]:
 
 
 def untouched(*fds: int) -> bool:
-    """Whether fds are as `raw_open` left them."""
+    """Whether the fds are as `raw_open` left them."""
     return all(os.get_blocking(fd) and os.get_inheritable(fd) for fd in fds)
 
 
@@ -79,14 +79,14 @@ class TestWhatTheKernelTells:
         await device.aclose()
         assert names() == []
 
-    async def test_the_present_name(self) -> None:
+    async def test_the_interfaces_present_name_is_used(self) -> None:
         fd = raw_open("given0", TUN)
         ip("link", "set", "given0", "name", "other0")
         async with aiotun.TunDevice.from_fd(fd) as tun:
             assert tun.name == "other0"
 
     @pytest.mark.parametrize("offload", [None, "raw"])
-    async def test_a_header(self, offload: Any) -> None:
+    async def test_a_virtio_header_is_recognized(self, offload: Any) -> None:
         fd = raw_open("given0", TUN | Iff.VNET_HDR)
         async with aiotun.TunDevice.from_fd(fd, offload=offload) as tun:
             assert tun.offload == tun.queues[0].offload == "raw"
@@ -97,7 +97,7 @@ class TestWhatTheKernelTells:
             answer = await asyncio.wait_for(tun.recv(), 5)
             assert (len(answer), answer[30]) == (10 + len(ping), 0)
 
-    async def test_packet_info(self) -> None:
+    async def test_packet_info_is_taken_off_before_decoding(self) -> None:
         fd = raw_open("given0", Iff.TUN)
         async with aiotun.TunDevice.from_fd(fd, packet_info=True) as tun:
             await tun.link.up()
@@ -106,7 +106,7 @@ class TestWhatTheKernelTells:
             decoded = await asyncio.wait_for(anext(tun.decoded(errors="raise")), 5)
             assert decoded.src == socket.inet_aton("10.0.0.1")
 
-    async def test_several_queues(self) -> None:
+    async def test_several_fds_become_queues_of_one_device(self) -> None:
         fds = [raw_open("given0", TUN | Iff.MULTI_QUEUE) for _ in range(3)]
         async with aiotun.TunDevice.from_fd(*fds) as tun:
             assert [queue.fileno() for queue in tun.queues] == fds
@@ -118,11 +118,11 @@ class TestWhatTheKernelTells:
             assert (await asyncio.wait_for(tun.recv(), 5))[20] == 0
         assert names() == []
 
-    async def test_in_another_namespace(self) -> None:
+    async def test_the_namespace_of_the_fd_is_found(self) -> None:
         with another_namespace() as path:
             async with aiotun.open_tun("given0", netns=path, mtu=1400) as opened:
                 fd = opened.queues[0].detach()
-                for netns in (None, path):  # the kernel knows where it is, and tells us
+                for netns in (None, path):  # the kernel tells us the namespace
                     tun = aiotun.TunDevice.from_fd(fd, netns=netns)
                     assert (tun.name, tun.mtu) == ("given0", 1400)
                     await tun.link.set_mtu(1300)
@@ -148,7 +148,7 @@ class TestWhatTheKernelTells:
 
     @pytest.mark.parametrize("kind", LOOPS)
     def test_before_there_is_a_loop(self, kind: str) -> None:
-        """It is no coroutine: a program takes its fds first, and runs a loop then."""
+        """`from_fd` is not a coroutine: a program may call it before it runs a loop."""
         tun = aiotun.TunDevice.from_fd(raw_open("given0", TUN))
 
         async def main() -> None:
@@ -204,7 +204,7 @@ class TestHandedOver:
         ip("addr", "add", "10.0.0.1/24", "dev", "given0")
 
     def converse(self, child: "subprocess.Popen[str]", queues: int) -> None:
-        """Ping through the child, which answers the first packet that it gets."""
+        """Ping through the child, which answers its first packet."""
         assert child.stdout is not None
         index = socket.if_nametoindex("given0")
         with child:
@@ -219,15 +219,17 @@ class TestHandedOver:
         assert child.returncode == 0
 
     @pytest.mark.parametrize("queues", [1, 2])
-    def test_by_inheritance(self, fds: list[int], queues: int) -> None:
+    def test_a_child_uses_inherited_fds(self, fds: list[int], queues: int) -> None:
         self.prepare(queues, fds)
         child = self.start(fds, "inherited", *(str(fd) for fd in fds))
         self.converse(child, queues)
-        # The child closed its own; ours keep the interface.
+        # The child has closed its copies; ours keep the interface.
         assert names() == ["given0"]
 
     @pytest.mark.parametrize("queues", [1, 2])
-    def test_by_a_message(self, fds: list[int], queues: int) -> None:
+    def test_another_process_uses_fds_received_in_a_message(
+        self, fds: list[int], queues: int
+    ) -> None:
         self.prepare(queues, fds)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with ours, theirs:
@@ -239,8 +241,8 @@ class TestHandedOver:
         assert names() == []
 
     @pytest.mark.parametrize("queues", [1, 2])
-    def test_to_an_ordinary_user(self, fds: list[int], queues: int) -> None:
-        """Who opened it had the privilege; who goes on with it needs none."""
+    def test_an_ordinary_user_uses_fds_that_root_opened(self, fds: list[int], queues: int) -> None:
+        """Only opening the device needs a privilege, using it does not."""
         self.prepare(queues, fds)
         said = ordinary_child(
             f"""
@@ -267,7 +269,7 @@ class TestHandedOver:
         )
         assert said == ["given0", 1450, 1450, queues, "given0"]
 
-    async def test_what_detach_gave(self) -> None:
+    async def test_detached_fds_become_a_device_again(self) -> None:
         async with aiotun.open_tun("given0", queues=2) as first:
             fds = [queue.detach() for queue in first.queues]
             assert first.closed
@@ -277,9 +279,9 @@ class TestHandedOver:
 
 
 class TestRefused:
-    """Where it raises, the fds are the caller's, and as they were."""
+    """If `from_fd` raises, the fds still belong to the caller and are unchanged."""
 
-    def test_the_other_kind(self, fds: list[int]) -> None:
+    def test_an_fd_of_the_other_mode_is_refused(self, fds: list[int]) -> None:
         fds.append(raw_open("given0", TAP))
         with pytest.raises(aiotun.DeviceMismatchError, match="given0 is a TAP") as caught:
             aiotun.TunDevice.from_fd(*fds)
@@ -290,19 +292,19 @@ class TestRefused:
             aiotun.TapDevice.from_fd(fds[1])
         assert untouched(*fds)
 
-    def test_two_interfaces(self, fds: list[int]) -> None:
+    def test_fds_of_two_interfaces_are_refused(self, fds: list[int]) -> None:
         fds += [raw_open(f"given{number}", TUN | Iff.MULTI_QUEUE) for number in (0, 1)]
         with pytest.raises(aiotun.DeviceMismatchError, match="given0 and of given1"):
             aiotun.TunDevice.from_fd(*fds)
         assert untouched(*fds)
 
-    def test_twice_the_same(self, fds: list[int]) -> None:
+    def test_the_same_fd_twice_is_refused(self, fds: list[int]) -> None:
         fds.append(raw_open("given0", TUN))
         with pytest.raises(ValueError, match="twice"):
             aiotun.TunDevice.from_fd(fds[0], fds[0])
         assert untouched(*fds)
 
-    def test_not_open(self, fds: list[int]) -> None:
+    def test_closed_fds_are_refused(self, fds: list[int]) -> None:
         fds.append(raw_open("given0", TUN | Iff.MULTI_QUEUE))
         closed = os.dup(fds[0])
         os.close(closed)
@@ -312,11 +314,11 @@ class TestRefused:
         assert untouched(*fds)
 
     @pytest.mark.parametrize("given", ["3", None, 1.5])
-    def test_no_number(self, given: Any) -> None:
+    def test_fds_that_are_no_ints_are_refused(self, given: Any) -> None:
         with pytest.raises(TypeError):
             aiotun.TunDevice.from_fd(given)
 
-    def test_no_tun(self, fds: list[int]) -> None:
+    def test_fds_of_other_files_are_refused(self, fds: list[int]) -> None:
         fds.append(raw_open("given0", TUN | Iff.MULTI_QUEUE))
         reader, writer = os.pipe()
         left, right = socket.socketpair()
@@ -335,7 +337,7 @@ class TestRefused:
                 os.close(fd)
         assert untouched(*fds)
 
-    def test_never_attached(self, fds: list[int]) -> None:
+    def test_an_fd_that_was_never_attached_is_refused(self, fds: list[int]) -> None:
         fds.append(os.open(abi.NODE, os.O_RDWR))
         with pytest.raises((ValueError, aiotun.DeviceLostError)):
             aiotun.TunDevice.from_fd(*fds)
@@ -343,7 +345,7 @@ class TestRefused:
         # It can still be attached.
         fcntl.ioctl(fds[0], Ioctl.TUNSETIFF, abi.IFREQ.pack(b"given0", TUN))
 
-    def test_deleted(self, fds: list[int]) -> None:
+    def test_an_fd_of_a_deleted_interface_is_refused(self, fds: list[int]) -> None:
         fds.append(raw_open("given0", TUN))
         ip("link", "del", "given0")
         with pytest.raises(aiotun.DeviceLostError) as caught:
@@ -358,7 +360,7 @@ class TestRefused:
             (TUN | Iff.VNET_HDR, {"offload": "off"}, "a virtio-net header"),
         ],
     )
-    def test_another_header(
+    def test_an_offload_that_does_not_fit_the_header_is_refused(
         self, fds: list[int], flags: Iff, options: dict[str, Any], words: str
     ) -> None:
         fds.append(raw_open("given0", flags))
@@ -373,13 +375,15 @@ class TestRefused:
         assert untouched(*fds)
 
     @pytest.mark.parametrize("offload", ["split", "on"])
-    def test_offload(self, fds: list[int], offload: Any) -> None:
+    def test_offload_modes_that_an_fd_cannot_have_are_refused(
+        self, fds: list[int], offload: Any
+    ) -> None:
         fds.append(raw_open("given0", TUN))
         with pytest.raises((ValueError, aiotun.DeviceMismatchError), match="offload"):
             aiotun.TunDevice.from_fd(*fds, offload=offload)
         assert untouched(*fds)
 
-    def test_no_such_namespace(self, fds: list[int]) -> None:
+    def test_a_missing_namespace_is_refused(self, fds: list[int]) -> None:
         fds.append(raw_open("given0", TUN))
         with pytest.raises(aiotun.LinkError) as caught:
             aiotun.TunDevice.from_fd(*fds, netns="missing")
@@ -396,7 +400,7 @@ class TestRefused:
         assert untouched(*fds)
 
     def test_a_namespace_that_has_another_of_that_name(self, fds: list[int]) -> None:
-        """The link of the device must not be that of a stranger: it could be configured."""
+        """The device's link must not be another interface, which a program could then change."""
         fds.append(raw_open("given0", TUN))
         with (
             another_namespace("ip tuntap add given0 mode tun") as path,
@@ -405,7 +409,7 @@ class TestRefused:
             aiotun.TunDevice.from_fd(*fds, netns=path).close()
 
     def test_two_interfaces_of_one_name(self, fds: list[int]) -> None:
-        """In two namespaces: a device of both would send to one what belongs to the other."""
+        """In two namespaces: a device with both fds would send packets to the wrong interface."""
         fds.append(raw_open("given0", TUN | Iff.MULTI_QUEUE))
         with another_namespace() as path:
             namespace = namespaces.NamespaceFd(namespaces.open_netns(path))
@@ -524,13 +528,15 @@ class TestQueue:
             assert aiter(decoded) is decoded
         assert names() == []
 
-    async def test_raw(self) -> None:
+    async def test_a_queue_of_a_raw_fd_is_raw(self) -> None:
         fd = raw_open("given0", TUN | Iff.VNET_HDR)
         async with Queue.from_fd(fd, offload="raw") as queue:
             assert queue.offload == "raw"
 
     @pytest.mark.parametrize("offload", ["off", "raw"])
-    def test_another_header(self, fds: list[int], offload: Offload) -> None:
+    def test_a_queue_refuses_an_offload_that_does_not_fit(
+        self, fds: list[int], offload: Offload
+    ) -> None:
         fds.append(raw_open("given0", TUN | Iff.VNET_HDR if offload == "off" else TUN))
         with pytest.raises(
             aiotun.DeviceMismatchError, match=f"given0 has .* so offload='{offload}' does not fit"
@@ -548,21 +554,21 @@ class TestQueue:
             Queue.from_fd(fds[0], offload=offload)
         assert untouched(*fds)
 
-    def test_not_open(self, fds: list[int]) -> None:
+    def test_a_queue_refuses_a_closed_fd(self, fds: list[int]) -> None:
         closed = os.dup(0)
         os.close(closed)
         for fd in (closed, -1):
             with pytest.raises(ValueError, match=str(fd)):
                 Queue.from_fd(fd)
 
-    def test_never_attached(self, fds: list[int]) -> None:
+    def test_a_queue_refuses_an_fd_that_was_never_attached(self, fds: list[int]) -> None:
         fds.append(os.open(abi.NODE, os.O_RDWR))
         with pytest.raises((ValueError, aiotun.DeviceLostError)):
             Queue.from_fd(fds[0])
         assert os.get_blocking(fds[0])
         fcntl.ioctl(fds[0], Ioctl.TUNSETIFF, abi.IFREQ.pack(b"given0", TUN))
 
-    def test_deleted(self, fds: list[int]) -> None:
+    def test_a_queue_refuses_an_fd_of_a_deleted_interface(self, fds: list[int]) -> None:
         fds.append(raw_open("given0", TUN))
         ip("link", "del", "given0")
         with pytest.raises(aiotun.DeviceLostError):

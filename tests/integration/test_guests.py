@@ -1,6 +1,6 @@
 """Linux guests under QEMU: a lease from dhcp_server.py, pings, and 20 MB each way.
 
-In software emulation, so that no machine has to have more: booting takes some ten seconds.
+They run in software emulation, so that any machine can run them: booting takes about ten seconds.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ CARD = f"virtio-net-pci,netdev=net,mac={MAC}"
 
 @pytest.fixture
 def host() -> Iterator[Exchange]:
-    """A bridge with the DHCP server, and with the other end of the guest's transfers."""
+    """A bridge with the DHCP server and the host's end of the guest's transfers."""
     dhcp.add_bridge()
     ip("addr", "add", f"{HOST}/24", "dev", "br0")
     with dhcp.serving("--probe", "0.1"), Exchange() as exchange:
@@ -37,7 +37,7 @@ def host() -> Iterator[Exchange]:
 
 
 def check(program: Program, exchange: Exchange, queues: int = 1) -> None:
-    """Follow the guest through all that it is to do."""
+    """Check each step of the guest."""
     program.expect("guest: lease 10.85.0.10", 120)
     program.expect("guest: pinged", 30)
     program.expect(f"guest: queues {queues}")
@@ -48,7 +48,7 @@ def check(program: Program, exchange: Exchange, queues: int = 1) -> None:
 
 
 def test_a_tap_on_a_bridge(tmp_path: Path, host: Exchange) -> None:
-    """qemu_bridge.py makes the TAP, and joins it to the bridge; QEMU opens it by its name."""
+    """qemu_bridge.py makes the TAP and joins it to the bridge; QEMU opens it by name."""
     bridge = running(example("qemu_bridge.py", "--bridge", "br0", "--tap", "q0"), "ready q0")
     devices = ["-netdev", "tap,id=net,ifname=q0,script=no,downscript=no", "-device", CARD]
     with bridge as program, guest(tmp_path, devices) as machine:
@@ -58,15 +58,15 @@ def test_a_tap_on_a_bridge(tmp_path: Path, host: Exchange) -> None:
 
 
 async def open_queues(count: int, address: str | None = None) -> list[int]:
-    """Open a TAP with virtio-net headers, on the bridge or not, and give its queues' fds."""
+    """Open a TAP with virtio-net headers, on the bridge or not; return the fds of its queues."""
     options: dict[str, Any] = {"addresses": [address]} if address else {"bridge": "br0"}
     async with aiotun.open_tap("q0", queues=count, offload="raw", **options) as tap:
         return [queue.detach() for queue in tap.queues]
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_queues_that_were_passed(tmp_path: Path, host: Exchange, count: int) -> None:
-    """QEMU opens nothing itself, and its guest segments nothing itself."""
+def test_a_guest_uses_queues_passed_as_fds(tmp_path: Path, host: Exchange, count: int) -> None:
+    """QEMU opens no device, and the guest leaves segmentation to the kernel."""
     fds = asyncio.run(open_queues(count))
     numbers = ":".join(str(fd) for fd in fds)
     many = f",mq=on,vectors={2 * count + 2}" if count > 1 else ""
@@ -75,14 +75,14 @@ def test_queues_that_were_passed(tmp_path: Path, host: Exchange, count: int) -> 
         for fd in fds:
             ours.callback(os.close, fd)
         with guest(tmp_path, devices, fds) as machine:
-            ours.close()  # QEMU has its own
+            ours.close()  # QEMU has its own copies
             assert kernel.tun_data("q0")["multi_queue"] == (count > 1)
             check(machine, host, count)
-    assert "q0" not in kernel.names()  # it went with QEMU
+    assert "q0" not in kernel.names()  # it was deleted when QEMU ended
 
 
 def test_a_port_of_the_switch(tmp_path: Path, host: Exchange) -> None:
-    """virtual_switch.py stands between QEMU's socket and a TAP of the bridge."""
+    """virtual_switch.py connects QEMU's socket with a TAP on the bridge."""
     path = tmp_path / "switch"
     words = ["--port", "tap:sw0", "--port", f"unix:{path}"]
     netdev = f"stream,id=net,server=off,addr.type=unix,addr.path={path}"
@@ -109,10 +109,10 @@ echo "guest: done"
 
 
 def test_a_guest_leaves_segmentation_to_the_kernel(tmp_path: Path) -> None:
-    """On a TAP that was passed as on one that QEMU opened itself: that is where the speed is.
+    """On a passed TAP as on one that QEMU opened itself, because segmentation decides the speed.
 
-    One guest with a card on each sends through both. How long that takes, and how many packets it
-    makes of it, depends on what else the machine does; that some are larger than the MTU does not.
+    One guest with a card on each sends through both. The time and the number of packets depend on
+    the machine's load, but some packets must be larger than the MTU.
     """
     kernel.make("q1", "tap")
     fds = asyncio.run(open_queues(1, "10.87.1.1/24"))
@@ -137,12 +137,12 @@ def test_a_guest_leaves_segmentation_to_the_kernel(tmp_path: Path) -> None:
 
 
 def count_bytes(sock: socket.socket) -> int:
-    """How many bytes come until the end."""
+    """Count the bytes until the end of the stream."""
     return sum(len(data) for data in iter(lambda: sock.recv(1 << 18), b""))
 
 
 class Largest:
-    """Watches an interface while the block runs; `bytes` is the length of the largest frame."""
+    """Watches an interface during the block; `bytes` is the length of the largest frame."""
 
     def __init__(self, name: str) -> None:
         self.bytes = 0

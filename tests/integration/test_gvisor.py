@@ -1,7 +1,7 @@
-"""Where the kernel is gVisor's, as its sources say that it behaves; played by Linux.
+"""Simulates gVisor's kernel on Linux, as gVisor's sources describe it.
 
-Its driver takes TUNSETIFF with IFF_TUN, IFF_TAP and IFF_NO_PI, and TUNGETIFF, and nothing else. Its
-netlink does not tell of TUN and TAP devices, and has no extended acknowledgements.
+Its driver supports TUNSETIFF with IFF_TUN, IFF_TAP and IFF_NO_PI, and TUNGETIFF, and nothing else.
+Its netlink has no attributes of TUN and TAP devices and no extended acknowledgments.
 """
 
 import errno
@@ -90,7 +90,7 @@ async def test_exclusive_refuses_one_that_is_there() -> None:
     ("options", "word"),
     [({"offload": "split"}, "VNET_HDR"), ({"queues": 2}, "MULTI_QUEUE"), ({"napi": True}, "NAPI")],
 )
-async def test_what_the_driver_lacks_is_named(options: dict[str, Any], word: str) -> None:
+async def test_options_that_gvisor_lacks_are_named(options: dict[str, Any], word: str) -> None:
     with pytest.raises(aiotun.DeviceMismatchError, match=word) as caught:
         await aiotun.open_tun("new0", **options)
     assert "gVisor" in str(caught.value)
@@ -112,7 +112,7 @@ async def test_a_request_that_it_lacks_is_told(options: dict[str, Any]) -> None:
     assert names() == []
 
 
-def test_the_doctor() -> None:
+def test_the_doctor_recognizes_gvisor() -> None:
     assert probe.try_device() == []
     node = doctor.Check("node", "ok", "")
     driver, may_create = doctor._driver(node)

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import contextlib
 import itertools
-import shutil
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from ..helpers import wait_until
+from ..helpers import need, wait_until
 from .test_http_service import served
 
 pytestmark = [pytest.mark.peers, pytest.mark.asyncio(loop_factories=["asyncio"])]
 
 PAGE = "http://127.0.0.1:8080/"
 
-# Resolves once `condition` holds; the page's own clock ticks twice a second.
+# Resolves when `condition` holds; the page updates twice a second.
 UNTIL = """
     new Promise((resolve, reject) => {{
         const started = performance.now();
@@ -39,7 +38,7 @@ DRAWN = """
 
 
 class Tab:
-    """A page in the browser, by its DevTools protocol."""
+    """A page in the browser, controlled by the DevTools protocol."""
 
     def __init__(self, socket: Any) -> None:
         self._socket = socket
@@ -74,10 +73,8 @@ class Tab:
 
 @contextlib.asynccontextmanager
 async def tab(folder: Path) -> AsyncIterator[Tab]:
-    """The service's page, in a browser of its own."""
-    browser = shutil.which("chromium")
-    if browser is None:
-        pytest.skip("missing: chromium(1); install chromium")
+    """The service's page, in a new browser."""
+    browser = need("chromium")
     import aiohttp
 
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
@@ -102,7 +99,7 @@ async def tab(folder: Path) -> AsyncIterator[Tab]:
 
 @contextlib.contextmanager
 def pings(pinger: Any) -> Iterator[None]:
-    """Ping all the time, in a thread."""
+    """Ping all the time in a thread."""
     over = threading.Event()
 
     def ping() -> None:

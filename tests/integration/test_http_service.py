@@ -1,4 +1,4 @@
-"""The example with a device inside a web service, asked by HTTP as anybody would."""
+"""The example with a device inside a web service, used by HTTP."""
 
 import contextlib
 import http.client
@@ -26,7 +26,7 @@ OPTIONS = ["--name", "ex0", "--address", "10.81.0.1/24", "--http", "127.0.0.1:80
 
 
 def ask(path: str, method: str = "GET", **headers: str) -> tuple[int, str, str]:
-    """Give status, content type and text."""
+    """Return status, content type and text."""
     connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=10)
     with contextlib.closing(connection):
         connection.request(method, path, headers=headers)
@@ -49,7 +49,7 @@ def served(*more: str) -> Iterator[tuple[Service, Pinger]]:
 
 
 @LOOPS
-def test_counters(loop: list[str]) -> None:
+def test_stats_and_metrics_count_the_pings(loop: list[str]) -> None:
     with served(*loop) as (service, pinger):
         before = ask_json("/stats.json")
         assert (before["name"], before["running"]) == ("ex0", True)
@@ -69,7 +69,7 @@ def test_counters(loop: list[str]) -> None:
 
 
 @LOOPS
-def test_start_and_stop(loop: list[str]) -> None:
+def test_stop_pauses_answering_and_start_resumes_it(loop: list[str]) -> None:
     with served(*loop) as (service, pinger):
         for _ in range(2):
             assert ask_json("/stop", "POST")["running"] is False
@@ -78,7 +78,7 @@ def test_start_and_stop(loop: list[str]) -> None:
         assert not pinger.is_answered()
         for _ in range(2):
             assert ask_json("/start", "POST")["running"] is True
-        # What waited is answered.
+        # The packets that waited are answered.
         assert [pinger.answer() for _ in asked] == asked
         assert ask("/start")[0] == 405
         assert service.end() == ""
@@ -121,7 +121,7 @@ def test_its_own_addresses_and_names_are_accepted() -> None:
         assert service.end() == ""
 
 
-def test_the_page() -> None:
+def test_the_page_is_served_and_other_paths_are_404() -> None:
     with served() as (service, _):
         status, kind, text = ask("/")
         assert (status, kind) == (200, "text/html; charset=utf-8")
@@ -131,8 +131,8 @@ def test_the_page() -> None:
 
 
 @LOOPS
-def test_the_end_with_requests_in_flight(loop: list[str]) -> None:
-    """A stream ends where a message ends, with all that belongs to it; nothing is cut off."""
+def test_running_requests_are_finished_at_the_end(loop: list[str]) -> None:
+    """Each stream ends at the end of a message, and no response is truncated."""
     with served(*loop) as (service, pinger), contextlib.ExitStack() as stack:
         streams = []
         for _ in range(3):
@@ -143,12 +143,12 @@ def test_the_end_with_requests_in_flight(loop: list[str]) -> None:
             assert (answer.status, answer.headers["Content-Type"]) == (200, "text/event-stream")
             assert answer.readline().startswith(b"data: {")
             streams.append(answer)
-        # A connection that asks for nothing keeps nobody waiting.
+        # An idle connection does not delay the end.
         idle = stack.enter_context(socket.create_connection(("127.0.0.1", 8080)))
         pinger.check("10.81.0.2")
         assert service.end() == ""
         for answer in streams:
-            rest = answer.read()  # raises IncompleteRead where it was cut off
+            rest = answer.read()  # raises IncompleteRead if it was truncated
             assert rest.endswith(b"\n\n")
             last = json.loads(rest.strip().split(b"\n\n")[-1].removeprefix(b"data: "))
             assert last["counters"]["answered"] == 1
@@ -163,7 +163,7 @@ def test_the_interface_is_lost(loop: list[str]) -> None:
         stream = connection.getresponse()
         assert stream.readline().startswith(b"data: {")
         ip("link", "del", "ex0")
-        assert stream.read().endswith(b"\n")  # to its end, which is no accident
+        assert stream.read().endswith(b"\n")  # to its regular end
         for path in ("/stats.json", "/metrics", "/events"):
             status, _, text = ask(path)
             assert status == 503
@@ -172,7 +172,7 @@ def test_the_interface_is_lost(loop: list[str]) -> None:
         assert service.end() == ""
 
 
-def test_wrong_arguments() -> None:
+def test_the_http_service_refuses_invalid_arguments() -> None:
     for wrong in ("8080", "127.0.0.1:", ":80", "127.0.0.1:65536"):
         check_failure(run(HTTP, "--http", wrong), 2, "HOST:PORT")
     check_failure(run(HTTP, "--name", "much-too-long-a-name"), 2, "1 to 15")
@@ -184,7 +184,7 @@ def test_a_port_that_is_taken() -> None:
     assert names() == []
 
 
-def test_without_aiohttp() -> None:
+def test_without_aiohttp_the_error_names_the_extra() -> None:
     code = (
         "import sys, runpy; sys.modules['aiohttp'] = None; sys.argv = sys.argv[1:]\n"
         "sys.path.insert(0, sys.argv[0].rpartition('/')[0])\n"
@@ -198,13 +198,13 @@ def test_without_aiohttp() -> None:
 
 @LOOPS
 def test_a_client_that_goes(loop: list[str]) -> None:
-    """Who listens to the events may leave without a word."""
+    """A client that listens to the events disconnects."""
     with served(*loop) as (service, _):
         with socket.create_connection(("127.0.0.1", 8080), timeout=10) as rude:
             rude.sendall(b"GET /events HTTP/1.1\r\nHost: here\r\n\r\n")
             assert rude.recv(4096)
             rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        # By the third event of another one that one's turn has come twice.
+        # By the third event of another client, the service has written to that client twice.
         connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=10)
         with contextlib.closing(connection):
             connection.request("GET", "/events")

@@ -1,4 +1,4 @@
-"""Orders of events in which a packet, a wake-up or an fd was lost once, or the loop stood still."""
+"""Orders of events that once lost a packet, a wake-up or an fd, or blocked the loop."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ from .rig import OURS, PORT, THEIRS, number, rig, udp, waiting
 from .test_offload import sealed
 from .test_sending import fill, shaped_tap
 
-SOON = 5.0  # seconds, in which everything below has long happened
+SOON = 5.0  # seconds; everything below takes much less
 
 
 async def soon(awaitable: Any) -> Any:
@@ -134,7 +134,7 @@ async def one_waiting_packet(kind: str) -> AsyncIterator[Any]:
 
 @pytest.mark.parametrize("kind", ["device", "split", "split group", "faults"])
 async def test_a_buffer_that_will_not_do_costs_no_packet(kind: str) -> None:
-    # The interpreter's own tests make such buffers; the language can't.
+    # Only a module of the interpreter's own tests can make such buffers.
     testing = pytest.importorskip("_testbuffer")
     fortran = testing.ndarray(
         [0] * 64, shape=[8, 8], format="B", flags=testing.ND_FORTRAN | testing.ND_WRITABLE
@@ -163,7 +163,7 @@ async def test_an_empty_buffer_truncates(kind: str, buffer: Any) -> None:
 
 
 async def test_what_waits_to_be_sent_is_recorded_when_it_goes(tmp_path: Path) -> None:
-    """Both what waited when the capture began, and what its call sent afterwards."""
+    """Both a packet that waited when the capture began, and those that its call sent later."""
     seen = 0
 
     class Counting(PcapWriter):
@@ -202,7 +202,7 @@ async def test_what_waits_to_be_sent_is_recorded_when_it_goes(tmp_path: Path) ->
 
 
 class _OneQueue(aiotun.TunDevice):
-    """A device made of a queue that is a socket."""
+    """A device whose only queue is a socket."""
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
@@ -210,7 +210,7 @@ class _OneQueue(aiotun.TunDevice):
 
 
 async def test_capturing_changes_no_traffic(tmp_path: Path) -> None:
-    """Segments that adjoin reach the kernel as one super-packet, recorded or not."""
+    """Consecutive segments reach the kernel as one super-packet, recorded or not."""
     async with rig("split") as r:
         port = r.sock.getsockname()[1]
         plain = [udp(THEIRS, PORT, OURS, port, n.to_bytes(8, "big")) for n in range(64)]
@@ -387,7 +387,7 @@ async def test_what_stands_before_a_released_view_is_sent(kind: str) -> None:
 
 
 async def test_cancelling_many_waiters_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Last first, first first and in any order: each looks at a few others at most."""
+    """In any order: each cancellation looks at a few other waiters at most."""
     looked = 0
     honest = Waiter.done
 
@@ -403,7 +403,7 @@ async def test_cancelling_many_waiters_is_linear(monkeypatch: pytest.MonkeyPatch
             looked = 0
             with monkeypatch.context() as patched:
                 patched.setattr(Waiter, "done", done)
-                patched.setattr(Line, "remove", None)  # which looks at all of them
+                patched.setattr(Line, "remove", None)  # it would look at all waiters
                 for task in order(tasks):
                     task.cancel()
                 await asyncio.wait(tasks)

@@ -1,4 +1,4 @@
-"""Where threads or file descriptors run out: what it says, and that nothing is left behind."""
+"""When threads or file descriptors run out: the error says so, and nothing is left behind."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ from .test_undoing import EVERYTHING, bridges, old_device, open_files
 
 
 def join_threads() -> None:
-    """Those that watch links among them: until then they hold descriptors."""
+    """Wait for all threads, including those that watch links, which hold descriptors."""
     for thread in threading.enumerate():
         if thread.name.startswith("aiotun"):
             thread.join(5)
@@ -48,7 +48,7 @@ def no_threads() -> Iterator[None]:
 
 @contextlib.contextmanager
 def few_descriptors(free: int) -> Iterator[None]:
-    """So many file descriptors can be opened, and no more."""
+    """Only this many file descriptors can be opened."""
     numbers = [os.dup(0) for _ in range(free + 1)]
     for number in numbers:
         os.close(number)
@@ -62,7 +62,7 @@ def few_descriptors(free: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def inside(path: str) -> Iterator[None]:
-    """This thread is in another network namespace."""
+    """Enter another network namespace with this thread during the block."""
     here, there = (os.open(each, os.O_RDONLY) for each in ("/proc/thread-self/ns/net", path))
     try:
         _isolation.setns(there)
@@ -116,7 +116,7 @@ async def transport() -> None:
 
 
 async def move() -> None:
-    """To where it is already: the kernel takes that."""
+    """Move the link to its own namespace, which the kernel accepts."""
     await Link("old0").move_to_netns("/proc/thread-self/ns/net")
 
 
@@ -140,7 +140,7 @@ def clean_up() -> None:
 
 class TestNoThread:
     @pytest.mark.parametrize("what", CALLS)
-    async def test_what_needs_one_says_so(self, what: str) -> None:
+    async def test_calls_that_need_a_thread_raise_resource_limit_error(self, what: str) -> None:
         make("old0")
         with no_threads(), pytest.raises(ResourceLimitError, match="no new thread") as caught:
             await CALLS[what]()
@@ -168,7 +168,7 @@ class TestNoThread:
         fd = device.queues[0].detach()
         with no_threads(), pytest.raises(ResourceLimitError, match="no new thread"):
             aiotun.TunDevice.from_fd(fd)
-        async with aiotun.TunDevice.from_fd(fd):  # which was still the caller's
+        async with aiotun.TunDevice.from_fd(fd):  # the fd still belongs to the caller
             pass
 
     def test_a_capture_file_says_so(self, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ class TestNoThread:
         finally:
             gc.enable()
 
-    def test_as_the_kernel_says_it(self) -> None:
+    def test_at_rlimit_nproc_opening_raises_resource_limit_error(self) -> None:
         """An ordinary user at RLIMIT_NPROC, which does not bind root."""
         said = ordinary_child(
             """
@@ -212,23 +212,23 @@ class TestNoThread:
 
 
 async def cancelled_when_done(opener: Any) -> asyncio.Task[Any]:
-    """Let an opening succeed, and cancel it before anybody has its device."""
+    """Let an opening succeed, and cancel it before its task has the device."""
 
     async def await_it() -> Any:
         return await opener
 
     task = asyncio.create_task(await_it())
     await asyncio.sleep(0)
-    join_threads()  # no turn of the loop in between: the report waits in it
+    join_threads()  # don't let the loop turn: the thread's report is queued in it
     task.cancel("because")
     return task
 
 
 class TestCancelledWithoutAThread:
-    """An opening that was cancelled is undone all the same."""
+    """A cancelled opening is undone even if no thread can be started."""
 
     @pytest.mark.parametrize("persist", [None, True])
-    async def test_what_was_created_is_gone(self, persist: bool | None) -> None:
+    async def test_a_created_device_is_deleted(self, persist: bool | None) -> None:
         bridges()
         options = {**EVERYTHING, "persist": persist}
         task = await cancelled_when_done(aiotun.open_tap("new0", **options))
@@ -241,8 +241,8 @@ class TestCancelledWithoutAThread:
         if persist:
             ip("link", "del", "new0")
 
-    async def test_what_existed_is_as_before(self) -> None:
-        """Netlink is asked for that, in an event loop within the event loop."""
+    async def test_an_existing_device_is_restored(self) -> None:
+        """Undoing uses netlink, in an event loop inside the event loop."""
         bridges()
         before = old_device()
         task = await cancelled_when_done(aiotun.open_tap("old0", **EVERYTHING))
@@ -252,12 +252,12 @@ class TestCancelledWithoutAThread:
             await task
         assert changes("old0", before) == []
         assert (asyncio.get_running_loop(), asyncio.current_task()) == (loop, current)
-        async with aiotun.open_tap("old0"):  # which has one queue, and nobody holds it
+        async with aiotun.open_tap("old0"):  # it has one queue, and no program holds it
             pass
 
     @pytest.mark.parametrize("exists", [False, True])
-    async def test_in_another_namespace(self, exists: bool) -> None:
-        """The event loop's thread goes there, and comes back."""
+    async def test_undoing_in_another_namespace_comes_back(self, exists: bool) -> None:
+        """The event loop's thread enters the namespace and comes back."""
         here = inode()
         with another_namespace() as path:
             with inside(path):
@@ -275,7 +275,7 @@ class TestCancelledWithoutAThread:
                     assert changes("old0", before) == []
 
     async def test_from_where_there_is_no_way_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """This thread stays here. The queues are closed, and what could not be undone is told."""
+        """This thread does not enter it. The queues are closed; the rest is reported."""
         here, told = inode(), []
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: told.append(context["exception"]))
@@ -294,7 +294,7 @@ class TestCancelledWithoutAThread:
                     await task
             assert inode() == here
             assert [type(error) for error in told] == [aiotun.NotPermittedError]
-            await (await aiotun.open_tap("old0", netns=path)).aclose()  # nobody holds its queue
+            await (await aiotun.open_tap("old0", netns=path)).aclose()  # no program holds its queue
 
     async def test_creating_a_persistent_device(self) -> None:
         task = await cancelled_when_done(aiotun.create_persistent("new0"))
@@ -308,8 +308,8 @@ class TestCancelledWithoutAThread:
             await task
         assert names() == []
 
-    def test_the_loop_was_closed(self) -> None:
-        """Nobody can be told, and the collector undoes it where it comes by."""
+    def test_an_opening_whose_loop_was_closed_is_undone(self) -> None:
+        """No task can receive the result, so the garbage collector undoes the opening."""
         loop = asyncio.SelectorEventLoop()
         loop.set_exception_handler(lambda _, __: None)
 
@@ -327,7 +327,7 @@ class TestCancelledWithoutAThread:
             gc.collect()
         assert names() == []
 
-    def test_as_the_kernel_has_it(self) -> None:
+    def test_at_rlimit_nproc_a_cancelled_opening_is_undone(self) -> None:
         """An ordinary user in a namespace of their own, at RLIMIT_NPROC."""
         python, env = ordinary_python()
         command = [*python[:-1], "unshare", "-rn", "--", python[-1], "-W", "error", "-c"]
@@ -374,11 +374,11 @@ asyncio.run(main())
 
 class TestNoDescriptor:
     @pytest.mark.parametrize("what", [*CALLS, *ADOPTING])
-    async def test_it_says_so_and_leaves_nothing(self, what: str) -> None:
+    async def test_opening_raises_resource_limit_error_and_leaves_nothing(self, what: str) -> None:
         """However few are left, down to none."""
         call = (CALLS | ADOPTING)[what]
         make("old0")
-        await call()  # everything is imported from here on
+        await call()  # from here on everything is imported
         clean_up()
         join_threads()
         failures = 0
@@ -400,7 +400,9 @@ class TestNoDescriptor:
         assert 0 < failures < 20
 
     @pytest.mark.parametrize("code", ["ENFILE", "ENOMEM"])
-    async def test_the_machine_has_none(self, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_enfile_and_enomem_raise_resource_limit_error(
+        self, code: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         number = getattr(errno, code)
 
         def refuse(*args: Any, **options: Any) -> int:
@@ -413,8 +415,8 @@ class TestNoDescriptor:
         assert caught.value.errno == number
         assert ("fs.file-max" if code == "ENFILE" else "memory.max") in str(caught.value)
 
-    def test_while_it_imports(self) -> None:
-        """Nothing has been imported yet, and that takes descriptors, too."""
+    def test_running_out_of_descriptors_while_importing_is_reported(self) -> None:
+        """Importing needs descriptors, too."""
         printed = child(
             """
             import resource
@@ -442,9 +444,9 @@ class TestNoDescriptor:
         )
         assert printed == [str(int(errno.EMFILE)), "done"]
 
-    def test_listening(self) -> None:
+    def test_a_listener_says_that_no_descriptor_is_left(self) -> None:
         """For `aiotun dump`, which shows the text alone."""
-        with few_descriptors(0), pytest.raises(ListenError, match="lo can't be listened on: Too"):
+        with few_descriptors(0), pytest.raises(ListenError, match="can't listen on lo: Too"):
             Listener("lo", print)
 
     async def test_a_queue_for_another_process(self) -> None:

@@ -1,4 +1,4 @@
-"""Links against the real kernel, checked with `ip`; in a private network namespace."""
+"""Links on the real kernel, checked with `ip`."""
 
 import asyncio
 import contextlib
@@ -32,23 +32,24 @@ from aiotun.device import open_tap
 from aiotun.errors import LinkError, NotPermittedError
 from aiotun.link import Link
 
-from ..helpers import REAL_ROOT
+from ..helpers import REAL_ROOT, need
 
 _numbers = itertools.count()
 
 
 def run(*command: str, netns: str | None = None) -> str:
-    """Run a command, in a namespace if asked, and give what it prints."""
+    """Run a command, in a namespace if given, and return its output."""
     prefix = ["nsenter", f"--net={netns}"] if netns else []
-    done = subprocess.run([*prefix, *command], check=False, capture_output=True, text=True)
+    words = [*prefix, need(command[0]), *command[1:]]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout
 
 
 def ip(words: str, netns: str | None = None) -> list[Any]:
-    """Run `ip -j`, which prints nothing where it changes something."""
+    """Run `ip -j`, which prints nothing when it changes something."""
     printed = run("ip", "-j", "-d", *words.split(), netns=netns)
-    # iproute2 writes an empty object for what a dump leaves out.
+    # iproute2 writes an empty object for each entry that it filters out.
     return [each for each in json.loads(printed or "[]") if each]
 
 
@@ -58,7 +59,7 @@ def show(name: str, netns: str | None = None) -> Any:
 
 
 def child(code: str, *prefix: str) -> str:
-    """Run code in a Python of its own, with warnings as errors, and give what it prints."""
+    """Run code in a new Python process, with warnings as errors, and return its output."""
     return run(*prefix, sys.executable, "-W", "error", "-c", textwrap.dedent(code))
 
 
@@ -89,7 +90,7 @@ def attached(name: str, flags: int = 0) -> Iterator[None]:
 
 
 def join_threads() -> None:
-    """Wait for requests' threads to end: each lets go of its namespace as its last act."""
+    """Wait for the requests' threads to end: each closes its namespace last."""
     for thread in threading.enumerate():
         if thread.name == "aiotun":
             thread.join()
@@ -106,7 +107,7 @@ def fds() -> int:
 
 @pytest.fixture
 def make() -> Iterator[Callable[..., str]]:
-    """Make persistent TUN and TAP devices and bridges, and remove them in the end."""
+    """Make persistent TUN and TAP devices and bridges, and delete them at the end."""
     made: list[str] = []
 
     def make_one(kind: str, more: str = "") -> str:
@@ -149,7 +150,7 @@ class Elsewhere:
         self.path = f"/proc/{self._child.pid}/ns/net"
 
     def end(self) -> None:
-        """End the child; what else holds the namespace keeps it."""
+        """End the child; the namespace lives on if something else holds it."""
         self._child.communicate()
 
 
@@ -161,7 +162,7 @@ def elsewhere() -> Iterator[Elsewhere]:
 
 
 class TestInfo:
-    async def test_tap(self, tap: str) -> None:
+    async def test_info_of_a_tap_agrees_with_iproute2(self, tap: str) -> None:
         info = await Link(tap).info()
         shown = show(tap)
         assert info == LinkInfo(
@@ -199,12 +200,14 @@ class TestInfo:
         assert (info.tuntap.owner, info.tuntap.group) == (0, 0)
         assert (info.tuntap.queues, info.tuntap.attached) == (0, False)
 
-    async def test_not_a_tun(self, make: Callable[..., str]) -> None:
+    async def test_info_of_other_interfaces_has_no_tuntap(self, make: Callable[..., str]) -> None:
         assert (await Link("lo").info()).tuntap is None
         assert (await Link(make("bridge")).info()).tuntap is None
 
     @pytest.mark.parametrize("options", ["", "multi_queue"])
-    async def test_attached(self, make: Callable[..., str], options: str) -> None:
+    async def test_info_shows_whether_a_program_is_attached(
+        self, make: Callable[..., str], options: str
+    ) -> None:
         name = make("tap", options)
         with attached(name, Iff.MULTI_QUEUE if options else 0):
             during = (await Link(name).info()).tuntap
@@ -214,14 +217,14 @@ class TestInfo:
         assert after is not None
         assert (after.attached, after.queues) == (False, 0)
 
-    async def test_missing(self) -> None:
+    async def test_info_of_a_missing_interface_raises_link_error(self) -> None:
         with pytest.raises(LinkError, match="there is no interface nowhere0") as caught:
             await Link("nowhere0").info()
         assert (caught.value.errno, caught.value.filename) == (errno.ENODEV, "nowhere0")
         assert "ip link" in str(caught.value)
 
-    async def test_stats(self, tap: str) -> None:
-        """A queue of no length drops what is sent: here a datagram's question for a neighbour."""
+    async def test_stats_count_packets_dropped_by_the_kernel(self, tap: str) -> None:
+        """A queue of length 0 drops all packets: here the neighbor request for a datagram."""
         ip(f"addr add 192.0.2.1/24 dev {tap}")
         ip(f"link set {tap} up txqueuelen 0")
         with attached(tap), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -229,12 +232,12 @@ class TestInfo:
             before = show(tap)["stats64"]["tx"]["dropped"]
             counted = await Link(tap).stats()
             after = show(tap)["stats64"]["tx"]["dropped"]
-        # The kernel may send something unasked at any time.
+        # The kernel may send a packet by itself at any time.
         assert 0 < before <= counted.tx_dropped <= after
 
 
 class TestSetting:
-    async def test_up_and_down(self, tap: str) -> None:
+    async def test_up_and_down_change_the_state(self, tap: str) -> None:
         link = Link(tap)
         await link.up()
         assert "UP" in show(tap)["flags"]
@@ -242,7 +245,7 @@ class TestSetting:
         await link.down()
         assert "UP" not in show(tap)["flags"]
 
-    async def test_mtu(self, tun: str) -> None:
+    async def test_set_mtu_changes_the_mtu_and_info_follows_others(self, tun: str) -> None:
         link = Link(tun)
         known = [link._interface.mtu]
         await link.set_mtu(1400)
@@ -265,7 +268,7 @@ class TestSetting:
         assert caught.value.__cause__ is not None
         assert link._interface.mtu == 1500
 
-    async def test_mac(self, tap: str) -> None:
+    async def test_set_mac_works_up_and_down(self, tap: str) -> None:
         link = Link(tap)
         await link.set_mac("02:00:00:00:0A:01")
         assert show(tap)["address"] == "02:00:00:00:0a:01"
@@ -278,20 +281,20 @@ class TestSetting:
             await Link(tun).set_mac("02:00:00:00:00:01")
         assert caught.value.errno == errno.EOPNOTSUPP
 
-    async def test_txqueuelen(self, tap: str) -> None:
+    async def test_set_txqueuelen_changes_the_queue_length(self, tap: str) -> None:
         link = Link(tap)
         await link.set_txqueuelen(50)
         assert (await link.info()).txqueuelen == show(tap)["txqlen"] == 50
 
     async def test_a_txqueuelen_that_no_ring_has(self) -> None:
-        """The kernel says EPERM, to root as well; it is not the privilege that is missing."""
+        """The kernel says EPERM, even to root, but the cause is not a missing privilege."""
         async with open_tap("tap0") as device:
             with pytest.raises(LinkError, match="holds at most 524288 packets"):
                 await device.link.set_txqueuelen(10**8)
             await device.link.set_txqueuelen(524_288)
             assert (await device.link.info()).txqueuelen == 524_288
 
-    async def test_alias(self, tap: str) -> None:
+    async def test_set_alias_sets_and_removes_the_alias(self, tap: str) -> None:
         link = Link(tap)
         for text in ("site A: ünïcode", "x" * 254):
             await link.set_alias(text)
@@ -300,7 +303,7 @@ class TestSetting:
         assert (await link.info()).alias is None
         assert not show(tap).get("ifalias")
 
-    async def test_rename(self, tap: str) -> None:
+    async def test_rename_follows_the_new_name(self, tap: str) -> None:
         link = Link(tap)
         index = (await link.info()).index
         other = f"{tap}r"
@@ -313,7 +316,7 @@ class TestSetting:
         assert (await link.info()).name == link.name == tap
 
     async def test_rename_while_up(self, tap: str) -> None:
-        """Newer kernels do it; older ones say EBUSY, and we say what to do."""
+        """Newer kernels allow it; older ones say EBUSY, and the error says what to do."""
         link = Link(tap)
         await link.up()
         try:
@@ -338,11 +341,13 @@ class TestSetting:
         assert caught.value.errno == errno.EBUSY
 
     async def test_rename_to_a_taken_name(self, tap: str) -> None:
-        with pytest.raises(LinkError, match="take another") as caught:
+        with pytest.raises(LinkError, match="choose another name") as caught:
             await Link(tap).rename("lo")
         assert caught.value.errno == errno.EEXIST
 
-    async def test_master(self, tap: str, make: Callable[..., str]) -> None:
+    async def test_set_master_joins_and_leaves_a_bridge(
+        self, tap: str, make: Callable[..., str]
+    ) -> None:
         bridge, link = make("bridge"), Link(tap)
         await link.set_master(bridge)
         assert (await link.info()).master == show(tap)["master"] == bridge
@@ -350,18 +355,20 @@ class TestSetting:
         assert (await link.info()).master is None
         assert "master" not in show(tap)
 
-    async def test_master_missing(self, tap: str) -> None:
+    async def test_set_master_with_a_missing_bridge_raises_link_error(self, tap: str) -> None:
         with pytest.raises(LinkError, match="no interface nobridge0") as caught:
             await Link(tap).set_master("nobridge0")
         assert (caught.value.errno, caught.value.filename) == (errno.ENODEV, "nobridge0")
 
     async def test_a_bridge_takes_no_tun(self, tun: str, make: Callable[..., str]) -> None:
-        with pytest.raises(LinkError, match="a bridge joins frames only: use a TAP") as caught:
+        with pytest.raises(LinkError, match="use a TAP device") as caught:
             await Link(tun).set_master(make("bridge"))
         assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, tun)
 
-    async def test_what_is_no_bridge_takes_none(self, tap: str, tun: str) -> None:
-        with pytest.raises(LinkError, match=f"whether {tun} is a bridge"):
+    async def test_set_master_to_an_interface_that_is_no_bridge_is_refused(
+        self, tap: str, tun: str
+    ) -> None:
+        with pytest.raises(LinkError, match=f"check that {tun} is a bridge"):
             await Link(tap).set_master(tun)
 
 
@@ -379,7 +386,7 @@ class TestAddresses:
             "fd00::1 peer fd00::2/128",
         ],
     )
-    async def test_add_and_remove(self, tap: str, text: str) -> None:
+    async def test_addresses_are_added_and_removed(self, tap: str, text: str) -> None:
         link, address = Link(tap), parse_address(text)
         await link.up()
         await link.add_address(text)
@@ -394,7 +401,7 @@ class TestAddresses:
         await link.remove_address(text)
         assert address not in await link.addresses()
 
-    async def test_what_ip_added(self, tap: str) -> None:
+    async def test_addresses_that_iproute2_added_are_read(self, tap: str) -> None:
         ip(f"addr add 10.0.0.1/24 brd + dev {tap}")
         ip(f"addr add 10.1.0.1 peer 10.1.0.2/24 scope 7 dev {tap}")
         ip(f"addr add fd00::1 peer fd00::2/64 dev {tap}")
@@ -408,7 +415,7 @@ class TestAddresses:
             await Link(tap).remove_address(each)
         assert await Link(tap).addresses() == []
 
-    async def test_objects(self, tap: str) -> None:
+    async def test_add_address_takes_an_ipaddress_object(self, tap: str) -> None:
         await Link(tap).add_address(IPv4Interface("10.0.0.1/24"))
         assert [str(each) for each in await Link(tap).addresses()] == ["10.0.0.1/24"]
 
@@ -419,14 +426,14 @@ class TestAddresses:
         (shown,) = (each for each in show(tap)["addr_info"] if each["local"] == "fd00::1")
         assert not shown.get("tentative")
 
-    async def test_twice(self, tap: str) -> None:
+    async def test_adding_an_address_twice_raises_link_error(self, tap: str) -> None:
         link = Link(tap)
         await link.add_address("10.0.0.1/24")
         with pytest.raises(LinkError, match=r"10\.0\.0\.1/24") as caught:
             await link.add_address("10.0.0.1/24")
         assert (caught.value.errno, caught.value.filename) == (errno.EEXIST, tap)
 
-    async def test_remove_missing(self, tap: str) -> None:
+    async def test_removing_a_missing_address_raises_link_error(self, tap: str) -> None:
         with pytest.raises(LinkError, match="addresses\\(\\) lists") as caught:
             await Link(tap).remove_address("10.0.0.1/24")
         assert caught.value.errno == errno.EADDRNOTAVAIL
@@ -460,7 +467,7 @@ class TestRoutes:
             "default via fd00::2",
         ],
     )
-    async def test_add_and_remove(self, link: Link, text: str) -> None:
+    async def test_routes_are_added_and_removed(self, link: Link, text: str) -> None:
         route = parse_route(text)
         await link.add_route(text)
         (shown,) = (
@@ -482,7 +489,7 @@ class TestRoutes:
         await link.remove_route(text)
         assert route not in await link.routes()
 
-    async def test_objects(self, link: Link) -> None:
+    async def test_add_route_takes_ipaddress_objects(self, link: Link) -> None:
         network, gateway = IPv4Network("10.2.0.0/16"), IPv4Address("10.0.0.2")
         await link.add_route(network, gateway, metric=5, table=99)
         await link.add_route(gateway)
@@ -491,7 +498,7 @@ class TestRoutes:
         assert parse_route("10.0.0.2") in routes
 
     async def test_a_gateway_behind_a_route(self, link: Link) -> None:
-        """So on-link routes need link scope, as `ip` gives them."""
+        """This shows that on-link routes have link scope, as `ip` sets it."""
         await link.add_route("192.0.2.1")
         await link.add_route("default", via="192.0.2.1")
         (shown,) = ip(f"route show 192.0.2.1 dev {link.name}")
@@ -502,7 +509,7 @@ class TestRoutes:
         [("default", "172.31.1.1"), ("::/0", "fd77::1"), ("10.9.0.0/16", "10.7.0.1")],
     )
     async def test_a_gateway_outside_of_all_networks(self, link: Link, dst: str, via: str) -> None:
-        """As WSL and some clouds have it: refused with both ways out, and each works."""
+        """As on WSL and some clouds: the error names two solutions, and each works."""
         with pytest.raises(LinkError) as caught:
             await link.add_route(dst, via)
         assert caught.value.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
@@ -533,7 +540,9 @@ class TestRoutes:
         found = {str(route) for route in await link.routes()}
         assert {"10.6.0.0/16 via 10.0.0.2", "10.6.0.0/16 via 172.31.1.1 onlink"} <= found
 
-    async def test_only_ours_and_only_unicast(self, link: Link, make: Callable[..., str]) -> None:
+    async def test_routes_are_only_this_links_unicast_routes(
+        self, link: Link, make: Callable[..., str]
+    ) -> None:
         other = make("tap")
         ip(f"link set {other} up")
         ip(f"route add 10.7.0.0/16 dev {other}")
@@ -553,29 +562,29 @@ class TestRoutes:
         await link.add_route(odd)
         assert odd in await link.routes()
 
-    async def test_twice(self, link: Link) -> None:
+    async def test_adding_a_route_twice_raises_link_error(self, link: Link) -> None:
         await link.add_route("10.2.0.0/16")
         with pytest.raises(LinkError, match=r"10\.2\.0\.0/16") as caught:
             await link.add_route("10.2.0.0/16")
         assert (caught.value.errno, caught.value.filename) == (errno.EEXIST, link.name)
 
-    async def test_missing(self, link: Link) -> None:
+    async def test_removing_a_missing_route_raises_link_error(self, link: Link) -> None:
         with pytest.raises(LinkError, match="routes\\(\\) lists") as caught:
             await link.remove_route("10.2.0.0/16")
         assert caught.value.errno == errno.ESRCH
 
-    async def test_unreachable_gateway(self, link: Link) -> None:
+    async def test_a_gateway_that_cannot_be_reached_is_refused(self, link: Link) -> None:
         with pytest.raises(LinkError, match="Nexthop has invalid gateway"):
             await link.add_route("10.2.0.0/16 via 192.0.2.1")
 
-    async def test_link_down(self, tap: str) -> None:
+    async def test_a_route_on_a_link_that_is_down_is_refused(self, tap: str) -> None:
         with pytest.raises(LinkError, match="bring the link up first") as caught:
             await Link(tap).add_route("10.2.0.0/16")
         assert caught.value.errno == errno.ENETDOWN
 
 
 class TestNamespaces:
-    async def test_by_path(self, elsewhere: Elsewhere) -> None:
+    async def test_a_link_in_a_namespace_given_by_path(self, elsewhere: Elsewhere) -> None:
         ip("tuntap add there0 mode tun", elsewhere.path)
         here = os.stat("/proc/thread-self/ns/net").st_ino
         link = Link("there0", netns=elsewhere.path)
@@ -585,14 +594,14 @@ class TestNamespaces:
         with pytest.raises(LinkError):
             await Link("there0").info()
 
-    async def test_by_fd_which_is_duplicated(self, elsewhere: Elsewhere) -> None:
+    async def test_a_link_duplicates_the_namespaces_fd(self, elsewhere: Elsewhere) -> None:
         fd = os.open(elsewhere.path, os.O_RDONLY)
         link = Link("lo", netns=fd)
         os.close(fd)
         await link.up()
         assert "UP" in show("lo", elsewhere.path)["flags"]
 
-    async def test_by_name(self) -> None:
+    async def test_a_link_in_a_namespace_given_by_name(self) -> None:
         if not REAL_ROOT:
             pytest.skip("'ip netns add' does not work in a user namespace")
         run("ip", "netns", "add", "blue")
@@ -602,9 +611,9 @@ class TestNamespaces:
             assert "UP" in show("lo", "/run/netns/blue")["flags"]
         finally:
             run("ip", "netns", "del", "blue")
-        assert (await link.info()).up  # it holds the namespace
+        assert (await link.info()).up  # the link holds the namespace
 
-    async def test_held_after_its_end(self) -> None:
+    async def test_a_link_holds_its_namespace_open(self) -> None:
         elsewhere = Elsewhere()
         ip("tuntap add there0 mode tap", elsewhere.path)
         link = Link("there0", netns=Path(elsewhere.path))
@@ -630,7 +639,7 @@ class TestNamespaces:
 
     @pytest.mark.usefixtures("uncollected")
     async def test_the_fd_goes_with_the_link(self, elsewhere: Elsewhere) -> None:
-        """At once, without the collector, after an error too."""
+        """Immediately, without the garbage collector, also after an error."""
         link = Link("lo", netns=elsewhere.path)
         with pytest.raises(LinkError):
             await link.remove_address("192.0.2.1/32")
@@ -642,8 +651,8 @@ class TestNamespaces:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)
 
-    async def test_of_a_device(self, tap: str) -> None:
-        """Found by its number, so that a rename by others does not matter."""
+    async def test_a_devices_link_is_found_by_index_after_a_rename(self, tap: str) -> None:
+        """The link is found by its index, so that another program may rename it."""
         index = show(tap)["ifindex"]
         namespace = NamespaceFd(os.open("/proc/thread-self/ns/net", os.O_RDONLY))
         link = Link._held(Interface(tap, index, None, namespace))
@@ -674,7 +683,7 @@ class TestNamespaces:
 
 
 class TestRefusals:
-    """What the kernel refuses names the interface, and what was asked of it."""
+    """An error of the kernel names the interface and the request."""
 
     @pytest.mark.parametrize(
         ("method", "arguments", "code", "words"),
@@ -690,7 +699,7 @@ class TestRefusals:
             ("move_to_netns", ("/dev/null",), errno.EINVAL, "not a network namespace"),
         ],
     )
-    async def test_words(
+    async def test_a_refused_request_says_what_it_was(
         self, tun: str, method: str, arguments: tuple[str, ...], code: int, words: str
     ) -> None:
         ip(f"addr add 10.0.0.1/24 dev {tun}")
@@ -740,12 +749,12 @@ class TestRefusals:
 
 class TestWrongArguments:
     @pytest.mark.parametrize("name", ["", "a" * 16, "a/b", ".."])
-    def test_name(self, name: str) -> None:
+    def test_a_link_refuses_an_invalid_name(self, name: str) -> None:
         with pytest.raises(ValueError, match="name"):
             Link(name)
 
     @pytest.mark.parametrize("netns", [1.5, b"name", True])
-    def test_netns(self, netns: Any) -> None:
+    def test_a_link_refuses_a_netns_of_the_wrong_type(self, netns: Any) -> None:
         with pytest.raises(TypeError, match="netns"):
             Link("lo", netns=netns)
 
@@ -769,8 +778,10 @@ class TestWrongArguments:
             ("remove_route", ("nowhere",)),
         ],
     )
-    async def test_value(self, method: str, arguments: tuple[Any, ...]) -> None:
-        """Refused before any request: there is no such namespace, and nobody notices."""
+    async def test_methods_refuse_invalid_values_before_any_request(
+        self, method: str, arguments: tuple[Any, ...]
+    ) -> None:
+        """They are refused before any request: the missing namespace is not noticed."""
         with pytest.raises(ValueError, match=r"\w"):
             await getattr(Link("lo", netns="nowhere"), method)(*arguments)
 
@@ -787,14 +798,18 @@ class TestWrongArguments:
             ("add_route", None),
         ],
     )
-    async def test_type(self, method: str, argument: object) -> None:
+    async def test_methods_refuse_arguments_of_the_wrong_type(
+        self, method: str, argument: object
+    ) -> None:
         with pytest.raises(TypeError):
             await getattr(Link("lo", netns="nowhere"), method)(argument)
 
 
 class TestPermission:
-    def test_without_capabilities(self, tap: str, elsewhere: Elsewhere) -> None:
-        """Reading works, changing and entering another namespace says what is missing."""
+    def test_without_capabilities_reading_works_and_changing_is_refused(
+        self, tap: str, elsewhere: Elsewhere
+    ) -> None:
+        """Errors of changing and of entering another namespace name the missing capability."""
         printed = child(
             f"""
             import asyncio
@@ -834,7 +849,7 @@ class TestSession:
 
     @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
     def test_first_requests_at_once(self, loop: str) -> None:
-        """The first import happens in several threads, and uvloop's policy changes nothing."""
+        """Several threads import at the same time, and uvloop's policy changes nothing."""
         printed = child(
             f"""
             import asyncio, gc, warnings
@@ -855,7 +870,7 @@ class TestSession:
         )
         assert printed == "{'lo'}\n"
 
-    def test_find(self, tap: str) -> None:
+    def test_find_returns_none_for_a_missing_interface(self, tap: str) -> None:
         async def work(session: Session) -> tuple[LinkInfo | None, LinkInfo | None, LinkInfo]:
             found = await session.find(tap)
             assert found is not None
@@ -874,7 +889,7 @@ class TestSession:
 
     @pytest.mark.parametrize("free", range(5))
     def test_too_few_descriptors(self, free: int) -> None:
-        """Where it fails, that is a ResourceLimitError, and nothing stays open."""
+        """A failure is a ResourceLimitError, and leaves nothing open."""
         printed = child(
             f"""
             import os, resource, warnings
@@ -977,7 +992,7 @@ class TestConcurrency:
         await link.rename(tap)
 
     async def test_the_loop_goes_on(self, tap: str) -> None:
-        """While a request is held up in its thread, the loop turns."""
+        """While a request is blocked in its thread, the loop runs."""
         link, gate = Link(tap), threading.Lock()
         with gate:
             link._lock = gate

@@ -1,4 +1,4 @@
-"""lwIP, another TCP/IP stack, and its own driver for TAP devices, on a bridge with ours."""
+"""lwIP, another TCP/IP stack: with its own TAP driver on a bridge, and with aiotun's devices."""
 
 import contextlib
 import http.client
@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from ..helpers import ip
+from ..helpers import ip, need
 from . import dhcp, kernel
-from .programs import Program, example, need, running
+from .programs import Program, example, running
 
 pytestmark = pytest.mark.peers
 
-VIRTUAL = "10.85.0.3"  # examples/virtual_host.py's
-LEASED = "10.85.0.10"  # the first of the DHCP server's
+VIRTUAL = "10.85.0.3"  # of examples/virtual_host.py
+LEASED = "10.85.0.10"  # the first address of the DHCP server's range
 HERE = Path(__file__).parent
 HEADERS = Path("/usr/include/lwip")  # Debian's
 
@@ -30,7 +30,7 @@ HEADERS = Path("/usr/include/lwip")  # Debian's
 @pytest.fixture(scope="module")
 def lwip_host(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The C program, compiled."""
-    compiler = need("cc", "gcc")
+    compiler = need("cc")
     if not (HEADERS / "netif/tapif.h").exists():
         pytest.skip("missing: lwIP; install liblwip-dev")
     made = tmp_path_factory.mktemp("lwip") / "lwip_host"
@@ -43,7 +43,7 @@ def lwip_host(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def lwip(lwip_host: str) -> Iterator[Program]:
-    """An lwIP host on a TAP of the bridge br0, as its documentation wants it prepared."""
+    """An lwIP host on a TAP of the bridge br0, prepared as its documentation says."""
     dhcp.add_bridge()
     kernel.make("lwip0", "tap")
     ip("link", "set", "lwip0", "master", "br0", "up")
@@ -53,9 +53,9 @@ def lwip(lwip_host: str) -> Iterator[Program]:
 
 
 def test_a_lease_and_pings_both_ways(lwip: Program) -> None:
-    """It asks before the server is there, and again; then it and virtual_host.py ping each other.
+    """lwIP asks again and again until the server runs; then it and virtual_host.py ping each other.
 
-    Until it has its lease, nobody answers virtual_host.py.
+    Until lwIP has its lease, virtual_host.py gets no answer.
     """
     words = ["--bridge", "br0", "--name", "virtual0", "--address", f"{VIRTUAL}/24"]
     words += ["--ping", LEASED, "--interval", "0.05"]
@@ -84,7 +84,7 @@ WORDS = ["--address", f"{HOST}/24", "--gateway", KERNEL]
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment in which examples/lwip_host finds its module."""
-    need("cc", "gcc")
+    need("cc")
     if not (HEADERS / "netif/tapif.h").exists():
         pytest.skip("missing: lwIP; install liblwip-dev")
     if importlib.util.find_spec("cffi") is None:
@@ -120,22 +120,22 @@ def get(path: str, method: str = "GET") -> tuple[int, bytes]:
 
 
 def ping(*more: str) -> None:
-    words = ["ping", "-c", "5", "-i", "0.01", "-W", "5", *more, HOST]
+    words = [need("ping"), "-c", "5", "-i", "0.01", "-W", "5", *more, HOST]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_pings(host: Program, number: signal.Signals) -> None:
+def test_lwip_answers_pings_and_a_signal_ends_it(host: Program, number: signal.Signals) -> None:
     ping()
     ping("-s", "1472")
-    ping("-s", "9000")  # lwIP puts fragments together
+    ping("-s", "9000")  # lwIP reassembles fragments
     assert host.end(number) == ["ready tap0"]
     assert kernel.names() == []
 
 
-def test_echo(host: Program) -> None:
-    """A megabyte and a half there and back, in one connection; then many, at once."""
+def test_lwip_echoes_a_long_stream_and_many_connections(host: Program) -> None:
+    """1.5 MB in each direction over one connection; then many connections at once."""
     data = random.Random(7).randbytes(1_500_000)
     with connect(7) as sock:
         writer = threading.Thread(target=send_all, args=[sock, data])
@@ -153,7 +153,7 @@ def test_echo(host: Program) -> None:
 
 
 def test_a_reader_that_waits_slows_the_sender(host: Program) -> None:
-    """Nobody reads what the echo sends, so it stops reading: TCP's windows fill up and no more."""
+    """No client reads the echo, so the echo stops reading: only TCP's windows fill up."""
     with connect(7) as sock:
         sock.settimeout(1)
         with pytest.raises(TimeoutError):
@@ -161,12 +161,12 @@ def test_a_reader_that_waits_slows_the_sender(host: Program) -> None:
         memory = Path(f"/proc/{host.process.pid}/status").read_text()
         (peak,) = [line.split()[1] for line in memory.splitlines() if line.startswith("VmHWM")]
         assert int(peak) < 150_000  # kB; a thousand times 64 KiB would be on top
-        # Others go on.
+        # Other connections still work.
         assert get("/") == (200, b"lwIP on aiotun\n")
     host.end()
 
 
-def test_http(host: Program) -> None:
+def test_the_http_server_on_lwip_answers_requests(host: Program) -> None:
     assert get("/") == (200, b"lwIP on aiotun\n")
     assert get("/", "HEAD") == (200, b"")
     assert get("/nothing")[0] == 404
@@ -185,7 +185,7 @@ def test_http(host: Program) -> None:
 
 
 def test_clients_that_go_away(host: Program) -> None:
-    """Resets in the middle, of what is read and of what is written."""
+    """Connections are reset while the server reads and while it writes."""
     for path in (b"GET /bytes/100000000 HTTP/1.1\r\n\r\n", b"GET / HT"):
         with connect(80) as sock:
             sock.sendall(path)
@@ -199,7 +199,7 @@ def test_clients_that_go_away(host: Program) -> None:
 
 
 def test_a_tap_that_root_prepared(built: dict[str, str]) -> None:
-    """PRECONFIGURED_TAPIF, as tapif.c has it: that TAP, and nothing about it is changed."""
+    """PRECONFIGURED_TAPIF names a TAP that is used unchanged, as in tapif.c."""
     kernel.make("ready0", "tap")
     ip("addr", "add", f"{KERNEL}/24", "dev", "ready0")
     ip("link", "set", "ready0", "up")
@@ -219,7 +219,7 @@ def test_a_tap_that_is_deleted_is_one_line(host: Program) -> None:
         assert "tap0" in host.wait(1)[-1]
 
 
-def test_what_cannot_be_is_said(built: dict[str, str]) -> None:
+def test_invalid_options_are_refused_with_a_reason(built: dict[str, str]) -> None:
     def fail(env: dict[str, str], *words: str) -> tuple[int, str]:
         done = subprocess.run(
             example("lwip_host", *words), capture_output=True, text=True, env=env, timeout=20
@@ -230,6 +230,6 @@ def test_what_cannot_be_is_said(built: dict[str, str]) -> None:
     status, said = fail({**os.environ}, *WORDS)
     assert (status, "build.py" in said) == (1, True)
     status, said = fail(built, "--address", f"{HOST}/24", "--gateway", "10.87.0.1")
-    assert (status, "another host" in said) == (2, True)
+    assert (status, "must be another host" in said) == (2, True)
     status, said = fail({**built, "PRECONFIGURED_TAPIF": "lo"}, *WORDS)
     assert (status, "lo" in said) == (1, True)

@@ -1,4 +1,4 @@
-"""Links that move to another network namespace, by the real kernel."""
+"""Links that move to another network namespace, on the real kernel."""
 
 import asyncio
 import errno
@@ -33,13 +33,13 @@ def udp_from(source: str) -> bytes:
 
 
 class TestDevice:
-    async def test_it_goes_on_carrying_packets(self, elsewhere: str) -> None:
+    async def test_a_moved_device_still_carries_packets(self, elsewhere: str) -> None:
         async with aiotun.open_tun("m0", addresses=["10.0.0.1/24"], queues=2) as tun:
             async with asyncio.timeout(10):
                 await tun.link.move_to_netns(elsewhere)
                 assert names() == []
                 assert index_there(elsewhere, "m0") == tun.index
-                # As the kernel leaves it: down, and without what it had.
+                # As the kernel leaves it: down, without its addresses and routes.
                 assert not (await tun.link.info()).up
                 assert await tun.link.addresses() == []
                 with pytest.raises(aiotun.LinkDownError):
@@ -47,18 +47,18 @@ class TestDevice:
                 await tun.link.add_address("10.0.0.1/24")
                 await tun.link.up()
                 assert "10.0.0.1/24" in inside(elsewhere, "ip", "addr", "show", "m0")
-                # Out: a datagram that somebody there sends.
+                # Out: a datagram that a program in that namespace sends.
                 inside(elsewhere, "bash", "-c", "echo -n out > /dev/udp/10.0.0.2/9")
                 while not (packet := await tun.recv()).endswith(b"out"):
                     pass
-                # In: the kernel there answers that nobody listens.
+                # In: the kernel answers that the port is closed.
                 await tun.send(udp_from("10.0.0.2"))
                 while (packet := await tun.recv())[9:10] != b"\x01":
                     pass
                 assert packet[16:20] == socket.inet_aton("10.0.0.2")
 
     async def test_the_number_is_taken_there(self, elsewhere: str) -> None:
-        """As is the case with every second device: numbers are counted in each namespace."""
+        """This is common, as each namespace counts the indices of its interfaces."""
         async with aiotun.open_tun("m0", up=False) as tun:
             before = tun.index
             inside(elsewhere, *f"ip link add x0 index {before} type bridge".split())
@@ -69,13 +69,13 @@ class TestDevice:
             assert "mtu 1400" in inside(elsewhere, "ip", "link", "show", "m0")
             await tun.link.rename("m1")
             assert tun.name == "m1"
-            # And home again.
+            # And back again.
             await tun.link.move_to_netns("/proc/self/ns/net")
             assert names() == ["m1"]
             assert tun.index == socket.if_nametoindex("m1")
 
-    async def test_it_holds_where_it_went(self) -> None:
-        """Its namespace lives as long as it does, whoever made that."""
+    async def test_a_moved_device_holds_its_new_namespace(self) -> None:
+        """The namespace lives as long as the device that moved there."""
         async with aiotun.open_tun("m0", addresses=["10.0.0.1/24"]) as tun:
             with another_namespace() as path:
                 await tun.link.move_to_netns(path)
@@ -86,7 +86,7 @@ class TestDevice:
 
 class TestLink:
     @pytest.mark.parametrize("how", ["str", "path", "fd"])
-    async def test_it_works_there_from_then_on(self, elsewhere: str, how: str) -> None:
+    async def test_a_moved_link_works_in_its_new_namespace(self, elsewhere: str, how: str) -> None:
         make("m0", "tap")
         link = Link("m0")
         fd = os.open(elsewhere, os.O_RDONLY)
@@ -99,7 +99,7 @@ class TestLink:
         await link.rename("m1")
         assert "m1" in inside(elsewhere, "ip", "link", "show", "up")
 
-    async def test_by_name(self) -> None:
+    async def test_a_link_moves_to_a_named_namespace(self) -> None:
         if not REAL_ROOT:
             pytest.skip("'ip netns add' does not work in a user namespace")
         make("m0", "tap")
@@ -110,7 +110,7 @@ class TestLink:
         finally:
             ip("netns", "del", "blue")
 
-    async def test_between_two_others(self, elsewhere: str) -> None:
+    async def test_a_link_moves_between_two_other_namespaces(self, elsewhere: str) -> None:
         with another_namespace("ip tuntap add m0 mode tun") as start:
             link = Link("m0", netns=start)
             here = os.stat("/proc/thread-self/ns/net").st_ino
@@ -119,7 +119,7 @@ class TestLink:
             await link.set_mtu(1400)
             assert "mtu 1400" in inside(elsewhere, "ip", "link", "show", "m0")
 
-    async def test_to_where_it_is(self) -> None:
+    async def test_moving_to_its_own_namespace_changes_nothing(self) -> None:
         make("m0", "tap")
         ip("link", "set", "m0", "up")
         link = Link("m0")
@@ -127,7 +127,7 @@ class TestLink:
         assert (await link.info()).up
 
     async def test_requests_at_the_same_time(self, elsewhere: str) -> None:
-        """Each is done where the link is by then, before the move or after it."""
+        """Each request runs in the namespace where the link is then, before or after the move."""
         make("m0", "tap")
         link = Link("m0")
         for _ in range(5):
@@ -149,7 +149,7 @@ class TestLink:
             await task
         assert (await link.info()).index == index_there(elsewhere, "m0")
 
-    async def test_it_holds_one_namespace(self, elsewhere: str) -> None:
+    async def test_a_moved_link_holds_one_namespace_only(self, elsewhere: str) -> None:
         make("m0", "tap")
         link = Link("m0")
         await link.info()
@@ -157,12 +157,12 @@ class TestLink:
         for _ in range(5):
             await link.move_to_netns(elsewhere)
             await link.move_to_netns("/proc/self/ns/net")
-        await link.info()  # after which the threads before it have ended
+        await link.info()  # the earlier threads have ended after this
         assert len(os.listdir("/proc/self/fd")) == before
 
 
 class TestRefused:
-    """Nothing has moved, and the link works where it is."""
+    """The link has not moved, and still works."""
 
     async def check(self, link: Link) -> None:
         await link.set_mtu(1400)
@@ -180,14 +180,14 @@ class TestRefused:
             assert words in str(caught.value)
         await self.check(link)
 
-    async def test_what_stays_where_it_is(self, elsewhere: str) -> None:
+    async def test_an_interface_that_cannot_be_moved_is_refused(self, elsewhere: str) -> None:
         link = Link("lo")
         with pytest.raises(LinkError, match="can't be moved") as caught:
             await link.move_to_netns(elsewhere)
         assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, "lo")
         await self.check(link)
 
-    async def test_no_such_namespace(self) -> None:
+    async def test_a_missing_namespace_is_refused(self) -> None:
         make("m0", "tap")
         link = Link("m0")
         for missing in ("nowhere", "/nowhere/net"):
@@ -197,7 +197,7 @@ class TestRefused:
         assert not os.access("/run/netns/nowhere", os.F_OK)
         await self.check(link)
 
-    async def test_what_is_no_namespace(self) -> None:
+    async def test_an_fd_that_is_no_namespace_is_refused(self) -> None:
         make("m0", "tap")
         link = Link("m0")
         fd = os.open("/dev/null", os.O_RDONLY)
@@ -206,22 +206,22 @@ class TestRefused:
         os.close(fd)
         await self.check(link)
 
-    async def test_no_such_link(self, elsewhere: str) -> None:
+    async def test_moving_a_missing_interface_is_refused(self, elsewhere: str) -> None:
         with pytest.raises(LinkError, match="no interface nowhere0") as caught:
             await Link("nowhere0").move_to_netns(elsewhere)
         assert caught.value.errno == errno.ENODEV
 
     @pytest.mark.parametrize("netns", [None, 1.5, True, b"name"])
-    async def test_type(self, netns: object) -> None:
+    async def test_a_netns_of_the_wrong_type_is_refused(self, netns: object) -> None:
         with pytest.raises(TypeError, match="netns"):
             await Link("lo", netns="nowhere").move_to_netns(netns)  # type: ignore[arg-type]
 
-    async def test_value(self) -> None:
+    async def test_an_invalid_netns_is_refused(self) -> None:
         for netns in ("", "a\0b", -1):
             with pytest.raises(ValueError, match="netns"):
                 await Link("lo", netns="nowhere").move_to_netns(netns)
 
-    def test_without_privilege(self, elsewhere: str) -> None:
+    def test_moving_without_privilege_names_the_capability(self, elsewhere: str) -> None:
         make("m0", "tap")
         fd = os.open(elsewhere, os.O_RDONLY)
         try:

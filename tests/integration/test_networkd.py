@@ -1,9 +1,9 @@
-"""The files of `networkd_units` in systemd-networkd itself, beside what opening a device makes.
+"""The files of `networkd_units`, used by systemd-networkd and compared with opening a device.
 
-networkd runs in the test's network namespace, with a mount namespace of its own: there /etc/systemd
-has the files and nothing else, /run is empty, and /sys is read-only. By the last it tells a
-container, in which there is no udev to wait for, and configures links by itself. What udev would do
-in between (give a TAP a MAC that stays the same) has no part in this.
+networkd runs in the test's network namespace and in its own mount namespace, where /etc/systemd has
+only these files, /run is empty, and /sys is read-only. The read-only /sys makes it believe that it
+is in a container without udev, so it configures links by itself. udev would also give a TAP a
+permanent MAC; the tests leave that out.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from . import kernel
 
 pytestmark = pytest.mark.peers
 
-NETWORKD = Path("/lib/systemd/systemd-networkd")  # in nobody's PATH
+NETWORKD = Path("/lib/systemd/systemd-networkd")  # not on PATH
 
 SCRIPT = """
 mount -t sysfs -o ro sysfs /sys &&
@@ -55,13 +55,13 @@ class Networkd:
             time.sleep(0.01)
             if name in kernel.names():
                 index = kernel.link(name)["ifindex"]
-                # As networkd sees it, whose mount namespace has a /run of its own.
+                # Look in networkd's mount namespace, which has its own /run.
                 seen = Path("/proc", str(self._process.pid), "root")
-                with contextlib.suppress(FileNotFoundError):  # it is not that far yet
+                with contextlib.suppress(FileNotFoundError):  # not made yet
                     state = (seen / f"run/systemd/netif/links/{index}").read_text()
 
     def said(self) -> str:
-        """What it has complained of."""
+        """Its errors and warnings."""
         return self._log.read_text()
 
 
@@ -71,10 +71,10 @@ def networkd(folder: Path, units: dict[str, str]) -> Iterator[Networkd]:
     if not NETWORKD.exists():
         pytest.skip(f"missing: {NETWORKD}; install systemd")
     if not REAL_ROOT:
-        pytest.skip("networkd becomes another user, which in a user namespace there isn't")
+        pytest.skip("networkd becomes another user, and a user namespace has only one")
     files = folder / "network"
     files.mkdir()
-    files.chmod(0o755)  # for that user
+    files.chmod(0o755)  # for networkd's user
     for file, text in units.items():
         (files / file).write_text(text)
     log = folder / "log"
@@ -95,7 +95,7 @@ def networkd(folder: Path, units: dict[str, str]) -> Iterator[Networkd]:
             process.terminate()  # timeout(1) passes it on
 
 
-# What aiotun is told, and what of it only the program says that attaches.
+# The options for aiotun, and those that only the attaching program passes.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain tun": ("tun", {}),
     "plain tap": ("tap", {}),
@@ -145,11 +145,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def shape(name: str, mac: bool) -> list[str]:
-    """What an interface is, but for what nobody asked for.
+    """An interface's state without the parts that may differ.
 
-    That is, networkd gives IPv4 addresses a broadcast address, which the kernel knows anyway; its
-    routes have another protocol, which is only a note of who made them; what the kernel makes of
-    the addresses comes in its own time; and a MAC is made up unless given.
+    networkd gives IPv4 addresses a broadcast address, which the kernel knows anyway. Its routes
+    have another protocol, which only names their origin. The kernel derives routes from addresses
+    at any time. A MAC is random unless given.
     """
     found = kernel.state(name)
     for key in ("ifindex", *(() if mac else ("address",))):
@@ -158,7 +158,7 @@ def shape(name: str, mac: bool) -> list[str]:
     several = (*found["addresses"], *routes)
     for each in several:
         each.pop("broadcast", None)
-    # networkd adds them in an order of its own.
+    # networkd adds them in a different order.
     return [str(found["link"]), *sorted(str(sorted(each.items())) for each in several)]
 
 
@@ -187,7 +187,7 @@ def test_networkd_makes_what_opening_makes(
     assert info.master == options.get("bridge")
     assert info.up == options.get("up", True)
 
-    # A program without any privilege finds all of it as it wants it.
+    # A program without privileges needs no change, so it can open the device.
     said = kernel.ordinary_child(f"attempt(aiotun.open_{mode}('nd0', **{options!r}))")
     assert said["class"] is None, said
 
@@ -202,7 +202,7 @@ def test_networkd_makes_what_opening_makes(
 
 
 def test_networkd_joins_bridges_only_that_it_knows(tmp_path: Path) -> None:
-    """It is why the file has a comment."""
+    """This is the reason for the comment in the file."""
     ip("link", "add", "br81", "type", "bridge")
     units = aiotun.networkd_units("nd0", "tap", bridge="br81")
     with networkd(tmp_path, units) as daemon:

@@ -1,4 +1,4 @@
-"""Offload against the real kernel: what TCP and UDP send through a forwarder arrives unharmed."""
+"""Offload with the real kernel: TCP and UDP through a forwarder arrive intact."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ PAIRS = list(itertools.product(MODES, MODES))
 NEAR = {4: "10.9.0.1", 6: "fd00::1"}
 FAR = {4: "10.9.0.2", 6: "fd00::2"}
 
-# Receives for so many bytes, and says what came.
+# Receives this many bytes, and prints their digest.
 TCP_SERVER = """
     import hashlib, socket, sys
     address, port, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -101,7 +101,7 @@ UDP_CLIENT = """
 
 
 async def forward(source: Device, target: Device) -> None:
-    """What a user would write to pass packets on, for each pair of modes."""
+    """Forward packets as a user would, for each pair of modes."""
     convert: Callable[[list[bytes]], list[bytes]] = list
     frame = source.mode == "tap"
     if source.offload == "raw" and target.offload != "raw":
@@ -116,7 +116,7 @@ async def forward(source: Device, target: Device) -> None:
 
 @contextlib.asynccontextmanager
 async def path(pair: tuple[str, str], mode: str = "tun", **options: Any) -> AsyncIterator[str]:
-    """Two devices in two namespaces, and a forwarder between; gives the far namespace's path."""
+    """Two devices in two namespaces with a forwarder; yields the far namespace's path."""
     near: Any = {"addresses": [f"{NEAR[4]}/24", f"{NEAR[6]}/64"], "offload": pair[0]}
     far: Any = {"addresses": [f"{FAR[4]}/24", f"{FAR[6]}/64"], "offload": pair[1]}
     opener: Any = aiotun.open_tun if mode == "tun" else aiotun.open_tap
@@ -166,7 +166,9 @@ async def test_100_mb_of_tcp(pair: tuple[str, str], version: int) -> None:
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-async def test_udp_with_gso(pair: tuple[str, str], version: int) -> None:
+async def test_udp_with_segmentation_offload_arrives_whole(
+    pair: tuple[str, str], version: int
+) -> None:
     async with path(pair) as there:
         await transfer(there, UDP_SERVER, UDP_CLIENT, version, 5_000_000)
 
@@ -174,7 +176,7 @@ async def test_udp_with_gso(pair: tuple[str, str], version: int) -> None:
 @pytest.mark.parametrize(
     "pair", [("split", "split"), ("raw", "split"), ("raw", "raw")], ids="-".join
 )
-async def test_frames(pair: tuple[str, str]) -> None:
+async def test_tcp_and_udp_pass_between_tap_devices_with_offload(pair: tuple[str, str]) -> None:
     async with path(pair, "tap") as there:
         for version in (4, 6):
             await transfer(there, TCP_SERVER, TCP_CLIENT, version, 20_000_000)
@@ -182,16 +184,16 @@ async def test_frames(pair: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("pair", [("split", "split"), ("raw", "raw")], ids="-".join)
-async def test_several_queues(pair: tuple[str, str]) -> None:
+async def test_tcp_and_udp_pass_between_multi_queue_devices(pair: tuple[str, str]) -> None:
     async with path(pair, queues=3) as there:
         await transfer(there, TCP_SERVER, TCP_CLIENT, 4, 20_000_000)
         await transfer(there, UDP_SERVER, UDP_CLIENT, 6, 1_000_000)
 
 
-# What only "split" does
+# Only for "split"
 
 
-async def test_packets_are_whole() -> None:
+async def test_split_packets_have_full_checksums_and_fit_the_mtu() -> None:
     """Full checksums, and no packet larger than the MTU."""
     async with rig("split") as r:
         await r.tun.link.set_mtu(1000)
@@ -233,8 +235,8 @@ async def test_a_limit_counts_segments() -> None:
         assert [number(packet) for packet in await r.tun.recv_many(8)] == [48, 49]
 
 
-async def test_merged_for_the_kernel() -> None:
-    """send_many writes one super-packet: the kernel counts one packet, and the socket gets all."""
+async def test_send_many_writes_one_super_packet() -> None:
+    """The kernel counts one packet, and the socket receives all datagrams."""
     async with rig("split", queues=1) as r:
         port = r.sock.getsockname()[1]
         packets = [udp(THEIRS, PORT, OURS, port, struct.pack("!I", place)) for place in range(40)]
@@ -247,7 +249,7 @@ async def test_merged_for_the_kernel() -> None:
 
 
 def sealed(packet: bytes) -> bytes:
-    """Give a UDP packet the DF bit and its checksums."""
+    """Set the DF bit and the checksums of a UDP packet."""
     header = VnetHeader(1, GsoType.UDP_L4, 0, 60_000)
     (whole,) = split(header.pack() + packet[:6] + b"\x40\0" + packet[8:])
     return whole
@@ -257,7 +259,7 @@ def sealed(packet: bytes) -> bytes:
 async def test_a_kernel_that_refuses_super_packets(
     version: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some refuse valid ones. No kernel at hand does, so writing one is made to fail here."""
+    """Some kernels refuse valid super-packets. This one doesn't, so the test makes writing fail."""
     written_ones: list[int] = []
 
     def write(fd: int, data: bytes) -> int:
@@ -299,7 +301,7 @@ async def test_a_packet_that_any_kernel_refuses() -> None:
 
 
 async def test_send_many_in_the_middle_of_a_failure() -> None:
-    """What an iterable gave before it raised is sent, and counted."""
+    """Packets that the iterable yielded before it raised are sent and counted."""
 
     def broken() -> Any:
         yield from written(run_of(Packet(), [100] * 300))
@@ -311,8 +313,8 @@ async def test_send_many_in_the_middle_of_a_failure() -> None:
         assert getattr(caught.value, "sent", None) == 300
 
 
-async def test_what_the_kernel_hands_over() -> None:
-    """The mask is set at every attach, whatever a persistent device remembers."""
+async def test_the_offload_mask_is_set_at_every_attach() -> None:
+    """A persistent device may remember another mask."""
     ip("tuntap", "add", "rig0", "mode", "tun", "vnet_hdr")
     opener = aiotun.open_tun("rig0", offload="raw", addresses=[f"{OURS}/24"])
     async with opener as tun:
@@ -330,7 +332,7 @@ async def test_what_the_kernel_hands_over() -> None:
         assert [len(packet) for packet in await tun.recv_many()] == [1028] * 5
 
 
-# The next hop of a source route: the header's destination, where the pseudo-header has the last.
+# A source route: the header has the next hop, and the pseudo-header the final destination.
 _LOOSE_ROUTE = bytes([1, 131, 7, 4]) + socket.inet_aton("10.0.0.9")
 _SEGMENTS = bytes([0, 4, 4, 1, 1, 0, 0, 0]) + bytes(16)
 _SEGMENTS += socket.inet_pton(socket.AF_INET6, "fd00::9")
@@ -338,7 +340,7 @@ _SEGMENTS += socket.inet_pton(socket.AF_INET6, "fd00::9")
 
 @pytest.mark.parametrize("version", [4, 6])
 async def test_checksums_behind_a_source_route(version: int) -> None:
-    """A real socket's TCP, to a peer that is written here: each segment has the right checksum."""
+    """TCP from a real socket to a simulated peer: each segment must have the right checksum."""
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     near, final = (B4, A4) if version == 4 else (B6, A6)
     pseudo = socket.inet_pton(family, near) + socket.inet_pton(family, final)
@@ -363,7 +365,7 @@ async def test_checksums_behind_a_source_route(version: int) -> None:
             with contextlib.suppress(BlockingIOError):
                 sock.connect((final, PORT))
             syn = await tun.recv()
-            # It does have another destination in its header.
+            # The header's destination is the next hop.
             hop = socket.inet_pton(family, "10.0.0.9" if version == 4 else "fd00::9")
             assert syn[16:20] == hop or syn[24:40] == hop
             port, _, sequence = struct.unpack_from("!HHI", transport(syn))

@@ -1,4 +1,4 @@
-"""Every option of `open_tun` and `open_tap`, proven with the kernel's own view."""
+"""Every option of `open_tun` and `open_tap`, checked with the kernel's own view."""
 
 import asyncio
 import contextlib
@@ -51,19 +51,19 @@ both = pytest.mark.parametrize(
 
 class TestName:
     @both
-    async def test_the_kernel_picks(self, open_it: Open, mode: str) -> None:
+    async def test_without_a_name_the_kernel_picks_one(self, open_it: Open, mode: str) -> None:
         async with open_it() as first, open_it() as second:
             assert [first.name, second.name] == names() == [f"{mode}0", f"{mode}1"]
 
     @both
-    async def test_pattern(self, open_it: Open, mode: str) -> None:
+    async def test_a_pattern_takes_the_next_free_number(self, open_it: Open, mode: str) -> None:
         async with open_it("vpn%dx") as first, open_it("vpn%dx") as second:
             assert [first.name, second.name] == names() == ["vpn0x", "vpn1x"]
         async with open_it("vpn%dx") as again:
             assert again.name == "vpn0x"
 
     @both
-    async def test_explicit(self, open_it: Open, mode: str) -> None:
+    async def test_a_device_has_the_given_name(self, open_it: Open, mode: str) -> None:
         async with open_it("mine") as device:
             assert (device.name, device.mode) == ("mine", mode)
             assert names() == ["mine"]
@@ -73,7 +73,7 @@ class TestName:
         assert names() == []
 
     @pytest.mark.parametrize("name", ["a" * 15, "é" * 7, "-", "..."])
-    async def test_unusual(self, name: str) -> None:
+    async def test_unusual_names_are_taken(self, name: str) -> None:
         async with aiotun.open_tun(name) as device:
             assert device.name == name
             assert names() == [name]
@@ -95,14 +95,14 @@ class TestName:
 
 class TestForms:
     @both
-    async def test_with(self, open_it: Open, mode: str) -> None:
+    async def test_async_with_opens_and_closes(self, open_it: Open, mode: str) -> None:
         async with open_it("form0", addresses=["10.0.0.1/24"]) as device:
             assert type(device).__name__.lower().startswith(mode)
             assert addresses("form0") == {"10.0.0.1/24"}
         assert (device.closed, names()) == (True, [])
 
     @both
-    async def test_await(self, open_it: Open, mode: str) -> None:
+    async def test_await_opens_and_aclose_closes(self, open_it: Open, mode: str) -> None:
         device = await open_it("form0", addresses=["10.0.0.1/24"])
         try:
             assert addresses("form0") == {"10.0.0.1/24"}
@@ -113,7 +113,7 @@ class TestForms:
 
 class TestQueues:
     @both
-    async def test_one(self, open_it: Open, mode: str) -> None:
+    async def test_by_default_a_device_has_one_queue(self, open_it: Open, mode: str) -> None:
         async with open_it("q0") as device:
             assert len(device.queues) == 1
             assert tun_data("q0")["multi_queue"] is False
@@ -121,13 +121,15 @@ class TestQueues:
 
     @both
     @pytest.mark.parametrize("count", [2, 3, 256])
-    async def test_several(self, open_it: Open, mode: str, count: int) -> None:
+    async def test_a_device_has_as_many_queues_as_asked_for(
+        self, open_it: Open, mode: str, count: int
+    ) -> None:
         async with open_it("q0", queues=count) as device:
             assert len({queue.fileno() for queue in device.queues}) == count
             data = tun_data("q0")
             assert (data["multi_queue"], data["numqueues"]) == (True, count)
 
-    async def test_forced_with_one(self) -> None:
+    async def test_multi_queue_can_be_forced_with_one_queue(self) -> None:
         async with aiotun.open_tun("q0", multi_queue=True) as device:
             assert len(device.queues) == 1
             assert tun_flags("q0") & Iff.MULTI_QUEUE
@@ -148,7 +150,7 @@ class TestQueues:
 
 class TestAddresses:
     @both
-    async def test_every_form(self, open_it: Open, mode: str) -> None:
+    async def test_addresses_in_every_form_are_set(self, open_it: Open, mode: str) -> None:
         wanted = [
             "10.0.0.1/24",
             "10.1.0.1/32",
@@ -171,13 +173,13 @@ class TestAddresses:
                 "10.4.0.1/16",
             }
 
-    async def test_are_kept_in_their_order(self) -> None:
+    async def test_addresses_are_set_in_the_given_order(self) -> None:
         wanted = ["10.0.0.3/24", "10.0.0.1/24", "10.0.0.2/24"]
         async with aiotun.open_tun("a0", addresses=wanted):
             (shown,) = ip("-4", "addr", "show", "dev", "a0")
             assert [f"{each['local']}/24" for each in shown["addr_info"]] == wanted
 
-    async def test_twice_is_once(self) -> None:
+    async def test_the_same_address_twice_is_set_once(self) -> None:
         async with aiotun.open_tun("a0", addresses=["10.0.0.1/24", "10.0.0.1/24"]):
             assert addresses("a0") == {"10.0.0.1/24"}
 
@@ -206,18 +208,18 @@ class TestAddresses:
                 sock.bind((address.partition("/")[0], 0))
         assert dumps < 100  # it gives up after 200, which takes more than a second
 
-    async def test_what_is_there_stays(self) -> None:
+    async def test_addresses_that_exist_stay(self) -> None:
         make("a0")
         ip("addr", "add", "10.0.0.1/24", "dev", "a0")
         async with aiotun.open_tun("a0", addresses=["10.0.0.1/24", "10.0.1.1/24"]):
             assert addresses("a0") == {"10.0.0.1/24", "10.0.1.1/24"}
-        # And so does what was configured, after an ordinary close.
+        # Addresses that were configured also stay after an ordinary close.
         assert addresses("a0") == {"10.0.0.1/24", "10.0.1.1/24"}
 
 
 class TestRoutes:
     @both
-    async def test_every_form(self, open_it: Open, mode: str) -> None:
+    async def test_routes_in_every_form_are_set(self, open_it: Open, mode: str) -> None:
         wanted = [
             "10.1.0.0/16",
             "10.2.0.1",
@@ -262,7 +264,7 @@ class TestRoutes:
                 ("10.9.0.0/16", "10.0.0.2", None, None),
             }
 
-    async def test_what_is_there_stays(self) -> None:
+    async def test_routes_that_exist_stay(self) -> None:
         make("r0")
         ip("link", "set", "r0", "up")
         ip("route", "add", "10.1.0.0/16", "dev", "r0")
@@ -271,7 +273,7 @@ class TestRoutes:
             assert routes("r0") == before
         assert routes("r0") == before
 
-    async def test_are_used(self) -> None:
+    async def test_packets_to_a_route_reach_the_device(self) -> None:
         async with aiotun.open_tun("r0", addresses=["10.0.0.1/24"], routes=["192.0.2.0/24"]) as tun:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 sock.sendto(b"hello", ("192.0.2.5", 9))
@@ -281,7 +283,7 @@ class TestRoutes:
 
 class TestLink:
     @both
-    async def test_mtu(self, open_it: Open, mode: str) -> None:
+    async def test_the_given_mtu_is_set(self, open_it: Open, mode: str) -> None:
         for mtu in (68, 1280, 9000, 65_521):
             async with open_it("m0", mtu=mtu) as device:
                 assert link("m0")["mtu"] == device.mtu == mtu
@@ -292,7 +294,9 @@ class TestLink:
 
     @both
     @pytest.mark.parametrize("packets", [0, 1, 50, 5000])
-    async def test_txqueuelen(self, open_it: Open, mode: str, packets: int) -> None:
+    async def test_the_given_txqueuelen_is_set(
+        self, open_it: Open, mode: str, packets: int
+    ) -> None:
         async with open_it("l0", txqueuelen=packets):
             # iproute2 does not write a 0.
             assert link("l0").get("txqlen", 0) == packets
@@ -314,7 +318,7 @@ class TestLink:
         async with aiotun.open_tun("u0", up=False):
             assert is_up("u0")
 
-    async def test_mac(self) -> None:
+    async def test_the_given_mac_is_set(self) -> None:
         async with aiotun.open_tap("t0", mac="02:AB:00:00:00:01"):
             assert link("t0")["address"] == "02:ab:00:00:00:01"
 
@@ -324,7 +328,7 @@ class TestLink:
         async with aiotun.open_tap("t0", mac="02:ab:00:00:00:02"):
             assert link("t0")["address"] == "02:ab:00:00:00:02"
 
-    async def test_bridge(self) -> None:
+    async def test_a_tap_joins_the_given_bridge(self) -> None:
         ip("link", "add", "br0", "type", "bridge")
         ip("link", "set", "br0", "up")
         async with aiotun.open_tap("t0", bridge="br0"), aiotun.open_tap(bridge="br0") as other:
@@ -345,7 +349,7 @@ class TestLink:
                 while await two.recv() != frame:
                     pass
 
-    async def test_on_another_bridge(self) -> None:
+    async def test_a_tap_moves_from_another_bridge(self) -> None:
         for bridge in ("br0", "br1"):
             ip("link", "add", bridge, "type", "bridge")
         make("t0", "tap")
@@ -374,7 +378,7 @@ class TestNetns:
         return done.stdout
 
     async def check(self, netns: str | os.PathLike[str] | int, path: str) -> None:
-        """Open in that namespace; look that the device is there, and this thread is not."""
+        """Open in that namespace; check that the device is there and that this thread is not."""
         here = os.stat("/proc/thread-self/ns/net").st_ino
         async with aiotun.open_tun("n0", netns=netns, addresses=["10.0.0.1/24"], queues=2) as tun:
             assert names() == []
@@ -386,10 +390,10 @@ class TestNetns:
             assert tun.mtu == 1400
         assert "n0" not in self.there(path)
 
-    async def test_path(self, elsewhere: str) -> None:
+    async def test_a_device_opens_in_a_namespace_given_by_path(self, elsewhere: str) -> None:
         await self.check(elsewhere, elsewhere)
 
-    async def test_path_object(self, elsewhere: str) -> None:
+    async def test_a_device_opens_in_a_namespace_given_by_path_object(self, elsewhere: str) -> None:
         await self.check(Path(elsewhere), elsewhere)
 
     async def test_fd_is_duplicated(self, elsewhere: str) -> None:
@@ -408,7 +412,7 @@ class TestNetns:
             await tun.link.add_address("10.0.0.1/24")
             assert "10.0.0.1/24" in self.there(elsewhere)
 
-    async def test_name(self) -> None:
+    async def test_a_device_opens_in_a_namespace_given_by_name(self) -> None:
         if not REAL_ROOT:
             pytest.skip("'ip netns add' does not work in a user namespace")
         ip("netns", "add", "blue")
@@ -429,7 +433,7 @@ class TestNetns:
                 await tun.send(bytes.fromhex("4500001400000000401166d60a0000020a000001"))
 
     async def test_an_existing_device_in_there(self, elsewhere: str) -> None:
-        """It is taken, and stays; one of that name out here has nothing to do with it."""
+        """It is used and stays; an interface of the same name in this namespace is not touched."""
         make("n0", "tap")
         before = state("n0")
         inside(elsewhere, "ip", "tuntap", "add", "n0", "mode", "tun")
@@ -446,7 +450,7 @@ class TestNetns:
                 await aiotun.open_tun("n0", netns=elsewhere, exclusive=True)
 
     async def test_the_bridge_is_the_one_in_there(self, elsewhere: str) -> None:
-        """Numbers of interfaces are each namespace's own; here they belong to others."""
+        """Each namespace numbers its interfaces; here the same indices are other interfaces."""
         ip("link", "add", "br0", "type", "bridge")
         inside(elsewhere, "ip", "link", "add", "other0", "type", "bridge")
         inside(elsewhere, "ip", "link", "add", "br0", "type", "bridge")
@@ -455,7 +459,7 @@ class TestNetns:
             assert shown["master"] == "br0"
         assert names() == ["br0"]
 
-    async def test_a_bridge_out_here_is_none_in_there(self, elsewhere: str) -> None:
+    async def test_a_bridge_of_another_namespace_is_not_found(self, elsewhere: str) -> None:
         ip("link", "add", "br0", "type", "bridge")
         with pytest.raises(aiotun.LinkError) as caught:
             await aiotun.open_tap("n0", netns=elsewhere, bridge="br0")
@@ -472,7 +476,7 @@ class TestNetns:
         assert os.listdir(tmp_path) == []
         assert names() == []
 
-    async def test_what_is_no_namespace(self, tmp_path: Path) -> None:
+    async def test_a_file_that_is_no_namespace_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(aiotun.LinkError, match="not a network namespace"):
             await aiotun.open_tun("n0", netns=tmp_path / "file")
@@ -489,26 +493,28 @@ class TestNetns:
 
 class TestPersist:
     @both
-    async def test_true_keeps(self, open_it: Open, mode: str) -> None:
+    async def test_persist_true_keeps_the_device_after_closing(
+        self, open_it: Open, mode: str
+    ) -> None:
         async with open_it("p0", persist=True, addresses=["10.0.0.1/24"]):
             assert tun_data("p0")["persist"] is True
         assert names() == ["p0"]
         assert addresses("p0") == {"10.0.0.1/24"}
 
-    async def test_false_stops_keeping(self) -> None:
+    async def test_persist_false_ends_persistence(self) -> None:
         make("p0")
         async with aiotun.open_tun("p0", persist=False):
             assert tun_data("p0")["persist"] is False
         assert names() == []
 
-    async def test_none_leaves_it(self) -> None:
+    async def test_persist_none_changes_nothing(self) -> None:
         make("p0")
         async with aiotun.open_tun("p0"), aiotun.open_tun("p1"):
             assert tun_data("p0")["persist"] is True
             assert tun_data("p1")["persist"] is False
         assert names() == ["p0"]
 
-    async def test_false_on_a_new_one(self) -> None:
+    async def test_persist_false_on_a_new_device_changes_nothing(self) -> None:
         async with aiotun.open_tun("p0", persist=False):
             assert tun_data("p0")["persist"] is False
         assert names() == []
@@ -516,12 +522,12 @@ class TestPersist:
 
 class TestOwner:
     def owned(self, name: str) -> tuple[str | None, str | None]:
-        # iproute2 gives the names of those that have one.
+        # iproute2 shows names instead of ids if there are names.
         data = tun_data(name)
         return data.get("user"), data.get("group")
 
     @pytest.mark.parametrize("who", [0, "root"])
-    async def test_by_number_and_by_name(self, who: int | str) -> None:
+    async def test_owner_and_group_may_be_numbers_or_names(self, who: int | str) -> None:
         async with aiotun.open_tun("o0") as tun:
             assert self.owned(tun.name) == (None, None)
         async with aiotun.open_tun("o0", owner=who):
@@ -534,7 +540,7 @@ class TestOwner:
             assert info is not None
             assert (info.owner, info.group) == (0, 0)
 
-    async def test_is_changed_on_an_old_one(self) -> None:
+    async def test_owner_and_group_of_an_existing_device_are_changed(self) -> None:
         make("o0", "tun", "user", "0", "group", "0")
         if not REAL_ROOT:
             pytest.skip("a user namespace like this has one user only")
@@ -543,7 +549,7 @@ class TestOwner:
             assert info is not None
             assert (info.owner, info.group) == (12, 13)
 
-    async def test_by_the_name_of_another(self) -> None:
+    async def test_owner_and_group_may_be_other_names(self) -> None:
         if not REAL_ROOT:
             pytest.skip("a user namespace like this has one user only")
         user, group = pwd.getpwnam("nobody"), grp.getgrgid(os.getgid())
@@ -552,14 +558,14 @@ class TestOwner:
             assert info is not None
             assert (info.owner, info.group) == (user.pw_uid, group.gr_gid)
 
-    async def test_none_leaves_it(self) -> None:
+    async def test_owner_none_changes_nothing(self) -> None:
         make("o0", "tun", "user", "0", "group", "0")
         async with aiotun.open_tun("o0"):
             assert self.owned("o0") == ("root", "root")
 
 
 class TestExclusive:
-    async def test_a_new_one(self) -> None:
+    async def test_exclusive_creates_a_new_device(self) -> None:
         async with aiotun.open_tun("x0", exclusive=True):
             assert names() == ["x0"]
             assert not tun_flags("x0") & Iff.TUN_EXCL
@@ -582,7 +588,9 @@ ALL = OffloadFlag.CSUM | OffloadFlag.TSO4 | OffloadFlag.TSO6
 
 class TestHeaders:
     @both
-    async def test_off(self, open_it: Open, mode: str) -> None:
+    async def test_offload_off_has_no_header_and_leaves_nothing_to_us(
+        self, open_it: Open, mode: str
+    ) -> None:
         async with open_it("h0") as device:
             assert device.offload == "off"
             flags = tun_flags("h0")
@@ -591,7 +599,7 @@ class TestHeaders:
             assert may_leave_to_us("h0") == (False, False)
 
     @both
-    async def test_raw(self, open_it: Open, mode: str) -> None:
+    async def test_offload_raw_has_a_10_byte_virtio_header(self, open_it: Open, mode: str) -> None:
         async with open_it("h0", offload="raw") as device:
             assert device.offload == "raw"
             assert tun_flags("h0") & (Iff.VNET_HDR | Iff.NO_PI) == Iff.VNET_HDR | Iff.NO_PI
@@ -617,7 +625,7 @@ class TestHeaders:
             assert bool(tun_flags("h0") & Iff.VNET_HDR) == raw
             assert tun_data("h0")["pi"] is False
 
-    async def test_raw_after_off(self) -> None:
+    async def test_offload_follows_the_latest_opening(self) -> None:
         make("h0")
         async with aiotun.open_tun("h0"):
             pass
@@ -627,7 +635,7 @@ class TestHeaders:
             assert may_leave_to_us("h0") == (False, False)
 
     async def test_checksums_are_whole_after_another_left_them_to_us(self) -> None:
-        """A datagram's checksum is right though the program before had taken that on itself."""
+        """A datagram's checksum is right, although an earlier program had enabled offload."""
         make("h0", "tun", "vnet_hdr")
         with held("h0", Iff.TUN | Iff.NO_PI | Iff.VNET_HDR) as (fd,):
             fcntl.ioctl(fd, Ioctl.TUNSETOFFLOAD, int(ALL))
@@ -646,11 +654,13 @@ class TestHeaders:
         async with aiotun.open_tun("h0", multi_queue=True, offload="raw") as one:
             fcntl.ioctl(one.queues[0].fileno(), Ioctl.TUNSETOFFLOAD, int(OffloadFlag.CSUM))
             async with aiotun.open_tun("h0", multi_queue=True, offload="raw"):
-                # What others rely on stays as they have set it.
+                # The settings of the other program stay.
                 assert may_leave_to_us("h0") == (True, False)
 
     @both
-    async def test_packet_info(self, open_it: Open, mode: str) -> None:
+    async def test_packet_info_puts_4_bytes_before_each_packet(
+        self, open_it: Open, mode: str
+    ) -> None:
         async with open_it("h0", packet_info=True, addresses=["fd00::1/64"]) as device:
             assert tun_data("h0")["pi"] is True
             with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
@@ -665,13 +675,15 @@ class TestHeaders:
             assert tun_data("h0")["pi"] is False
 
     @both
-    async def test_napi(self, open_it: Open, mode: str) -> None:
+    async def test_napi_sets_the_flag(self, open_it: Open, mode: str) -> None:
         async with open_it("h0", napi=True, queues=2):
             assert tun_flags("h0") & Iff.NAPI
 
     @both
     @pytest.mark.parametrize("persistent", [False, True])
-    async def test_carrier(self, open_it: Open, mode: str, persistent: bool) -> None:
+    async def test_carrier_can_be_off_and_is_on_by_default(
+        self, open_it: Open, mode: str, persistent: bool
+    ) -> None:
         if persistent:
             make("h0", mode)
         async with open_it("h0", carrier=False):
@@ -682,7 +694,7 @@ class TestHeaders:
             assert "NO-CARRIER" not in link("h0")["flags"]
 
     @both
-    async def test_sndbuf(self, open_it: Open, mode: str) -> None:
+    async def test_sndbuf_is_set_on_every_queue(self, open_it: Open, mode: str) -> None:
         async with open_it("h0", sndbuf=65_536, queues=2) as device:
             found = [ask(queue.fileno(), Ioctl.TUNGETSNDBUF) for queue in device.queues]
             assert found == [65_536, 65_536]
@@ -711,7 +723,7 @@ class TestAgain:
             each.pop("operstate")
         assert shown[0] == shown[1]
 
-    async def test_many_at_once(self) -> None:
+    async def test_many_devices_can_be_opened_at_once(self) -> None:
         async def one(number: int) -> None:
             async with aiotun.open_tun(addresses=[f"10.0.{number}.1/24"]) as tun:
                 assert addresses(tun.name) == {f"10.0.{number}.1/24"}
@@ -720,7 +732,7 @@ class TestAgain:
         assert names() == []
 
     async def test_one_name_for_many_at_once(self) -> None:
-        """Exactly one gets it, whoever it is, and the others take nothing away from it."""
+        """Exactly one opening gets the name, and the others don't disturb it."""
 
         async def one(number: int) -> aiotun.TunDevice:
             return await aiotun.open_tun("again0", addresses=[f"10.0.{number}.1/24"])
@@ -752,12 +764,12 @@ class TestAgain:
             assert names() == []
 
     @pytest.mark.parametrize("step", ["add_address", "add_route"])
-    async def test_what_is_wanted_comes_in_between(
+    async def test_options_that_another_program_sets_meanwhile_are_no_error(
         self, step: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Programs that share a device ask for the same, and none of them is to fail for that.
+        """Programs that share a device ask for the same addresses and routes; none may fail.
 
-        Between listing what there is and adding what is missing another was quicker.
+        Another program adds them between our listing and our adding.
         """
         make("again0")
         ip("link", "set", "again0", "up")

@@ -1,4 +1,4 @@
-"""Persistent devices against the real kernel, checked with `ip tuntap` and `ip -d link`."""
+"""Persistent devices on the real kernel, checked with `ip tuntap` and `ip -d link`."""
 
 import asyncio
 import errno
@@ -37,7 +37,7 @@ from .kernel import (
 
 
 def tuntap(name: str) -> Any:
-    """What `ip tuntap show` says of one device, without its name; it reads sysfs."""
+    """The output of `ip tuntap show` for one device, without its name; it reads sysfs."""
     script = "mount -t sysfs sysfs /sys && exec ip -j tuntap show"
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", script], check=True, capture_output=True, text=True
@@ -47,7 +47,7 @@ def tuntap(name: str) -> Any:
 
 
 def shape(name: str) -> Any:
-    """What `ip -d link` says, without what two devices can't have in common."""
+    """The output of `ip -d link`, without the attributes that are unique to a device."""
     shown = link(name)
     return {key: shown[key] for key in shown if key not in ("ifname", "ifindex", "address")}
 
@@ -68,8 +68,10 @@ class TestCreating:
         [each for n in (0, 1, 2, 5) for each in itertools.combinations(OPTIONS, n)],
         ids="+".join,
     )
-    async def test_equal_to_ip_tuntap(self, mode: Any, chosen: tuple[str, ...]) -> None:
-        """In every attribute that iproute2 tells, by netlink and by sysfs."""
+    async def test_created_devices_equal_those_of_ip_tuntap(
+        self, mode: Any, chosen: tuple[str, ...]
+    ) -> None:
+        """In every attribute that iproute2 shows, from netlink and from sysfs."""
         options: Any = {name: OPTIONS[name][1] for name in chosen}
         assert await aiotun.create_persistent("ours0", mode, **options) == "ours0"
         words = [word for name in chosen for word in OPTIONS[name][0].split()]
@@ -81,7 +83,7 @@ class TestCreating:
         for field in ("mode", "persist", "queues", "attached", *OPTIONS):
             assert getattr(ours, field) == getattr(theirs, field)
 
-    async def test_by_position(self) -> None:
+    async def test_create_persistent_takes_all_options_by_position(self) -> None:
         await aiotun.create_persistent("ours0", "tap", True, ORDINARY, ORDINARY, True, True)
         (found,) = await aiotun.list_devices()
         assert found == aiotun.TunTapInfo(
@@ -112,15 +114,15 @@ class TestCreating:
         assert await aiotun.create_persistent("vpn%d", mode) == "vpn1"
         assert names() == [f"{mode}0", f"{mode}1", "vpn0", "vpn1"]
 
-    async def test_it_can_be_opened(self) -> None:
+    async def test_a_created_device_can_be_opened(self) -> None:
         name = await aiotun.create_persistent("ours0", multi_queue=True)
         async with aiotun.open_tun(name, queues=2):
             assert tun_data(name)["numqueues"] == 2
         assert names() == [name]
 
     @pytest.mark.parametrize("kind", ["tun", "tap", "bridge", "lo"])
-    async def test_it_exists(self, kind: str) -> None:
-        """Also where it would fit: exclusive means that it is not touched."""
+    async def test_an_existing_interface_is_refused_and_not_changed(self, kind: str) -> None:
+        """Even if the existing device would fit."""
         name = "lo" if kind == "lo" else "old0"
         if kind == "bridge":
             ip("link", "add", "old0", "type", "bridge")
@@ -133,7 +135,7 @@ class TestCreating:
         assert "leave out" not in str(caught.value)
         assert changes(name, before) == []
 
-    async def test_only_one_at_a_time(self) -> None:
+    async def test_of_several_creations_at_once_one_succeeds(self) -> None:
         results = await asyncio.gather(
             *(aiotun.create_persistent("ours0") for _ in range(5)), return_exceptions=True
         )
@@ -145,7 +147,7 @@ class TestCreating:
         [
             ({"name": "a" * 16}, ValueError, "1 to 15"),
             ({"name": "%d%d"}, ValueError, "one '%d'"),
-            ({"name": 7}, TypeError, "is a str"),
+            ({"name": 7}, TypeError, "must be a str"),
             ({"mode": "veth"}, ValueError, "'tun' or 'tap'"),
             ({"mode": None}, ValueError, "'tun' or 'tap'"),
             ({"multi_queue": 1}, TypeError, "multi_queue must be True or False"),
@@ -158,7 +160,7 @@ class TestCreating:
             ({"netns": -1}, ValueError, "not a valid fd"),
         ],
     )
-    async def test_wrong_arguments(
+    async def test_create_persistent_refuses_invalid_arguments(
         self, options: dict[str, Any], error: type[Exception], said: str
     ) -> None:
         with pytest.raises(error, match=said):
@@ -167,7 +169,7 @@ class TestCreating:
 
     @pytest.mark.parametrize("who", ["owner", "group"])
     def test_an_owner_that_stands_for_nobody(self, who: str) -> None:
-        """A user namespace knows one user, and 12345 is another: the last step but one fails."""
+        """A user namespace has one user, which is not 12345: the last step but one fails."""
         left, kind, said = child(
             f"""
             try:
@@ -197,8 +199,8 @@ class TestCreating:
         assert names() == []
 
     @pytest.mark.parametrize("multi_queue", [False, True])
-    async def test_cancelled_there_is_none(self, multi_queue: bool) -> None:
-        """At every turn of the loop until it is done: the device is there, or it is not."""
+    async def test_a_cancelled_creation_leaves_no_device(self, multi_queue: bool) -> None:
+        """Cancels at every turn of the loop until the device has been created."""
         outcomes = set()
         for turns in range(30):
             task = asyncio.ensure_future(
@@ -220,7 +222,7 @@ class TestCreating:
     async def cancelled_with(
         self, before: Any, monkeypatch: pytest.MonkeyPatch, netns: str | None = None
     ) -> None:
-        """Be cancelled when the device is there for good; `before` is called before that."""
+        """Cancel when the device has become persistent; `before` is called just before."""
         loop, original = asyncio.get_running_loop(), ioctl.set_persist
 
         def set_persist(fd: int, name: str, on: bool) -> None:
@@ -236,14 +238,16 @@ class TestCreating:
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    async def test_cancelled_after_it_was_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_creation_cancelled_after_the_request_is_undone(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         seen = []
         await self.cancelled_with(lambda: seen.extend(names()), monkeypatch)
         assert seen == ["ours0"]
         assert names() == []
 
     async def test_cancelled_after_somebody_attached(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The device stays as long as that program has it, and no longer."""
+        """The device stays as long as that program holds it, and no longer."""
         other = held("ours0", Iff.TAP | Iff.NO_PI | Iff.MULTI_QUEUE)
         await self.cancelled_with(other.__enter__, monkeypatch)
         assert names() == ["ours0"]
@@ -251,7 +255,7 @@ class TestCreating:
         assert names() == []
 
     async def test_undoing_does_not_touch_another(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Somebody deleted it and made one of the same name, in the blink of an eye."""
+        """Another program deletes it and makes one of the same name."""
 
         def replace() -> None:
             ip("link", "del", "ours0")
@@ -272,7 +276,9 @@ class TestCreating:
 class TestDeleting:
     @pytest.mark.parametrize("mode", ["tun", "tap"])
     @pytest.mark.parametrize("words", [[], ["multi_queue"], ["pi", "vnet_hdr", "user", "0"]])
-    async def test_what_ip_made(self, mode: str, words: list[str]) -> None:
+    async def test_devices_that_iproute2_made_are_deleted(
+        self, mode: str, words: list[str]
+    ) -> None:
         make("old0", mode, *words)
         make("other0", mode, *words)
         ip("link", "set", "old0", "up")
@@ -280,7 +286,9 @@ class TestDeleting:
         assert names() == ["other0"]
 
     @pytest.mark.parametrize("kind", ["bridge", "lo"])
-    async def test_what_is_neither(self, kind: str) -> None:
+    async def test_deleting_an_interface_that_is_neither_tun_nor_tap_is_refused(
+        self, kind: str
+    ) -> None:
         name = "lo" if kind == "lo" else "old0"
         if kind == "bridge":
             ip("link", "add", "old0", "type", "bridge")
@@ -290,13 +298,13 @@ class TestDeleting:
         assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, name)
         assert changes(name, before) == []
 
-    async def test_missing(self) -> None:
+    async def test_deleting_a_missing_device_raises_link_error(self) -> None:
         with pytest.raises(aiotun.LinkError, match="there is no interface old0") as caught:
             await aiotun.delete_persistent("old0")
         assert (caught.value.errno, caught.value.filename) == (errno.ENODEV, "old0")
         assert names() == []
 
-    async def test_wrong_arguments(self) -> None:
+    async def test_delete_persistent_refuses_invalid_arguments(self) -> None:
         with pytest.raises(ValueError, match="1 to 15"):
             await aiotun.delete_persistent("")
         with pytest.raises(TypeError, match="netns must be"):
@@ -304,8 +312,10 @@ class TestDeleting:
 
     @pytest.mark.parametrize("persist", [True, False])
     @pytest.mark.parametrize("queues", [1, 2])
-    async def test_one_that_a_program_holds(self, queues: int, persist: bool) -> None:
-        """Here it is this program. It is left alone, and can be deleted when it is closed."""
+    async def test_deleting_a_device_that_a_program_holds_is_refused(
+        self, queues: int, persist: bool
+    ) -> None:
+        """This program holds it. It is not changed, and can be deleted when it is closed."""
         async with aiotun.open_tun("old0", queues=queues, persist=persist):
             before = state("old0")
             with pytest.raises(aiotun.DeviceBusyError, match="a program holds old0") as caught:
@@ -317,7 +327,7 @@ class TestDeleting:
             await aiotun.delete_persistent("old0")
             assert names() == []
 
-    async def test_one_whose_queues_are_all_disabled(self) -> None:
+    async def test_a_held_device_with_disabled_queues_is_not_deleted(self) -> None:
         async with aiotun.open_tun("old0", queues=2, persist=True) as tun:
             for queue in tun.queues:
                 queue.disable()
@@ -325,8 +335,8 @@ class TestDeleting:
                 await aiotun.delete_persistent("old0")
             assert tun_data("old0")["persist"]
 
-    async def test_one_without_a_carrier(self) -> None:
-        """Of a single-queue device netlink tells no more: it looks as if nobody had it."""
+    async def test_a_held_device_without_a_carrier_is_not_deleted(self) -> None:
+        """Netlink shows nothing else for a single-queue device: it looks as if nobody held it."""
         async with aiotun.open_tap("old0", persist=True, carrier=False):
             (found,) = await aiotun.list_devices()
             assert not found.attached
@@ -337,7 +347,7 @@ class TestDeleting:
     async def test_somebody_deletes_it_meanwhile(
         self, again: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """And may have made another of the same name, which stays; but none is made by us."""
+        """The other program may make one of the same name, which stays; ours makes none."""
         make("old0")
         original = ioctl.open_node
 
@@ -353,13 +363,13 @@ class TestDeleting:
         assert (caught.value.errno, caught.value.filename) == (errno.ENODEV, "old0")
         assert names() == (["old0"] if again else [])
 
-    async def test_only_one_at_a_time(self) -> None:
+    async def test_of_several_deletions_at_once_one_succeeds(self) -> None:
         make("old0")
         results = await asyncio.gather(
             *(aiotun.delete_persistent("old0") for _ in range(5)), return_exceptions=True
         )
         assert results.count(None) == 1
-        # The others found it held by the first, or gone.
+        # The others found it held by the first one, or deleted.
         for each in results:
             assert each is None or isinstance(each, aiotun.DeviceBusyError | aiotun.LinkError)
         assert names() == []
@@ -375,11 +385,11 @@ class TestDeleting:
 
 
 class TestListing:
-    async def test_none(self) -> None:
+    async def test_without_devices_the_list_is_empty(self) -> None:
         ip("link", "add", "br0", "type", "bridge")
         assert await aiotun.list_devices() == []
 
-    async def test_all_as_their_links_tell(self) -> None:
+    async def test_listed_devices_agree_with_their_links(self) -> None:
         make("b0", "tap", "multi_queue", "user", "0")
         make("a0", "tun", "pi")
         ip("link", "add", "br0", "type", "bridge")
@@ -394,15 +404,15 @@ class TestListing:
             ("c0", False, 3),
         ]
 
-    async def test_many(self) -> None:
-        """More than one netlink message holds."""
+    async def test_a_list_longer_than_one_netlink_message_is_complete(self) -> None:
+        """The devices don't fit into one netlink message."""
         wanted = [f"m{number}" for number in range(60)]
         for name in wanted:
             make(name)
         assert [each.name for each in await aiotun.list_devices()] == wanted
 
     async def test_a_name_that_is_not_utf8(self) -> None:
-        """The kernel takes any bytes; what we tell of them is text, and the device works."""
+        """The kernel allows any bytes; we show them as text, and the device works."""
         fd = ioctl.open_node()
         try:
             request = struct.pack("16sH22x", b"t\xff\xfe0", Iff.TUN | Iff.NO_PI)
@@ -420,14 +430,16 @@ class TestListing:
             await device.link.rename("tun0")
             assert device.name == "tun0"
 
-    async def test_wrong_argument(self) -> None:
+    async def test_list_devices_refuses_a_netns_of_the_wrong_type(self) -> None:
         with pytest.raises(TypeError, match="netns must be"):
             await aiotun.list_devices(netns=1.5)  # type: ignore[arg-type]
 
 
 class TestNamespaces:
     @pytest.mark.parametrize("how", ["path", "fd"])
-    async def test_elsewhere(self, how: str) -> None:
+    async def test_devices_are_created_listed_and_deleted_in_another_namespace(
+        self, how: str
+    ) -> None:
         make("here0")
         with another_namespace() as path:
             fd = os.open(path, os.O_RDONLY)
@@ -450,7 +462,7 @@ class TestNamespaces:
             aiotun.list_devices,
         ],
     )
-    async def test_missing(self, call: Any) -> None:
+    async def test_a_missing_namespace_raises_link_error(self, call: Any) -> None:
         make("old0")
         with pytest.raises(aiotun.LinkError, match="ip netns add") as caught:
             await call("nowhere-at-all")
@@ -485,16 +497,16 @@ class TestOrdinaryUsers:
         assert self.ask("delete_persistent('old0')")[0] is None
         assert names() == []
 
-    def test_nobody_else_does(self) -> None:
+    def test_a_device_of_another_user_cannot_be_deleted(self) -> None:
         if not REAL_ROOT:
-            pytest.skip("an ordinary user's run already: there is no other user")
+            pytest.skip("already run by an ordinary user: there is no other user")
         make("old0", "tap", "user", "1")
         kind, code, name, text = self.ask("delete_persistent('old0')")
         assert (kind, code, name) == ("NotPermittedError", errno.EPERM, "old0")
         assert "belongs to another user or group; delete it as its owner, or as root" in text
         assert tun_data("old0")["persist"]
 
-    def test_listing_takes_nothing(self) -> None:
+    def test_listing_takes_no_privilege(self) -> None:
         make("old0", "tap")
         found = ordinary_child(
             "print(json.dumps([each.name for each in asyncio.run(aiotun.list_devices())]))"
@@ -509,7 +521,9 @@ class TestOrdinaryUsers:
         ],
     )
     @pytest.mark.parametrize("call", ["create_persistent()", "delete_persistent('old0')"])
-    def test_the_node(self, call: str, how: str, kind: str, said: str) -> None:
+    def test_an_unusable_node_names_the_command_that_fixes_it(
+        self, call: str, how: str, kind: str, said: str
+    ) -> None:
         make("old0", "tap", "user", str(ORDINARY))
         found = self.ask(call, with_node(how))
         assert found[0] == kind

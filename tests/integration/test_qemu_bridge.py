@@ -1,8 +1,7 @@
-"""examples/qemu_bridge.py: what it makes, that it undoes all of it, and a real QEMU behind it."""
+"""examples/qemu_bridge.py: what it makes, that it undoes everything, and a real QEMU."""
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +15,7 @@ import pytest
 
 from aiotun._kernel.abi import Iff
 
-from ..helpers import REAL_ROOT, ROOT, ip, ordinary_python
+from ..helpers import REAL_ROOT, ROOT, ip, need, ordinary_python
 from . import kernel
 
 EXAMPLE = ROOT / "examples" / "qemu_bridge.py"
@@ -28,7 +27,7 @@ EXPERIMENTAL = b"\x88\xb5"  # IEEE 802, local experimental ethertype 1
 FROM_GUEST = b"\xff" * 6 + b"\x02\x00\x00\x00\x00\x99" + EXPERIMENTAL + b"from the guest".ljust(46)
 TO_GUEST = b"\xff" * 6 + b"\x02\x00\x00\x00\x00\x98" + EXPERIMENTAL + b"to the guest".ljust(46)
 
-# What stands for QEMU: it takes the TAP out of its arguments as QEMU does.
+# Stands in for QEMU: it reads the TAP's fd from its arguments as QEMU does.
 STAND_IN = """
 import os, re, select, signal, sys
 netdev = sys.argv[sys.argv.index("-netdev") + 1]
@@ -56,7 +55,7 @@ def command(*args: str) -> list[str]:
 
 
 def guest(code: str) -> list[str]:
-    """The --launch of a stand-in that does this."""
+    """The --launch option with a stand-in that runs this code."""
     return ["--launch", "--", sys.executable, "-c", STAND_IN + code]
 
 
@@ -79,18 +78,18 @@ def started(*args: str, first: str = "ready") -> Iterator[subprocess.Popen[str]]
                 raise AssertionError(f"{line!r}, {process.stderr.read()!r}")
             yield process
         finally:
-            process.terminate()  # it ends its guest, too
+            process.terminate()  # it also ends its guest
 
 
 def finish(process: subprocess.Popen[str], number: signal.Signals = signal.SIGTERM) -> str:
-    """End it by a signal, and give what it said on stderr."""
+    """End it by a signal, and return its stderr."""
     process.send_signal(number)
     _, said = process.communicate(timeout=20)
     return said
 
 
 def everything() -> dict[str, Any]:
-    """All that iproute2 tells of every interface but lo, without counters and timers."""
+    """Everything that iproute2 shows of each interface except lo, without counters and timers."""
     found = {}
     for name in kernel.names():
         state = kernel.state(name)
@@ -136,9 +135,9 @@ sys.exit(7)
 
 
 def test_the_command_needs_no_privilege() -> None:
-    """It is an ordinary user without any capability, and has the TAP all the same."""
+    """An ordinary user without any capability can use the TAP."""
     if not REAL_ROOT:
-        pytest.skip("an ordinary user's run already: there is no other user to become")
+        pytest.skip("already run by an ordinary user, who can't become another user")
     python, env = ordinary_python()
     code = (
         STAND_IN
@@ -155,8 +154,8 @@ os.write(fd, HEADER + {FROM_GUEST!r})
     assert kernel.names() == []
 
 
-def test_what_the_command_gets() -> None:
-    """Its own words first; the TAP, non-blocking, and no other file of ours."""
+def test_the_command_gets_its_words_and_only_the_taps_fd() -> None:
+    """Its own arguments come first. The TAP is non-blocking, and no other fd of ours is open."""
     code = """
 print(sys.argv[1:-4], re.sub(r"\\d", "N", netdev), sys.argv[-2:], os.get_blocking(fd))
 paths = [f"/proc/self/fd/{number}" for number in range(100)]
@@ -227,7 +226,7 @@ def test_a_tap_that_waits(number: signal.Signals) -> None:
         assert (data["type"], data["persist"], data["multi_queue"]) == ("tap", True, False)
         assert kernel.is_up("qtap0")
         assert kernel.is_up("qbr0")
-        # Its owner attaches as QEMU would, without any privilege.
+        # Its owner can attach without any privilege, as QEMU would.
         said = kernel.ordinary_child("attempt(aiotun.open_tap('qtap0'))")
         assert said["class"] is None
         assert finish(process, number) == ""
@@ -239,10 +238,10 @@ def test_a_tap_that_waits(number: signal.Signals) -> None:
 
 
 def prepare() -> None:
-    """Have all of it there, each in another state than the example needs."""
+    """Make all interfaces, each in another state than the example needs."""
     add("qbr0", "type", "bridge")
     add("other0", "type", "bridge")
-    # A bridge has the lowest MAC of what is in it, and of zeros when the last has left.
+    # A bridge has the lowest MAC of its ports, and zeros when it has no port.
     masters = {"qtap0": "other0", "up0": "other0", "in0": "qbr0"}
     for number, (name, master) in enumerate(masters.items()):
         kernel.make(name, "tap")
@@ -252,7 +251,7 @@ def prepare() -> None:
 
 @pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
 @pytest.mark.parametrize("launch", [True, False], ids=["launch", "ready"])
-def test_what_was_there_is_put_back(launch: bool, up: bool) -> None:
+def test_the_previous_state_is_restored(launch: bool, up: bool) -> None:
     prepare()
     if up:
         for name in kernel.names():
@@ -334,14 +333,14 @@ def test_a_step_that_fails_is_one_line_and_undone(words: list[str], said: str) -
     [
         ([], "required"),
         (["--bridge", "qbr0"], "--tap"),
-        ([*NAMES, "--uplink", "a/b"], "no interface name"),
+        ([*NAMES, "--uplink", "a/b"], "not a valid interface name"),
         ([*NAMES, "--launch"], "go together"),
         ([*NAMES, "--launch", "--"], "go together"),
         ([*NAMES, "--", "true"], "go together"),
         ([*NAMES, "true"], "unrecognized"),
     ],
 )
-def test_wrong_usage_is_2(words: list[str], said: str) -> None:
+def test_invalid_usage_exits_with_2(words: list[str], said: str) -> None:
     done = run(*words)
     assert done.returncode == 2
     assert said in done.stderr
@@ -354,10 +353,8 @@ def test_wrong_usage_is_2(words: list[str], said: str) -> None:
 @pytest.mark.peers
 @pytest.mark.parametrize("model", ["virtio-net-pci", "e1000"])
 def test_the_dhcp_request_of_a_booting_machine_reaches_the_bridge(model: str) -> None:
-    """QEMU's built-in iPXE asks for an address, with no privilege at all behind it."""
-    qemu = shutil.which("qemu-system-x86_64")
-    if qemu is None:
-        pytest.skip("missing: qemu-system-x86_64; install qemu-system-x86")
+    """QEMU's built-in iPXE asks for an address; QEMU has no privilege."""
+    qemu = need("qemu-system-x86_64")
     if not Path("/usr/lib/ipxe/qemu").exists():
         pytest.skip("missing: iPXE for QEMU; install ipxe-qemu")
     drop: list[str] = []
@@ -373,7 +370,7 @@ def test_the_dhcp_request_of_a_booting_machine_reaches_the_bridge(model: str) ->
             sock.settimeout(40)
             while True:
                 frame = sock.recv(2048)
-                # From port 68 to 67, and a BOOTREQUEST of the machine (RFC 2131).
+                # From port 68 to 67: a BOOTREQUEST of the machine (RFC 2131).
                 if frame[12:14] == b"\x08\x00" and frame[34:38] == b"\x00\x44\x00\x43":
                     break
             assert frame[:12] == b"\xff" * 6 + mac

@@ -1,4 +1,4 @@
-"""Several queues: how many there may be, which one a flow goes to, and the kernel's other knobs."""
+"""Several queues: their number, the queue of each flow, and the kernel's other settings."""
 
 import asyncio
 import ctypes
@@ -18,7 +18,7 @@ from ..helpers import ip
 from .rig import OURS, THEIRS, number, rest, rig, udp, waiting
 
 
-async def test_256_queues_and_the_257th() -> None:
+async def test_a_device_has_at_most_256_queues() -> None:
     with pytest.raises(ValueError, match="1 to 256"):
         aiotun.open_tun(queues=257)
     async with aiotun.open_tun("many0", queues=256, addresses=["10.9.0.1/24"]) as tun:
@@ -39,7 +39,7 @@ async def test_256_queues_and_the_257th() -> None:
 
 
 async def test_a_flow_keeps_to_one_queue_both_ways() -> None:
-    """We send on the queue that the flow's hash picks, and the kernel answers on the same one."""
+    """The device sends on the queue of the flow's hash; the kernel answers on the same queue."""
     async with aiotun.open_tun("flow0", queues=4, addresses=[f"{OURS}/24"]) as tun:
         used = set()
         for place in range(24):
@@ -72,7 +72,7 @@ async def test_disabled_queues_are_passed_over() -> None:
                 queue.disable()
                 assert queue.disabled
             assert await r.tun.send_many(packets) == 40
-            # The kernel chooses the only one that is left, whatever the flow.
+            # The kernel chooses the only queue that is left for every flow.
             r.inject(20)
             assert await rest(r.tun.queues[0], 20) == list(range(20))
             r.tun.queues[0].disable()
@@ -100,7 +100,7 @@ async def test_a_disabled_queue_goes_on_waiting() -> None:
         assert number(await asyncio.wait_for(task, 5)) == 1
 
 
-async def test_disable_and_enable_twice() -> None:
+async def test_disabling_or_enabling_twice_is_refused() -> None:
     async with aiotun.open_tun("many0", queues=2) as tun:
         queue = tun.queues[0]
         with pytest.raises(DeviceMismatchError):
@@ -119,7 +119,7 @@ async def test_a_single_queue_has_no_such_thing() -> None:
         assert not tun.queues[0].disabled
 
 
-async def test_carrier() -> None:
+async def test_set_carrier_switches_the_carrier() -> None:
     async with aiotun.open_tun("wire0") as tun:
         assert (await tun.link.info()).carrier
         tun.set_carrier(False)
@@ -187,7 +187,7 @@ async def test_filtering_by_a_program() -> None:
 
 
 async def test_filters_of_a_tap() -> None:
-    """A classic filter, and one by address; a TUN device has neither."""
+    """A classic filter and an address filter; TUN devices have neither."""
     assert not hasattr(aiotun.TunDevice, "attach_filter")
     assert not hasattr(aiotun.TunDevice, "set_tx_filter")
     async with aiotun.open_tap("tap0", mac="02:00:00:00:00:01") as tap:
@@ -240,7 +240,7 @@ async def test_filters_of_a_tap() -> None:
                 tap.attach_filter([(0xFFFF, 0, 0, 0)])
 
 
-async def test_after_closing() -> None:
+async def test_calls_on_a_closed_device_raise_device_closed_error() -> None:
     async with aiotun.open_tap("tap0") as tap:
         pass
     calls: list[Callable[[], object]] = [
@@ -257,7 +257,7 @@ async def test_after_closing() -> None:
             call()
 
 
-async def test_after_deletion() -> None:
+async def test_calls_on_a_deleted_device_raise_device_lost_error() -> None:
     async with aiotun.open_tap("tap0") as tap:
         ip("link", "del", "tap0")
         with pytest.raises(aiotun.DeviceLostError, match="deleted"):

@@ -1,4 +1,4 @@
-"""Sending: what arrives, what is refused, who waits while the kernel is full; promise 4."""
+"""Sending: packets that arrive, packets that are refused, and waiting for room; promise 4."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 
 @each_kind
 @pytest.mark.parametrize("form", [bytes, bytearray, memoryview])
-async def test_to_the_kernels_sockets(kind: str, form: Any) -> None:
+async def test_sent_packets_reach_the_kernels_sockets(kind: str, form: Any) -> None:
     async with rig(kind) as r:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind((OURS, 7777))
@@ -41,17 +41,17 @@ async def test_to_the_kernels_sockets(kind: str, form: Any) -> None:
                 sock.recv(1, socket.MSG_DONTWAIT)
 
 
-async def test_ipv6() -> None:
+async def test_ipv6_packets_are_sent_and_received() -> None:
     async with aiotun.open_tun("six0", addresses=["fd00::1/64"]) as tun:
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
             sock.bind(("fd00::1", 7777))
             sock.connect(("fd00::2", 5))
             sock.send(b"ask")
             packet = await tun.recv()
-            while packet[6] != 17:  # the link's own multicasts
+            while packet[6] != 17:  # the kernel's own multicasts
                 packet = await tun.recv()
             assert packet[48:] == b"ask"
-            # Addresses and ports change places, which the checksum does not see.
+            # Swap the addresses and the ports; the checksum stays the same.
             answer = packet[:8] + packet[24:40] + packet[8:24]
             answer += packet[42:44] + packet[40:42] + packet[44:]
             await tun.send(answer)
@@ -65,7 +65,9 @@ async def test_ipv6() -> None:
     [b"", b"\x15" + bytes(19), bytes(20), b"\x75" + bytes(40)],
     ids=["empty", "v1", "v0", "v7"],
 )
-async def test_what_the_kernel_refuses(kind: str, packet: bytes) -> None:
+async def test_a_packet_that_the_kernel_refuses_raises_packet_error(
+    kind: str, packet: bytes
+) -> None:
     async with rig(kind) as r:
         with pytest.raises(PacketError, match="neither IPv4 nor IPv6") as caught:
             await r.io.send(packet)
@@ -109,8 +111,8 @@ async def test_sent_is_told_whatever_is_raised(kind: str) -> None:
 
 
 @each_kind
-async def test_down_and_up(kind: str) -> None:
-    """While the link is down sending says so and receiving waits; after up both go on."""
+async def test_while_the_link_is_down_sending_raises_and_receiving_waits(kind: str) -> None:
+    """Both work again when the link is up."""
     async with rig(kind) as r:
         packet = udp(THEIRS, PORT, OURS, r.sock.getsockname()[1])
         task = await waiting(r.io.recv())
@@ -131,7 +133,7 @@ async def test_down_and_up(kind: str) -> None:
 # Headers
 
 
-async def test_packet_info() -> None:
+async def test_packet_info_precedes_packets_both_ways() -> None:
     """struct tun_pi: flags in the machine's byte order, the ethertype in the network's."""
     async with rig(packet_info=True) as r:
         r.sock.send(b"out")
@@ -148,8 +150,8 @@ async def test_packet_info() -> None:
             await r.io.send(b"\0\0")
 
 
-async def test_raw() -> None:
-    """A virtio-net header in front, both ways, and several segments in one packet."""
+async def test_raw_offload_passes_virtio_headers_both_ways() -> None:
+    """Also with several segments in one packet."""
     async with rig(offload="raw") as r:
         r.sock.send(b"out")
         packet = await r.io.recv()
@@ -171,7 +173,7 @@ async def test_raw() -> None:
             await r.io.send(bad)
 
 
-async def test_frames() -> None:
+async def test_frames_are_sent_and_received_on_a_tap() -> None:
     async with aiotun.open_tap("tap0", addresses=["10.9.0.1/24"]) as tap:
         mac = bytes.fromhex(ip("link", "show", "tap0")[0]["address"].replace(":", ""))
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -193,7 +195,7 @@ async def test_frames() -> None:
 
 
 async def slow_bridge(rate: str) -> None:
-    """Make a bridge, br0, with a port that lets so much through; v1 is its other end."""
+    """Make a bridge, br0, with a port that is limited to `rate`; v1 is its other end."""
     for line in (
         "link add br0 type bridge",
         "link set br0 up",
@@ -206,7 +208,7 @@ async def slow_bridge(rate: str) -> None:
     await asyncio.to_thread(subprocess.run, tc.split(), check=True)
 
 
-# For v1 alone: a copy for each of several ports would not be charged to the sender.
+# To v1 only: copies for several ports would not be charged to the sender's buffer.
 FRAME = b"\x02\0\0\0\0\x0a" + b"\x02\0\0\0\0\x09" + b"\x88\xb5" + bytes(1386)
 
 
@@ -216,7 +218,7 @@ async def shaped_tap(
 ) -> AsyncIterator[tuple[TapDevice, bytes, socket.socket]]:
     """A TAP on a bridge whose other port is slow, and a frame for that port's other end.
 
-    Only what waits in a queue of the kernel fills a send buffer.
+    Only packets that wait in a queue of the kernel fill a send buffer.
     """
     await slow_bridge(rate)
     async with aiotun.open_tap("tap0", bridge="br0", sndbuf=65536) as tap:
@@ -298,7 +300,7 @@ async def test_a_cancelled_send_has_sent_nothing() -> None:
 
 
 async def test_waiting_to_send_does_not_turn_the_loop() -> None:
-    """Packets that nobody reads, and a sender that waits: the loop sleeps all the same."""
+    """With unread packets and a waiting sender the loop still sleeps."""
     async with shaped_tap() as (tap, frame, _):
         fill(tap, frame)
         task = await waiting(tap.send_many([frame] * 30))
@@ -323,25 +325,25 @@ async def test_closing_wakes_a_waiting_sender() -> None:
 
 
 async def test_deletion_wakes_a_waiting_sender() -> None:
-    """Also where nobody reads: the kernel tells only those who poll for reading."""
+    """Also if no task reads, although the kernel reports it only to polls for reading."""
     async with shaped_tap(rate="8kbit") as (tap, frame, _):
         fill(tap, frame)
         tasks = [await waiting(tap.send(frame)), await waiting(tap.send_many([frame] * 9))]
         ip("link", "del", "tap0")
         for task in tasks:
             with pytest.raises(DeviceLostError):
-                await asyncio.wait_for(task, 1)  # the next frame takes longer to get through
+                await asyncio.wait_for(task, 1)  # sending the next frame would take longer
 
 
 async def test_a_sender_that_gave_up_leaves_nothing_in_the_loop() -> None:
-    """A device that is dropped then, and collected in another thread, takes its watch along."""
+    """A device that is dropped and then collected in another thread removes its watch."""
     await slow_bridge("8kbit")
     dropped = [await aiotun.open_tap("tap0", bridge="br0", sndbuf=65536)]
     fill(dropped[0], FRAME)
     task = await waiting(dropped[0].send(FRAME))
     task.cancel()
     await asyncio.wait([task])
-    del task  # which holds an error, which holds the device
+    del task  # it refers to an error, which refers to the device
     watch = dropped[0].queues[0]._watch._send_watch
     assert watch is not None
     epoll = watch._epoll.fileno()

@@ -1,4 +1,4 @@
-"""What the documentation says of machines and stacks: its commands, typed into a shell."""
+"""The pages about virtual machines and TCP/IP stacks: types their commands into a shell."""
 
 import importlib.util
 import os
@@ -11,18 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from ..helpers import ROOT
-from .programs import need, running, wait_for
+from ..documents import programs
+from ..helpers import ROOT, need
+from .programs import running, wait_for
 
 pytestmark = pytest.mark.peers
 
-# They need a disk with a system on it (tests/integration/test_guests.py boots guests), or a program
-# that proves nothing more.
+# Commands that need a disk with a system (tests/integration/test_guests.py boots guests), or that
+# would prove nothing more.
 LEFT_OUT = ("qemu", "virtual_switch.py", "kill %1", "curl")
 
 
 def typed() -> Iterator[tuple[str, list[str]]]:
-    """Each command of the pages, and the lines that it is said to print."""
+    """Each command of the pages, and its output according to the page."""
     for page in sorted((ROOT / "docs").rglob("*.md")):
         text = page.read_text()
         if not re.search(r"\$ python examples/(dhcp_server\.py|lwip_host)", text):
@@ -34,7 +35,7 @@ def typed() -> Iterator[tuple[str, list[str]]]:
 
 
 def steady(line: str) -> str:
-    """What is the same each time: no round trip's time, no program's version, no counter."""
+    """The part of a line that is the same each time, without times, versions and counters."""
     return re.split(r" time=|, in |, v\d|(?<=counters ack_sent)", line)[0]
 
 
@@ -47,19 +48,19 @@ def wait_for_text(output: Path, start: int, wanted: str, command: str) -> None:
 
 
 def test_the_commands_print_what_the_pages_say(tmp_path: Path) -> None:
-    for name, package in (("udhcpc", "udhcpc"), ("cc", "gcc"), ("bash", "bash")):
-        need(name, package)
+    for name in ("udhcpc", "cc", "bash", *programs("\n".join(command for command, _ in typed()))):
+        need(name)
     if not Path("/usr/include/lwip/netif/tapif.h").exists():
         pytest.skip("missing: lwIP; install liblwip-dev")
     if importlib.util.find_spec("cffi") is None:
         pytest.skip("missing: cffi; pip install 'aiotun[examples]'")
-    # They leave files behind.
+    # The commands leave files behind.
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     (tmp_path / "tests/integration").mkdir(parents=True)
     shutil.copy(Path(__file__).parent / "lwip_host.c", tmp_path / "tests/integration")
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"}
     output = tmp_path / "output"
-    # What is started in the background ends with its PID namespace.
+    # Background programs end with their PID namespace.
     shell = [
         "unshare",
         "--pid",

@@ -1,6 +1,6 @@
-"""Every command where a person looks, and where a program does.
+"""Every command in a terminal and in a pipe.
 
-What is particular to `dump` and `doctor` is in their own tests.
+The tests of `dump` and `doctor` have what is special about them.
 """
 
 import json
@@ -17,7 +17,7 @@ ALL = [*AT_ONCE, "demo --count 1", "dump --new new0 --address 10.9.0.1/24 --coun
 
 
 def end(command: Running) -> int:
-    """Give `dump` its packet, and every command its end."""
+    """Send `dump` a packet, and let each command end."""
     if "dump" in str(command.process.args):
         command.read_until("Ctrl-C", err=True)
         udp_burst("10.9.0.2", 9, 1)
@@ -30,7 +30,7 @@ def device() -> None:
 
 
 @pytest.mark.parametrize("line", ALL)
-def test_no_colours_in_a_pipe(line: str) -> None:
+def test_no_colors_in_a_pipe(line: str) -> None:
     with piped(*line.split()) as command:
         assert end(command) == 0
     assert "\x1b" not in command.out + command.err
@@ -38,14 +38,14 @@ def test_no_colours_in_a_pipe(line: str) -> None:
 
 
 @pytest.mark.parametrize("line", ALL)
-def test_no_colours_for_those_who_want_none(line: str) -> None:
+def test_no_color_switches_colors_off(line: str) -> None:
     with in_terminal(*line.split(), env={"NO_COLOR": "1"}) as command:
         assert end(command) == 0
     assert "\x1b" not in command.out
 
 
 @pytest.mark.parametrize("line", ALL)
-def test_in_a_terminal(line: str) -> None:
+def test_only_doctor_and_dump_print_colors_in_a_terminal(line: str) -> None:
     with in_terminal(*line.split()) as command:
         assert end(command) == 0
     coloured = line in ("doctor", ALL[-1])
@@ -73,7 +73,7 @@ def test_lines_come_while_it_goes_on(terminal: bool) -> None:
 
 @pytest.mark.parametrize("line", AT_ONCE)
 def test_a_reader_that_leaves(line: str) -> None:
-    """Quietly, whether there was anything to say or not."""
+    """The command ends quietly, whether it has printed anything or not."""
     with piped(*line.split()) as command:
         assert command.process.stdout is not None
         command.process.stdout.close()

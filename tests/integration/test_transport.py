@@ -1,4 +1,4 @@
-"""Transport and protocol: asyncio's rules, on a real interface."""
+"""Transport and protocol: asyncio's rules on a real interface."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ OPTIONS: dict[str, Any] = {"addresses": [f"{OURS}/24"]}
 
 
 class Recorder(aiotun.PacketProtocol):
-    """Writes down all that it is told, and does what a test wants then."""
+    """Records every callback, and does what a test asks for in it."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -86,7 +86,7 @@ def numbers(packets: list[bytes]) -> list[int]:
 
 
 @pytest.mark.parametrize("queues", [1, 3])
-async def test_packets_both_ways(queues: int) -> None:
+async def test_a_tun_endpoint_delivers_and_sends_packets(queues: int) -> None:
     async with endpoint(queues=queues) as (transport, protocol, sock):
         assert protocol.log == ["made"]
         assert protocol.transport is transport
@@ -102,7 +102,7 @@ async def test_packets_both_ways(queues: int) -> None:
         assert transport.get_write_buffer_size() == 0
 
 
-async def test_what_lies_under_it() -> None:
+async def test_get_extra_info_gives_the_device_name_and_fd() -> None:
     async with endpoint() as (transport, _, _):
         device = transport.get_extra_info("device")
         assert isinstance(device, aiotun.TunDevice)
@@ -121,7 +121,7 @@ async def test_what_lies_under_it() -> None:
 
 
 async def test_a_datagram_protocol_of_asyncio_unchanged() -> None:
-    """One that was written for a socket: it answers to the address that it was given."""
+    """A protocol that was written for a socket answers to the address that it was given."""
 
     class Echo(asyncio.DatagramProtocol):
         def connection_made(self, transport: Any) -> None:
@@ -144,7 +144,7 @@ async def test_a_datagram_protocol_of_asyncio_unchanged() -> None:
     await transport.get_extra_info("device").aclose()
 
 
-async def test_frames() -> None:
+async def test_a_tap_endpoint_delivers_frames() -> None:
     transport, protocol = await aiotun.create_tap_endpoint(
         Recorder, "tp0", mac="02:00:00:00:00:01", **OPTIONS
     )
@@ -160,7 +160,7 @@ async def test_frames() -> None:
 # --- Bad input -----------------------------------------------------------------------------------
 
 
-async def test_what_cannot_be_sent() -> None:
+async def test_invalid_packets_are_refused_or_reported_later() -> None:
     async with endpoint() as (transport, protocol, _):
         with pytest.raises(TypeError, match="got str"):
             transport.sendto("text")
@@ -168,7 +168,7 @@ async def test_what_cannot_be_sent() -> None:
             transport.sendto(b"x", ("10.0.0.1", 1))
         transport.sendto(b"")
         transport.sendto(b"\x00 no packet")
-        assert protocol.errors == []  # not from within
+        assert protocol.errors == []  # not from within the call
         await asyncio.sleep(0)
         assert [type(error) for error in protocol.errors] == [PacketError, PacketError]
         await transport.get_extra_info("device").link.down()
@@ -181,7 +181,7 @@ async def test_what_cannot_be_sent() -> None:
         assert transport.dropped == 0
 
 
-async def test_no_protocol_for_packets() -> None:
+async def test_a_protocol_of_another_kind_is_refused() -> None:
     for factory in (asyncio.Protocol, object):
         made: Any = factory
         with pytest.raises(TypeError, match="derive it from"):
@@ -211,7 +211,7 @@ def caught_by_the_loop() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", [RaisingError, asyncio.CancelledError])
 async def test_a_callback_that_raises(kind: type[BaseException]) -> None:
-    """It goes to the loop's handler, whatever callback it is, and the packets after it come."""
+    """The error goes to the loop's exception handler, and later packets are still delivered."""
     caught = caught_by_the_loop()
 
     class Broken(Recorder):
@@ -251,7 +251,7 @@ async def test_a_callback_that_raises(kind: type[BaseException]) -> None:
 
 @pytest.mark.parametrize("inside", [True, False])
 async def test_pausing_loses_nothing(inside: bool) -> None:
-    """Neither from within the callback nor from outside, again and again in a flood."""
+    """Pauses again and again during a flood, from within the callback and from outside."""
     async with endpoint(txqueuelen=1000) as (transport, protocol, sock):
 
         def take(packet: bytes) -> None:
@@ -288,7 +288,7 @@ async def test_pausing_loses_nothing(inside: bool) -> None:
 
 
 async def test_while_reading_is_paused_the_kernel_keeps_and_counts() -> None:
-    """A consumer that never reads: nothing grows here, and what is dropped is counted there."""
+    """While the consumer is paused, memory does not grow; the kernel counts dropped packets."""
     async with endpoint(txqueuelen=10) as (transport, protocol, sock):
         transport.pause_reading()
         for number in range(30):
@@ -312,7 +312,7 @@ async def test_closing_within_a_callback() -> None:
             ) -> None:
                 protocol.packets.append(packet)
                 end(transport)
-                assert protocol.log == ["made"]  # not from within
+                assert protocol.log == ["made"]  # not from within the call
 
             protocol.on_packet = take
             device = transport.get_extra_info("device")
@@ -329,7 +329,7 @@ async def test_closing_within_a_callback() -> None:
 
 @contextlib.asynccontextmanager
 async def slow_endpoint() -> Any:
-    """A TAP into a bridge that lets little through, and a socket at its far end."""
+    """A TAP on a slow bridge, and a socket at the bridge's far end."""
     await slow_bridge("4mbit")
     transport, protocol = await aiotun.create_tap_endpoint(
         Recorder, "tp0", bridge="br0", sndbuf=65536
@@ -349,7 +349,7 @@ def frame(number: int) -> bytes:
 
 
 def fill(transport: DeviceTransport) -> int:
-    """Send until the kernel is full and one waits; give how many that were."""
+    """Send until the kernel is full and one packet waits; return how many were sent."""
     number = 0
     while not transport.get_write_buffer_size():
         transport.sendto(frame(number))
@@ -365,7 +365,7 @@ def arrived(sock: socket.socket, seen: list[int]) -> list[int]:
     return seen
 
 
-async def test_flow_control() -> None:
+async def test_the_write_buffer_pauses_and_resumes_the_protocol() -> None:
     async with slow_endpoint() as (transport, protocol, sock):
         size = len(FRAME)
         assert transport.get_write_buffer_limits() == (16 * 1024, 64 * 1024)
@@ -374,7 +374,7 @@ async def test_flow_control() -> None:
         count = fill(transport)
         data = bytearray(frame(count))
         transport.sendto(data)
-        data[-2:] = b"\xff\xff"  # ours again, as soon as sendto returned
+        data[-2:] = b"\xff\xff"  # after sendto returns, the buffer is the caller's again
         transport.sendto(memoryview(frame(count + 1)))
         assert transport.get_write_buffer_size() == 3 * size
         assert protocol.log == ["made"]
@@ -385,7 +385,7 @@ async def test_flow_control() -> None:
         await wait_until(lambda: protocol.log == ["made", "pause", "resume"])
         assert protocol.resumed_at == size
         await wait_until(lambda: len(arrived(sock, seen)) == count + 4)
-        # In order, each frame whole, and none twice.
+        # In order, whole, and no duplicates.
         assert seen == list(range(count + 4))
         assert transport.get_write_buffer_size() == 0
 
@@ -409,11 +409,11 @@ async def test_a_view_is_counted_in_bytes(shape: str) -> None:
         seen: list[int] = []
         await wait_until(lambda: len(arrived(sock, seen)) == count + 1)
         assert seen == list(range(count + 1))
-        transport.sendto(view)  # where it need not wait
+        transport.sendto(view)  # it need not wait
         await wait_until(lambda: arrived(sock, seen)[-2:] == [count, count])
 
 
-async def test_limits() -> None:
+async def test_write_buffer_limits_are_checked_and_applied() -> None:
     async with slow_endpoint() as (transport, protocol, _):
         for high, low in ((1, 2), (-1, None), (None, -1)):
             with pytest.raises(ValueError, match="must be at least"):
@@ -460,7 +460,7 @@ async def test_abort_drops_and_counts() -> None:
 
 
 async def test_abort_from_the_writer_itself() -> None:
-    """A frame that waited is refused, and the protocol aborts when it is told."""
+    """A waiting frame is refused, and the protocol aborts in the callback that reports it."""
     async with slow_endpoint() as (transport, protocol, _):
         fill(transport)
         transport.sendto(b"no frame")
@@ -487,7 +487,7 @@ async def test_the_end_while_writing_is_resumed(end: Callable[[DeviceTransport],
 
 
 @pytest.mark.parametrize("queues", [1, 2])
-async def test_loss(queues: int) -> None:
+async def test_deletion_ends_the_transport_with_device_lost_error(queues: int) -> None:
     async with endpoint(queues=queues) as (transport, protocol, _):
         ip("link", "del", "tp0")
         await wait_until(lambda: protocol.log == ["made", "lost"])
@@ -497,7 +497,7 @@ async def test_loss(queues: int) -> None:
         assert transport.dropped == 1
 
 
-async def test_loss_found_by_sending() -> None:
+async def test_a_loss_found_by_sending_ends_the_transport() -> None:
     async with endpoint() as (transport, protocol, _):
         transport.pause_reading()
         await asyncio.sleep(0)
@@ -508,7 +508,7 @@ async def test_loss_found_by_sending() -> None:
         assert transport.dropped == 1
 
 
-async def test_loss_with_packets_waiting() -> None:
+async def test_a_loss_ends_the_transport_while_packets_wait() -> None:
     async with slow_endpoint() as (transport, protocol, _):
         fill(transport)
         transport.sendto(frame(0))
@@ -520,7 +520,7 @@ async def test_loss_with_packets_waiting() -> None:
 
 @pytest.mark.parametrize("queues", [1, 2])
 async def test_loss_while_reading_is_paused(queues: int) -> None:
-    """Nothing is sent or received, and it is told all the same; packets that wait make no noise."""
+    """The loss is reported although nothing is sent or received; waiting packets cause no error."""
     async with endpoint(queues=queues) as (transport, protocol, sock):
         transport.pause_reading()
         sock.send(b"1")
@@ -559,7 +559,7 @@ async def test_a_paused_transport_that_nobody_holds_is_collected() -> None:
 
 
 async def test_callbacks_do_not_come_from_within_each_other() -> None:
-    """What `sendto` finds out is told soon, in order, and before the end."""
+    """Errors of `sendto` are reported soon, in order, and before the end."""
     async with endpoint() as (transport, protocol, sock):
         inside: list[str] = []
 
@@ -592,8 +592,8 @@ async def test_the_device_itself_is_closed(paused: bool) -> None:
         assert (protocol.errors, transport.dropped) == ([None], int(paused))
 
 
-def test_the_end_of_asyncio_run() -> None:
-    """A transport that is left open is aborted with the program's tasks, and leaves nothing."""
+def test_a_transport_left_open_is_aborted_with_asyncio_run() -> None:
+    """It is aborted with the program's tasks and leaves nothing behind."""
     made = []
 
     async def main() -> None:
@@ -607,7 +607,7 @@ def test_the_end_of_asyncio_run() -> None:
     assert transport.is_closing()
 
 
-async def test_another_protocol_takes_over() -> None:
+async def test_set_protocol_switches_to_another_protocol() -> None:
     async with endpoint() as (transport, protocol, sock):
         second = Recorder()
         transport.set_protocol(second)
@@ -620,7 +620,7 @@ async def test_another_protocol_takes_over() -> None:
         gc.collect()
 
 
-async def test_cancelled_while_opening() -> None:
+async def test_a_cancelled_creation_leaves_no_device() -> None:
     task = asyncio.create_task(aiotun.create_tun_endpoint(Recorder, "tp0"))
     await asyncio.sleep(0)
     task.cancel()

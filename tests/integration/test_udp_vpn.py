@@ -1,4 +1,4 @@
-"""The UDP tunnel example: a server and clients, in namespaces that a veth pair joins."""
+"""The UDP tunnel example: a server and clients, in namespaces connected by a veth pair."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ import udp_vpn
 from _mss import clamp_mss
 from udp_vpn import Client, Session, read_keys
 
-from ..helpers import checksum, ip
+from ..helpers import checksum, ip, need
 from .kernel import another_namespace
 from .test_examples import EXAMPLES, run
 from .test_offload import TCP_CLIENT, TCP_SERVER
@@ -41,7 +41,8 @@ class Place:
         return ["nsenter", f"--net={self.there}"] if there else []
 
     def run(self, there: bool, *command: str) -> str:
-        done = subprocess.run([*self.prefix(there), *command], capture_output=True, text=True)
+        words = [*self.prefix(there), need(command[0]), *command[1:]]
+        done = subprocess.run(words, capture_output=True, text=True)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         return done.stdout
 
@@ -119,7 +120,7 @@ def end(process: object, number: signal.Signals = signal.SIGTERM) -> str:
 
 
 def transfer(place: Place, up: bool, version: int, size: int) -> None:
-    """TCP through the tunnel, from the client where `up`; what comes is what was sent."""
+    """Send TCP through the tunnel, from the client if `up`; check that the data arrive intact."""
     args = [SERVER[version] if up else CLIENTS[version][0], "5000", str(size)]
     server_code, client_code = textwrap.dedent(TCP_SERVER), textwrap.dedent(TCP_CLIENT)
     command = [*place.prefix(not up), sys.executable, "-c", server_code, *args]
@@ -137,7 +138,9 @@ def transfer(place: Place, up: bool, version: int, size: int) -> None:
 
 @pytest.mark.parametrize("version", [4, 6], ids=["over IPv4", "over IPv6"])
 @pytest.mark.parametrize("loop", [[], ["--uvloop"]], ids=["asyncio", "uvloop"])
-def test_pings_and_the_end(place: Place, version: int, loop: list[str]) -> None:
+def test_pings_pass_both_ways_and_both_ends_stop_cleanly(
+    place: Place, version: int, loop: list[str]
+) -> None:
     server = place.server(*loop, bind="0.0.0.0:4500" if version == 4 else "[::]:4500")
     to = f"{OUTER[4][0]}:4500" if version == 4 else f"[{OUTER[6][0]}]:4500"
     client = place.client(0, *loop, to=to)
@@ -169,7 +172,7 @@ def test_another_cipher_is_no_session(place: Place) -> None:
         time.sleep(0.01)
 
 
-def test_several_clients(place: Place) -> None:
+def test_two_clients_use_one_server(place: Place) -> None:
     place.server()
     place.client(0)
     place.client(1)
@@ -217,7 +220,7 @@ def test_the_client_moves(place: Place) -> None:
     place.ping_both_ways()
 
 
-def test_the_mtu(place: Place) -> None:
+def test_a_given_mtu_is_used_and_not_exceeded(place: Place) -> None:
     place.server("--mtu", "1300")
     place.client(0, "--mtu", "1300")
     place.ping_both_ways()
@@ -228,7 +231,7 @@ def test_the_mtu(place: Place) -> None:
 
 @pytest.mark.parametrize("smaller", ["client", "server"])
 def test_the_mss_is_lowered_by_whose_mtu_is_smaller(place: Place, smaller: str) -> None:
-    """Of those who connect from behind: they know nothing of the tunnel's MTU."""
+    """For hosts behind the tunnel, which don't know its MTU."""
     mtu = {smaller: "1300"}
     place.server("--name", "s0", "--mtu", mtu.get("server", "1400"))
     place.client(0, "--mtu", mtu.get("client", "1400"))
@@ -246,7 +249,7 @@ def test_the_mss_is_lowered_by_whose_mtu_is_smaller(place: Place, smaller: str) 
     assert packet[40:44] == struct.pack("!BBH", 2, 4, 1260)
 
 
-def test_what_is_no_message_changes_nothing(place: Place) -> None:
+def test_invalid_messages_change_nothing(place: Place) -> None:
     server = place.server()
     place.client()
     place.ping_both_ways()
@@ -310,11 +313,11 @@ def test_each_message_is_taken_once_and_whole() -> None:
         forged = message[:octet] + bytes([message[octet] ^ 1]) + message[octet + 1 :]
         assert other.open([forged], dropped) == ([], False)
     assert other.open([message], dropped) == ([b"fourth"], True)
-    # Nor does it come back as if the other end had sent it.
+    # Nor is a message accepted that was reflected to its sender.
     assert one.open([message], dropped) == ([], False)
 
 
-def test_the_window() -> None:
+def test_messages_older_than_the_replay_window_are_dropped() -> None:
     dropped: Counter[str] = Counter()
     one, other = sessions()
     messages = one.seal([b"packet"] * (udp_vpn.WINDOW + 2), dropped)
@@ -324,7 +327,7 @@ def test_the_window() -> None:
     assert dropped == {"replayed": 2}
 
 
-def test_counters_end() -> None:
+def test_no_message_is_sent_after_the_last_counter() -> None:
     dropped: Counter[str] = Counter()
     one, _ = sessions()
     one._sent = udp_vpn.LAST_COUNTER - 1
@@ -343,7 +346,7 @@ class Sock:
 
 
 def test_no_answer_is_larger_than_its_question() -> None:
-    """Or somebody who repeats a HELLO from another's address would have them flooded."""
+    """Otherwise a replayed HELLO with a forged source address could flood that address."""
     dropped: Counter[str] = Counter()
     client = Client("alice", [bytes([10, 8, 0, 2])], os.urandom(32))
     server = udp_vpn.Server([client], "aes-256-gcm", dropped)
@@ -416,7 +419,7 @@ def syn(version: int, mss: int, before: bytes = b"", flags: int = 2) -> bytes:
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("before", [b"", b"\1", b"\4\2", b"\1\4\2", b"\3\3\7"])
 @pytest.mark.parametrize("mss", [1460, 65535, 1341])
-def test_the_mss_is_lowered(version: int, before: bytes, mss: int) -> None:
+def test_clamp_mss_lowers_an_mss_that_is_too_large(version: int, before: bytes, mss: int) -> None:
     most = 1400 - (40 if version == 4 else 60)
     assert clamp_mss(syn(version, mss, before), 1400) == syn(version, min(mss, most), before)
 
@@ -435,7 +438,7 @@ def test_what_has_no_mss_to_lower_stays_as_it_is(version: int) -> None:
         assert clamp_mss(same, 1400) == same
 
 
-def test_read_keys(tmp_path: Path) -> None:
+def test_read_keys_reads_names_keys_and_addresses(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(f"# nobody\n\nalice 10.8.0.2 fd08::2 {'A' * 43}=  # a comment\n")
     (client,) = read_keys(path)

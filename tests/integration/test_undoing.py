@@ -1,6 +1,6 @@
 """An opening that fails or is cancelled leaves everything as it was.
 
-That no fd and no thread is left is what the harness looks at after every test.
+The harness checks after every test that no fd and no thread is left.
 """
 
 import asyncio
@@ -49,11 +49,11 @@ from .kernel import (
     tun_data,
 )
 
-# What there is before: a bridge to leave, one to join, and a device that has something already.
+# The state before: a bridge to leave, a bridge to join, and a device with a configuration.
 OLD_ADDRESSES = ["10.8.0.1/24", "10.8.0.2/24", "fd08::1/64"]
 OLD_ROUTES = ["10.80.0.0/16 via 10.8.0.9 metric 7", "10.81.0.0/16", "fd80::/64 via fd08::9"]
 
-# Every option that is undone, each other than before.
+# Every option that is undone, each with a value that differs from before.
 EVERYTHING: dict[str, Any] = {
     "addresses": ["10.8.0.3/24", "10.9.0.1/24", "10.9.1.1 peer 10.9.1.2/32", "fd09::1/64"],
     "routes": ["10.90.0.0/16 via 10.9.0.9", "10.80.0.0/16 metric 8", "fd90::/64", "default"],
@@ -72,7 +72,7 @@ def bridges() -> None:
 
 
 def old_device(name: str = "old0", *, up: bool = True, multi_queue: bool = False) -> dict[str, Any]:
-    """Make a persistent TAP with a history, and give its state."""
+    """Make a persistent TAP with a configuration, and return its state."""
     make(name, "tap", *(["multi_queue"] if multi_queue else []))
     ip("link", "set", name, "address", "02:00:00:00:00:08", "mtu", "1480", "txqueuelen", "88")
     if up:
@@ -88,10 +88,10 @@ def old_device(name: str = "old0", *, up: bool = True, multi_queue: bool = False
 
 
 def open_files() -> Counter[str]:
-    """What this process has open, by what it is rather than by number."""
+    """Count this process's open files by their target, not by number."""
     found: Counter[str] = Counter()
     for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # the one that listed the folder
+        with contextlib.suppress(FileNotFoundError):  # the fd that listed the folder
             found[os.readlink(f"/proc/self/fd/{fd}")] += 1
     return found
 
@@ -105,10 +105,10 @@ def join_threads() -> None:
 
 # --- Steps that fail -----------------------------------------------------------------------------
 
-# Each with the errno that the kernel gives; the first steps were done before the one that fails.
+# Each with the kernel's errno. The first steps succeed before one fails.
 FAILING: dict[str, tuple[dict[str, Any], int]] = {
     "missing bridge": ({"bridge": "nobridge0"}, errno.ENODEV),
-    # The kernel takes it out of the bridge that it was in before it finds that out.
+    # The kernel removes it from its old bridge before it finds that out.
     "no bridge": ({"bridge": "lo"}, errno.EOPNOTSUPP),
     "gateway out of reach": ({"routes": ["10.90.0.0/16 via 192.0.2.1"]}, errno.ENETUNREACH),
     "gateway out of reach by IPv6": ({"routes": ["fd90::/64 via fd77::1"]}, errno.EHOSTUNREACH),
@@ -128,14 +128,14 @@ FAILING: dict[str, tuple[dict[str, Any], int]] = {
         },
         errno.ENETUNREACH,
     ),
-    # 0.0.0.0/0 is no address of an interface, 224.0.0.1 and multicast neither.
+    # An interface can't have 0.0.0.0/0 or a multicast address.
     "impossible address": ({"addresses": ["10.9.0.1/24", "ff02::5/64"]}, errno.EADDRNOTAVAIL),
 }
 
 
 class TestFailing:
     @pytest.mark.parametrize("how", FAILING)
-    async def test_what_was_created_is_gone(self, how: str) -> None:
+    async def test_a_created_device_is_deleted(self, how: str) -> None:
         options, code = FAILING[how]
         bridges()
         with pytest.raises(aiotun.LinkError) as caught:
@@ -152,7 +152,7 @@ class TestFailing:
         assert names() == ["br0", "br1"]
 
     @pytest.mark.parametrize("how", FAILING)
-    async def test_what_existed_is_as_before(self, how: str) -> None:
+    async def test_an_existing_device_is_restored(self, how: str) -> None:
         options, _ = FAILING[how]
         bridges()
         before = old_device()
@@ -166,7 +166,7 @@ class TestFailing:
         assert changes("old0", before) == []
 
     @pytest.mark.parametrize("how", FAILING)
-    async def test_what_was_down_is_down_again(self, how: str) -> None:
+    async def test_a_device_that_was_down_is_taken_down_again(self, how: str) -> None:
         options, _ = FAILING[how]
         bridges()
         before = old_device(up=False)
@@ -175,14 +175,14 @@ class TestFailing:
         assert changes("old0", before) == []
 
     async def test_a_tun_joins_no_bridge_and_has_no_mac(self) -> None:
-        """What `open_tun` does not offer, but a device of the other kind could be asked for."""
+        """`open_tun` has no such options, so the test passes them in another way."""
         make("old0", "tun")
         with pytest.raises(aiotun.DeviceMismatchError):
             await aiotun.open_tap("old0", bridge="br0")
         assert names() == ["old0"]
 
     async def test_ipv6_survives_an_mtu_too_small_for_it(self) -> None:
-        """Below 1280 the kernel drops an interface's IPv6 addresses; they were there before."""
+        """With an MTU below 1280 the kernel removes the IPv6 addresses, which must be restored."""
         make("old0")
         ip("link", "set", "old0", "up")
         ip("addr", "add", "fd08::1/64", "dev", "old0", "nodad")
@@ -193,7 +193,7 @@ class TestFailing:
         assert changes("old0", before) == []
 
     async def test_ipv6_of_what_was_down_survives(self) -> None:
-        """Going down again drops IPv6 addresses that the interface had while it was down before."""
+        """Taking a link down removes IPv6 addresses that it already had while it was down."""
         make("old0")
         ip("addr", "add", "fd08::1/64", "dev", "old0", "nodad")
         ip("addr", "add", "10.8.0.1/24", "dev", "old0")
@@ -218,7 +218,7 @@ class TestFailing:
         ],
     )
     async def test_a_route_beside_another_is_told_from_it(self, old: str, new: str) -> None:
-        """What is removed is the route that was added, and not one to the same network."""
+        """The added route is removed, and not another route to the same network."""
         make("old0")
         ip("link", "set", "old0", "up")
         ip("addr", "add", "10.8.0.1/24", "dev", "old0")
@@ -231,7 +231,7 @@ class TestFailing:
 
     @pytest.mark.parametrize("name", ["old0", "new0"])
     async def test_the_error_holds_nothing_open(self, name: str) -> None:
-        """Not even its traceback: a program may keep an error for as long as it likes."""
+        """Not even its traceback, because a program may keep an error."""
         make("old0")
         ip("link", "set", "old0", "up")
         before = open_files()
@@ -243,7 +243,7 @@ class TestFailing:
 
     @pytest.mark.parametrize("carrier", [True, False])
     async def test_the_carrier_that_others_had(self, carrier: bool) -> None:
-        """It is the device's and not the queue's: another program goes on with it."""
+        """The carrier belongs to the device, not to a queue: another program still uses it."""
         flags = Iff.TUN | Iff.NO_PI | Iff.MULTI_QUEUE
         with held("old0", flags) as (fd,):
             ip("link", "set", "old0", "up")
@@ -260,7 +260,7 @@ class TestFailing:
 
     @pytest.mark.parametrize("who", ["owner", "group"])
     def test_an_owner_that_stands_for_nobody(self, who: str) -> None:
-        """The last steps fail as well: a user namespace knows one user, and 12345 is another."""
+        """The last steps fail, too: a user namespace has one user, which is not 12345."""
         before, after, left, said = child(
             f"""
             import subprocess
@@ -306,7 +306,7 @@ class TestFailing:
         assert after == before
 
     async def test_no_owner_that_the_kernel_does_not_take(self) -> None:
-        """The last steps fail as well; in a user namespace most numbers stand for nobody."""
+        """The last steps fail, too: in a user namespace most ids belong to no user."""
         if REAL_ROOT:
             pytest.skip("root's kernel takes any owner")
         with pytest.raises(aiotun.DeviceMismatchError):
@@ -317,7 +317,7 @@ class TestFailing:
 class TestQueues:
     @pytest.mark.parametrize("free", [1, 2, 5])
     async def test_the_next_queue_is_one_too_many(self, free: int) -> None:
-        """Another program has taken the others; what we took is given back."""
+        """Another program holds the other queues; those that we have attached are released."""
         make("old0", "tun", "multi_queue")
         flags = Iff.TUN | Iff.NO_PI | Iff.MULTI_QUEUE
         with held("old0", flags, 256 - free):
@@ -352,12 +352,12 @@ class TestQueues:
 
     @pytest.mark.parametrize("persist", [None, True])
     async def test_the_program_runs_out_of_fds(self, persist: bool | None) -> None:
-        """Wherever the limit strikes: a queue, the namespace, netlink."""
+        """The limit may be reached by a queue, the namespace or netlink."""
         bridges()
         before = old_device()
         options = {**EVERYTHING, "persist": persist}
         async with aiotun.open_tap("new0", **options):
-            pass  # everything is imported from here on
+            pass  # from here on everything is imported
         if persist:
             ip("link", "del", "new0")
         leaks = LeakCheck()
@@ -395,7 +395,7 @@ class TestQueues:
         assert changes("old0", before) == []
 
     async def test_headers_that_others_rely_on(self) -> None:
-        """Found out after attaching; the device's header, offloads and link are as before."""
+        """The mismatch is found after attaching; the header, offloads and link are unchanged."""
         make("old0", "tun", "multi_queue", "vnet_hdr")
         flags = Iff.TUN | Iff.NO_PI | Iff.MULTI_QUEUE | Iff.VNET_HDR
         with held("old0", flags) as (fd,):
@@ -422,7 +422,7 @@ THERE: dict[str, Any] = {
 
 @pytest.fixture
 def elsewhere() -> Iterator[str]:
-    """The path of another namespace, with a persistent device that has something already."""
+    """The path of another namespace with a configured persistent device."""
     first = (
         "ip tuntap add old0 mode tap && ip link set old0 mtu 1480 up && "
         "ip addr add 10.8.0.1/24 dev old0 && ip route add 10.80.0.0/16 via 10.8.0.9 dev old0"
@@ -432,15 +432,15 @@ def elsewhere() -> Iterator[str]:
 
 
 def state_there(path: str) -> tuple[Any, Any, Any]:
-    """The interfaces there, and what `old0` among them is like."""
+    """The interfaces there, and the state of `old0`."""
     shown = json.loads(inside(path, "ip", "-j", "-d", "addr", "show"))
     routes = json.loads(inside(path, "ip", "-j", "-4", "route", "show", "table", "all"))
     (old,) = (each for each in shown if each["ifname"] == "old0")
     for each in (old, *routes):
-        # What the kernel says of a cable that is plugged in: it takes its time.
+        # The kernel updates the state of the carrier later.
         for key in ("operstate", "qdisc"):
             each.pop(key, None)
-        # And it gives IPv6 addresses by itself, where nobody has told it not to.
+        # And it adds IPv6 addresses by itself unless that is disabled.
         if "addr_info" in each:
             each["addr_info"] = [one for one in each["addr_info"] if one["family"] == "inet"]
         each["flags"] = sorted({*each["flags"]} - {"NO-CARRIER", "LOWER_UP", "linkdown"})
@@ -448,10 +448,12 @@ def state_there(path: str) -> tuple[Any, Any, Any]:
 
 
 class TestElsewhere:
-    """What exists is put back where it is, and a namesake out here is left alone."""
+    """The device is restored there, and one of the same name in this namespace is unchanged."""
 
     @pytest.mark.parametrize("name", ["old0", "new0"])
-    async def test_a_step_fails(self, elsewhere: str, name: str) -> None:
+    async def test_a_failed_opening_in_another_namespace_is_undone_there(
+        self, elsewhere: str, name: str
+    ) -> None:
         bridges()
         here, there = old_device(), state_there(elsewhere)
         failing = {**THERE, "routes": [*THERE["routes"], "10.91.0.0/16 via 192.0.2.1"]}
@@ -476,7 +478,7 @@ class TestElsewhere:
 
     @pytest.mark.parametrize("name", ["old0", "new0"])
     async def test_cancelled_with_the_device_on_its_way(self, elsewhere: str, name: str) -> None:
-        """The thread was done, and another has to go there and take it all back."""
+        """The opening's thread has ended, so another thread enters the namespace and undoes it."""
         bridges()
         here, there = old_device(), state_there(elsewhere)
         task = asyncio.create_task(tap(name, netns=elsewhere, persist=True, **THERE))
@@ -530,7 +532,7 @@ class Moments:
             self._pass()
             value = function(*args, **kwargs)
             if isinstance(value, int) and function.__name__ == "open_node":
-                return value  # nobody has it yet; the moment before the next step is the same
+                return value  # no result yet; the moment before the next step is the same
             self._pass()
             return value
 
@@ -556,12 +558,12 @@ Opened = Coroutine[Any, Any, aiotun.Device]
 
 
 async def cancelled_at(moments: Moments, number: int, opening: Opened) -> bool:
-    """Cancel an opening at one moment; False where it was over before, and is closed then."""
+    """Cancel an opening at one moment. If it has ended before, close it and return False."""
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(opening)
 
     def cancel() -> None:
-        """In the opening's thread: go on once the task has seen it."""
+        """Runs in the opening's thread; continues when the task has seen the cancellation."""
         seen = threading.Event()
 
         def turn(left: int) -> None:
@@ -591,7 +593,7 @@ async def cancelled_at(moments: Moments, number: int, opening: Opened) -> bool:
 async def sweep(
     moments: Moments, opening: Callable[[], Opened], check: Callable[[], None], least: int
 ) -> None:
-    """Cancel an opening at each of its moments in turn, and look after each."""
+    """Cancel an opening at each of its moments in turn, and check the state after each."""
     number = 1
     while await cancelled_at(moments, number, opening()):
         check()
@@ -647,7 +649,9 @@ class TestCancelling:
 
             await sweep(moments, lambda: tap("old0", queues=2, **EVERYTHING), check, 40)
 
-    async def test_in_another_namespace(self, moments: Moments, netns: int) -> None:
+    async def test_a_cancelled_opening_in_another_namespace_is_undone_there(
+        self, moments: Moments, netns: int
+    ) -> None:
         prepare = (
             "(echo 1 > /proc/sys/net/ipv6/conf/default/addr_gen_mode || true) 2>/dev/null && "
             "ip tuntap add old0 mode tap && ip link set old0 up"
@@ -676,7 +680,7 @@ class TestCancelling:
                 os.close(there)
 
     async def test_an_old_device_that_is_to_persist_no_more(self, moments: Moments) -> None:
-        """A cancelled opening does not delete what it found: persistence can be put back."""
+        """A cancelled opening does not delete an existing device: it becomes persistent again."""
         make("old0", "tap")
         before = state("old0")
 
@@ -700,7 +704,7 @@ class TestCancelling:
             await sweep(moments, opening, check, 5)
 
     async def test_the_task_is_cancelled_twice(self, moments: Moments) -> None:
-        """The second time falls into the undoing, which goes on to its end."""
+        """The second cancellation comes during the undoing, which continues to its end."""
         bridges()
         before = old_device()
         loop = asyncio.get_running_loop()
@@ -735,7 +739,7 @@ class TestCancelling:
         assert hits > 5
         assert changes("old0", before) == []
 
-    async def test_before_it_has_begun(self) -> None:
+    async def test_an_opening_cancelled_before_it_begins_leaves_no_device(self) -> None:
         task = asyncio.create_task(tap("new0", persist=True))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -743,7 +747,7 @@ class TestCancelling:
         assert names() == []
 
     async def test_timeouts_at_any_moment(self) -> None:
-        """A sweep of times rather than of steps: whatever the loop is at."""
+        """Sweeps over times instead of steps."""
         bridges()
         before = old_device()
         chance = random.Random(4)
@@ -783,12 +787,12 @@ class TestCancelling:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.02):
                 await aiotun.open_tun("new0")
-        # It waited for the step under way.
+        # It waited for the running step.
         assert waiting.is_set()
         assert asyncio.get_running_loop().time() - started >= 0.1
         assert names() == []
 
-    async def test_wait_for(self) -> None:
+    async def test_a_wait_for_that_times_out_leaves_no_device(self) -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(aiotun.open_tun("new0"), 0.0)
         assert names() == []
@@ -828,7 +832,7 @@ _LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 @contextlib.contextmanager
 def loop_for(kind: str) -> Iterator[asyncio.AbstractEventLoop]:
     loop = _LOOPS[kind]()
-    # It complains of a task that was destroyed while it waited: that is what is done here.
+    # The loop reports a pending task that was destroyed; here that is on purpose.
     loop.set_exception_handler(lambda _, __: None)
     try:
         yield loop
@@ -839,7 +843,9 @@ def loop_for(kind: str) -> Iterator[asyncio.AbstractEventLoop]:
 @pytest.mark.parametrize("kind", _LOOPS)
 class TestLoopClosed:
     @pytest.mark.parametrize("number", [1, 5, 20, 40])
-    def test_during_an_opening(self, kind: str, moments: Moments, number: int) -> None:
+    def test_an_opening_is_undone_when_the_loop_is_closed_during_it(
+        self, kind: str, moments: Moments, number: int
+    ) -> None:
         bridges()
         before = old_device()
         reached, going_on = threading.Event(), threading.Event()
@@ -863,8 +869,8 @@ class TestLoopClosed:
             assert changes("old0", before) == []
             assert names() == ["br0", "br1", "old0"]
 
-    def test_with_the_value_on_its_way(self, kind: str) -> None:
-        """The thread is done and has told the loop, which never comes round to it."""
+    def test_an_opening_is_undone_when_its_result_cannot_be_delivered(self, kind: str) -> None:
+        """The thread has ended and has told the loop, but the loop never runs again."""
         bridges()
         before = old_device()
         for name in ("old0", "new0"):
@@ -879,8 +885,8 @@ class TestLoopClosed:
             assert names() == ["br0", "br1", "old0"]
             assert changes("old0", before) == []
 
-    def test_at_the_programs_end(self, kind: str) -> None:
-        """asyncio.run cancels what is left, and waits for it."""
+    def test_an_opening_is_undone_when_asyncio_run_ends(self, kind: str) -> None:
+        """asyncio.run cancels the task and waits for it."""
 
         async def program() -> None:
             task = asyncio.create_task(tap("new0", persist=True))
@@ -898,7 +904,7 @@ class TestLoopClosed:
 
 class TestNotUndone:
     async def test_what_was_there_before_is_no_ones_to_remove(self) -> None:
-        """An address and a route that were asked for and present already stay after a failure."""
+        """Requested addresses and routes that existed already stay after a failure."""
         make("old0")
         ip("link", "set", "old0", "up", "mtu", "1400")
         ip("addr", "add", "10.0.0.1/24", "dev", "old0")
@@ -914,7 +920,7 @@ class TestNotUndone:
         assert changes("old0", before) == []
 
     async def test_undoing_goes_on_where_one_step_can_not_be_undone(self, moments: Moments) -> None:
-        """Somebody else removed the address meanwhile; the MTU is put back all the same."""
+        """Another program has removed the address meanwhile; the MTU is still restored."""
         make("old0")
 
         async def opening() -> aiotun.Device:

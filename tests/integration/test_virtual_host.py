@@ -1,4 +1,4 @@
-"""The host that lives in Python: a real kernel finds and pings it over a bridge."""
+"""The host in a Python program: a real kernel finds and pings it over a bridge."""
 
 import contextlib
 import re
@@ -26,7 +26,7 @@ from .test_examples import (
 HOST = "virtual_host.py"
 MAC, OTHER_MAC = "02:00:00:00:00:51", "02:00:00:00:00:52"
 HOST4, HOST6 = "10.84.0.1", "fd84::1"
-# Without a link-local address the kernel cannot ask whether an IPv6 neighbour is still there.
+# Without a link-local address the kernel can't check that an IPv6 neighbor is still reachable.
 KERNEL = ["10.84.0.254/24", "fd84::ff/64", "fe80::ff/64"]
 
 
@@ -36,7 +36,7 @@ def options(mac: str = MAC, name: str = "ex0", four: str = HOST4, six: str = HOS
 
 
 def bridge() -> list[str]:
-    """Make a bridge on which the kernel has addresses, and give the option for it."""
+    """Make a bridge on which the kernel has addresses; return the option for it."""
     ip("link", "add", "br0", "type", "bridge")
     for each in KERNEL:
         ip("addr", "add", each, "dev", "br0")
@@ -52,7 +52,7 @@ def host(*args: str) -> Iterator[tuple[Service, Pinger, Pinger]]:
 
 
 def neighbours(device: str = "br0") -> dict[str, str | None]:
-    """The MACs that the kernel knows of, by address; None for what nobody has answered."""
+    """The MACs that the kernel knows, by address; None if nobody has answered."""
     found = ip("-4", "neigh", "show", "dev", device) + ip("-6", "neigh", "show", "dev", device)
     return {each["dst"]: each.get("lladdr") for each in found}
 
@@ -65,7 +65,7 @@ def test_it_is_found_and_pinged_over_a_bridge(loop: list[str]) -> None:
             four.check(HOST4, size)
             six.check(HOST6, size)
         assert neighbours()[HOST4] == neighbours()[HOST6] == MAC
-        # The kernel asks again, to this MAC alone, whether it is still there.
+        # The kernel checks that it is still there, with a request to this MAC only.
         for address in (HOST4, HOST6):
             ip("neigh", "change", address, "lladdr", MAC, "dev", "br0", "nud", "probe")
             wait_for_state(address, "REACHABLE")
@@ -81,7 +81,7 @@ def wait_for_state(address: str, wanted: str) -> None:
         time.sleep(0.01)
 
 
-def test_only_its_own_addresses() -> None:
+def test_the_host_answers_for_its_own_addresses_only() -> None:
     with host(*options(), *bridge()) as (_, four, six):
         four.check(HOST4)
         six.check(HOST6)
@@ -98,8 +98,8 @@ def test_only_its_own_addresses() -> None:
         assert [known.get(each) for each in ("10.84.0.2", "fd84::2", "fd84::1:0:1")] == [None] * 3
 
 
-def test_only_its_own_mac() -> None:
-    """A bridge floods what it knows no port for."""
+def test_the_host_answers_frames_to_its_own_mac_only() -> None:
+    """A bridge floods frames to unknown MACs, so the host receives frames for others."""
     with host(*options(), *bridge()) as (_, four, six):
         for pinger, address in ((four, HOST4), (six, HOST6)):
             ip("neigh", "add", address, "lladdr", OTHER_MAC, "dev", "br0")
@@ -121,7 +121,7 @@ def test_two_hosts_on_one_bridge() -> None:
         assert (known[HOST6], known["fd84::2"]) == (MAC, OTHER_MAC)
 
 
-def test_without_a_bridge_and_a_mac() -> None:
+def test_the_host_works_without_a_bridge_and_a_given_mac() -> None:
     with start(HOST, "--address", "10.84.0.1/24") as service, Pinger(4) as four:
         assert service.name == "tap0"
         ip("addr", "add", KERNEL[0], "dev", "tap0")
@@ -150,7 +150,7 @@ def test_nobody_else_may_take_its_address() -> None:
 
 
 def answered(lines: list[str], address: str) -> list[int]:
-    """The numbers of the pings that were answered; each took some time, and no more than that."""
+    """The numbers of the answered pings; checks that their times are plausible."""
     line = re.compile(
         rf"64 bytes from {re.escape(address)}: icmp_seq=(\d+) ttl=64 time=(\d+\.\d+) ms"
     )
@@ -163,8 +163,8 @@ def answered(lines: list[str], address: str) -> list[int]:
 @pytest.mark.parametrize(
     ("own", "target"), [(f"{HOST4}/24", "10.84.0.254"), (f"{HOST6}/64", "fd84::ff")]
 )
-def test_it_pings_the_kernel(own: str, target: str, loop: list[str]) -> None:
-    """And ends after the last answer, without waiting for another."""
+def test_the_host_pings_the_kernel(own: str, target: str, loop: list[str]) -> None:
+    """It ends immediately after the last answer."""
     words = [*bridge(), "--address", own, "--ping", target, "--count", "3", "--interval", "0.01"]
     done = run(HOST, *words, *loop)
     assert (done.returncode, done.stderr) == (0, "")
@@ -175,7 +175,7 @@ def test_it_pings_the_kernel(own: str, target: str, loop: list[str]) -> None:
     assert last.startswith("3 sent, 3 answered, in ")
 
 
-def test_nobody_answers() -> None:
+def test_pings_that_nobody_answers_exit_with_1() -> None:
     words = [*bridge(), "--address", f"{HOST4}/24", "--ping", "10.84.0.2"]
     done = run(HOST, *words, "--count", "2", "--interval", "0.01")
     assert (done.returncode, done.stderr) == (1, "")
@@ -186,7 +186,7 @@ def test_nobody_answers() -> None:
 
 
 def test_two_hosts_ping_each_other() -> None:
-    """Until a signal comes; and one that comes back with another MAC is found again."""
+    """Until a signal comes. A host that returns with another MAC is found again."""
     more = [*bridge(), "--interval", "0.05"]
     first = example(HOST, *options(), *more, "--ping", "fd84::2")
     second = options(OTHER_MAC, "ex1", "10.84.0.2", "fd84::2")
@@ -234,7 +234,7 @@ def test_an_interface_that_is_deleted_is_one_line() -> None:
         (["--mac", "home"], 2, "02:00:00:00:00:01"),
         (["--address", "10.84.0.1/33"], 2, "10.84.0.1/33"),
         (["--ping", "10.84.0.1"], 2, "10.84.0.1"),
-        (["--address", "10.84.0.1/24", "--ping", "10.84.0.1"], 2, "other host"),
+        (["--address", "10.84.0.1/24", "--ping", "10.84.0.1"], 2, "another host"),
         (["--address", "10.84.0.1/24", "--ping", "home"], 2, "home"),
         (["--count", "3"], 2, "--ping"),
         (["--address", "10.84.0.1/24", "--ping", "10.84.0.2", "--count", "0"], 2, "--count"),
@@ -244,19 +244,21 @@ def test_an_interface_that_is_deleted_is_one_line() -> None:
         (["--name", "lo"], 1, "not a TAP device"),
     ],
 )
-def test_failures(args: Sequence[str], status: int, said: str) -> None:
+def test_failures_are_one_line_with_an_exit_status(
+    args: Sequence[str], status: int, said: str
+) -> None:
     check_failure(run(HOST, *args), status, said)
 
 
-def test_help() -> None:
+def test_help_lists_the_options() -> None:
     done = run(HOST, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     for option in ("--name", "--address", "--mac", "--bridge", "--uvloop", "--ping", "--count"):
         assert option in done.stdout
 
 
-def test_any_frame() -> None:
-    """None is too short, and none is answered that is no question to this host."""
+def test_truncated_frames_are_not_answered() -> None:
+    """No length raises, and no other frame is answered."""
     module: Any = example_module("virtual_host")
     args = module.parser("").parse_args(["--address", "10.84.0.1/24"])
     args.mac = module.host_mac(MAC)

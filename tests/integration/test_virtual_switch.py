@@ -34,14 +34,14 @@ def switch(*ports: str, ageing: str = "300") -> Iterator[Program]:
 
 
 def counters(lines: list[str], port: str) -> dict[str, int]:
-    """The last counters that the switch told of one port."""
+    """The last counters that the switch printed for a port."""
     (*_, line) = [line for line in lines if line.startswith(f"{port} ")]
     words = line.removeprefix(f"{port} ").split()
     return {name: int(value) for name, value in zip(words[::2], words[1::2], strict=True)}
 
 
 class Wire:
-    """A host at the far end of a port: one of QEMU's streams, or a datagram socket."""
+    """A host at the far end of a port: a stream as QEMU's, or a datagram socket."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -86,7 +86,7 @@ switching = example_module("_switching")
 
 
 class Rack:
-    """A switch with ports that only remember, and a clock that is turned by hand."""
+    """A switch with ports that only record frames, and a clock that the test sets."""
 
     def __init__(self, ports: int = 3) -> None:
         self.now = 0.0
@@ -110,7 +110,7 @@ class Rack:
         return port
 
     def pass_on(self, number: int, data: bytes) -> list[int]:
-        """Give a frame in at a port; give the numbers of those that it came out of."""
+        """Pass a frame in at a port; return the numbers of the ports that it came out of."""
         self.switch.forward(self.ports[number], data)
         reached = [n for n, out in enumerate(self.out) if out]
         assert all(out == [data] for out in self.out if out)
@@ -135,7 +135,7 @@ def test_a_station_is_learned_and_followed() -> None:
     # It moves to another port.
     assert rack.pass_on(2, frame(EVERYBODY, A)) == [0, 1]
     assert rack.pass_on(1, frame(A, B)) == [2]
-    # What it says to a neighbour on its own port is not ours.
+    # A frame to a station on the same port is not forwarded.
     rack.pass_on(2, frame(EVERYBODY, C))
     assert rack.pass_on(2, frame(C, A)) == []
     assert rack.ports[2].counters.filtered == 1
@@ -148,7 +148,7 @@ def test_a_station_is_forgotten_in_time() -> None:
     assert rack.pass_on(1, frame(A, B)) == [0]
     rack.now = 10.0
     assert rack.pass_on(1, frame(A, B)) == [0, 2]
-    # A frame from it keeps it known.
+    # A frame from a station keeps it known.
     rack.pass_on(0, frame(EVERYBODY, A))
     rack.now = 19.9
     assert rack.pass_on(1, frame(A, B)) == [0]
@@ -159,7 +159,7 @@ def test_a_port_that_leaves_is_forgotten() -> None:
     rack.pass_on(0, frame(EVERYBODY, A))
     rack.switch.remove(rack.ports[0])
     assert rack.pass_on(1, frame(A, B)) == [2]
-    rack.switch.remove(rack.ports[0])  # again does no harm
+    rack.switch.remove(rack.ports[0])  # removing it again is harmless
 
 
 def test_a_full_table_floods_and_recovers() -> None:
@@ -178,10 +178,10 @@ def test_a_full_table_floods_and_recovers() -> None:
 
 
 def test_a_flood_of_stations_costs_no_search_of_the_table() -> None:
-    """Time for each frame: a look at each of the 8,192 stations takes half a millisecond or so."""
+    """Measures the time per frame: a search of all 8,192 stations takes about 0.5 ms."""
     rack = Rack()
     rack.switch.remove(rack.ports[1])
-    rack.switch.remove(rack.ports[2])  # so that nothing is kept
+    rack.switch.remove(rack.ports[2])  # so that no frame is recorded
     flood = [frame(B, b"\x02\x01" + number.to_bytes(4, "big")) for number in range(20_000)]
     before = time.process_time()
     for each in flood:
@@ -221,8 +221,8 @@ def test_a_port_that_is_not_ready_loses_its_own_frames_only() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_two_namespaces_talk(number: signal.Signals) -> None:
-    """ARP, ping and TCP between the kernels of two namespaces, each with a TAP of the switch."""
+def test_two_namespaces_communicate_through_the_switch(number: signal.Signals) -> None:
+    """ARP, ping and TCP between the kernels of two namespaces with a TAP port each."""
     with (
         kernel.another_namespace() as one,
         kernel.another_namespace() as two,
@@ -249,7 +249,7 @@ def test_two_namespaces_talk(number: signal.Signals) -> None:
 
 
 def test_streams_datagrams_and_a_tap_on_one_switch(tmp_path: Path) -> None:
-    """Frames of all sizes from each kind of port to each other, through the kernel's own wires."""
+    """Frames of all sizes from each kind of port to every other, over real sockets."""
     path, ours, theirs = (tmp_path / name for name in ("stream", "ours", "theirs"))
     tcp = free_port(socket.SOCK_STREAM)
     udp = free_port(socket.SOCK_DGRAM)
@@ -272,8 +272,8 @@ def test_streams_datagrams_and_a_tap_on_one_switch(tmp_path: Path) -> None:
         inet = stack.enter_context(socket.create_connection(("127.0.0.1", tcp)))
         wires += [Wire(inet), Wire(far), Wire(unix)]
         macs = [bytes((2, 0, 0, 0, 1, number)) for number in range(len(wires))]
-        # Each is heard by all others, and has then been learned. A connection may be new to the
-        # switch when the first frames come, so the first are repeated until all have come.
+        # Every port must hear all others, which are then learned. The switch may accept a
+        # connection after the first frames, so repeat them until all have arrived.
         for wire in wires:
             wire.sock.settimeout(0.1)
         for wire, mac in zip(wires, macs, strict=True):
@@ -290,7 +290,7 @@ def test_streams_datagrams_and_a_tap_on_one_switch(tmp_path: Path) -> None:
                         data = (macs[target] + macs[number] + EXPERIMENTAL).ljust(size, b"x")
                         wire.send(data)
                         assert other.receive() == data
-        # Nothing went where it should not.
+        # No frame went to a wrong port.
         for wire in wires:
             wire.sock.setblocking(False)
             with pytest.raises(BlockingIOError):
@@ -323,7 +323,7 @@ def drain(wire: Wire) -> None:
 
 
 def test_a_port_that_never_reads_hinders_nobody(tmp_path: Path) -> None:
-    """Its frames are dropped and counted, and the memory that they take has an end."""
+    """Its frames are dropped and counted, and their memory is bounded."""
     path = tmp_path / "stream"
     with switch(f"unix:{path}") as program, plugged(path) as a, plugged(path) as b, plugged(path):
         a.sock.settimeout(0.1)
@@ -348,7 +348,7 @@ def test_a_stream_that_lost_its_way_is_closed(tmp_path: Path, length: int) -> No
             wire.sock.sendall(length.to_bytes(4, "big") + bytes(100))
             with contextlib.suppress(ConnectionResetError):
                 assert wire.sock.recv(1) == b""
-        with plugged(path) as a, plugged(path) as b:  # the others have not
+        with plugged(path) as a, plugged(path) as b:  # these have not
             b.sock.settimeout(0.1)
             hear(a, frame(EVERYBODY, A), b)
         assert counters(program.end(), f"unix:{path}")["malformed"] == 1
@@ -419,7 +419,7 @@ def test_a_socket_left_behind_is_taken_over(tmp_path: Path) -> None:
 
 @pytest.mark.peers
 def test_machines_that_boot_from_it(tmp_path: Path) -> None:
-    """iPXE asks for an address through a stream and through datagrams; a TAP hears both."""
+    """iPXE asks for an address through a stream and through datagrams; a TAP receives both."""
     path, ours, theirs = (tmp_path / name for name in ("stream", "ours", "theirs"))
     udp, far = free_port(socket.SOCK_DGRAM), free_port(socket.SOCK_DGRAM)
     inet = f"local.type=inet,local.host=127.0.0.1,local.port={far}"
@@ -448,7 +448,7 @@ def test_machines_that_boot_from_it(tmp_path: Path) -> None:
             stack.enter_context(booting(netdev, mac.hex(":")))
         while wanted:
             data = sock.recv(2048)
-            # From port 68 to 67, and a BOOTREQUEST of the machine (RFC 2131).
+            # From port 68 to 67: a BOOTREQUEST of the machine (RFC 2131).
             if data[34:38] == b"\0\x44\0\x43" and data[42] == 1 and data[70:76] == data[6:12]:
                 assert data[:6] == EVERYBODY
                 wanted.discard(data[6:12])
@@ -461,12 +461,12 @@ def test_machines_that_boot_from_it(tmp_path: Path) -> None:
     ("words", "status", "said"),
     [
         ([], 2, "--port"),
-        (["--port", "nothing"], 2, "no port"),
+        (["--port", "nothing"], 2, "not a valid port"),
         (["--port", "tap:"], 2, "1 to 15"),
         (["--port", "tap:a/b"], 2, "a/b"),
-        (["--port", "unix:"], 2, "no port"),
-        (["--port", "dgram:/x"], 2, "no port"),
-        (["--port", "udp:127.0.0.1:1"], 2, "no port"),
+        (["--port", "unix:"], 2, "not a valid port"),
+        (["--port", "dgram:/x"], 2, "not a valid port"),
+        (["--port", "udp:127.0.0.1:1"], 2, "not a valid port"),
         (["--port", "udp:localhost:1=127.0.0.1:2"], 2, "localhost"),
         (["--port", "udp:127.0.0.1:0=127.0.0.1:2"], 2, "1 to 65535"),
         (["--port", "udp:[::1]:1=[::g]:2"], 2, "::g"),
@@ -478,7 +478,9 @@ def test_machines_that_boot_from_it(tmp_path: Path) -> None:
         (["--port", "tap:sw0", "--port", "unix:/dev/null"], 1, "/dev/null"),
     ],
 )
-def test_what_cannot_be_is_said(words: list[str], status: int, said: str) -> None:
+def test_invalid_options_are_refused_with_a_reason(
+    words: list[str], status: int, said: str
+) -> None:
     done = subprocess.run(
         example("virtual_switch.py", *words), capture_output=True, text=True, timeout=20
     )

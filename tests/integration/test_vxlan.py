@@ -1,6 +1,6 @@
-"""The VXLAN example, against the kernel's own vxlan device and against itself.
+"""The VXLAN example, with the kernel's own vxlan device and with itself as the other end.
 
-Ours is in the test's own namespace. A veth pair joins it with the other one's.
+One end is in the test's own namespace. A veth pair connects it with the other end's namespace.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 from vxlan import MOST_LEARNED, Vxlan
 
-from ..helpers import ip
+from ..helpers import ip, need
 from .kernel import another_namespace, inside
 from .test_examples import EXAMPLES, Service, check_failure, run, start
 from .test_offload import TCP_CLIENT, TCP_SERVER
@@ -23,7 +23,7 @@ OUTER = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
 ADDRESS = ["--address", "10.7.0.1/24", "--address", "fd07::1/64"]
 MTU = {4: 1450, 6: 1430}
 
-# Checksums and segmentation are left to a card, which the frame's datagram never meets here.
+# The kernel leaves checksums and segmentation to a network card, and there is none on this path.
 NO_OFFLOAD = """
     import array, fcntl, socket, struct, sys
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -36,7 +36,7 @@ NO_OFFLOAD = """
 
 @contextlib.contextmanager
 def far(kind: str, version: int, vni: int = 42) -> Iterator[str]:
-    """The other end, with 10.7.0.2 and fd07::2; gives its namespace."""
+    """The other end, with 10.7.0.2 and fd07::2; yields its namespace."""
     with another_namespace("ip link set lo up") as there:
         ip("link", "add", "va", "type", "veth", "peer", "name", "vb", "netns", there)
         ip("link", "set", "va", "up")
@@ -71,7 +71,7 @@ def addresses(there: str) -> None:
 
 @contextlib.contextmanager
 def ours(version: int, *args: str, prefix: list[str]) -> Iterator[None]:
-    """Ours at the other end."""
+    """The example as the other end."""
     one, other = OUTER[version]
     command = [*prefix, sys.executable, "-W", "error", str(EXAMPLES / "vxlan.py"), "--vni", "42"]
     process = subprocess.Popen(
@@ -97,7 +97,7 @@ def near(version: int, *args: str, vni: int = 42) -> Iterator[Service]:
 
 
 def ping(address: str, *options: str) -> int:
-    command = ["ping", "-c", "3", "-i", "0.05", "-w", "10", *options, address]
+    command = [need("ping"), "-c", "3", "-i", "0.05", "-w", "10", *options, address]
     return subprocess.run(command, capture_output=True).returncode
 
 
@@ -108,12 +108,12 @@ LOOPS = pytest.mark.parametrize("loop", [[], ["--uvloop"]], ids=["asyncio", "uvl
 
 @KINDS
 @VERSIONS
-def test_ping_arp_and_mtu(kind: str, version: int) -> None:
+def test_pings_and_arp_cross_the_tunnel_and_the_mtu_fits(kind: str, version: int) -> None:
     with far(kind, version) as there, near(version) as service:
         assert ping("10.7.0.2") == 0
         assert ping("fd07::2") == 0
         inside(there, "ping", "-c", "2", "-i", "0.05", "-w", "10", "10.7.0.1")
-        # Each has found the other's address by ARP.
+        # Both ends have found each other's MAC by ARP.
         (far_link,) = ip_there(there)
         (found,) = ip("neigh", "show", "10.7.0.2", "dev", "tap0")
         assert found["lladdr"] == far_link["address"]
@@ -186,7 +186,7 @@ def test_another_network_is_another_network() -> None:
         (["--local", "here"], "here"),
     ],
 )
-def test_wrong_arguments(args: list[str], said: str) -> None:
+def test_vxlan_refuses_invalid_arguments(args: list[str], said: str) -> None:
     ends = ["--vni", "1", "--local", "192.0.2.1", "--remote", "192.0.2.2"]
     check_failure(run("vxlan.py", *ends, *args), 2, said)
 
@@ -206,19 +206,19 @@ def frame(target: bytes, source: bytes) -> bytes:
     return target + source + b"\x08\0" + bytes(50)
 
 
-def test_the_header() -> None:
+def test_a_datagram_begins_with_the_vxlan_header() -> None:
     ((_, (datagram,)),) = Vxlan(0x123456, [A]).send([frame(ALL, MAC1)], 0.0)
     assert datagram == bytes.fromhex("08000000 12345600") + frame(ALL, MAC1)
 
 
-def test_learning() -> None:
+def test_stations_are_learned_moved_and_forgotten() -> None:
     vxlan = Vxlan(7, [A, B])
     (head,) = {datagrams[0][:8] for _, datagrams in vxlan.send([frame(MAC2, MAC1)], 0.0)}
-    assert len(vxlan.send([frame(MAC1, MAC2)], 0.0)) == 2  # to both: not known yet
+    assert len(vxlan.send([frame(MAC1, MAC2)], 0.0)) == 2  # to both remotes: not learned yet
     assert vxlan.receive([head + frame(MAC2, MAC1)], B, 0.0) == [frame(MAC2, MAC1)]
     assert [remote for remote, _ in vxlan.send([frame(MAC1, MAC2)], 299.0)] == [B]
     assert len(vxlan.send([frame(MAC1, MAC2)], 300.0)) == 2
-    vxlan.receive([head + frame(MAC2, MAC1)], ("192.0.2.1", 55555), 300.0)  # it moved
+    vxlan.receive([head + frame(MAC2, MAC1)], ("192.0.2.1", 55555), 300.0)  # the station has moved
     assert [remote for remote, _ in vxlan.send([frame(MAC1, MAC2)], 301.0)] == [A]
     assert len(vxlan.send([frame(ALL, MAC2)], 301.0)) == 2
     vxlan.receive([head + frame(MAC2, ALL)], A, 301.0)
@@ -227,12 +227,12 @@ def test_learning() -> None:
     assert len(vxlan._learned) <= MOST_LEARNED
 
 
-def test_what_is_dropped_is_counted() -> None:
+def test_dropped_datagrams_are_counted() -> None:
     vxlan = Vxlan(7, [A])
     ((_, (good,)),) = vxlan.send([frame(ALL, MAC1)], 0.0)
     assert vxlan.receive([good], C, 0.0) == []
     bad = [b"", good[:21], b"\0" + good[1:], good[:6] + b"\1" + good[7:]]
     assert vxlan.receive(bad, A, 0.0) == []
     assert vxlan.dropped == {"not from a remote": 1, "no VXLAN": 3, "of another network": 1}
-    # The other flags, and what is reserved, are ignored.
+    # The other flags and the reserved bits are ignored.
     assert len(vxlan.receive([b"\xff\1\2\3" + good[4:7] + b"\4" + good[8:]], A, 0.0)) == 1

@@ -1,4 +1,4 @@
-"""Promises 5 and 6: who is served when, exactly once each, and the loop lives on."""
+"""Promises 5 and 6: waiters are served in order, exactly once, and the loop keeps running."""
 
 import asyncio
 import gc
@@ -36,8 +36,8 @@ async def test_waiters_are_served_in_order(kind: str, method: str) -> None:
 
 
 @each_kind
-async def test_no_overtaking(kind: str) -> None:
-    """A task that comes when the packet is there already goes behind one that waited for it."""
+async def test_a_new_task_does_not_overtake_waiting_tasks(kind: str) -> None:
+    """A task that comes when a packet is already there queues behind the waiting tasks."""
     async with rig(kind) as r:
         first = await waiting(r.io.recv())
         r.inject(2)
@@ -52,7 +52,7 @@ async def test_no_overtaking(kind: str) -> None:
 
 
 async def test_a_queue_and_its_device_have_one_order() -> None:
-    """Who waits for any queue and who waits for one stand in the same line."""
+    """Tasks that wait for any queue and tasks that wait for one queue are in one line."""
     async with rig("member") as r:
         queue, device = r.io, r.tun
         receivers: list[PacketIO] = [device, queue, queue, device, queue, device]
@@ -66,7 +66,7 @@ async def test_a_queue_and_its_device_have_one_order() -> None:
 
 
 async def test_a_device_does_not_overtake_who_waits_for_its_queue() -> None:
-    """Also where the device knows the queue to be ready, and could read at once."""
+    """Also if the device knows that the queue is ready and could read immediately."""
     async with rig("member") as r:
         r.inject(2)
         assert number(await r.tun.recv()) == 0
@@ -100,7 +100,7 @@ async def test_each_packet_goes_to_one_of_several_readers(kind: str) -> None:
 @each_kind
 @pytest.mark.parametrize("way", [*RECEIVE, "for", "for batches", "recv_many(64)", "two readers"])
 async def test_the_loop_turns_while_packets_wait(kind: str, way: str) -> None:
-    """A reader that is never out of packets lets the others run."""
+    """A reader that always finds packets lets other tasks run."""
     async with rig(kind) as r:
         r.inject(900)
         seen = 0
@@ -134,7 +134,7 @@ async def test_the_loop_turns_while_packets_wait(kind: str, way: str) -> None:
 
 @pytest.mark.parametrize("kind", ["device", "split"])
 async def test_batches_share_a_turn_of_the_loop(kind: str) -> None:
-    """Two of 64 in each, but for the first: one packet may be all that there is."""
+    """Two batches of 64 in each turn, except the first, as there may be only one packet."""
     async with rig(kind) as r:
         seen = turns = 0
 
@@ -144,7 +144,7 @@ async def test_batches_share_a_turn_of_the_loop(kind: str) -> None:
                 seen += len(batch)
 
         reader = await waiting(read())
-        for _ in range(3):  # then it no longer expects more to follow
+        for _ in range(3):  # then it no longer expects more packets
             r.inject(1)
             await asyncio.sleep(0.02)
         assert seen == 3
@@ -159,8 +159,8 @@ async def test_batches_share_a_turn_of_the_loop(kind: str) -> None:
 
 @each_kind
 @pytest.mark.parametrize("ahead", [1, 3])
-async def test_a_dialogue(kind: str, ahead: int) -> None:
-    """Each answer brings the next packet, or three at a time: all in order, and the loop lives."""
+async def test_a_dialogue_stays_in_order_and_the_loop_runs(kind: str, ahead: int) -> None:
+    """Each answer brings the next packet, or the next three."""
     async with rig(kind) as r:
         numbers: list[int] = []
 
@@ -179,14 +179,14 @@ async def test_a_dialogue(kind: str, ahead: int) -> None:
         task.cancel()
         await asyncio.wait([task])
         assert numbers == list(range(999))
-        # The rest of a super-packet is a call by the loop of its own.
+        # The loop handles the rest of a super-packet in a separate callback.
         most = 512 if kind.startswith("split") else 256
         assert max(b - a for a, b in itertools.pairwise(jumps)) <= most
 
 
 @each_kind
 async def test_a_dialogue_with_another_thread(kind: str) -> None:
-    """The next packet comes a little later than the task waits for it."""
+    """The next packet comes a little after the task has started to wait."""
 
     def talk(sock: socket.socket) -> None:
         for place in range(500):
@@ -206,7 +206,7 @@ async def test_a_dialogue_with_another_thread(kind: str) -> None:
 
 @each_kind
 async def test_a_reader_that_waits_elsewhere_costs_nothing(kind: str) -> None:
-    """With packets waiting and nobody who wants them, the loop sleeps."""
+    """While packets wait and no task receives, the loop sleeps."""
     async with rig(kind) as r:
         await_first = await waiting(r.io.recv())
         r.inject(50)
@@ -218,7 +218,7 @@ async def test_a_reader_that_waits_elsewhere_costs_nothing(kind: str) -> None:
 
 
 @each_kind
-async def test_recv_many(kind: str) -> None:
+async def test_recv_many_returns_up_to_the_limit(kind: str) -> None:
     async with rig(kind) as r:
         r.inject(100)
         batches = [await r.io.recv_many(30) for _ in range(4)]
@@ -232,7 +232,7 @@ async def test_recv_many(kind: str) -> None:
 
 
 async def test_recv_many_takes_from_all_queues() -> None:
-    """In turn, so that a busy queue does not keep the others waiting."""
+    """In turn, so that a busy queue does not delay the others."""
     async with rig("group") as r:
         await fill_queues(r, 8)
         packets = await r.tun.recv_many(12)
@@ -250,7 +250,7 @@ async def test_a_device_receives_from_its_queues_in_turn() -> None:
 
 
 async def fill_queues(r: Rig, packets: int) -> None:
-    """Put that many packets of one flow, by its port, into each of the four queues."""
+    """Put this many packets of one flow, chosen by its port, into each of the four queues."""
     socks = []
     for place, queue in enumerate(r.tun.queues):
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -260,7 +260,7 @@ async def fill_queues(r: Rig, packets: int) -> None:
         for _ in range(packets):
             sock.send(b"1234")
         socks.append(sock)
-    # Once each queue is known to be ready: which the loop reports first is the loop's affair.
+    # Wait until each queue is known to be ready, as the loop may report them in any order.
     task = await waiting(r.tun.recv())
     await task
     await asyncio.sleep(0)
@@ -270,7 +270,7 @@ async def fill_queues(r: Rig, packets: int) -> None:
 
 
 @each_kind
-async def test_recv_into(kind: str) -> None:
+async def test_recv_into_writes_at_the_beginning_of_the_buffer(kind: str) -> None:
     async with rig(kind) as r:
         r.inject(3)
         exact = bytearray(32)
@@ -284,7 +284,7 @@ async def test_recv_into(kind: str) -> None:
 
 @each_kind
 async def test_recv_into_lets_go_of_the_buffer(kind: str) -> None:
-    """A bytearray can't be resized while something looks into it, be it in a traceback."""
+    """A bytearray can't be resized while a view of it exists, even one in a traceback."""
     async with rig(kind) as r:
         buffer = bytearray(1)
         r.inject(1)
@@ -303,7 +303,7 @@ async def test_recv_into_lets_go_of_the_buffer(kind: str) -> None:
 @each_kind
 @pytest.mark.parametrize("size", [0, 1, 31])
 async def test_recv_into_too_small_a_buffer(kind: str, size: int) -> None:
-    """It holds the beginning, the loss is counted, and the next packet is whole."""
+    """The buffer has the beginning, the truncation is counted, and the next packet is whole."""
     async with rig(kind) as r:
         r.inject(2)
         buffer = bytearray(size)
@@ -317,7 +317,7 @@ async def test_recv_into_too_small_a_buffer(kind: str, size: int) -> None:
 
 @each_kind
 async def test_recv_into_what_is_no_buffer(kind: str) -> None:
-    """Found before anything is received."""
+    """The error comes before anything is received."""
     async with rig(kind) as r:
         r.inject(1)
         with pytest.raises(TypeError, match="writable"):
@@ -330,7 +330,7 @@ async def test_recv_into_what_is_no_buffer(kind: str) -> None:
 
 
 @each_kind
-async def test_recv_nowait(kind: str) -> None:
+async def test_recv_nowait_raises_when_no_packet_waits(kind: str) -> None:
     async with rig(kind) as r:
         with pytest.raises(BlockingIOError):
             r.io.recv_nowait()
@@ -342,8 +342,8 @@ async def test_recv_nowait(kind: str) -> None:
 
 
 @each_kind
-async def test_decoded(kind: str) -> None:
-    """dpkt's objects; what it can't read is counted and left out, or raised."""
+async def test_decoded_skips_or_raises_undecodable_packets(kind: str) -> None:
+    """Packets that dpkt can't decode are counted and skipped, or raised."""
     async with rig(kind) as r:
         r.inject(1)
         packet = await anext(r.io.decoded())
@@ -353,9 +353,9 @@ async def test_decoded(kind: str) -> None:
 
 
 def indigestible() -> bytes:
-    """An IPv4 packet that anybody may send, and that dpkt cannot read.
+    """An IPv4 packet that any host may send and that dpkt can't decode.
 
-    In it is an IPv6 packet whose fragment header is followed by another extension header.
+    It contains an IPv6 packet whose fragment header is followed by another extension header.
     """
     ip6 = struct.pack("!IHBB16s16s", 6 << 28, 24, 44, 64, bytes(16), bytes(16))
     ip6 += struct.pack("!BBHI", 60, 0, 0, 1) + struct.pack("!BB6x", 59, 0) + bytes(8)
@@ -365,11 +365,13 @@ def indigestible() -> bytes:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("errors", ["skip", "raise"])
-async def test_decoding_errors(kind: str, errors: Literal["skip", "raise"]) -> None:
+async def test_errors_inside_the_parser_are_decode_errors(
+    kind: str, errors: Literal["skip", "raise"]
+) -> None:
     async with rig(kind) as r:
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
             raw.sendto(indigestible(), (THEIRS, 0))
-        # The next one: the two may come by different queues.
+        # Send the next packet later, because the two may come by different queues.
         packets = r.tun.decoded(errors)
         if errors == "raise":
             with pytest.raises(aiotun.PacketDecodeError, match="AttributeError") as caught:
@@ -388,11 +390,11 @@ async def test_decoding_errors(kind: str, errors: Literal["skip", "raise"]) -> N
         assert r.tun.stats == aiotun.PacketStats(undecodable=1)
 
 
-async def test_woken_in_vain() -> None:
-    """Another process was quicker; who waited keeps the place in line."""
+async def test_a_task_woken_for_nothing_keeps_its_place_in_line() -> None:
+    """Another process has read the packet first; the task keeps its place in line."""
     async with rig() as r:
         tasks = [await waiting(r.io.recv()) for _ in range(3)]
-        # As the loop does where it found the fd readable, and somebody else has read since.
+        # As if the loop had found the fd readable before another process read the packet.
         asyncio.get_running_loop().call_soon(r.tun.queues[0]._readable)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -402,8 +404,8 @@ async def test_woken_in_vain() -> None:
 
 
 @pytest.mark.parametrize("queues", [1, 4])
-async def test_what_waits_is_no_garbage(queues: int) -> None:
-    """Nobody but the task knows the device, and nobody knows the task."""
+async def test_a_waiting_task_is_not_garbage_collected(queues: int) -> None:
+    """Only the task refers to the device, and nothing refers to the task."""
     done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
     waits = asyncio.Event()
 

@@ -1,7 +1,7 @@
-"""The WireGuard example against wireguard-go and wg(8), and against itself.
+"""The WireGuard example with wireguard-go and wg(8), and with itself.
 
-Ours is in the test's own namespace, the other one in another; a veth pair joins them. `Peer` is
-either of the two, so that each test is written once.
+The example is in the test's own namespace and the other end in another; a veth pair connects them.
+`Side` is either end, so that each test is written once.
 """
 
 import base64
@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import hashlib
 import os
-import shutil
 import signal
 import socket
 import struct
@@ -27,7 +26,7 @@ from _running import QUEUE
 from wireguard.crypto import LABEL_MAC1, hash_, mac
 from wireguard.messages import INITIATION
 
-from ..helpers import ip
+from ..helpers import ip, need
 from .kernel import another_namespace
 from .test_examples import EXAMPLES, run
 from .test_offload import TCP_CLIENT, TCP_SERVER
@@ -35,26 +34,19 @@ from .test_offload import TCP_CLIENT, TCP_SERVER
 KINDS = pytest.mark.parametrize(
     "kind", ["ours", pytest.param("wireguard-go", marks=pytest.mark.peers)]
 )
-# Both where the tunnel runs, and what runs in it.
+# The addresses outside of the tunnel, and inside.
 OUTER = {
     4: ("192.0.2.1", "192.0.2.2", "198.51.100.2"),
     6: ("2001:db8::1", "2001:db8::2", "2001:db8:1::2"),
 }
 INNER = {4: ("10.66.0.1", "10.66.0.2", "10.66.0.3"), 6: ("fd66::1", "fd66::2", "fd66::3")}
-_ETH_P_ALL = 3  # if_ether.h; what we send ourselves comes under no other number
+_ETH_P_ALL = 3  # if_ether.h; packets that we send appear with this number only
 QUICK = ["--rekey-after", "2", "--rekey-timeout", "1", "--keepalive-timeout", "1"]
-
-
-def program(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"missing: {name}; install wireguard-go, wireguard-tools")
-    return found
 
 
 @dataclass
 class Side:
-    """One end: its keys, and where it is."""
+    """One end: its keys and its namespace."""
 
     index: int  # in OUTER and INNER
     netns: str | None
@@ -72,7 +64,8 @@ class Side:
         return [] if self.netns is None else ["nsenter", f"--net={self.netns}"]
 
     def run(self, *command: str) -> str:
-        done = subprocess.run([*self.prefix(), *command], capture_output=True, text=True)
+        words = [*self.prefix(), need(command[0]), *command[1:]]
+        done = subprocess.run(words, capture_output=True, text=True)
         assert done.returncode == 0, (command, done.stderr)
         return done.stdout
 
@@ -94,7 +87,7 @@ class Side:
         self.run("ping", "-c", str(count), "-i", "0.05", "-w", "15", address)
 
     def status(self) -> list[str]:
-        """What wg(8) says of the only peer: key, psk, endpoint, allowed, handshake, rx, tx, …"""
+        """wg(8)'s status of the only peer: key, psk, endpoint, allowed, handshake, rx, tx, …"""
         return self.run("wg", "show", self.name, "dump").splitlines()[1].split("\t")
 
     def handshake(self) -> int:
@@ -106,8 +99,8 @@ PSK = "cHJlc2hhcmVkIHByZXNoYXJlZCBwcmVzaGFyZWQgcHI="
 
 @contextlib.contextmanager
 def joined(folder: Path) -> Iterator[tuple[Side, Side]]:
-    """Two sides whose namespaces are joined; nothing runs yet."""
-    program("wg")
+    """Two sides whose namespaces are connected; nothing runs yet."""
+    need("wg")
     with another_namespace("ip link set lo up") as there:
         ip("link", "add", "va", "type", "veth", "peer", "name", "vb", "netns", there)
         sides = Side(0, None, folder), Side(1, there, folder)
@@ -136,7 +129,7 @@ def kill(side: Side) -> None:
     side.process.kill()
     side.process.communicate()
     side.process = None
-    # Who is killed leaves it; and then nobody could tell when the next one is there.
+    # A killed process leaves its socket, and then we could not see when the next one is ready.
     Path("/var/run/wireguard", f"{side.name}.sock").unlink(missing_ok=True)
 
 
@@ -146,7 +139,7 @@ def endpoint(side: Side, version: int = 4) -> str:
 
 
 def start(kind: str, side: Side, other: Side, to: str | None, *args: str) -> None:
-    """Start a peer of that kind; `to` is the other's endpoint, if it knows it."""
+    """Start a peer of that kind; `to` is the other's endpoint if it is known."""
     if kind == "ours":
         start_ours(side, other, to, *args)
     else:
@@ -158,7 +151,7 @@ def start_ours(side: Side, other: Side, to: str | None, *args: str) -> None:
 
 
 def start_with(side: Side, config: Path, *args: str) -> None:
-    """Start ours with a configuration."""
+    """Start the example with a configuration."""
     command = [*side.prefix(), sys.executable, "-W", "error", str(EXAMPLES / "wireguard")]
     side.process = subprocess.Popen(
         [*command, str(config), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -171,7 +164,7 @@ def start_with(side: Side, config: Path, *args: str) -> None:
 
 
 def start_go(side: Side, other: Side, to: str | None) -> None:
-    go = program("wireguard-go")
+    go = need("wireguard-go")
     side.process = subprocess.Popen(
         [*side.prefix(), go, "-f", side.name],
         stdout=subprocess.DEVNULL,
@@ -188,7 +181,7 @@ def start_go(side: Side, other: Side, to: str | None) -> None:
 
 
 def end(side: Side, number: signal.Signals = signal.SIGTERM) -> str:
-    """End ours as a user would; give what it said on stderr."""
+    """End the example as a user would, and return its stderr."""
     assert side.process is not None
     side.process.send_signal(number)
     out, said = side.process.communicate(timeout=10)
@@ -207,7 +200,7 @@ def until(predicate: Callable[[], bool], timeout: float = 20.0) -> None:
 
 
 def transfer(source: Side, target: Side, version: int, size: int) -> None:
-    """TCP through the tunnel; what comes is what was sent."""
+    """Send TCP through the tunnel, and check that the data arrive intact."""
     args = [INNER[version][target.index], "5000", str(size)]
     python = [sys.executable, "-c"]
     with subprocess.Popen(
@@ -227,7 +220,9 @@ def transfer(source: Side, target: Side, version: int, size: int) -> None:
 @KINDS
 @pytest.mark.parametrize("version", [4, 6], ids=["over IPv4", "over IPv6"])
 @pytest.mark.parametrize("first", ["initiator", "responder"])
-def test_pings(kind: str, version: int, first: str, tmp_path: Path) -> None:
+def test_pings_pass_both_ways_with_another_wireguard(
+    kind: str, version: int, first: str, tmp_path: Path
+) -> None:
     with joined(tmp_path) as (a, b):
         start("ours", a, b, endpoint(b, version) if first == "initiator" else None)
         start(kind, b, a, endpoint(a, version) if first == "responder" else None)
@@ -235,7 +230,7 @@ def test_pings(kind: str, version: int, first: str, tmp_path: Path) -> None:
         for source, target in (sides, sides[::-1]):
             for inner in (4, 6):
                 source.ping(INNER[inner][target.index])
-        # Each tells wg(8) of the other.
+        # Each shows the other to wg(8).
         now = int(time.time())
         for side, other in ((a, b), (b, a)):
             found = side.status()
@@ -269,7 +264,7 @@ def test_rekeying_under_traffic(kind: str, tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             transfer(a, b, 4, 3_000_000)
             transfer(b, a, 4, 3_000_000)
-            # Not one is lost.
+            # No ping is lost.
             a.run("ping", "-c", "10", "-i", "0.01", "-W", "2", "-q", INNER[6][1])
             seen.add(b.handshake())
         assert end(a) == ""
@@ -310,7 +305,8 @@ def test_the_endpoint_moves(kind: str, who: str, tmp_path: Path) -> None:
         a.ping(INNER[4][1])
         mover, stayer, device = (a, b, "va") if who == "ours" else (b, a, "vb")
         if (kind, who) == ("wireguard-go", "theirs"):
-            # Debian's goes on with a source address that is gone; a port is an endpoint, too.
+            # Debian's wireguard-go keeps using a source address that was removed, so change the
+            # port.
             moved = f"{OUTER[4][1]}:51999"
             mover.run("wg", "set", mover.name, "listen-port", "51999")
         else:
@@ -328,7 +324,7 @@ def test_the_endpoint_moves(kind: str, who: str, tmp_path: Path) -> None:
 def test_forged_replayed_and_truncated_messages_change_nothing(
     kind: str, first: str, tmp_path: Path
 ) -> None:
-    """What goes over the wire is captured, and given to ours again, whole and otherwise."""
+    """Captures real messages and sends them to the example again, unchanged and damaged."""
     with joined(tmp_path) as (a, b), Wire() as wire:
         if first == "initiator":
             start(kind, b, a, None)
@@ -338,7 +334,7 @@ def test_forged_replayed_and_truncated_messages_change_nothing(
             start("ours", a, b, None)
             start(kind, b, a, endpoint(a))
             b.ping(INNER[4][0])
-        # The other's answer to ours, or what the other began with; and data.
+        # The other's response or initiation, and data.
         wanted = {2, 4} if first == "initiator" else {1, 4}
         messages = wire.messages(lambda kinds: wanted <= kinds)
         before, handshake = a.status(), a.handshake()
@@ -347,7 +343,7 @@ def test_forged_replayed_and_truncated_messages_change_nothing(
             for message in messages:
                 for bad in spoilt(message):
                     source.sendto(bad, (OUTER[4][0], 51820))
-        a.ping(INNER[4][1])  # and so all of it was read
+        a.ping(INNER[4][1])  # so the earlier messages have been read
         after = a.status()
         assert (after[2], a.handshake()) == (before[2], handshake)
         assert end(a) == ""
@@ -355,9 +351,9 @@ def test_forged_replayed_and_truncated_messages_change_nothing(
 
 @KINDS
 def test_ours_under_load_asks_for_a_cookie(kind: str, tmp_path: Path) -> None:
-    """And the other, which has to send it back, is believed then."""
+    """The other end sends the cookie back and is then accepted."""
     with joined(tmp_path) as (a, b):
-        start("ours", a, b, None, "--handshakes", "0")  # always too many
+        start("ours", a, b, None, "--handshakes", "0")  # always under load
         start(kind, b, a, endpoint(a), *(["--rekey-timeout", "1"] if kind == "ours" else []))
         b.ping(INNER[4][0], count=1)
         a.ping(INNER[4][1])
@@ -369,13 +365,13 @@ def test_ours_under_load_asks_for_a_cookie(kind: str, tmp_path: Path) -> None:
 
 @KINDS
 def test_ours_sends_the_cookie_back(kind: str, tmp_path: Path) -> None:
-    """What the other under load answers; and a cookie forged, cut or repeated changes nothing."""
+    """The other end is under load. A forged, truncated or replayed cookie changes nothing."""
     with joined(tmp_path) as (a, b), Wire() as wire:
         start(kind, b, a, None, *(["--handshakes", "0"] if kind == "ours" else []))
         start("ours", a, b, endpoint(b), "--rekey-timeout", "1")
         with Flood(b) if kind == "wireguard-go" else contextlib.nullcontext():
             ping = subprocess.Popen(
-                ["ping", "-w", "15", "-c", "1", "-q", INNER[4][1]], stdout=subprocess.DEVNULL
+                [need("ping"), "-w", "15", "-c", "1", "-q", INNER[4][1]], stdout=subprocess.DEVNULL
             )
             (cookie,) = (m for m in wire.messages(lambda kinds: 3 in kinds) if m[0] == 3)
         assert ping.wait() == 0
@@ -390,8 +386,8 @@ def test_ours_sends_the_cookie_back(kind: str, tmp_path: Path) -> None:
 
 
 @KINDS
-def test_several_peers(kind: str, tmp_path: Path) -> None:
-    """One peer's network lies in the other's, and neither may speak for the other."""
+def test_peers_may_use_only_their_own_addresses(kind: str, tmp_path: Path) -> None:
+    """One peer's network is inside the other's, and neither may use the other's addresses."""
     with joined(tmp_path) as (a, b), another_namespace("ip link set lo up") as third:
         c = Side(2, third, tmp_path)
         make_keys(c)
@@ -413,7 +409,7 @@ def test_several_peers(kind: str, tmp_path: Path) -> None:
             c.run("ip", "addr", "add", f"{INNER[4][1]}/32", "dev", c.name)
             pretend = f"! ping -c 2 -i 0.05 -w 1 -I {INNER[4][1]} {INNER[4][0]} >/dev/null"
             c.run("sh", "-c", pretend)
-            a.run("sh", "-c", "! ping -6 -c 1 -w 1 fd66::9 >/dev/null")  # nobody's
+            a.run("sh", "-c", "! ping -6 -c 1 -w 1 fd66::9 >/dev/null")  # no peer's address
             said = status_of(a, peers=2)
             assert "from an address that is not its own" in said.partition(c.public)[2]
             assert "from an address that is not its own" not in said.partition(c.public)[0]
@@ -424,7 +420,7 @@ def test_several_peers(kind: str, tmp_path: Path) -> None:
 
 
 class Flood:
-    """Gives a peer more handshakes than it cares to compute, by somebody who knows its key."""
+    """Floods a peer with handshakes from a sender that knows its public key."""
 
     def __init__(self, side: Side) -> None:
         self._mac1_key = hash_(LABEL_MAC1 + base64.b64decode(side.public))
@@ -449,7 +445,7 @@ class Flood:
 
 
 def status_of(side: Side, peers: int = 1) -> str:
-    """What ours says at SIGUSR1."""
+    """The example's output at SIGUSR1."""
     assert side.process is not None
     assert side.process.stderr is not None
     side.process.send_signal(signal.SIGUSR1)
@@ -460,7 +456,7 @@ def status_of(side: Side, peers: int = 1) -> str:
 
 
 def spoilt(message: bytes) -> Iterator[bytes]:
-    """The message again; with a bit turned, anywhere; and its beginnings."""
+    """The message unchanged, with one flipped bit, and truncated."""
     yield message
     digest = hashlib.sha256(message).digest()
     for octet in range(0, len(message), 7):
@@ -471,12 +467,12 @@ def spoilt(message: bytes) -> Iterator[bytes]:
 
 # Both ports, where the IP header is 20 bytes (linux/filter.h): load, compare, load, compare.
 _PORTS = [(0x28, 0, 0, 20), (0x15, 0, 3, 51820), (0x28, 0, 0, 22), (0x15, 0, 1, 51820)]
-_PORTS += [(0x06, 0, 0, 65535), (0x06, 0, 0, 0)]  # take it, or leave it
+_PORTS += [(0x06, 0, 0, 65535), (0x06, 0, 0, 0)]  # accept, or drop
 _SO_ATTACH_FILTER = 26
 
 
 class Wire:
-    """Looks at what the other side sends to ours, and keeps what ours sends."""
+    """Captures the messages that the other side sends, and keeps those that ours sends."""
 
     def __init__(self) -> None:
         self._sent: list[bytes] = []
@@ -500,13 +496,13 @@ class Wire:
         return found
 
     def sent(self, wanted: Callable[[bytes], bool]) -> bool:
-        """Whether ours has sent such a message, or does so now."""
+        """Wait until ours sends such a message, if it has not done so already."""
         while not any(map(wanted, self._sent)):
             self._one()
         return True
 
     def _one(self) -> list[bytes]:
-        """Take one packet; give its message if it is to ours."""
+        """Read one packet; return its message if it is for ours."""
         packet, sender = self._sock.recvfrom(65535)
         if sender[2] == socket.PACKET_HOST:
             return [packet[28:]]
@@ -535,7 +531,7 @@ def test_status_at_a_signal(tmp_path: Path) -> None:
         assert end(b) == ""
 
 
-def test_what_the_kernel_drops_is_told(tmp_path: Path) -> None:
+def test_the_status_shows_packets_that_the_kernel_dropped(tmp_path: Path) -> None:
     with joined(tmp_path) as (a, b):
         start("ours", a, b, None)
         assert a.process is not None

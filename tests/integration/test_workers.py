@@ -1,4 +1,4 @@
-"""Queues in other processes: by multiprocessing, and as bare fds."""
+"""Queues in other processes: by multiprocessing, and as plain fds."""
 
 import asyncio
 import contextlib
@@ -41,12 +41,12 @@ from .test_examples import (
 )
 from .test_from_fd import raw_open
 
-# An address that no socket of ours has: what is sent there comes to the device.
+# An address that no socket here has, so packets to it reach the device.
 GREETING = udp(THEIRS, PORT, OURS, 4242, b"from there")
 
 
 def answer_one(queue: Queue, connection: Connection) -> None:
-    """In the other process: receive a packet, send one, and tell what the queue looks like."""
+    """In the other process: receive a packet, send one, and report the queue's attributes."""
 
     async def main() -> None:
         async with queue:
@@ -79,7 +79,9 @@ def greeted() -> Iterator[socket.socket]:
 
 @pytest.mark.parametrize("way", ["spawn", "forkserver", "connection"])
 @pytest.mark.parametrize("packet_info", [False, True])
-async def test_by_multiprocessing(way: str, packet_info: bool, greeted: socket.socket) -> None:
+async def test_a_queue_sent_by_multiprocessing_works_in_the_child(
+    way: str, packet_info: bool, greeted: socket.socket
+) -> None:
     context: Any = multiprocessing.get_context("spawn" if way == "connection" else way)
     async with aiotun.open_tun(
         "sent0", queues=2, addresses=[f"{OURS}/24"], packet_info=packet_info
@@ -87,7 +89,7 @@ async def test_by_multiprocessing(way: str, packet_info: bool, greeted: socket.s
         first, queue = tun.queues
         queue.disable()
         queue.enable()
-        first.disable()  # so that everything comes to the other
+        first.disable()  # so that all packets come to the other
         ours, theirs = context.Pipe()
         with ours, theirs:
             if way == "connection":
@@ -106,7 +108,7 @@ async def test_by_multiprocessing(way: str, packet_info: bool, greeted: socket.s
         assert process.exitcode == 0
         process.close()
         assert greeted.recv(100) == b"from there"
-        # Ours is still open.
+        # Our queue is still open.
         send(b"again")
         assert (await asyncio.wait_for(queue.recv(), 5)).endswith(b"again")
     if way == "connection":
@@ -117,7 +119,7 @@ async def test_by_multiprocessing(way: str, packet_info: bool, greeted: socket.s
     assert names() == []
 
 
-async def test_with_virtio_headers_and_disabled(greeted: socket.socket) -> None:
+async def test_a_disabled_raw_queue_is_sent_with_its_state(greeted: socket.socket) -> None:
     context = multiprocessing.get_context("spawn")
     async with aiotun.open_tun("sent0", queues=2, addresses=[f"{OURS}/24"], offload="split") as tun:
         tun.queues[1].disable()
@@ -158,8 +160,8 @@ def tell(queue: Queue, connection: Connection) -> None:
     queue.close()
 
 
-async def test_only_by_multiprocessing() -> None:
-    """Other picklers' bytes may be kept, or go to another machine."""
+async def test_queues_are_pickled_by_multiprocessing_only() -> None:
+    """Bytes of other picklers may be stored or sent to another machine."""
     slow_dumps: Any = getattr(pickle, "_dumps")  # noqa: B009 - the one in Python; it has no type
     one, other = memory_pair()
     async with one, other:
@@ -174,7 +176,7 @@ async def test_only_by_multiprocessing() -> None:
 
 
 def child_of_a_socket(number: int) -> None:
-    """In the other process: take a queue out of a socket, and answer a packet."""
+    """In the other process: receive a queue from a socket, and answer a packet."""
     with socket.socket(fileno=number) as sock:
         _, fds, _, _ = socket.recv_fds(sock, 10, 1)
 
@@ -186,7 +188,7 @@ def child_of_a_socket(number: int) -> None:
         asyncio.run(main())
 
 
-async def test_by_send_fds(greeted: socket.socket) -> None:
+async def test_a_queue_sent_by_send_fds_works_in_the_child(greeted: socket.socket) -> None:
     ours, theirs = socket.socketpair()
     async with aiotun.open_tun("sent0", addresses=[f"{OURS}/24"]) as tun:
         code = "from tests.integration.test_workers import child_of_a_socket as f; f(%d)"
@@ -198,7 +200,7 @@ async def test_by_send_fds(greeted: socket.socket) -> None:
             )
             socket.send_fds(ours, [b"q"], [tun.fileno()])
         await tun.aclose()
-        assert names() == ["sent0"]  # the other one has it
+        assert names() == ["sent0"]  # the other process holds it
         send(b"hello")
         assert await asyncio.to_thread(greeted.recv, 100) == b"from there"
         assert await process.wait() == 0
@@ -217,7 +219,7 @@ def line(service: Service) -> str:
 
 
 def pids(service: Service, count: int) -> dict[int, int]:
-    """Read from stderr until so many workers have begun; give the pid of each."""
+    """Read stderr until this many workers have started; return their pids."""
     found: dict[int, int] = {}
     while len(found) < count:
         said = line(service)
@@ -238,7 +240,7 @@ def served(workers: int, *options: str) -> Iterator[tuple[Service, dict[int, int
 
 
 def answers(pinger: Pinger, asked: list[int]) -> bool:
-    """Whether these are answered, in whatever order, and nothing else."""
+    """Whether exactly these are answered, in any order."""
     return sorted(pinger.answer() for _ in asked) == sorted(asked)
 
 
@@ -247,7 +249,7 @@ def test_workers_share_the_flows(loop: list[str]) -> None:
     with served(3, *loop) as (service, found, pinger):
         assert len(set(found.values())) == 3
         assert answers(pinger, [pinger.ask(address) for address in ADDRESSES * 4])
-        # Each has its part of the flows: running alone it answers some.
+        # Each worker serves some flows, so it answers some pings while it runs alone.
         for pid in found.values():
             os.kill(pid, signal.SIGSTOP)
         asked = [pinger.ask(address) for address in ADDRESSES]
@@ -264,7 +266,7 @@ def test_workers_share_the_flows(loop: list[str]) -> None:
 @LOOPS
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_worker_that_is_killed(workers: int, loop: list[str]) -> None:
-    """What it had not answered is answered, the others serve its flows, and another one comes."""
+    """The rest of its packets is answered, others serve its flows, and a new worker starts."""
     with served(workers, *loop) as (service, found, pinger):
         for place, pid in found.items():
             os.kill(pid, signal.SIGSTOP)
@@ -278,7 +280,7 @@ def test_a_worker_that_is_killed(workers: int, loop: list[str]) -> None:
             (another,) = pids(service, 1).items()
             assert another[0] == place
             assert another[1] != pid
-            # The queue is enabled just after: with it there are as many as before.
+            # The queue is enabled just after that; then there are as many queues as before.
             deadline = time.monotonic() + 5
             while tun_data("ex0")["numqueues"] < workers:
                 assert time.monotonic() < deadline
@@ -288,8 +290,8 @@ def test_a_worker_that_is_killed(workers: int, loop: list[str]) -> None:
 
 
 @LOOPS
-def test_draining(loop: list[str]) -> None:
-    """What the kernel had handed over is answered before the end."""
+def test_packets_already_queued_are_answered_before_the_end(loop: list[str]) -> None:
+    """These packets wait in the workers' queues when the signal comes."""
     with served(2, *loop) as (service, found, pinger):
         for pid in found.values():
             os.kill(pid, signal.SIGSTOP)
@@ -316,7 +318,7 @@ def test_workers_end_with_their_parent() -> None:
 
 
 def test_a_worker_that_cannot_begin() -> None:
-    """Not tried for ever: one line says so, and the service ends."""
+    """The service does not retry for ever: it prints one line and ends."""
     code = (
         "import multiprocessing, multiprocessing.resource_tracker, runpy, sys\n"
         "multiprocessing.resource_tracker.ensure_running()\n"
@@ -332,5 +334,5 @@ def test_a_worker_that_cannot_begin() -> None:
 
 
 @pytest.mark.parametrize("number", ["0", "257", "-1", "two"])
-def test_how_many_workers(number: str) -> None:
+def test_the_number_of_workers_is_1_to_256(number: str) -> None:
     check_failure(run(WORKERS, "--workers", number), 2, "1 to 256")

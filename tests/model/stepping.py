@@ -223,7 +223,7 @@ class Steps:
         if world.config.version == 6:
             # Until then the kernel drops what comes for its address, without a count of ours.
             deadline = time.monotonic() + world.patience
-            while not kernel.ipv6_usable(world.name) and time.monotonic() < deadline:
+            while not kernel.ipv6_usable(world.name) and time.monotonic() < deadline:  # noqa: ASYNC110 - the kernel tells nobody
                 await asyncio.sleep(0.001)
 
     async def _ask(self, request: Awaitable[Any]) -> None:

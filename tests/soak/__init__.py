@@ -1,6 +1,6 @@
-"""A soak: mixed traffic for minutes or hours, every packet accounted for, nothing left behind.
+"""A soak: mixed traffic for minutes or hours, with every packet accounted for and no leak.
 
 make soak MINUTES=30
 
-See docs/topics/robustness.md for what it does and what it found.
+docs/topics/robustness.md describes what it does and what it found.
 """

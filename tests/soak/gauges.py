@@ -8,24 +8,24 @@ from typing import NamedTuple
 
 __all__ = ["Gauge", "growth", "measure"]
 
-# Measured over hours with nothing leaking: the allocator keeps pages where objects of long and
-# short lives are mixed, and caches (of types, of lines, of regular expressions) fill up.
+# Measured over hours without a leak: the allocator keeps pages in which long-lived and short-lived
+# objects are mixed, and caches (of types, of lines, of regular expressions) fill up.
 _RSS_TOLERANCE_KIB = 4096
 _BLOCKS_TOLERANCE = 2000
 
 
 class Gauge(NamedTuple):
-    """At one moment."""
+    """The figures at one moment."""
 
     fds: int
     threads: int
     rss_kib: int
     blocks: int
-    """Objects that Python's allocator holds: what RSS shows late, this shows at once."""
+    """Objects in Python's allocator: a leak shows here at once, and in RSS only later."""
 
 
 def measure(*, tidy: bool = False) -> Gauge:
-    """Look; `tidy` collects garbage first, and gives free pages back to the kernel."""
+    """Measure; `tidy` first collects garbage and returns free pages to the kernel."""
     if tidy:
         gc.collect()
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
@@ -34,7 +34,7 @@ def measure(*, tidy: bool = False) -> Gauge:
     with open("/proc/self/statm") as file:
         pages = int(file.read().split()[1])
     return Gauge(
-        fds=len(os.listdir("/proc/self/fd")) - 1,  # the one that lists
+        fds=len(os.listdir("/proc/self/fd")) - 1,  # the fd that lists the folder
         threads=len(os.listdir("/proc/self/task")),
         rss_kib=pages * os.sysconf("SC_PAGE_SIZE") // 1024,
         blocks=sys.getallocatedblocks(),
@@ -42,13 +42,13 @@ def measure(*, tidy: bool = False) -> Gauge:
 
 
 def growth(history: list[Gauge]) -> list[str]:
-    """Say what has grown over rounds that all began after the warm-up.
+    """Return what has grown over the rounds after the warm-up, in words.
 
-    Fds and threads are the same number after every round, or one has leaked. Memory is compared
-    between the first half's most and the second half's least: a leak raises both, and noise
-    neither.
+    The number of fds and threads must be the same after every round. For memory this compares the
+    maximum of the first half with the minimum of the second half: a leak lifts that minimum above
+    the maximum, and noise does not.
     """
-    if not history:  # ended before
+    if not history:  # the soak ended before
         return []
     found = []
     first, last = history[0], history[-1]

@@ -1,4 +1,4 @@
-"""What became of every packet, and what was done meanwhile."""
+"""Records what became of every packet, and what else was done."""
 
 import collections
 import random
@@ -8,13 +8,13 @@ import zlib
 
 __all__ = ["Flow", "Ledger"]
 
-_HEAD = struct.Struct("!4sIII")  # whose, number, length of the rest, its CRC-32
+_HEAD = struct.Struct("!4sIII")  # magic, flow, length of the body, its CRC-32
 _MAGIC = b"soak"
 _SO_MEMINFO, _DROPS = 55, 8  # asm-generic/socket.h; sock_diag.h, SK_MEMINFO_DROPS
 
 
 class Ledger:
-    """Sums over all rounds, and the first problems in words."""
+    """Totals over all rounds, and the first 20 problems in words."""
 
     def __init__(self) -> None:
         self.packets: collections.Counter[str] = collections.Counter()
@@ -26,19 +26,19 @@ class Ledger:
             self.problems.append(text)
 
     def equal(self, what: str, ours: int, kernels: int) -> None:
-        """Compare what the library says with what the kernel counted."""
+        """Compare the library's count with the kernel's."""
         if ours != kernels:
             self.problem(f"{what}: {ours} here, {kernels} by the kernel's count")
 
     def settle(self, what: str, *flows: "Flow", dropped: int, uncertain: int = 0) -> None:
-        """Account for the packets of flows that went the same way.
+        """Account for the packets of flows that took the same way.
 
         Args:
-            what: the way's name.
-            flows: what was sent and what arrived.
-            dropped: the most that were dropped on the way by those who count: kernel or program.
-            uncertain: those, beside the flows' own, that were on the way while a link was taken
-                down or deleted, where the kernel drops without a count.
+            what: the name of the way.
+            flows: the packets that were sent and that arrived.
+            dropped: how many packets the kernel and the program counted as dropped, at most.
+            uncertain: how many more packets, apart from the flows' own, were on the way while a
+            link was taken down or deleted: the kernel drops those without a count.
         """
         sent = sum(flow.sent for flow in flows)
         delivered = sum(flow.delivered for flow in flows)
@@ -59,9 +59,9 @@ class Ledger:
 
 
 class Flow:
-    """Numbered datagrams: each says whose it is, and whether it is whole.
+    """Numbered datagrams: each says which flow it belongs to, and whether it is whole.
 
-    `uncertain` is set while a link is being taken down; what is sent then, is counted apart.
+    `uncertain` is set while a link is being taken down; datagrams sent then are counted separately.
     """
 
     def __init__(self, ledger: Ledger, name: str, chance: random.Random) -> None:
@@ -76,14 +76,14 @@ class Flow:
         self.foreign = 0
 
     def make(self, longest: int = 1200) -> bytes:
-        """The next datagram's payload."""
+        """Return the next datagram's payload."""
         rest = self._chance.randbytes(self._chance.randrange(4, longest))
         self.made += 1
         body = struct.pack("!I", self.made) + rest
         return _HEAD.pack(_MAGIC, self._identity, len(body), zlib.crc32(body)) + body
 
     def send(self, sock: socket.socket) -> bool:
-        """Send one; what the kernel refuses is counted."""
+        """Send a datagram; count it as refused if the kernel refuses it."""
         uncertain = self.uncertain
         try:
             sock.send(self.make())
@@ -99,7 +99,7 @@ class Flow:
         self.sent_uncertain += uncertain
 
     def arrive(self, payload: bytes) -> None:
-        """Take what arrived, check that it is whole, ours, and here for the first time."""
+        """Record a datagram, and check that it is whole, of this flow, and no duplicate."""
         if len(payload) < _HEAD.size + 4 or payload[:4] != _MAGIC:
             self.foreign += 1
             return
@@ -119,11 +119,11 @@ class Flow:
 
     @property
     def delivered(self) -> int:
-        """Different packets that arrived."""
+        """How many different packets arrived."""
         return len(self._seen)
 
 
 def drops(sock: socket.socket) -> int:
-    """Datagrams that a socket had no room for, or whose checksum was wrong."""
+    """How many datagrams a socket dropped: no room in its buffer, or a wrong checksum."""
     values = struct.unpack("9I", sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 36))
     return int(values[_DROPS])

@@ -1,4 +1,4 @@
-"""Namespaces and sockets for the soak, without a program from outside."""
+"""Namespaces and sockets for the soak, without any other program."""
 
 import asyncio
 import contextlib
@@ -33,17 +33,17 @@ _RTM_DELLINK, _REQUEST_AND_ACK = 17, 5  # rtnetlink.h, netlink.h
 
 
 def quiet() -> None:
-    """Have the thread's namespace send little by itself: no IPv6, and no ARP twice for a host."""
+    """Keep the kernel of this thread's namespace quiet: no IPv6, and ARP only once for a host."""
     with contextlib.suppress(OSError):
         where = "/proc/sys/net/ipv4/neigh/default/base_reachable_time_ms"
         Path(where).write_text(str(24 * 3600 * 1000))
     for where in ("all", "default"):
-        with contextlib.suppress(OSError):  # no IPv6 here: all the better
+        with contextlib.suppress(OSError):  # this kernel has no IPv6
             Path(f"/proc/sys/net/ipv6/conf/{where}/disable_ipv6").write_text("1")
 
 
 def make_namespace() -> int:
-    """Make a network namespace, and give an fd of it, which is the caller's."""
+    """Make a network namespace and return an fd of it; the caller closes the fd."""
 
     def make() -> int:
         with isolated() as fd:
@@ -83,7 +83,7 @@ def names(netns: int | None = None) -> list[str]:
 
 
 def delete_link(index: int, netns: int | None = None) -> None:
-    """Delete an interface as ``ip link del`` does, from under whoever holds it."""
+    """Delete an interface as ``ip link del`` does, while a program holds it."""
 
     def ask() -> None:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
@@ -100,7 +100,7 @@ def delete_link(index: int, netns: int | None = None) -> None:
 
 @contextlib.asynccontextmanager
 async def listening(sock: socket.socket, take: Callable[[bytes], None]) -> AsyncIterator[None]:
-    """Hand over each datagram that comes to a socket."""
+    """Pass each datagram that a socket receives to `take`."""
     loop = asyncio.get_running_loop()
 
     def readable() -> None:
@@ -108,7 +108,7 @@ async def listening(sock: socket.socket, take: Callable[[bytes], None]) -> Async
             for _ in range(64):
                 try:
                     data = sock.recv(65536)
-                except ConnectionError:  # an ICMP error about one that was sent; nobody's packet
+                except ConnectionError:  # an ICMP error about a datagram that was sent
                     continue
                 take(data)
 
@@ -123,7 +123,7 @@ async def listening(sock: socket.socket, take: Callable[[bytes], None]) -> Async
 async def feed(
     flow: Flow, sock: socket.socket, stop: asyncio.Event, rate: float, chance: random.Random
 ) -> None:
-    """Send a flow's datagrams, so many a second, and now and then far too many at once."""
+    """Send a flow's datagrams at this rate a second, and now and then far too many at once."""
     while not stop.is_set():
         number = 400 if chance.random() < 0.01 else max(1, round(rate * 0.02))
         for _ in range(number):

@@ -1,4 +1,4 @@
-"""Devices opened and closed, deleted from under their readers, and openings cancelled half-way."""
+"""Opens and closes devices, deletes them while tasks read them, and cancels openings."""
 
 import asyncio
 import contextlib
@@ -50,7 +50,7 @@ async def _open(stage: Stage, name: str, net: str) -> tuple[aiotun.Device, int |
 
 
 async def _closed(stage: Stage, name: str, net: str) -> None:
-    """Closed while tasks wait, by one call or the other."""
+    """A device is closed while tasks wait, by `close` or `aclose`."""
     device, _ = await _open(stage, name, net)
     waiting = [asyncio.create_task(device.recv()) for _ in range(3)]
     await asyncio.sleep(0)
@@ -61,9 +61,9 @@ async def _closed(stage: Stage, name: str, net: str) -> None:
 
 
 async def _deleted(stage: Stage, name: str, net: str) -> None:
-    """Deleted by somebody else, with packets unread and tasks waiting."""
+    """A device is deleted from outside, with packets unread and tasks waiting."""
     device, netns = await _open(stage, name, net)
-    if device.mode == "tap":  # on which nothing goes out before ARP has been answered
+    if device.mode == "tap":  # no packet leaves a TAP before ARP has been answered
         await _delete(stage, device, netns)
         return
     flow = stage.flow("deleted")
@@ -110,7 +110,7 @@ async def _all_raise(
 
 
 async def _cancelled(stage: Stage, name: str, net: str) -> None:
-    """An opening cancelled half-way leaves nothing."""
+    """An opening that is cancelled half-way leaves nothing."""
     netns = stage.chance.choice([None, stage.peer])
 
     async def open_it() -> aiotun.Device:
@@ -130,7 +130,7 @@ async def _cancelled(stage: Stage, name: str, net: str) -> None:
 
 
 async def _handed_over(stage: Stage, name: str, net: str) -> None:
-    """A queue's fd detached, and taken over by another object."""
+    """Queues' fds are detached, and another device takes them over."""
     device, _ = await _open(stage, name, net)
     kind = aiotun.TapDevice if device.mode == "tap" else aiotun.TunDevice
     fds = [queue.detach() for queue in device.queues]

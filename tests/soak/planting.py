@@ -1,4 +1,4 @@
-"""Faults that the soak has to find; its tests put one in at a time."""
+"""Faults that the soak must find; its tests plant one at a time."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ _kept: list[Any] = []
 
 
 def prepare(plant: str | None) -> None:
-    """Break receiving in the library, if that is what was asked for."""
+    """Break receiving in the library if `plant` asks for it."""
     if plant not in ("lose", "duplicate"):
         return
     honest = Queue._take_many
@@ -31,7 +31,7 @@ def prepare(plant: str | None) -> None:
             return packets[:-1] if plant == "lose" else packets + packets[-1:]
         return packets
 
-    Queue._take_many = take_many  # type: ignore[method-assign]  # that is what planting is
+    Queue._take_many = take_many  # type: ignore[method-assign]  # on purpose
 
 
 def after_round(plant: str | None) -> None:

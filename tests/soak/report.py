@@ -1,4 +1,4 @@
-"""What the soak says: a line while it runs, a table at its end."""
+"""What the soak prints: a status line while it runs, and a table at its end."""
 
 import asyncio
 import shutil
@@ -23,7 +23,7 @@ class Report:
         print(f"soak: {seconds / 60:g} minutes, seed {seed}", flush=True)
 
     async def status(self, ledger: Ledger) -> None:
-        """Write a line now and then, until cancelled; in a terminal only."""
+        """Write a status line every two seconds until cancelled; in a terminal only."""
         while self._terminal:
             await asyncio.sleep(_EVERY)
             width = shutil.get_terminal_size().columns - 1  # a line that wraps can't be replaced

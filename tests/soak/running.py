@@ -1,4 +1,4 @@
-"""The rounds of a soak: each on a fresh event loop, asyncio's and uvloop's in turn."""
+"""The rounds of a soak: each runs on a new event loop, asyncio's and uvloop's in turn."""
 
 import asyncio
 import faulthandler
@@ -25,7 +25,7 @@ from .wires import wire
 __all__ = ["soak"]
 
 _WARM_UP = 2  # rounds: one on each loop, in which everything is imported and caches are filled
-_STUCK = 90.0  # seconds that a round may take beyond its time, until all stacks are printed
+_STUCK = 90.0  # seconds a round may take beyond its time before all stacks are printed
 
 _LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
@@ -53,17 +53,17 @@ _SCENES: dict[str, Scene] = {
 def soak(
     seconds: float, round_seconds: float, rate: float, seed: int, plant: str | None = None
 ) -> int:
-    """Run it, in this process's own network namespace, and give the exit status.
+    """Run the soak in this process's own network namespace and return the exit status.
 
     Args:
-        seconds: for how long; as many rounds as fit, but four at least: two to warm up and two to
+        seconds: how long; as many rounds as fit, but at least four: two to warm up and two to
             compare.
         round_seconds: how long the devices and the loop of one round live.
-        rate: datagrams a second, of each flow.
-        seed: what chance is made of, as far as the machine's timing lets it.
+        rate: datagrams a second of each flow.
+        seed: the seed of all random choices; the machine's timing still varies.
         plant: a fault to plant, one of `planting.PLANTS`.
     """
-    # Ctrl-C in the middle of a round: the namespaces end with this process, and nothing is to tell.
+    # Ctrl-C may end this process in the middle of a round: the namespaces end with it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     quiet()
     planting.prepare(plant)
@@ -115,7 +115,7 @@ async def _round(
             )
             for number, (name, scene) in enumerate(scenes.items(), 11)
         ]
-        # One that fails ends the round.
+        # A scene that fails ends the round.
         await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         stop.set()
         done, late = await asyncio.wait(tasks, timeout=4 * HANG)

@@ -1,4 +1,4 @@
-"""Programs that answer, that are cancelled, and that have a bad line."""
+"""Scenes: programs that answer, tasks that are cancelled, and a faulty line."""
 
 import asyncio
 import contextlib
@@ -88,7 +88,7 @@ def responder(kind: str) -> Scene:
 
 
 async def receivers(stage: Stage) -> None:
-    """Every way to receive, on a device of several queues, cancelled all the time."""
+    """Every way to receive, on a device with several queues; tasks are cancelled all the time."""
     net = f"10.{stage.number}.0"
     async with aiotun.open_tun(
         f"c{stage.number}", addresses=[f"{net}.1/24"], queues=3, txqueuelen=200
@@ -128,7 +128,7 @@ async def receivers(stage: Stage) -> None:
 
 
 async def senders(stage: Stage) -> None:
-    """Senders that wait for room, and are cancelled there: what was cancelled has not gone."""
+    """Senders wait for room and are cancelled: a cancelled send must not have sent its packet."""
     left, right = memory_pair()
     flow, taken = stage.flow("senders"), 0
 
@@ -170,7 +170,7 @@ _KINDS = ("drop", "delay", "duplicate", "corrupt", "reorder")
 
 
 async def faults(stage: Stage) -> None:
-    """A bad line in front of a device; its counts have to agree with the kernel's and with ours."""
+    """A faulty line before a device; its counts must agree with the kernel's and with ours."""
     net = f"10.{stage.number}.0"
     tun = await aiotun.open_tun(f"f{stage.number}", addresses=[f"{net}.1/24"])
     stage.count("openings")
@@ -183,8 +183,9 @@ async def faults(stage: Stage) -> None:
         nonlocal taken
         async for packet in bad:
             taken += 1
-            # Checksums made anew: of two bits turned over, one each way, the second may hide the
-            # first from them, and the kernel answers a wrong port with a packet of its own.
+            # Compute the checksums again. If the line flips one bit each way, the second flip may
+            # hide the first from the old checksum; then the port may be wrong and the kernel
+            # answers with a packet of its own.
             data = dpkt.udp.UDP(sport=7, dport=7, data=packet[28:])
             data.ulen = len(data)
             await bad.send(aiotun.encode(dpkt.ip.IP(src=far, dst=near, p=17, data=data)))
@@ -193,7 +194,7 @@ async def faults(stage: Stage) -> None:
     with udp_socket(None, f"{net}.1", 7) as sock:
         sock.connect((f"{net}.2", 7))
         flow = stage.flow("faults")
-        async with listening(sock, lambda _: None):  # some of them with a bit turned over
+        async with listening(sock, lambda _: None):  # some have a flipped bit
             await feed(flow, sock, stage.stop, stage.rate, stage.chance)
             await settled(lambda: taken)
             stats = await stats_of(tun, lambda: taken)

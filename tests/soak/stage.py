@@ -1,4 +1,4 @@
-"""What a scene of the soak is given, and how it ends."""
+"""What a scene of the soak gets, and how it ends."""
 
 import asyncio
 import contextlib
@@ -13,13 +13,13 @@ from .ledger import Flow, Ledger
 
 __all__ = ["HANG", "Scene", "Stage", "pause", "settled", "stats_of"]
 
-_QUIET, _LOOKS = 0.1, 5  # seconds without a packet, so many times
-HANG = 10.0  # seconds that anything here may take at its end
+_QUIET, _LOOKS = 0.1, 5  # seconds without a packet, and how many times in a row
+HANG = 10.0  # seconds that anything may take to end
 
 
 @dataclasses.dataclass
 class Stage:
-    """What a scene is given."""
+    """The argument of a scene."""
 
     ledger: Ledger
     chance: random.Random
@@ -27,9 +27,9 @@ class Stage:
     """Another network namespace, as an fd."""
     stop: asyncio.Event
     rate: float
-    """Datagrams a second, of each flow."""
+    """Datagrams a second of each flow."""
     number: int
-    """Of the scene: its interfaces and addresses are made with it."""
+    """The scene's number, from which the names of its interfaces and its addresses are made."""
 
     def flow(self, name: str) -> Flow:
         return Flow(self.ledger, name, self.chance)
@@ -38,7 +38,7 @@ class Stage:
         self.ledger.events[what] += number
 
     async def finish(self, *tasks: asyncio.Task[Any]) -> None:
-        """Wait for tasks that end by themselves by now."""
+        """Wait for tasks that are about to end by themselves."""
         if not tasks:
             return
         done, late = await asyncio.wait(tasks, timeout=HANG)
@@ -51,10 +51,10 @@ class Stage:
 
 
 async def settled(count: Callable[[], int]) -> None:
-    """Wait until nothing arrives any more.
+    """Wait until no more packets arrive.
 
-    Several looks, each a turn of the loop at the least: on a busy machine a packet may lie ready
-    for longer than any one of them, but each gives whoever has to take it a turn.
+    Checks several times, with at least one turn of the loop in between: on a busy machine a packet
+    may wait longer than one interval, but its receiver gets a turn in each.
     """
     before, quiet = count(), 0
     while quiet < _LOOKS:
@@ -65,9 +65,9 @@ async def settled(count: Callable[[], int]) -> None:
 
 
 async def stats_of(device: aiotun.Device, count: Callable[[], object]) -> aiotun.LinkStats:
-    """Read the kernel's counters at a moment at which ours stand still.
+    """Read the kernel's counters at a moment at which ours don't change.
 
-    Even where we are quiet the kernels are not: ARP confirms its neighbours when it likes.
+    The kernel sends packets even when we don't: ARP confirms its neighbors at any time.
     """
     while True:
         before = count()
@@ -77,10 +77,10 @@ async def stats_of(device: aiotun.Device, count: Callable[[], object]) -> aiotun
 
 
 async def pause(stage: Stage, seconds: float) -> None:
-    """Sleep, but not beyond the end."""
+    """Sleep, but not beyond the end of the round."""
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(stage.stop.wait(), seconds)
 
 
 Scene = Callable[[Stage], Coroutine[Any, Any, None]]
-"""Runs until the stage says stop, and then accounts for its packets."""
+"""A scene runs until its stage's `stop` is set, and then accounts for its packets."""

@@ -1,4 +1,4 @@
-"""Two devices in two namespaces, and traffic that a program carries between them."""
+"""Two devices in two namespaces, and a program that forwards traffic between them."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ __all__ = ["wire"]
 
 
 class Wire:
-    """Two devices in two namespaces, and the program that carries packets between them."""
+    """Two devices in two namespaces, and the tasks that forward packets between them."""
 
     def __init__(self, stage: Stage, near: aiotun.Device, far: aiotun.Device, name: str) -> None:
         self.stage, self.ends, self.name = stage, (near, far), name
@@ -41,7 +41,7 @@ class Wire:
                     waiting = waiting[gone + 1 :]
 
     async def flap(self, flows: list[Flow]) -> None:
-        """Take the links down and up, change their MTU and carrier, at irregular times."""
+        """Take the links down and up and change their MTU and carrier, at random times."""
         stage, chance = self.stage, self.stage.chance
         while not stage.stop.is_set():
             await pause(stage, chance.uniform(0.5, 3.0))
@@ -69,16 +69,16 @@ class Wire:
             stage.count("flaps")
 
     async def begin(self, flows: list[Flow]) -> None:
-        """Have ARP answered before what is sent counts in full."""
+        """Wait until ARP has been answered; packets sent before that are uncertain."""
         self._uncertain(flows, True)
         await self._through(flows)
         self._uncertain(flows, False)
 
     async def _through(self, flows: list[Flow]) -> None:
-        """Wait until what is sent now arrives, and so what was sent before has passed.
+        """Wait until a packet that is sent now arrives: all earlier ones have then passed.
 
-        Datagrams that wait for ARP's answer are lost without a count that we could read when their
-        link goes down, or when they are too many.
+        While datagrams wait for ARP's answer, the kernel drops them if their link goes down or if
+        there are too many, and no counter that we can read shows it.
         """
         marks = [flow.made for flow in flows]
         for _ in range(100):
@@ -95,12 +95,12 @@ class Wire:
             self.stage.count("link events")
 
     async def check(self) -> int:
-        """Compare with the kernel's counts; give the packets that it, or we, dropped."""
+        """Compare our counts with the kernel's; return how many packets were dropped by either."""
         dropped = 0
         for end in self.ends:
             stats = await stats_of(end, lambda: (*self.received.values(), *self.sent.values()))
             mine = f"{self.name}, {end.name}"
-            if end.offload != "split":  # where our packets are not the kernel's
+            if end.offload != "split":  # with "split", our packets are not the kernel's
                 self.stage.ledger.equal(f"{mine}: received", self.received[end], stats.tx_packets)
                 self.stage.ledger.equal(f"{mine}: sent", self.sent[end], stats.rx_packets)
             ours = end.stats
@@ -166,7 +166,8 @@ async def carry_traffic(stage: Stage, wire: Wire, hosts: list[str], flapping: bo
         await settled(lambda: sum(wire.received.values()) + out.delivered + back.delivered)
         dropped = await wire.check()
         dropped += dropped_by(one, two)
-        # One sum for both flows: which of them it was, or TCP, nobody says.
+        # One sum for both flows: no counter tells whose packets were dropped, or whether they were
+        # TCP's.
         stage.ledger.settle(wire.name, out, back, dropped=dropped)
     near.close()
     far.close()
@@ -210,11 +211,11 @@ async def stream(stage: Stage, host: str) -> None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(writer.drain(), 1)
         writer.close()
-        # After a link was down TCP may wait for seconds before it tries again.
+        # After a link was down, TCP may wait for seconds before it sends again.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(over.wait(), HANG - 2)
         if not over.is_set():
-            # Where it has been closed meanwhile, asyncio's own transport knows no loop any more.
+            # If it has been closed meanwhile, asyncio's own transport has no loop any more.
             with contextlib.suppress(AttributeError):
                 writer.transport.abort()
     if over.is_set() and received != sent:

@@ -1,1 +1,1 @@
-"""The same small program with each library; `_contract` says what it does."""
+"""The same small program for each library. `_contract` describes what it does."""

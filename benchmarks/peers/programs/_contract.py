@@ -1,17 +1,17 @@
-"""What each program of this folder does, whatever the language: PROGRAM [OPTIONS] MODE NAME...
+"""What each program of this folder does, in each language: PROGRAM [OPTIONS] MODE NAME...
 
-It opens TUN devices of the given names and prints `ready NAME`; addresses, MTU, queue length and
-state are left to whoever started it. The modes:
+It opens TUN devices with the given names, and prints `ready NAME`. The program that started it sets
+addresses, MTU, queue length and state. The modes:
 
-    echo NAME         answers each ping, for ever
-    forward NEAR FAR  passes packets on between two devices, both ways, for ever
-    read NAME         for each line `COUNT` on stdin: reads that many packets, which are there, and
-                      prints the nanoseconds that took
+    echo NAME         answers each ping, forever
+    forward NEAR FAR  forwards packets between two devices, both ways, forever
+    read NAME         for each line `COUNT` on stdin: reads that many packets, which wait in the
+                      ring, and prints the nanoseconds that this took
     write NAME        for each line `COUNT HEX`: writes that packet COUNT times, and prints the
                       nanoseconds
     open NAME         for each line `COUNT`: COUNT times, opens the device with ADDRESS/24 and MTU,
-                      up, and closes it, by the library's own means only; prints the nanoseconds of
-                      an opening and of a closing
+                      brings it up and closes it, by the library's own means only; prints the
+                      nanoseconds of an opening and of a closing
 """
 
 import os
@@ -28,14 +28,14 @@ READ_SIZE = 65535
 
 
 class Device(Protocol):
-    """A blocking library's device; a packet is whatever the library makes of it."""
+    """The device of a blocking library. A packet has the type that the library uses."""
 
     def read(self) -> Any: ...
     def write(self, packet: Any, /) -> object: ...
 
 
 def arguments() -> tuple[str, list[str]]:
-    """The mode and the names."""
+    """Return the mode and the names."""
     return sys.argv[1], sys.argv[2:]
 
 
@@ -44,7 +44,7 @@ def ready(name: str) -> None:
 
 
 def orders() -> Iterator[list[str]]:
-    """The words of each line on stdin."""
+    """Yield the words of each line on stdin."""
     for line in sys.stdin:
         yield line.split()
 
@@ -54,7 +54,7 @@ def tell(*numbers: int) -> None:
 
 
 def answer(packet: bytes) -> bytes | None:
-    """The reply to a ping, as one writes it by hand."""
+    """Return the reply to a ping, handwritten."""
     if len(packet) < 28 or packet[0] != 0x45 or packet[9] != 1 or packet[20] != 8:
         return None
     checksum = (packet[22] << 8 | packet[23]) + 0x0800  # the type falls from 8 to 0
@@ -68,7 +68,7 @@ def same(packet: bytes) -> Any:
 
 
 def opened_often(count: int, open_: Callable[[], Callable[[], object]]) -> tuple[int, int]:
-    """Nanoseconds of an opening and of a closing; `open_` gives what closes again."""
+    """Return the nanoseconds of opening and closing; `open_` returns the function that closes."""
     opening = closing = 0
     for _ in range(count):
         start = time.perf_counter_ns()
@@ -87,7 +87,7 @@ def serve(
     make: Callable[[bytes], Any] = same,
     configured: Callable[[str], Callable[[], object]] | None = None,
 ) -> None:
-    """All modes of a blocking library."""
+    """Run any mode with a blocking library."""
     mode, names = arguments()
     if mode == "open":
         if configured is None:
@@ -125,7 +125,7 @@ def pump(source: Device, target: Device) -> None:
         packet = source.read()
         try:
             target.write(packet)
-        except OSError as error:  # down, while it is being set up
+        except OSError as error:  # the device is down until it is set up
             print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""`loop.add_reader` and one `os.read` a callback, as people write it by hand; no library."""
+"""No library: `loop.add_reader` and one `os.read` in each callback, as people write it by hand."""
 
 import asyncio
 import fcntl

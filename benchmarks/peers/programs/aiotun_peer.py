@@ -1,6 +1,6 @@
 """aiotun: [--uvloop] [--one] [--napi] [--offload split|raw] MODE NAME...
 
-`--one` is a packet a call.
+`--one` handles one packet in each call.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ async def pump(source: aiotun.TunDevice, target: aiotun.TunDevice, one: bool) ->
     while not source.closed:
         try:
             await passed_on(source, target, one)
-        except aiotun.LinkDownError as error:  # while it is being set up
+        except aiotun.LinkDownError as error:  # the device is down until it is set up
             print(f"aiotun_peer: {error}", file=sys.stderr)
 
 

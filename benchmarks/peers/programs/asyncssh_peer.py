@@ -1,4 +1,4 @@
-"""asyncssh's TUN transport: reads until nothing waits, and calls a protocol for each packet."""
+"""asyncssh's TUN transport: reads until no packet waits, and calls a protocol for each packet."""
 
 import asyncio
 import time

@@ -17,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define BUDGET 128 /* packets one way before the other way is looked at */
+#define BUDGET 128 /* packets in one direction before the other direction gets its turn */
 
 static unsigned char packet[65581];
 
@@ -83,7 +83,7 @@ static void open_often(const char *name, int count)
 	printf("%" PRId64 " %" PRId64 "\n", opening / count, closing / count);
 }
 
-/* Turn an echo request round, or give 0. */
+/* Turn an echo request into its reply; return 0 if it is not one. */
 static int answer(ssize_t length)
 {
 	size_t header = (packet[0] & 15) * 4;
@@ -124,7 +124,7 @@ static void forward(int near, int far)
 		if (fds[1].revents & POLLIN)
 			pass(far, near);
 		if ((fds[0].revents | fds[1].revents) & POLLERR)
-			usleep(1000); /* down, while it is being set up */
+			usleep(1000); /* the device is down until it is set up */
 	}
 }
 

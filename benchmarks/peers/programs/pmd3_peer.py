@@ -1,6 +1,6 @@
 """pytun-pmd3, pymobiledevice3's pytun in Python, with blocking calls.
 
-It sets IPv6 addresses only, so that it has no part in opening a device with an IPv4 address.
+It sets only IPv6 addresses, so it can't take part in opening a device with an IPv4 address.
 """
 
 from pytun_pmd3 import TunTapDevice

@@ -1,4 +1,4 @@
-"""scapy's TunTapInterface. Its packets are objects: that is what it is used for."""
+"""scapy's TunTapInterface. Its packets are objects, because that is why people use scapy."""
 
 from typing import Any
 

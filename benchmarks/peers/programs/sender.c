@@ -1,7 +1,8 @@
-/* sender ADDRESS RATE SECONDS: 64-byte UDP packets to port 9 at that many a second; 0: no limit.
+/* sender ADDRESS RATE SECONDS: sends RATE 64-byte UDP packets a second to port 9; 0 means no limit.
  *
- * What is due is sent ten times a millisecond: as even as a program can be that does not spin, and
- * leaves the core to others. Prints how many it sent, and in how many nanoseconds. */
+ * Ten times a millisecond it sends the packets that are due. No program could send more evenly
+ * without spinning, and this one leaves the core to others. It prints how many packets it sent, and
+ * in how many nanoseconds. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <inttypes.h>

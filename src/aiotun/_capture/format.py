@@ -1,8 +1,8 @@
-"""How pcap and pcapng files are laid out; no I/O.
+"""The layout of pcap and pcapng files; no I/O.
 
 Sources: draft-ietf-opsawg-pcap (4, general header; 5, packet record), draft-ietf-opsawg-pcapng
 (4.1, section header; 4.2, interface description; 4.3, enhanced packet), and the link types of
-draft-ietf-opsawg-pcaplinktype. Files are little-endian, whatever the machine is.
+draft-ietf-opsawg-pcaplinktype. Files are little-endian on every machine.
 """
 
 import os
@@ -22,13 +22,13 @@ __all__ = [
 ]
 
 Format = Literal["pcap", "pcapng"]
-"""pcap is read by everything; pcapng also says which way each packet went."""
+"""Every tool reads pcap; pcapng also records each packet's direction."""
 
 Direction = Literal["in", "out"]
-"""As the program sees it: ``"in"`` is what it received, ``"out"`` what it sent."""
+"""As the program sees it: ``"in"`` for a packet that it received, ``"out"`` for one it sent."""
 
 LINK_TYPES = {"tun": 101, "tap": 1}  # LINKTYPE_RAW, LINKTYPE_ETHERNET
-MAX_SNAPLEN = 262_144  # libpcap refuses files that say more
+MAX_SNAPLEN = 262_144  # libpcap rejects files with a larger snaplen
 MAX_OPTION = 0xFFFF  # bytes of a pcapng option
 
 # Magic number for nanoseconds, version 2.4, two fields that are always 0, snaplen, link type.
@@ -38,13 +38,13 @@ _SHB = struct.Struct("<IIIHHq")  # type, length, byte-order magic, version 1.0, 
 _IDB = struct.Struct("<IIHHI")  # type, length, link type, reserved, snaplen
 # Type, length, interface, time (high, low), captured length, original length.
 _EPB = struct.Struct("<IIIIIII")
-# The option epb_flags, the end of options, and the block's length once more.
+# The option epb_flags, the end of options, and the block's length again.
 _EPB_END = struct.Struct("<HHIHHI")
 WAYS: dict[Direction | None, int] = {None: 0, "in": 1, "out": 2}
 
 
 def header(format: Format, link_type: int, snaplen: int, interface: str | None) -> bytes:  # noqa: A002
-    """What a file begins with."""
+    """Return the bytes that a file begins with."""
     if format == "pcap":
         return _PCAP_HEADER.pack(0xA1B2_3C4D, 2, 4, 0, 0, snaplen, link_type)
     options = _option(4, b"aiotun") + _option(0, b"")  # shb_userappl
@@ -82,4 +82,5 @@ PACKERS: dict[Format, Callable[[bytes, int, int, int], bytes]] = {
     "pcap": _pack_pcap,
     "pcapng": _pack_pcapng,
 }
-"""Give the record of a packet: what is kept, its length, nanoseconds since 1970, direction."""
+"""Functions that make a packet's record from the bytes kept, the packet's original length, the time
+in nanoseconds since 1970, and the direction (a value of `WAYS`)."""

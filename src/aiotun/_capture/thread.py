@@ -1,6 +1,6 @@
-"""The thread that writes a capture file, and what is at stake when the program ends.
+"""The thread that writes a capture file, and how it finishes when the program ends.
 
-`capture` puts packed records in, and the thread takes them out; neither waits for the other.
+`capture` adds packed records and the thread takes them out; neither waits for the other.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from .._kernel import threads
 
 __all__ = ["Sink", "open_file"]
 
-# How much is written at once. The thread joins that many bytes while it holds the interpreter's
-# lock, for which the event loop waits.
+# How many bytes are written at once. While the thread joins that many bytes it holds the
+# interpreter's lock, and the event loop has to wait.
 _PIECE_BYTES = 256 * 1024
 
 
 def open_file(path: Path) -> io.FileIO:
-    # Unbuffered: nothing is left in a buffer to be written again after an error.
+    # Unbuffered: after a write error a buffer would try to write the same bytes again.
     return open(path, "wb", buffering=0)
 
 
 class Sink:
-    """What a writer and its thread share.
+    """The state that a writer and its thread share.
 
-    Apart from the writer, which can be collected, and say that it was not closed, while the thread
-    is at work. The thread is a daemon: any other would keep the interpreter from ending for as long
-    as a writer is open. So that nothing is lost at the end, `_finish` is called there.
+    It is an object of its own, so that the thread holds no reference to the writer. A writer that
+    was not closed can then be collected, and warn, while the thread runs. The thread is a daemon:
+    any other thread would keep the interpreter from exiting while a writer is open. At exit
+    `_finish` writes what is left, so that nothing is lost.
     """
 
     def __init__(
@@ -46,17 +47,17 @@ class Sink:
         limit: int,
     ) -> None:
         self.limit = limit
-        self.changed = threading.Condition()  # reentrant: __del__ may come anywhere
-        # All that follows changes under that lock.
-        self.records: list[bytes | None] = []  # None: go on in a new file
-        self.pending = 0  # bytes in records, and in what the thread has taken of them
+        self.changed = threading.Condition()  # reentrant: __del__ may run while we hold the lock
+        # Everything that follows changes only with that lock held.
+        self.records: list[bytes | None] = []  # None: start a new file
+        self.pending = 0  # bytes in records, and in those that the thread is writing
         self.accepted = self.written = self.dropped = 0
         self.ending = self.closed = False
         self.error: OSError | None = None
         self.name = str(path) if path is not None else getattr(file, "name", "file")
         self._then: list[Callable[[], object]] = []
         self._done = False
-        # The thread's own.
+        # Only the thread uses what follows.
         self._file = file
         self._path = path
         self._header = header
@@ -76,7 +77,7 @@ class Sink:
             raise
 
     def end(self, *, closing: bool, then: Callable[[], object] | None = None) -> None:
-        """Have the thread write what is left and end; call `then`, in that thread, when it has."""
+        """Tell the thread to write what is left and end. It calls `then` when it is done."""
         with self.changed:
             self.ending = True
             self.closed |= closing
@@ -88,7 +89,7 @@ class Sink:
             then()
 
     def tell(self) -> None:
-        """Raise what ended the writing, once."""
+        """Raise the error that stopped the writing, if any; only once."""
         if self.error is not None and self in _running:
             _running.discard(self)
             raise self.error
@@ -99,8 +100,8 @@ class Sink:
                 self._write_all()
             except BaseException as error:  # noqa: BLE001 - a file of the user's may raise anything
                 self._fail(error)
-        finally:  # whatever happened: somebody may wait for the end
-            if self.error is None:  # else it is told first, at the interpreter's end if need be
+        finally:  # in every case: a task may wait for the end
+            if self.error is None:  # otherwise `tell` must raise the error first, or `_finish`
                 _running.discard(self)
             with self.changed:
                 self._done = True
@@ -144,10 +145,10 @@ class Sink:
 
     def _write(self, data: bytes) -> None:
         left = memoryview(data)
-        while left:  # an unbuffered file may take less than all
+        while left:  # an unbuffered file may write only a part
             taken = self._file.write(left)
-            if not taken:  # None: a file that does not block
-                raise BlockingIOError(errno.EAGAIN, "the file takes nothing now, and has to block")
+            if not taken:  # None: the file is non-blocking
+                raise BlockingIOError(errno.EAGAIN, "the file is non-blocking; open a blocking one")
             left = left[taken:]
         if self._path is None and hasattr(self._file, "flush"):
             self._file.flush()
@@ -157,7 +158,7 @@ class Sink:
         assert self._path is not None
         self._close()
         path, stem, suffix = self._path, self._path.stem, self._path.suffix
-        # Only those that exist are moved, up to the first gap: max_files may be any number.
+        # Rename only the files that exist, up to the first gap: max_files may be very large.
         names = [path]
         while len(names) < self._max_files:
             names.append(path.with_name(f"{stem}.{len(names)}{suffix}"))
@@ -175,22 +176,25 @@ class Sink:
             self._file.close()
 
     def _fail(self, error: BaseException) -> None:
-        """Keep what is whole of the file, and count what will never be in it."""
+        """Keep the complete part of the file, and count the packets that will not be in it."""
         if self._path is not None and not self._file.closed:
-            with contextlib.suppress(OSError):  # a pipe can't be cut, nor a device
+            with contextlib.suppress(OSError):  # pipes and devices can't be truncated
                 self._file.truncate(self._good)
             with contextlib.suppress(OSError):
                 self._file.close()
         with self.changed:
             self.ending = True
-            # What waits, and what the thread has taken and could not write.
+            # The records that wait, and those that the thread has taken and could not write.
             self.dropped += self.accepted - self.written
             self.records, self.pending = [], 0
             why = str(error) or type(error).__name__
             code = errno.EIO
             if isinstance(error, OSError) and error.errno is not None:
                 why, code = os.strerror(error.errno), error.errno
-            text = f"writing packets failed: {why}; they end there. Make room, or write elsewhere"
+            text = (
+                f"writing packets failed: {why}; the file ends with the last complete packet. Free "
+                "some space, or write to another file"
+            )
             self.error = OSError(code, text, self.name)
             self.error.__cause__ = error
 
@@ -199,9 +203,9 @@ _running: set[Sink] = set()
 
 
 def _disown() -> None:
-    """In a child that was forked: it has no such thread, and the packets are its parent's."""
+    """Close all sinks in a forked child: it has no threads, and the parent writes the packets."""
     for sink in _running:
-        sink.changed = threading.Condition()  # the thread may have held it just then
+        sink.changed = threading.Condition()  # the parent's thread may have held the lock
         sink.closed = sink.ending = True
     _running.clear()
 
@@ -211,11 +215,11 @@ os.register_at_fork(after_in_child=_disown)
 
 @atexit.register
 def _finish() -> None:
-    """At the interpreter's end: write what writers still have that nobody closed."""
+    """At exit, write the packets of writers that were not closed."""
     error: OSError | None = None
     for sink in list(_running):
         sink.end(closing=True)
         sink.thread.join()
         error = error or sink.error
     if error is not None:
-        raise error  # the interpreter prints it, and goes on
+        raise error  # the interpreter prints it and continues to exit

@@ -1,4 +1,4 @@
-"""The words of ``aiotun add`` and its like: without dashes and in any order, as ip(8) has them."""
+"""Parses the words of ``aiotun add`` and similar: without dashes, in any order, as in ip(8)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 __all__ = ["Said", "UsageError", "number_or_name", "on_or_off", "read"]
 
-# What must follow a word, for an error's text; of other words it is "a value".
+# What must follow each word, for the error text. Words that are not listed need "a value".
 _NEEDS = {
     "dev": "a name",
     "name": "a name",
@@ -17,23 +17,23 @@ _NEEDS = {
     "ipv6_autoconf": "'on' or 'off'",
     "netns": "a name or path",
 }
-# Not even the first of these is a device's name where a command doesn't know it.
+# A command that does not accept these words must not take them for the device's name.
 _FLAGS = ("multi_queue", "pi", "vnet_hdr", "one_queue")
 _SAME = {"name": "dev", "addr": "address", "master": "bridge"}
 
 
 class UsageError(Exception):
-    """The words make no sense; the text is the one line that the user sees."""
+    """The command line is wrong. The text is the one line that the user sees."""
 
 
 @dataclasses.dataclass(slots=True)
 class Said:
-    """What the words say."""
+    """The parsed words."""
 
     values: dict[str, str] = dataclasses.field(default_factory=dict)
-    """The values of words that have one; the device's name is that of ``"dev"``."""
+    """The values of words that take one. The device's name is the value of ``"dev"``."""
     flags: set[str] = dataclasses.field(default_factory=set)
-    """The words that have none."""
+    """The words that take no value."""
     lists: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     """The values of words that may be repeated."""
 
@@ -45,15 +45,15 @@ def read(
     flags: Collection[str] = (),
     lists: Mapping[str, Mapping[str, bool]] | None = None,
 ) -> Said:
-    """Read the words of a command, in any order, as ip(8) does, but without its abbreviations.
+    """Parse the words of a command, in any order, as ip(8) does, but without its abbreviations.
 
     Args:
-        command: the command, for an error's text.
-        words: what was typed.
-        valued: the words that have a value. A word that nobody knows is the device's name.
-        flags: the words that have none.
-        lists: the words that may be repeated, and the words that may follow the value of each:
-            whether they have a value of their own.
+        command: the command's name, for error texts.
+        words: the words on the command line.
+        valued: the words that take a value. The first unknown word is the device's name.
+        flags: the words that take no value.
+        lists: the words that may be repeated. Each has a mapping of the words that may follow its
+            value: whether they take a value themselves.
 
     Raises:
         UsageError: a word is unknown, is repeated, or lacks its value.
@@ -85,26 +85,28 @@ def read(
         elif "dev" not in said.values and word not in _NEEDS and word not in _FLAGS:
             key, text = "dev", word
         else:
-            raise UsageError(f"{word!r} is no word of 'aiotun {command}'; see its --help")
+            raise UsageError(
+                f"unknown argument {word!r} for 'aiotun {command}'; see 'aiotun {command} --help'"
+            )
         if key in said.values and key == "dev":
-            raise UsageError(f"two names are given, {said.values[key]!r} and {text!r}; see --help")
+            raise UsageError(f"expected one device name, got {said.values[key]!r} and {text!r}")
         if key in said.values:
-            raise UsageError(f"{key!r} is said twice: {said.values[key]!r} and {text!r}")
+            raise UsageError(f"{key!r} is given twice: {said.values[key]!r} and {text!r}")
         said.values[key] = text
     return said
 
 
 def number_or_name(word: str) -> int | str:
-    """Give a number as one: as with ip(8), no user is looked up by a name of digits."""
+    """Return digits as a number. Like ip(8), we never look up a user whose name is all digits."""
     return int(word) if word.isascii() and word.isdigit() else word
 
 
 def on_or_off(what: str, word: str | None) -> bool | None:
-    """Read 'on' or 'off'; None where nothing was said.
+    """Parse 'on' or 'off'. Returns None if there is no word.
 
     Raises:
         UsageError: it is another word.
     """
     if word not in ("on", "off", None):
-        raise UsageError(f"{what} is 'on' or 'off', not {word!r}")
+        raise UsageError(f"{what!r} must be 'on' or 'off', got {word!r}")
     return None if word is None else word == "on"

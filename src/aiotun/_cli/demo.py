@@ -1,7 +1,7 @@
-"""Makes a TUN device in a private network namespace, answers pings on it, and lets the kernel ping.
+"""Creates a TUN device in a private network namespace, and answers the pings that it sends there.
 
-It needs no root and leaves nothing behind: device, addresses and routes end with the namespace, and
-that with the demo.
+It needs no root and leaves nothing behind: the device, its addresses and its routes disappear with
+the namespace, and the namespace disappears when the demo ends.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from aiotun import reply
 
 __all__ = ["DemoError", "demo"]
 
-# The device's addresses, each with the neighbour that the program answers for.
+# The device's addresses, each with the neighbor that the program answers for.
 _PINGED = (("10.203.0.1/24", "10.203.0.2"), ("fd03:a107:203::1/64", "fd03:a107:203::2"))
-_INTERVAL = 0.2  # seconds; the shortest that ping(8) allows everybody
+_INTERVAL = 0.2  # seconds; the shortest that ping(8) allows without root
 _TIMEOUT = 1.0  # seconds for one answer
 _LINE = re.compile(r"seq=(\d+) .*time[=<]([0-9.]+) ?ms")
 _Say = Callable[[str], None]
@@ -30,23 +30,23 @@ _Replies = AsyncGenerator[tuple[int, float]]  # sequence number and milliseconds
 
 
 class DemoError(aiotun.AiotunError):
-    """What the demo can't do; the text is the one line that the user sees."""
+    """The demo can't run, or failed. The text is the one line that the user sees."""
 
 
 def demo(count: int, *, uvloop: bool, say: Callable[[str], None]) -> None:
     """Run the demo.
 
     Args:
-        count: how many pings to each address.
+        count: how many pings to send to each address.
         uvloop: whether to run on uvloop instead of asyncio's loop.
-        say: called with each line of what there is to tell.
+        say: called with each line of output.
 
     Raises:
-        DemoError: this machine has not what it takes, or pings were not answered.
-        AiotunError: there is no private namespace to be had, or the device could not be opened.
+        DemoError: something that the demo needs is missing, or a ping was not answered.
+        AiotunError: the private namespace or the device could not be created.
     """
     with asyncio.Runner(loop_factory=_uvloop() if uvloop else None) as runner:
-        # On a machine without IPv6 there is no such file, and the address could not be given.
+        # On a machine without IPv6 this file does not exist, and adding the address would fail.
         ipv6 = Path("/proc/net/if_inet6").exists()
         runner.run(_ping_all(_PINGED if ipv6 else _PINGED[:1], count, say))
 
@@ -77,8 +77,9 @@ async def _ping_all(pinged: Sequence[tuple[str, str]], count: int, say: _Say) ->
         aiotun.open_tun("demo0", netns=ns, addresses=addresses) as tun,
     ):
         ping = shutil.which("ping")
-        say(f"{tun.name} has {', '.join(addresses)}, in a network namespace of its own.")
-        say(f"A Python program answers; {ping or 'the kernel (no ping(8) here)'} asks.")
+        say(f"{tun.name} has {', '.join(addresses)}, in a private network namespace.")
+        sender = ping or "the kernel's ICMP socket (there is no ping(8) here)"
+        say(f"Pings are sent with {sender} and answered by this Python program.")
         answering = asyncio.create_task(_answer(tun))
         try:
             for _, address in pinged:
@@ -88,7 +89,7 @@ async def _ping_all(pinged: Sequence[tuple[str, str]], count: int, say: _Say) ->
                     async for seq, milliseconds in asking:
                         times.append(milliseconds)
                         say(f"  {address} seq {seq}: {milliseconds:.3f} ms")
-                if answering.done():  # it never ends by itself, but for an error
+                if answering.done():  # only an error ends this task
                     await answering
         finally:
             answering.cancel()
@@ -104,7 +105,7 @@ async def _ping_all(pinged: Sequence[tuple[str, str]], count: int, say: _Say) ->
 
 
 async def _system_pings(ns: aiotun.Namespace, program: str, address: str, count: int) -> _Replies:
-    """Let ping(8) ask, and give each reply it prints."""
+    """Run ping(8), and yield each reply that it prints."""
     options = ("-n", "-c", str(count), "-i", str(_INTERVAL), "-W", str(int(_TIMEOUT)))
     ping = await ns.create_subprocess_exec(
         program,
@@ -113,8 +114,8 @@ async def _system_pings(ns: aiotun.Namespace, program: str, address: str, count:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, "LC_ALL": "C"},  # numbers with points
-        start_new_session=True,  # Ctrl-C is for us; ping would print a summary of its own
+        env={**os.environ, "LC_ALL": "C"},  # numbers with a decimal point
+        start_new_session=True,  # Ctrl-C must not reach ping, which would print its own summary
     )
     assert ping.stdout is not None
     said = ""
@@ -124,7 +125,7 @@ async def _system_pings(ns: aiotun.Namespace, program: str, address: str, count:
             said = text or said
             if found := _LINE.search(text):
                 yield int(found[1]), float(found[2])
-        if await ping.wait() > 1:  # 1 means no more than unanswered
+        if await ping.wait() > 1:  # 1 means that pings were not answered
             raise DemoError(f"{program} failed: {said}")
     finally:
         if ping.returncode is None:
@@ -133,7 +134,7 @@ async def _system_pings(ns: aiotun.Namespace, program: str, address: str, count:
 
 
 async def _pings(ns: aiotun.Namespace, address: str, count: int) -> _Replies:
-    """Ask through the kernel's own ICMP socket, as ping(8) does."""
+    """Send pings through the kernel's ICMP socket, as ping(8) does, and yield each reply."""
     with await _icmp_socket(ns, address) as sock:
         for seq in range(1, count + 1):
             milliseconds = await asyncio.to_thread(_ping, sock, address, seq)
@@ -149,11 +150,14 @@ async def _icmp_socket(ns: aiotun.Namespace, address: str) -> socket.socket:
             return await ns.socket(socket.AF_INET6, socket.SOCK_DGRAM, socket.IPPROTO_ICMPV6)
         return await ns.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
     except OSError as error:
-        raise DemoError(f"no ICMP socket here ({error.strerror}); install ping(8)") from error
+        raise DemoError(f"can't open an ICMP socket: {error.strerror}; install ping(8)") from error
 
 
 def _ping(sock: socket.socket, address: str, seq: int) -> float | None:
-    """Send one echo request and wait for its reply; the kernel fills in identifier and checksum."""
+    """Send one echo request and return its round trip in milliseconds; None without a reply.
+
+    The kernel fills in the identifier and the checksum.
+    """
     request = struct.pack("!BBHHH", 128 if ":" in address else 8, 0, 0, 0, seq) + bytes(48)
     start = time.perf_counter()
     sock.sendto(request, (address, 0))

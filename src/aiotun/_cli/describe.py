@@ -1,7 +1,7 @@
-"""One packet as a line of text, in tcpdump's manner, and as the fields that the line is made of.
+"""One packet as a line of text, in tcpdump's style, and as the fields that the line is made of.
 
-Pure, and without dpkt. Whatever the bytes are, there is a line for them: a stranger sent them. They
-appear in it as numbers and addresses only, so that no packet can say anything to a terminal.
+Pure functions, without dpkt. A stranger sent the bytes, so any bytes must give a line. The line
+shows them only as numbers and addresses, so that no packet can control a terminal.
 """
 
 import socket
@@ -63,10 +63,10 @@ _PROTOCOLS = {
 _TCP_FLAGS = "FSRP.UEW"  # from the lowest bit on; tcpdump's letters
 _HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION, _MOBILITY = 0, 43, 44, 60, 135
 _VLANS = (0x8100, 0x88A8, 0x9100, 0x9200)  # 802.1Q, 802.1ad, and two from before that
-_MOST_VLANS = 8  # no frame has more, and the line has to end
+_MOST_VLANS = 8  # real frames have fewer, and the line must not grow with a hostile one
 
 
-class _Cut(Exception):  # noqa: N818 - it says how far the bytes went, and is caught here
+class _Cut(Exception):  # noqa: N818 - not an error: `describe` catches it
     """The bytes end within a header."""
 
 
@@ -74,18 +74,18 @@ def describe(data: bytes, *, frame: bool) -> tuple[str, Fields]:
     """Describe a packet, or an Ethernet frame.
 
     Args:
-        data: the bytes, of whatever kind they are.
+        data: any bytes.
         frame: whether they begin with an Ethernet header.
 
     Returns:
-        The line, and what it says as fields for JSON: numbers, and text of plain ASCII. There is
-        always ``length``, the number of bytes.
+        The line, and the same as fields for JSON: numbers and plain ASCII text. The field
+        ``length``, the number of bytes, is always present.
     """
     fields: Fields = {"length": len(data)}
     words: list[str] = []
     parts = _frame(data, fields) if frame else _packet(data, 0, fields)
     try:
-        words.extend(parts)  # keeps those that came before the end
+        words.extend(parts)  # keeps the parts that came before a _Cut
     except _Cut as cut:
         fields["truncated"] = True
         words.append(f"[{cut}]")
@@ -144,7 +144,7 @@ def _arp(data: bytes, at: int, fields: Fields) -> Iterator[str]:
     _need(data, at + 8, "ARP")
     operation = _u16(data, at + 6)
     fields["operation"] = operation
-    if data[at : at + 6] != b"\0\1\x08\0\6\4":  # Ethernet and IPv4, as all of them are
+    if data[at : at + 6] != b"\0\1\x08\0\6\4":  # not the usual one, for Ethernet and IPv4
         yield f"operation {operation}, hardware type {_u16(data, at)}, length {len(data) - at}"
         return
     _need(data, at + 28, "ARP")
@@ -179,7 +179,7 @@ def _packet(data: bytes, at: int, fields: Fields) -> Iterator[str]:
         yield from _ip6_packet(data, at, fields)
     else:
         fields["protocol"] = f"version {version}"
-        yield f"no IP packet: version {version}, length {len(data) - at}"
+        yield f"not an IP packet: version {version}, length {len(data) - at}"
 
 
 def _ip4_packet(data: bytes, at: int, fields: Fields) -> Iterator[str]:
@@ -193,7 +193,7 @@ def _ip4_packet(data: bytes, at: int, fields: Fields) -> Iterator[str]:
     fields |= {"src": _ipv4(data, at + 12), "dst": _ipv4(data, at + 16), "ttl": data[at + 8]}
     protocol = data[at + 9]
     payload = at + header
-    # A super-packet may be longer than its field can tell (BIG TCP): 0 then.
+    # A super-packet may be too long for its length field (BIG TCP), which is 0 then.
     end = min(at + total, len(data)) if total else len(data)
     if header < 20 or payload > end:
         raise _Cut(f"header length {header} in a packet of {total or len(data) - at} bytes")
@@ -213,7 +213,7 @@ def _ip6_packet(data: bytes, at: int, fields: Fields) -> Iterator[str]:
     length = _u16(data, at + 4)
     end = min(at + 40 + length, len(data)) if length else len(data)
     protocol, payload = data[at + 6], at + 40
-    # Each is at least 8 bytes long, so this ends with the packet.
+    # Each extension header has at least 8 bytes, so the loop can't go beyond the packet's end.
     while protocol in (_HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION, _MOBILITY):
         if end < payload + 8:
             raise _Cut("cut within an extension header")
@@ -239,16 +239,16 @@ def _ip6_packet(data: bytes, at: int, fields: Fields) -> Iterator[str]:
 
 
 def _payload(data: bytes, at: int, end: int, protocol: int, fields: Fields) -> Iterator[str]:
-    """What an IP packet carries, between these two offsets."""
+    """Describe what an IP packet carries between these two offsets."""
     name = _PROTOCOLS.get(protocol)
     fields["protocol"] = name or f"ip-proto-{protocol}"
     length = end - at
     src, dst = fields["src"], fields["dst"]
     part = fields.get("fragment")
-    if part is not None and part["offset"]:  # the transport's header was in the first one
+    if part is not None and part["offset"]:  # only the first fragment has the transport header
         yield f"{src} > {dst}: {fields['protocol']}{_fragment(part)}, length {length}"
         return
-    data = data[:end]  # what follows is padding
+    data = data[:end]  # the rest is padding
     if protocol in (6, 17):
         if length >= 4:
             fields["sport"], fields["dport"] = _u16(data, at), _u16(data, at + 2)
@@ -280,7 +280,7 @@ def _tcp(data: bytes, at: int, fields: Fields) -> Iterator[str]:
     if header < 20 or length < 0:
         raise _Cut(f"TCP header length {header} of {len(data) - at} bytes")
     words = [f"Flags [{flags or 'none'}]"]
-    if length or bits & 0b111:  # SYN, FIN and RST count
+    if length or bits & 0b111:  # SYN, FIN or RST
         words.append(f"seq {seq}:{(seq + length) & 0xFFFF_FFFF}" if length else f"seq {seq}")
     if bits & 0x10:
         words.append(f"ack {ack}")
@@ -291,13 +291,14 @@ def _tcp(data: bytes, at: int, fields: Fields) -> Iterator[str]:
 
 def _udp(data: bytes, at: int, fields: Fields) -> Iterator[str]:
     _need(data, at + 8, "UDP")
-    # Its own field is 0 where the datagram is larger than that can tell, and wrong in a fragment.
+    # Don't trust the length field: it is 0 in a datagram too long for it, and in a fragment it
+    # gives the length of the whole datagram.
     length = fields["payload_length"] = len(data) - at - 8
     yield f"UDP, length {length}"
 
 
 def _icmp(data: bytes, at: int, protocol: int, fields: Fields) -> Iterator[str]:
-    # tcpdump's comma is there for ICMPv6 only.
+    # tcpdump writes this comma for ICMPv6 only.
     yield "ICMP" if protocol == 1 else "ICMP6,"
     _need(data, at + 4, "ICMP")
     kind, code = data[at], data[at + 1]

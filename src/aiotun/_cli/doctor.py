@@ -1,8 +1,8 @@
-"""Says what this machine lets this user do with aiotun, and how to mend what it doesn't.
+"""Checks what this user can do with aiotun on this machine, and says how to fix what fails.
 
-It changes nothing: a device that it makes to see whether that works lives for a moment, in a
-network namespace of its own. The exit status is 0 where devices can be had here in any way, 1 where
-not.
+It changes nothing on the machine: to see whether a device can be created, it creates one for a
+moment in a private network namespace. The exit status is 0 if this user can open a device in some
+way, and 1 if not.
 """
 
 import asyncio
@@ -37,24 +37,24 @@ _SETTINGS = Path("/proc/sys")
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """One check and its result.
 
     Attributes:
-        name: what it is.
-        status: ``"ok"``, ``"no"``, or ``"note"``: not there, and it goes without.
+        name: what was checked.
+        status: ``"ok"``, ``"no"``, or ``"note"``: it is missing, and aiotun works without it.
         said: what was found.
-        mend: the one command, or step, that mends it.
+        fix: the one command, or step, that fixes it.
     """
 
     name: str
     status: Literal["ok", "no", "note"]
     said: str
-    mend: str | None = None
+    fix: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was found, and what it comes to."""
+    """The results of all checks, and what follows from them."""
 
     usable: bool
     user: str
@@ -64,7 +64,7 @@ class Report:
 
 
 def examine() -> Report:
-    """Look at everything."""
+    """Run all checks."""
     user = _user()
     node = _node()
     driver, may_create = _driver(node)
@@ -99,11 +99,11 @@ def examine() -> Report:
     return Report(usable, user, system, checks, works)
 
 
-# --- What there is -------------------------------------------------------------------------------
+# --- The checks ----------------------------------------------------------------------------------
 
 
 def _root(command: str) -> str:
-    """A command as this user types it, where it takes root."""
+    """Return a command that needs root as this user must type it."""
     return command if os.geteuid() == 0 else f"sudo {command}"
 
 
@@ -115,7 +115,7 @@ def _user() -> str:
 
 
 def _replace(path: str) -> str:
-    """The command that puts the driver's node in the place of what is there."""
+    """Return the command that replaces what is at a path with the driver's node."""
     remove = "rmdir" if os.path.isdir(path) else "rm"
     script = f"{remove} {path} && mkdir -p {_FOLDER} && mknod -m 0666 {_NODE} c 10 200"
     return _root(f"sh -c '{script}'")
@@ -125,43 +125,43 @@ def _node() -> Check:
     try:
         found = os.stat(_NODE)
     except FileNotFoundError:
-        mend = _root("modprobe tun")
-        mend += f" (for a container: run it with '--device {_NODE}')"
-        return Check("node", "no", f"there is no {_NODE}", mend)
+        fix = _root("modprobe tun")
+        fix += f" (for a container: run it with '--device {_NODE}')"
+        return Check("node", "no", f"{_NODE} does not exist", fix)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENOTDIR):
-            return Check("node", "no", f"{_NODE} can't be looked at: {error.strerror}")
-        text = f"{_NODE} is not the driver's: {error.strerror}"
+            return Check("node", "no", f"can't check {_NODE}: {error.strerror}")
+        text = f"{_NODE} is not the TUN driver's node: {error.strerror}"
         return Check("node", "no", text, _replace(_NODE if error.errno == errno.ELOOP else _FOLDER))
     mode = stat.S_IMODE(found.st_mode)
     if stat.S_ISDIR(found.st_mode):
-        mend = _replace(_NODE)
-        mend += f" (for a container: pass it in with '--device {_NODE}', not as a volume)"
-        return Check("node", "no", f"{_NODE} is a directory", mend)
+        fix = _replace(_NODE)
+        fix += f" (for a container: pass it in with '--device {_NODE}', not as a volume)"
+        return Check("node", "no", f"{_NODE} is a directory", fix)
     if not stat.S_ISCHR(found.st_mode) or found.st_rdev != os.makedev(10, 200):
-        text = f"{_NODE} is not the driver's: no character device 10:200"
+        text = f"{_NODE} is not the TUN driver's node, character device 10:200"
         return Check("node", "no", text, _replace(_NODE))
     if (place := probe.nodev_mount()) is not None:
         text = f"{_NODE} is on a filesystem that is mounted 'nodev', so it can't be opened"
         return Check("node", "no", text, _root(f"mount -o remount,bind,dev {place}"))
     if not os.access(_NODE, os.R_OK | os.W_OK, effective_ids=True):
-        text = f"{_NODE} has mode {mode:04o}, which keeps this user out"
+        text = f"{_NODE} has mode {mode:04o}, so this user can't open it"
         return Check("node", "no", text, _root(f"chmod 0666 {_NODE}"))
     return Check("node", "ok", f"{_NODE}, mode {mode:04o}")
 
 
 def _driver(node: Check) -> tuple[Check, bool]:
-    """The driver, and whether it lets us create a device in this namespace."""
+    """Check the driver, and whether it lets this user create a device in this namespace."""
     try:
         may_create = probe.may_create()
         features = probe.features()
     except aiotun.DeviceMismatchError:
-        return Check("driver", "note", "does not tell its features (gVisor's doesn't)"), may_create
+        return Check("driver", "note", "reports no features, like gVisor's driver"), may_create
     except (aiotun.AiotunError, OSError) as error:
         if node.status != "ok":
-            return Check("driver", "note", "not asked: its node can't be opened"), False
+            return Check("driver", "note", "not checked: its node can't be opened"), False
         if isinstance(error, aiotun.NotPermittedError):  # a container's rules for devices
-            return Check("driver", "no", *_text_and_mend(error)), False
+            return Check("driver", "no", *_text_and_fix(error)), False
         return Check("driver", "no", _text(error), _root("modprobe tun")), False
     return Check("driver", "ok", " ".join(features)), may_create
 
@@ -171,53 +171,55 @@ def _offload(offloads: list[str]) -> Check:
     if "USO" in offloads:
         return Check("offload", "ok", said)
     if not offloads:
-        return Check("offload", "note", "none; this driver has no offload (gVisor's)")
-    return Check("offload", "note", f"{said}; no USO (UDP), which came with Linux 6.2")
+        return Check("offload", "note", "none, like gVisor's driver")
+    return Check("offload", "note", f"{said}; no USO (UDP), which needs Linux 6.2")
 
 
 def _capabilities() -> Check:
     words = re.search(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)
     held = int(words[1], 16) if words else 0
     names = [name for name, bit in _CAPABILITIES.items() if held >> bit & 1]
-    said = ", ".join(names) or "none that matter here"
+    said = ", ".join(names) or "none that aiotun could use"
     with contextlib.suppress(OSError):
         if Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]:
-            said += " (within a user namespace)"
+            said += " (in a user namespace)"
     return Check("capabilities", "ok" if "CAP_NET_ADMIN" in names else "note", said)
 
 
 def _ipv6() -> Check:
-    """Whether a new interface of this namespace has IPv6; a container often switches it off."""
+    """Check whether a new interface of this namespace gets IPv6. Many containers switch it off."""
     try:
         off = (_SETTINGS / "net/ipv6/conf/default/disable_ipv6").read_text().strip() == "1"
     except OSError:
-        return Check("IPv6", "note", "this kernel has none, or was booted with ipv6.disable=1")
+        return Check("IPv6", "note", "missing in this kernel, or disabled by ipv6.disable=1")
     if not off:
         return Check("IPv6", "ok", "on for new interfaces")
-    mend = _root("sysctl -w net.ipv6.conf.all.disable_ipv6=0")
-    mend += " (for a container: run it with '--sysctl net.ipv6.conf.all.disable_ipv6=0')"
+    fix = _root("sysctl -w net.ipv6.conf.all.disable_ipv6=0")
+    fix += " (for a container: run it with '--sysctl net.ipv6.conf.all.disable_ipv6=0')"
     said = "off for new interfaces (net.ipv6.conf.default.disable_ipv6 = 1)"
-    return Check("IPv6", "note", said, mend)
+    return Check("IPv6", "note", said, fix)
 
 
 def _namespaces(node: Check) -> tuple[Check, list[str] | None]:
-    """Whether a private network namespace can be had with a device in it; and that one's offloads.
+    """Check whether a device can be created in a private network namespace; return its offloads.
 
-    An AppArmor that restricts user namespaces lets them be made, and takes the capabilities away.
+    Creating the namespace alone proves too little: where AppArmor restricts user namespaces, they
+    can be created, but a process has no capabilities in them.
     """
     with_device = node.status == "ok"
     try:
         helped, offloads = asyncio.run(probe.try_namespace(device=with_device))
     except (aiotun.AiotunError, OSError) as error:
-        return Check("namespaces", "no", *_text_and_mend(error)), None
-    said = "private ones can be had" + (" without root, by a helper process" if helped else "")
+        return Check("namespaces", "no", *_text_and_fix(error)), None
+    said = "private ones can be created"
+    said += " without root, with a helper process" if helped else ""
     return Check("namespaces", "ok", said), offloads if with_device else None
 
 
 def _ping() -> Check:
     if found := shutil.which("ping"):
         return Check("ping", "ok", found)
-    return Check("ping", "note", "not there; the demo lets the kernel ask")
+    return Check("ping", "note", "not installed; the demo uses the kernel's ICMP socket instead")
 
 
 def _version(name: str) -> str | None:
@@ -234,15 +236,15 @@ def _package(name: str, *, needed: bool = False) -> Check:
             __import__(name)
         except ImportError:
             if needed:
-                mend = f"python -m pip install '{name}>={'.'.join(map(str, _PYROUTE2))}'"
-                return Check(name, "no", "not installed, and needed", mend)
-            mend = f"python -m pip install 'aiotun[{name}]'"
-            return Check(name, "note", "not installed, and needed for some things only", mend)
-        version = "(a version that is not known)"
+                fix = f"python -m pip install '{name}>={'.'.join(map(str, _PYROUTE2))}'"
+                return Check(name, "no", "not installed, but required", fix)
+            fix = f"python -m pip install 'aiotun[{name}]'"
+            return Check(name, "note", "not installed, but optional", fix)
+        version = "(unknown version)"
     numbers = tuple(int(each) for each in re.findall(r"\d+", version)[:3])
     if needed and numbers and numbers < _PYROUTE2:
-        mend = f"python -m pip install '{name}>={'.'.join(map(str, _PYROUTE2))}'"
-        return Check(name, "no", f"{version} is too old", mend)
+        fix = f"python -m pip install '{name}>={'.'.join(map(str, _PYROUTE2))}'"
+        return Check(name, "no", f"{version} is too old", fix)
     return Check(name, "ok", version)
 
 
@@ -250,28 +252,28 @@ def _speedups() -> Check:
     if probe.SPEEDUPS:
         return Check("C module", "ok", "in use")
     if os.environ.get("AIOTUN_SPEEDUPS") == "forbid":
-        return Check("C module", "note", "AIOTUN_SPEEDUPS=forbid keeps it out")
-    mend = "AIOTUN_SPEEDUPS=require python -m pip install --force-reinstall aiotun"
-    return Check("C module", "note", "not in use; receiving costs a third more", mend)
+        return Check("C module", "note", "disabled by AIOTUN_SPEEDUPS=forbid")
+    fix = "AIOTUN_SPEEDUPS=require python -m pip install --force-reinstall aiotun"
+    return Check("C module", "note", "not in use; receiving takes a third longer", fix)
 
 
-# --- What it comes to ----------------------------------------------------------------------------
+# --- What this user can do -----------------------------------------------------------------------
 
 
 def _opening(node: Check, may_create: bool, pyroute2: Check) -> Check:
     name = "create a device"
     if node.status != "ok" or pyroute2.status != "ok":
-        return Check(name, "no", "mend the above first")
+        return Check(name, "no", "fix the above first")
     if may_create:
-        return Check(name, "ok", "any, in this network namespace")
-    mend = "run the program as root, or with CAP_NET_ADMIN"
-    return Check(name, "no", "needs CAP_NET_ADMIN in this network namespace", mend)
+        return Check(name, "ok", "in this network namespace")
+    fix = "run the program as root, or with CAP_NET_ADMIN"
+    return Check(name, "no", "needs CAP_NET_ADMIN in this network namespace", fix)
 
 
 def _attaching(node: Check, may_create: bool, pyroute2: Check, user: str) -> Check:
-    name = "attach to one"
+    name = "attach to a device"
     if node.status != "ok" or pyroute2.status != "ok":
-        return Check(name, "no", "mend the above first")
+        return Check(name, "no", "fix the above first")
     try:
         devices = asyncio.run(aiotun.list_devices())
     except (aiotun.AiotunError, OSError) as error:
@@ -281,15 +283,16 @@ def _attaching(node: Check, may_create: bool, pyroute2: Check, user: str) -> Che
     if free:
         return Check(name, "ok", ", ".join(sorted(free)))
     if may_create:
-        return Check(name, "note", "there is none in this network namespace")
-    mend = _root(f"aiotun add dev tun0 mode tun user {user}")
+        return Check(name, "note", "this network namespace has none")
+    fix = _root(f"aiotun add dev tun0 mode tun user {user}")
     if open_to_us:
-        return Check(name, "note", f"{', '.join(sorted(open_to_us))}: held by a program now", mend)
-    return Check(name, "note", f"none is prepared for {user}", mend)
+        held = ", ".join(sorted(open_to_us))
+        return Check(name, "note", f"already in use by another program: {held}", fix)
+    return Check(name, "note", f"no device is prepared for {user}", fix)
 
 
 def _is_ours(device: "aiotun.TunTapInfo") -> bool:
-    """As tun_not_capable in drivers/net/tun.c has it: who is named has to fit, both of them."""
+    """As tun_not_capable in drivers/net/tun.c: an owner and a group, where set, must both match."""
     groups = {os.getegid(), *os.getgroups()}
     return (device.owner is None or device.owner == os.geteuid()) and (
         device.group is None or device.group in groups
@@ -301,16 +304,17 @@ def _has_room(device: "aiotun.TunTapInfo") -> bool:
 
 
 def _inside(node: Check, private: Check, pyroute2: Check) -> Check:
-    name = "one of its own"
+    name = "private device"
     if node.status != "ok" or pyroute2.status != "ok":
-        return Check(name, "no", "mend the above first")
+        return Check(name, "no", "fix the above first")
     if private.status == "ok":
-        return Check(name, "ok", "in a private namespace: 'aiotun demo', aiotun.new_namespace()")
-    return Check(name, "no", "in a private namespace; mend that above first")
+        said = "in a private namespace, as by 'aiotun demo' or aiotun.new_namespace()"
+        return Check(name, "ok", said)
+    return Check(name, "no", "needs a private namespace; fix that first, see above")
 
 
 def _listening() -> Check:
-    name = "listen to any"
+    name = "capture packets"
     try:
         socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
     except OSError:
@@ -321,30 +325,30 @@ def _listening() -> Check:
 
 
 def _text(error: Exception) -> str:
-    return _text_and_mend(error)[0]
+    return _text_and_fix(error)[0]
 
 
-def _text_and_mend(error: Exception) -> tuple[str, str]:
-    """Cut an error's text into what happened and what to do."""
-    text, _, mend = str(getattr(error, "strerror", None) or error).partition("; ")
-    command = re.fullmatch(r"'(.*)' allows it", mend)
+def _text_and_fix(error: Exception) -> tuple[str, str]:
+    """Split an error's text into what happened and what to do."""
+    text, _, fix = str(getattr(error, "strerror", None) or error).partition("; ")
+    command = re.fullmatch(r"'(.*)' allows it", fix)
     return (
         text.removeprefix("a private network namespace can't be made: "),
-        command[1] if command else mend,
+        command[1] if command else fix,
     )
 
 
-# --- How it is shown -----------------------------------------------------------------------------
+# --- Output --------------------------------------------------------------------------------------
 
 
 def as_json(report: Report) -> str:
-    """Give all of it as one JSON object."""
+    """Return the report as one JSON object."""
     shown: dict[str, Any] = dataclasses.asdict(report)
     return json.dumps(shown, indent=2)
 
 
 def as_lines(report: Report, *, colour: bool) -> Iterator[str]:
-    """Give it for a person to read."""
+    """Yield the report as lines for a person to read."""
     system = report.system
     yield paint(
         f"aiotun {system['aiotun']}, Python {system['python']}, Linux {system['kernel']} "
@@ -355,7 +359,7 @@ def as_lines(report: Report, *, colour: bool) -> Iterator[str]:
     yield ""
     yield from _rows(report.checks, {"ok": "ok", "no": "no", "note": "--"}, colour)
     yield ""
-    yield paint(f"What the user {report.user} can do here:", BOLD, colour)
+    yield paint(f"What user {report.user} can do here:", BOLD, colour)
     yield ""
     yield from _rows(report.works, {"ok": "yes", "no": "no", "note": "no"}, colour)
     yield ""
@@ -369,6 +373,6 @@ def _rows(checks: Iterable[Check], words: dict[str, str], colour: bool) -> Itera
     colours = {"ok": GREEN, "no": RED, "note": YELLOW}
     for check in checks:
         word = paint(f"{words[check.status]:<3}", colours[check.status], colour)
-        yield f"  {word}  {check.name:<15}  {printable(check.said)}"
-        if check.mend is not None:
-            yield f"{'':24}{paint(f'-> {check.mend}', DIM, colour)}"
+        yield f"  {word}  {check.name:<18}  {printable(check.said)}"
+        if check.fix is not None:
+            yield f"{'':27}{paint(f'-> {check.fix}', DIM, colour)}"

@@ -1,9 +1,9 @@
 """Shows the packets of an interface, one line each.
 
-An interface that exists is listened on: whoever holds it goes on as ever. 'In' and 'Out' are as the
-interface sees them then, so that what a program reads from a TUN device goes out. With --new a
-device is opened, and what the kernel sends through it is shown and not answered: it comes in, to
-this program.
+With IFACE, dump listens on an existing interface and does not disturb the program that holds it.
+'In' and 'Out' are as the interface sees them: what the program reads from a TUN device is 'Out'.
+With --new, dump opens a device itself and shows what the kernel sends through it, without
+answering. These packets are 'In', because this program receives them.
 """
 
 import asyncio
@@ -29,12 +29,12 @@ _COLOURS = {"TCP": GREEN, "UDP": CYAN, "ICMP": YELLOW, "ICMP6": YELLOW, "ARP": M
 
 
 class DumpError(aiotun.AiotunError):
-    """What can't be done; the text is the one line that the user sees."""
+    """Dumping failed. The text is the one line that the user sees."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What was asked for on the command line, and the command's own output."""
+    """The options on the command line, and the command's output."""
 
     interface: str | None
     new: str | None
@@ -44,32 +44,35 @@ class Options:
     count: int | None
     as_json: bool
     colour: bool
-    say: Callable[[str], None]  # lines of packets
-    note: Callable[[str], None]  # what is said beside them
-    stdout: BinaryIO | None  # where '--write -' goes; None: to a terminal
+    say: Callable[[str], None]  # prints lines of packets
+    note: Callable[[str], None]  # prints messages to stderr
+    stdout: BinaryIO | None  # the file for '--write -'; None if stdout is a terminal
 
 
 def dump(options: Options) -> None:
-    """Show packets until there were enough, the interface is gone, or a signal comes.
+    """Show packets until `count` is reached, the interface is gone, or a signal arrives.
 
     Raises:
-        UsageError: the options make no sense.
-        AiotunError: the interface can't be had, or is gone.
-        KeyboardInterrupt: SIGINT came.
-        SystemExit: SIGTERM came.
-        BrokenPipeError: whoever read the lines has gone.
+        UsageError: an option is missing, or the options contradict each other.
+        AiotunError: the interface can't be opened or listened on, or it was deleted.
+        KeyboardInterrupt: SIGINT arrived.
+        SystemExit: SIGTERM arrived.
+        BrokenPipeError: the reader of the output has closed it.
     """
     if (options.interface is None) == (options.new is None):
-        raise UsageError("say one interface to listen on, or --new and a name; see 'dump --help'")
+        raise UsageError("give either an interface or '--new NAME'; see 'aiotun dump --help'")
     if options.new is None and (options.tap or options.addresses):
-        raise UsageError("--tap and --address are for a device opened with --new")
+        raise UsageError("'--tap' and '--address' need '--new NAME'")
     if options.write == "-" and options.stdout is None:
-        raise UsageError("packets are no text for a terminal; '--write FILE', or '| tshark -r -'")
+        raise UsageError(
+            "refusing to write binary packets to a terminal; use '--write FILE' or pipe to "
+            "'tshark -r -'"
+        )
     asyncio.run(_Dump(options).run())
 
 
 class _Dump:
-    """One run, and what it has seen."""
+    """One run of the command, and what it has counted."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -98,7 +101,7 @@ class _Dump:
                 raise SystemExit(128 + signal.SIGTERM) from None
             raise
 
-    # Where packets come from
+    # Sources of packets
 
     async def _listen(self) -> None:
         with contextlib.closing(Listener(self._name, self._options.note)) as listener:
@@ -128,7 +131,7 @@ class _Dump:
 
             await self._show_all(device.mode == "tap", receive)
 
-    # What becomes of them
+    # Output of packets
 
     async def _show_all(self, frame: bool, receive: Callable[[], Awaitable[list[Packet]]]) -> None:
         self._frame = frame
@@ -178,7 +181,7 @@ class _Dump:
         return f"{head} {direction.capitalize():<3} {paint(text, colour, on)}"
 
     async def _finish(self, *, quiet: bool = False) -> None:
-        """Close the file, and say what was seen."""
+        """Close the file, and print the summary unless `quiet`."""
         error: OSError | None = None
         said = ""
         if (writer := self._writer) is not None:
@@ -192,7 +195,7 @@ class _Dump:
                 raise BrokenPipeError
             said = f"; {writer.written} written to {self._options.write}"
             if writer.dropped:
-                said += f", {writer.dropped} not: the disk was too slow"
+                said += f", {writer.dropped} not written because the disk was too slow"
         if quiet:
             return
         came, went = self._seen["in"], self._seen["out"]

@@ -1,4 +1,4 @@
-"""Listening on an interface, beside whoever holds it: a packet socket takes no packet away.
+"""Listens on an interface with a packet socket, which takes no packet from other programs.
 
 Source: packet(7), ``include/uapi/linux/if_packet.h``.
 """
@@ -26,7 +26,7 @@ _SOL_PACKET, _PACKET_STATISTICS, _PACKET_AUXDATA = 263, 6, 8
 # struct tpacket_auxdata: status, length, captured length, mac, net, VLAN tag, VLAN protocol.
 _AUXDATA = struct.Struct("@IIIHHHH")
 _VLAN_VALID, _VLAN_PROTOCOL_VALID = 0x10, 0x40
-_TIMESTAMP = 35  # SO_TIMESTAMPNS, and the type of the message that comes of it
+_TIMESTAMP = 35  # SO_TIMESTAMPNS, and the type of the control message with the time
 _TIMESPEC = struct.Struct("@ll")
 _RCVBUFFORCE = 33
 _RING_BYTES = 4 * 1024 * 1024  # packets wait here while the terminal is slow
@@ -34,21 +34,21 @@ _LONGEST = 262_144
 _LIMIT = 64
 
 Packet = tuple[bytes, int, Literal["in", "out"]]
-"""The bytes, the kernel's time in nanoseconds since 1970, and which way the interface saw it go."""
+"""The bytes, the kernel's time in nanoseconds since 1970, and the interface's direction."""
 
 
 class ListenError(aiotun.AiotunError):
-    """The interface can't be listened on; the text is the one line that the user sees."""
+    """Listening on the interface failed. The text is the one line that the user sees."""
 
 
 class Listener:
     """A packet socket that is bound to one interface, in this thread's network namespace.
 
     Attributes:
-        mode: ``"tap"`` where packets begin with an Ethernet header, ``"tun"`` where with IP's.
+        mode: ``"tap"`` if packets begin with an Ethernet header, ``"tun"`` if with an IP header.
 
     Raises:
-        ListenError: no such interface, or it may not be listened on.
+        ListenError: there is no such interface, or this process may not listen on it.
     """
 
     def __init__(self, name: str, note: Callable[[str], None]) -> None:
@@ -62,29 +62,30 @@ class Listener:
         self._cooked = self._type in _ARPHRD_IP
         self._others = 0
         if self._cooked:
-            # A link layer of which we know nothing: have the kernel take it off.
+            # We can't parse this link-layer header. On a SOCK_DGRAM socket the kernel removes it.
             self._socket.close()
             self._socket = self._open(socket.SOCK_DGRAM)
         elif self._type not in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK, _ARPHRD_NONE):
             self._socket.close()
             raise ListenError(
                 f"{name} carries neither Ethernet frames nor IP packets (its link type is "
-                f"{self._type}, see if_arp.h); 'tshark -i {name}' may know it"
+                f"{self._type}, see if_arp.h); try 'tshark -i {name}'"
             )
         ether = self._type in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK)
         self.mode: Literal["tun", "tap"] = "tap" if ether else "tun"
 
     def _open(self, kind: socket.SocketKind) -> socket.socket:
         try:
-            # Protocol 0 hears nothing yet: else packets of all interfaces came before the binding.
+            # With protocol 0 the socket receives nothing before bind(). With another protocol it
+            # would receive packets of all interfaces until then.
             opened = socket.socket(socket.AF_PACKET, kind, 0)
         except PermissionError:
             raise ListenError(
-                f"listening on {self._name} needs CAP_NET_RAW; run as root, or open a device of "
-                "your own: 'aiotun dump --new NAME'"
+                f"listening on {self._name} needs CAP_NET_RAW; run as root, or open a new device "
+                "with 'aiotun dump --new NAME'"
             ) from None
         except OSError as error:
-            raise ListenError(f"{self._name} can't be listened on: {error.strerror}") from error
+            raise ListenError(f"can't listen on {self._name}: {error.strerror}") from error
         try:
             opened.setblocking(False)
             for level, option, value in (
@@ -92,7 +93,7 @@ class Listener:
                 (socket.SOL_SOCKET, _TIMESTAMP, 1),
                 (_SOL_PACKET, _PACKET_AUXDATA, 1),
             ):
-                with contextlib.suppress(OSError):  # we can do without each
+                with contextlib.suppress(OSError):  # each is optional
                     opened.setsockopt(level, option, value)
             opened.bind((self._name, _ETH_P_ALL))
         except OSError as error:
@@ -100,14 +101,14 @@ class Listener:
             if error.errno == errno.ENODEV:
                 text = f"there is no interface {self._name} in this network namespace"
                 raise ListenError(f"{text}; 'aiotun list' shows TUN and TAP devices") from None
-            raise ListenError(f"{self._name} can't be listened on: {error.strerror}") from error
+            raise ListenError(f"can't listen on {self._name}: {error.strerror}") from error
         return opened
 
     async def receive(self) -> list[Packet]:
-        """Wait for packets, and take those that are there.
+        """Wait for packets, and return up to 64 of those that are queued.
 
         Raises:
-            ListenError: the interface is gone.
+            ListenError: the interface was deleted.
         """
         while True:
             batch: list[Packet] = []
@@ -124,7 +125,7 @@ class Listener:
                 self._down = True
                 self._check_there()
                 self._note(
-                    f"{self._name} is down: no packet goes through it until it is up; "
+                    f"{self._name} is down and carries no packets; bring it up with "
                     f"'ip link set {self._name} up'"
                 )
             if batch:
@@ -137,7 +138,8 @@ class Listener:
         readable = asyncio.Event()
         loop.add_reader(self._socket, readable.set)
         try:
-            # The kernel says once that an interface went down, and no more when it is deleted.
+            # The kernel reports once that the interface went down, and reports nothing if it is
+            # deleted after that. So we check each second.
             async with asyncio.timeout(1.0 if self._down else None):
                 await readable.wait()
         except TimeoutError:
@@ -153,7 +155,7 @@ class Listener:
         length, messages, _, address = self._socket.recvmsg_into([self._buffer], 256)
         outgoing = address[2] == socket.PACKET_OUTGOING
         if outgoing and self._type == _ARPHRD_LOOPBACK:
-            return None  # it comes in again
+            return None  # lo delivers the same packet again, as incoming
         if self._cooked and address[1] not in _ETHERTYPES_IP:
             self._others += 1  # ARP on InfiniBand, PPP's own protocols
             return None
@@ -168,22 +170,22 @@ class Listener:
 
     @property
     def drops(self) -> int:
-        """How many packets the kernel had no room for, because we were slow."""
+        """How many packets the kernel dropped because we read too slowly."""
         found = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
-        self._drops += struct.unpack("@II", found)[1]  # asking sets the kernel's own back to 0
+        self._drops += struct.unpack("@II", found)[1]  # reading resets the kernel's counter
         return self._drops
 
     @property
     def others(self) -> str:
-        """What to say of packets that were no IP packets, and were left out; empty if all were."""
-        return f", {self._others} left out, which were no IP packets" if self._others else ""
+        """The summary's part about packets that were not IP and not shown; empty without any."""
+        return f", {self._others} not shown (not IP)" if self._others else ""
 
     def close(self) -> None:
         self._socket.close()
 
 
 def _with_vlan(frame: bytes, auxdata: bytes) -> bytes:
-    """Put the VLAN tag back, which the kernel hands over beside the frame."""
+    """Put the VLAN tag back into the frame: the kernel passes it separately, in `auxdata`."""
     status, _, _, _, _, tag, protocol = _AUXDATA.unpack_from(auxdata)
     if not status & _VLAN_VALID:
         return frame
@@ -193,18 +195,18 @@ def _with_vlan(frame: bytes, auxdata: bytes) -> bytes:
 
 
 async def what_is_missing(name: str) -> Sequence[str]:
-    """Say why nothing may come through an interface."""
+    """Return the reasons, one a line, why no packet can go through the interface."""
     try:
         info = await aiotun.Link(name).info()
     except aiotun.LinkError:
         return []
     if not info.up:
-        return []  # which the socket says by itself
+        return []  # `Listener.receive` reports that
     if info.tuntap is not None and not info.tuntap.attached:
         return [
-            f"{name} has no carrier, because no program holds it open: no packet goes through it "
-            "until one does"
+            f"{name} has no carrier, because no program has it open; it carries no packets until "
+            "a program opens it"
         ]
     if not info.carrier:
-        return [f"{name} has no carrier: no packet goes through it until it has"]
+        return [f"{name} has no carrier; it carries no packets until it has one"]
     return []

@@ -1,4 +1,4 @@
-"""The `aiotun` command. This module alone prints; the others give it what there is to print."""
+"""The `aiotun` command. Only this module prints; the others give it the lines."""
 
 import argparse
 import functools
@@ -17,16 +17,17 @@ from . import arguments, demo, doctor, dump, networkd, terminal, tuntap
 __all__ = ["main"]
 
 _LISTED = """\
-Each device is one line, in the words of 'aiotun add', with 'attached' at its
-end where a program holds it open:
+Each line is one device, in the words of 'aiotun add'. 'attached' at the end
+means that a program has the device open:
 
   tap0: tap multi_queue persist user 1000 attached
 """
 _ADDED = f"""\
 words, in any order:
 {textwrap.indent(tuntap.WORDS, "  ")}
-The device stays until it is deleted. It is down and has no address. Without a
-name, or with one such as 'vpn%d', the kernel picks it, and it is printed.
+The device exists until it is deleted. It is down and has no address. Without
+a name, or with a pattern such as 'vpn%d', the kernel picks the name, and the
+command prints it.
 
 examples:
 
@@ -34,15 +35,16 @@ examples:
   name=$(aiotun add mode tun user joe)
 """
 _DELETED = """\
-Whoever may open a device may delete it: its owner needs no privilege. One that
-a program holds open is left alone. A mode that is given must be the device's.
+A user who may open a device may delete it, so its owner needs no privilege. A
+device that a program has open is not deleted. The mode is optional; if you
+give it, it must be the device's.
 """
 
 _UNITS = f"""\
 words, in any order:
 {textwrap.indent(networkd.WORDS, "  ")}
-Users need not exist on this machine. What systemd-networkd has no setting for
-is refused, and the message says what to do instead.
+The user and group need not exist on this machine. A word for which
+systemd-networkd has no setting is refused, and the error says what to do.
 
 examples:
 
@@ -60,8 +62,8 @@ examples:
   unshare -rn aiotun dump --new tun0 --address 10.0.0.1/24
 """
 
-# At once, also into a pipe: whoever reads it may be waiting for each line. For lines that are
-# `printable` already, and may have colours.
+# Flushes each line, because the reader of a pipe may be waiting for it. The text must be
+# `printable` already; it may have colors.
 _say_painted = functools.partial(print, flush=True)
 
 
@@ -70,10 +72,10 @@ def _say(text: str, end: str = "\n") -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and give its exit status: 0, 1 (failed), 2 (usage) or 130 (interrupted)."""
+    """Run the command; return its exit status: 0, 1 (failed), 2 (usage) or 130 (interrupted)."""
     parser = _parser()
-    # The words of `add`, `del` and `list` come as what argparse has no name for: declared as
-    # arguments, those after an option would be refused.
+    # The words of `add`, `del` and `list` are arguments that argparse does not know. If we declared
+    # them as positional arguments, argparse would refuse those that follow an option.
     args, words = parser.parse_known_args(argv)
     if words and (not hasattr(args, "words") or any(each.startswith("-") for each in words)):
         parser.error(f"unrecognized arguments: {' '.join(words)}")
@@ -90,14 +92,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read the output has gone. Python would complain once more when it flushes stdout.
+        # The reader of the output has closed it. Without this, Python would report the same error
+        # again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return status or 0
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong, as the rest of the command does."""
+    """Reports a usage error in one line, as the rest of the command does."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"aiotun: {terminal.printable(message)}; see '{self.prog} --help'\n")
@@ -105,22 +108,23 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = _Parser(
-        prog="aiotun", description="Linux TUN and TAP devices: to make, to look at, to try out."
+        prog="aiotun", description="Create, inspect and try out Linux TUN and TAP devices."
     )
     parser.add_argument("--version", action="version", version=f"aiotun {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    said = "ping a device that this program answers on"
+    said = "send pings to a TUN device, and answer them in Python"
     command = commands.add_parser("demo", help=said, description=demo.__doc__)
-    said = "pings to each address (default: 5)"
+    said = "send N pings to each address (default: 5)"
     command.add_argument("--count", type=_positive, default=5, metavar="N", help=said)
-    command.add_argument("--uvloop", action="store_true", help="run on uvloop instead of asyncio's")
+    said = "run on uvloop instead of asyncio's event loop"
+    command.add_argument("--uvloop", action="store_true", help=said)
     command.set_defaults(run=_run_demo)
 
     usage = "aiotun list [-j] [[dev] NAME] [netns NAME]"
     said = "list TUN and TAP devices, as 'ip tuntap show' does"
     command = _with_words(commands, "list", usage, said, _LISTED, aliases=["show"])
-    said = "all that the kernel tells, as a JSON list"
+    said = "print everything the kernel reports, as a JSON list"
     command.add_argument("-j", "--json", action="store_true", help=said)
     command.set_defaults(run=_run_list)
 
@@ -141,15 +145,15 @@ def _parser() -> argparse.ArgumentParser:
     usage = "aiotun networkd [--write DIR] [dev] NAME [mode {tun | tap}] [WORDS...]"
     said = "print files that make systemd-networkd create a device at boot"
     command = _with_words(commands, "networkd", usage, said, _UNITS)
-    said = "write them into this folder, over what is there, and print their paths"
+    said = "write the files into this folder, replace existing ones, print the paths"
     command.add_argument("--write", type=Path, metavar="DIR", help=said)
     command.set_defaults(run=_run_networkd)
 
     _add_dump(commands)
 
-    said = "say what works on this machine, and how to mend what doesn't"
+    said = "check what works on this machine, and say how to fix what doesn't"
     command = commands.add_parser("doctor", help=said, description=doctor.__doc__)
-    command.add_argument("--json", action="store_true", help="all of it as a JSON object")
+    command.add_argument("--json", action="store_true", help="print the report as a JSON object")
     command.set_defaults(run=_run_doctor)
     return parser
 
@@ -166,18 +170,20 @@ def _add_dump(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("interface", nargs="?", metavar="IFACE", help="listen on this interface")
-    said = "open a device of this name instead, made where there is none"
+    said = "open a device of this name instead; create it if there is none"
     command.add_argument("--new", metavar="NAME", help=said)
     command.add_argument(
-        "--tap", action="store_true", help="a TAP device; a TUN device unless given"
+        "--tap", action="store_true", help="open a TAP device instead of a TUN device"
     )
-    said = "an address for it; may be given several times"
+    said = "an address for the new device; may be repeated"
     command.add_argument("--address", action="append", default=[], metavar="A/LEN", help=said)
-    said = "write the packets to a pcap or (FILE.pcapng) pcapng file, too; to stdout for '-'"
+    said = "also write the packets to a pcap file, or a pcapng file if FILE ends in .pcapng; '-' "
+    said += "is stdout, and then no lines are printed"
     command.add_argument("--write", metavar="FILE", help=said)
-    said = "end after so many packets"
+    said = "stop after N packets"
     command.add_argument("--count", type=_positive, metavar="N", help=said)
-    command.add_argument("--json", action="store_true", help="each packet as a JSON object")
+    said = "print each packet as a JSON object"
+    command.add_argument("--json", action="store_true", help=said)
     command.set_defaults(run=_run_dump)
 
 
@@ -204,7 +210,7 @@ def _with_words(
 
 
 def _wrapped(text: str) -> str:
-    """Give paragraphs as argparse would, where it is told to leave the rest alone."""
+    """Wrap paragraphs, which argparse's raw formatter leaves as they are."""
     return "\n\n".join(textwrap.fill(each, 78) for each in text.strip().split("\n\n"))
 
 

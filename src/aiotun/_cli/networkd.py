@@ -1,4 +1,4 @@
-"""``aiotun networkd``: files for systemd-networkd, in the words of ``aiotun add`` and ``ip``."""
+"""``aiotun networkd``: files for systemd-networkd, from the words of ``aiotun add`` and ``ip``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,26 +12,27 @@ __all__ = ["WORDS", "units", "write"]
 
 WORDS = """\
 dev NAME         the device; 'dev' may be left out
-mode tun | tap   IP packets (unless said otherwise), or Ethernet frames
-user USER        who may attach without privilege, by name or number
-group GROUP      likewise the members of a group
+mode tun | tap   IP packets (the default), or Ethernet frames
+user USER        a user who may attach without privilege, by name or number
+group GROUP      a group whose members may attach without privilege
 multi_queue      up to 256 queues instead of one
-pi               a packet-info header of 4 bytes in front of each packet
+pi               a 4-byte packet-info header in front of each packet
 vnet_hdr         a virtio-net header in front of each packet
-mtu BYTES        the largest IP packet
+mtu BYTES        the size of the largest IP packet
 address A/LEN [peer B/LEN]
                  an address; may be repeated
 route DST [via GATEWAY [onlink]] [metric N] [table N]
                  a route; may be repeated
-mac MAC          the TAP's own address
-bridge NAME      the bridge that the TAP joins
+mac MAC          the MAC address of the TAP device
+bridge NAME      the bridge that the TAP device joins
 ipv6_autoconf on | off
-                 a link-local address and router solicitations
+                 whether the kernel adds a link-local address and solicits
+                 routers
 down             do not bring the link up
 """
-"""What may be said, one a line."""
+"""The words, one a line, for the command's help."""
 
-# The argument of `networkd_units` that each word is.
+# Each word and its argument of `networkd_units`.
 _FLAGS = {"multi_queue": "multi_queue", "pi": "packet_info", "vnet_hdr": "vnet_header"}
 _VALUES = {
     "dev": "name",
@@ -46,7 +47,7 @@ _VALUES = {
 }
 _NUMBERS = ("user", "group", "mtu")
 _LISTS = {"address": "addresses", "route": "routes"}
-# What may follow the value of a word that may be repeated, and whether it has a value itself.
+# The words that may follow the value of a repeatable word: whether they take a value themselves.
 _FOLLOWING = {
     "address": {"peer": True},
     "addr": {"peer": True},
@@ -55,10 +56,10 @@ _FOLLOWING = {
 
 
 def units(words: Sequence[str]) -> dict[str, str]:
-    """Give the text of each file by its name.
+    """Return the text of each file by its name.
 
     Raises:
-        UsageError: the words make no sense, or networkd has no setting for one.
+        UsageError: a word is wrong or missing, or networkd has no setting for it.
     """
     try:
         return aiotun.networkd_units(**_read(words))
@@ -67,10 +68,10 @@ def units(words: Sequence[str]) -> dict[str, str]:
 
 
 def write(texts: dict[str, str], folder: Path) -> list[str]:
-    """Write files into a folder, over what is there; give their paths.
+    """Write the files into a folder, replace those that exist, and return their paths.
 
     Raises:
-        AiotunError: one could not be written.
+        AiotunError: a file could not be written.
     """
     for name, text in texts.items():
         try:
@@ -81,10 +82,10 @@ def write(texts: dict[str, str], folder: Path) -> list[str]:
 
 
 def _read(words: Sequence[str]) -> dict[str, Any]:
-    """Read words in any order into the arguments of `networkd_units`."""
+    """Parse words in any order into the arguments of `networkd_units`."""
     said = read("networkd", words, {*_VALUES, "name", "master"}, {*_FLAGS, "down"}, _FOLLOWING)
     if "dev" not in said.values:
-        raise UsageError("say the device's name: 'dev NAME'")
+        raise UsageError("the device's name is missing; give 'dev NAME'")
     found: dict[str, Any] = {_LISTS[word]: texts for word, texts in said.lists.items()}
     for word, text in said.values.items():
         found[_VALUES[word]] = number_or_name(text) if word in _NUMBERS else text

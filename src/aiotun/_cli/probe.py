@@ -1,4 +1,4 @@
-"""What `aiotun doctor` has to ask the driver itself, which no public name does."""
+"""What `aiotun doctor` asks the driver directly, because no public function does."""
 
 import errno
 import os
@@ -22,11 +22,11 @@ _FEATURES = ("TUN", "TAP", "MULTI_QUEUE", "VNET_HDR", "NAPI", "NO_CARRIER")
 
 
 def features() -> list[str]:
-    """Open the node, and ask the driver what it knows.
+    """Open the node, and return the features that the driver reports.
 
     Raises:
-        TunUnavailableError: no node, or no driver behind it.
-        NotPermittedError: the node's mode keeps this user out.
+        TunUnavailableError: there is no node, or no driver behind it.
+        NotPermittedError: this user may not open the node.
     """
     return _with_node(lambda fd: _names(ioctl.get_features(fd)))
 
@@ -36,10 +36,11 @@ def _names(flags: Iff) -> list[str]:
 
 
 def may_create() -> bool:
-    """Whether a device could be created in this network namespace; none is.
+    """Whether this user may create a device in this network namespace. Creates none.
 
-    TUNSETIFF asks for CAP_NET_ADMIN first and looks at the kind then: with neither TUN nor TAP it
-    says EPERM, or else EINVAL before anything is made (tun_set_iff in drivers/net/tun.c).
+    TUNSETIFF checks CAP_NET_ADMIN before it looks at the kind of device. Asked for neither TUN nor
+    TAP, it fails with EPERM if the capability is missing, and else with EINVAL before it creates
+    anything (tun_set_iff in drivers/net/tun.c).
 
     Raises:
         TunUnavailableError, NotPermittedError: as `features`.
@@ -52,22 +53,22 @@ def may_create() -> bool:
             return False
         except DeviceMismatchError as error:
             return error.errno == errno.EINVAL
-        return False  # it does not come to this
+        return False  # not reached: the ioctl always fails
 
     return _with_node(ask)
 
 
 async def try_namespace(*, device: bool) -> tuple[bool, list[str]]:
-    """Make a private network namespace for a moment, and a device in it.
+    """Create a private network namespace for a moment, and perhaps a device in it.
 
     Args:
-        device: whether to make a device at all.
+        device: whether to create a device.
 
     Returns:
-        Whether it takes a helper process, and the offloads that the device takes.
+        Whether the namespace needs a helper process, and the offloads that the device accepts.
 
     Raises:
-        NotPermittedError: the kernel refuses; the text says who forbids it.
+        NotPermittedError: the kernel refuses; the text says what forbids it.
         LinkError: the helper process can't be started.
         TunUnavailableError: as `features`.
     """
@@ -78,7 +79,7 @@ async def try_namespace(*, device: bool) -> tuple[bool, list[str]]:
 
 
 def try_device() -> list[str]:
-    """Create a device where this thread stands, for a moment, and give the offloads it takes."""
+    """Create a device in this thread's namespace for a moment; return the offloads it accepts."""
 
     def attempt(fd: int) -> list[str]:
         try:
@@ -101,7 +102,7 @@ def try_device() -> list[str]:
 
 
 def nodev_mount() -> str | None:
-    """The mount point that the node is on, where it is mounted 'nodev'; else None."""
+    """The mount point that the node is on, if that is mounted 'nodev'; else None."""
     return ioctl.nodev_mount()
 
 

@@ -1,4 +1,4 @@
-"""What a terminal gets: text that can't control it, and colours where a person looks."""
+"""Text for a terminal: escaped so that it can't control the terminal, and colored for people."""
 
 import os
 from collections.abc import Mapping
@@ -22,16 +22,16 @@ BOLD, DIM, RED, GREEN, YELLOW, BLUE, MAGENTA, CYAN = 1, 2, 31, 32, 33, 34, 35, 3
 
 
 def wanted(stream: IO[str], environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether text for this stream is to have colours (https://no-color.org)."""
+    """Whether to color the text for this stream (https://no-color.org)."""
     if environ.get("NO_COLOR") or environ.get("TERM") == "dumb":
         return False
     return stream.isatty()
 
 
 def printable(text: str) -> str:
-    """Give text in which nothing but newlines controls a terminal; the rest as in Python's strings.
+    """Escape what could control a terminal, except newlines, as in Python's string literals.
 
-    An interface's name may hold any bytes but blanks, `/` and `:`, and others choose it.
+    An interface's name may contain any bytes except blanks, `/` and `:`, and strangers choose it.
     """
     if text.isprintable():
         return text
@@ -39,13 +39,13 @@ def printable(text: str) -> str:
 
 
 def _escaped(character: str) -> str:
-    # What is not UTF-8 comes as one of these from the system (surrogateescape).
+    # Python decodes a byte that is not UTF-8 to one of these (surrogateescape).
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
 
 
 def paint(text: str, colour: int | None, on: bool) -> str:
-    """Give the text, made `printable`, in that colour, unless colours are off or it has none."""
+    """Return the text, made `printable`, in this color; uncolored if `on` is false."""
     text = printable(text)
     return f"\x1b[{colour}m{text}\x1b[0m" if on and colour is not None else text

@@ -1,6 +1,6 @@
 """``aiotun list``, ``add`` and ``del``: what ``ip tuntap`` does, in the same words.
 
-Each function takes the words of the command line and gives the lines to print.
+Each function takes the words of the command line and returns the lines to print.
 """
 
 import asyncio
@@ -17,33 +17,34 @@ __all__ = ["WORDS", "add", "delete", "show"]
 WORDS = """\
 dev NAME         the device; 'dev' may be left out
 mode tun | tap   IP packets, or Ethernet frames
-user USER        who may attach without privilege, by name or number
-group GROUP      likewise the members of a group
+user USER        a user who may attach without privilege, by name or number
+group GROUP      a group whose members may attach without privilege
 multi_queue      up to 256 queues instead of one
-pi               a packet-info header of 4 bytes in front of each packet
+pi               a 4-byte packet-info header in front of each packet
 vnet_hdr         a virtio-net header in front of each packet
 ipv6_autoconf on | off
-                 the kernel's own link-local address and router solicitations
+                 whether the kernel adds a link-local address and solicits
+                 routers
 netns NAME       the network namespace: a name under /run/netns, or a path
 """
-"""What may be said, one a line; `add` takes all of it."""
+"""The words, one a line, for the commands' help. `add` accepts all of them."""
 
 _VALUES = ("dev", "name", "mode", "user", "group", "ipv6_autoconf", "netns")
-# one_queue has been without effect since Linux 3.8; ip(8) knows it still.
+# one_queue has had no effect since Linux 3.8, but ip(8) still accepts it.
 _FLAGS = ("multi_queue", "pi", "vnet_hdr", "one_queue")
 
 
 def add(words: Sequence[str]) -> list[str]:
-    """Create a persistent device; gives its name where the kernel picked that.
+    """Create a persistent device. Returns its name if the kernel picked the name.
 
     Raises:
-        UsageError: the words make no sense.
+        UsageError: a word is wrong or missing.
         AiotunError: as `create_persistent`.
     """
     said = read("add", words, _VALUES, _FLAGS)
     values, flags = said.values, said.flags
     if "mode" not in values:
-        raise UsageError("say which kind of device to add: 'mode tun' or 'mode tap'")
+        raise UsageError("the device's mode is missing; give 'mode tun' or 'mode tap'")
     name = values.get("dev")
     try:
         made = asyncio.run(
@@ -65,16 +66,16 @@ def add(words: Sequence[str]) -> list[str]:
 
 
 def delete(words: Sequence[str]) -> list[str]:
-    """Delete a device. Its mode need not be said; where it is, it must be right.
+    """Delete a device. The mode is optional; if it is given, it must be the device's.
 
     Raises:
-        UsageError: the words make no sense.
+        UsageError: a word is wrong or missing.
         AiotunError: as `delete_persistent`, or the device is of the other kind.
     """
-    # ip(8) can't delete a multi-queue device without that word. Here it is looked up.
+    # ip(8) deletes a multi-queue device only with the word multi_queue. We look it up instead.
     values = read("del", words, ("dev", "name", "mode", "netns"), _FLAGS).values
     if "dev" not in values:
-        raise UsageError("say which device to delete: 'dev NAME'")
+        raise UsageError("the device's name is missing; give 'dev NAME'")
     name, netns = values["dev"], values.get("netns")
     mode = _mode(values["mode"]) if "mode" in values else None
 
@@ -82,8 +83,8 @@ def delete(words: Sequence[str]) -> list[str]:
         for device in await aiotun.list_devices(netns) if mode else ():
             if device.name == name and device.mode != mode:
                 raise aiotun.AiotunError(
-                    f"{name} is a {device.mode.upper()} device, and was left alone; "
-                    f"say 'mode {device.mode}', or leave the mode out"
+                    f"{name} is a {device.mode.upper()} device and was not deleted; "
+                    f"give 'mode {device.mode}' or leave the mode out"
                 )
         await aiotun.delete_persistent(name, netns)
 
@@ -95,10 +96,10 @@ def delete(words: Sequence[str]) -> list[str]:
 
 
 def show(words: Sequence[str], *, as_json: bool) -> list[str]:
-    """List the devices, persistent or not: in the words of ``ip tuntap``, or all that is known.
+    """List the devices, persistent or not, in the words of ``ip tuntap``, or everything as JSON.
 
     Raises:
-        UsageError: the words make no sense.
+        UsageError: a word is wrong.
         AiotunError: as `list_devices`, or there is no such device.
     """
     values = read("list", words, ("dev", "name", "netns")).values
@@ -126,7 +127,7 @@ def _line(device: "aiotun.TunTapInfo") -> str:
         (device.persist, "persist"),
         (device.owner is not None, f"user {device.owner}"),
         (device.group is not None, f"group {device.group}"),
-        # Ours, and last: ip(8) tells nothing of it without -d.
+        # Last, as it is our addition: ip(8) shows attached programs only with -d.
         (device.attached, "attached"),
     ):
         if said:
@@ -139,7 +140,7 @@ def _mode(word: str) -> Literal["tun", "tap"]:
         return "tun"
     if word == "tap":
         return "tap"
-    raise UsageError(f"mode is 'tun' or 'tap', not {word!r}")
+    raise UsageError(f"'mode' must be 'tun' or 'tap', got {word!r}")
 
 
 def _who(values: dict[str, str], word: str) -> int | str | None:

@@ -1,9 +1,9 @@
-"""IPv6 that the kernel gives a link by itself: a link-local address, and asking for routers.
+"""The kernel's IPv6 autoconfiguration of a link: a link-local address and router solicitations.
 
-Netlink alone switches both off (IFLA_INET6_ADDR_GEN_MODE): a link without a link-local address has
-no source for a router solicitation. That takes no /proc/sys, which containers have read-only. The
-sysctl router_solicitations comes on top, for a link that is given a link-local address while it is
-up.
+One netlink attribute (IFLA_INET6_ADDR_GEN_MODE) switches both off: a link without a link-local
+address has no source address for a router solicitation. Netlink needs no /proc/sys, which is
+read-only in containers. The sysctl router_solicitations is set too, for a link that is given a
+link-local address while it is up.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 __all__ = ["apply", "switched"]
 
-# if_link.h: enum in6_addr_gen_mode. On a TUN device, which has no MAC, the kernel makes
-# IN6_ADDR_GEN_MODE_RANDOM of EUI64 when the link comes up.
+# if_link.h: enum in6_addr_gen_mode. On a TUN device, which has no MAC, the kernel changes EUI64 to
+# IN6_ADDR_GEN_MODE_RANDOM when the link comes up.
 _EUI64, _NONE = 0, 1
 
 
 def switched(now: Autoconf, on: bool) -> Autoconf:
-    """Give the settings with autoconfiguration on or off; what is so already stays."""
+    """Return the settings with autoconfiguration on or off; settings that fit are kept."""
     if not on:
         return Autoconf(_NONE, 0)
     return Autoconf(_EUI64 if now.mode == _NONE else now.mode, now.solicitations or -1)
 
 
 async def apply(session: Session, info: LinkInfo, now: Autoconf, wanted: Autoconf) -> None:
-    """Change what differs, in a thread that is in the link's network namespace.
+    """Change the settings that differ. Call this in a thread that is in the link's namespace.
 
     Raises:
         LinkError, NotPermittedError: the kernel refused.
@@ -46,14 +46,14 @@ async def apply(session: Session, info: LinkInfo, now: Autoconf, wanted: Autocon
         spec = {"attrs": [("AF_INET6", {"attrs": [mode]})]}
         await session.set(info, what, "it came with Linux 3.17", af_spec=spec)
     if wanted.solicitations != now.solicitations:
-        # /proc/sys is read-only in containers, and for an ordinary user. The mode does what is
-        # promised all the same.
+        # /proc/sys is read-only in containers and for ordinary users. Setting the mode is enough
+        # to keep the promise.
         with contextlib.suppress(OSError):
             _write(info.name, wanted.solicitations)
 
 
 def _write(name: str, solicitations: int) -> None:
-    # Which namespace's settings these are depends on the thread that opens the file.
+    # /proc/sys/net shows the settings of the namespace of the thread that opens the file.
     path = f"/proc/sys/net/ipv6/conf/{name}/router_solicitations"
     with open(places.open_file(path, os.O_WRONLY | os.O_CLOEXEC), "w") as file:
         file.write(str(solicitations))

@@ -21,9 +21,9 @@ __all__ = ["LinkEvents"]
 class LinkEvents:
     """The events of one link; see `Link.events`.
 
-    It belongs to the event loop that first awaits it; another one is a `RuntimeError`. An iterator
-    that nobody holds any more ends by itself, as one whose loop was closed does within a second or
-    two.
+    An iterator belongs to the event loop that first awaits it; in another loop it raises
+    `RuntimeError`. It stops watching when it is garbage-collected, or within a second or two after
+    its loop was closed.
     """
 
     __slots__ = ("__weakref__", "_closed", "_hub", "_interface", "_namespace", "_watcher")
@@ -43,13 +43,13 @@ class LinkEvents:
         """Wait for the next event.
 
         Raises:
-            StopAsyncIteration: the link is gone, or this was closed.
-            LinkError: there is no such link or namespace (before anything is watched).
-            NotPermittedError: the namespace may not be entered.
+            StopAsyncIteration: the link was deleted, or this iterator was closed.
+            LinkError: watching can't begin, as there is no such link or namespace.
+            NotPermittedError: the program may not enter the namespace.
             ResourceLimitError: no thread can be started, or no file descriptor is left.
-            RuntimeError: this belongs to another event loop.
+            RuntimeError: this iterator belongs to another event loop.
 
-        *Cancellation*: nothing is lost, what comes stays for the next call.
+        *Cancellation*: no event is lost; the next call returns it.
 
         *Concurrency*: several calls may wait at once; each event goes to one of them.
         """
@@ -61,17 +61,17 @@ class LinkEvents:
         return event
 
     async def __aenter__(self) -> Self:
-        """Begin to watch; what happens from then on is an event.
+        """Begin to watch; every later change is an event.
 
         Raises:
             LinkError: there is no such link or namespace.
-            NotPermittedError: the namespace may not be entered.
+            NotPermittedError: the program may not enter the namespace.
             ResourceLimitError: no thread can be started, or no file descriptor is left.
-            RuntimeError: this belongs to another event loop, or was closed.
+            RuntimeError: this iterator belongs to another event loop, or was closed.
 
-        *Cancellation*: nothing is watched.
+        *Cancellation*: watching ends.
 
-        *Concurrency*: once for each `Link.events`; other iterators do not matter to it.
+        *Concurrency*: enter each iterator once. Iterators don't affect each other.
         """
         if self._closed:
             raise RuntimeError("these events were closed; call link.events() again")
@@ -91,13 +91,13 @@ class LinkEvents:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Stop watching; whoever waits for an event is told that there is none. Idempotent.
+        """Stop watching; in tasks that wait for an event, iteration ends. Idempotent.
 
-        Events that nobody has taken are dropped. Returns when the thread has let go of this; if it
-        was the last in its namespace, when the socket is closed and the thread at its end. Raises
-        nothing.
+        Events that were not read are dropped. Returns when the watching thread has released this
+        iterator. If the iterator was the last one in its namespace, the netlink socket is closed
+        and the thread is about to end. Raises nothing.
 
-        *Cancellation*: it is closed all the same, a little later.
+        *Cancellation*: the iterator is closed anyway, a little later.
 
         *Concurrency*: may be called by several tasks at once.
         """
@@ -126,7 +126,7 @@ class LinkEvents:
         self._release()
 
     def _release(self) -> None:
-        """Have the thread let go; without a lock, as the collector may call it anywhere."""
+        """Tell the thread to release this; takes no lock, as the collector may call it anywhere."""
         hub, self._hub = self._hub, None
         if hub is not None and self._watcher is not None and not self._watcher.over:
             hub.leave(self._watcher)

@@ -1,7 +1,7 @@
-"""The thread that listens to rtnetlink: one a namespace, shared by all that watch links there.
+"""The thread that listens to rtnetlink: one for each namespace, shared by its watchers.
 
-It starts with the first watcher and ends with the last. It has no event loop: it reads a socket,
-and tells watchers, each of which belongs to some event loop in some other thread.
+The thread starts with the first watcher and ends with the last. It has no event loop: it reads a
+socket and notifies the watchers. Each watcher belongs to an event loop in another thread.
 """
 
 from __future__ import annotations
@@ -28,24 +28,25 @@ if TYPE_CHECKING:
 
 __all__ = ["Hub", "watch"]
 
-# How many datagrams are read before anything else is looked at.
+# How many datagrams are read before watchers may enter and leave.
 _DATAGRAMS_AT_ONCE = 500
 
-# An event loop that is closed tells nobody, so the thread looks for that now and then. It is also
-# when it tries again what could not be looked up (the program had no file descriptor free).
+# How often the thread wakes up without being notified. Nothing notifies the thread when an event
+# loop is closed, so it has to check. It also retries lookups that failed because the program had no
+# free file descriptor.
 _LOOK_AROUND_MS = 1000
 
 
 class _Bell:
-    """An eventfd, closed when nobody can ring it any more."""
+    """An eventfd that wakes the thread up; closed when its last reference is gone."""
 
     __slots__ = ("fd",)
 
     def __init__(self, fd: int) -> None:
         self.fd: int = fd  # owned from here on
 
-    # Bound here, as in `_kernel.namespaces.NamespaceFd`: at the interpreter's end the module
-    # may be empty.
+    # os.eventfd_write is bound here because finalizers ring, and while the interpreter shuts down
+    # the module's globals may be gone. `_kernel.namespaces.NamespaceFd` does the same.
     def ring(self, write: Callable[[int, int], None] = os.eventfd_write) -> None:
         write(self.fd, 1)
 
@@ -58,19 +59,19 @@ class _Bell:
 
 
 class Hub:
-    """What one namespace's thread has to do. Made by `watch`."""
+    """The state and the work of one namespace's thread. Made by `watch`."""
 
     def __init__(self, namespace: namespaces.NamespaceFd, key: tuple[int, int]) -> None:
         self._namespace: namespaces.NamespaceFd | None = namespace
         self._key = key
         self._bell = _Bell(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-        # Appended to by anybody. A deque and an eventfd need no lock: whoever leaves may do so in a
-        # finalizer, which may run anywhere, in the middle of a locked section too.
+        # Any thread appends to these. A watcher may leave in a finalizer, which can run anywhere,
+        # even while its thread holds a lock. So these are deques, which need no lock.
         self._entering: deque[Watcher] = deque()
         self._leaving: deque[Watcher] = deque()
-        # What follows is the thread's own.
-        self._watchers: dict[int, list[Watcher]] = {}  # by the link's number
-        self._missed = False  # messages, so that what is known may be out of date
+        # Only the hub's thread uses what follows.
+        self._watchers: dict[int, list[Watcher]] = {}  # by the link's index
+        self._missed = False  # messages were lost, so the known states may be out of date
 
     def enter(self, watcher: Watcher) -> None:
         self._entering.append(watcher)
@@ -81,26 +82,28 @@ class Hub:
         self._bell.ring()
 
     def run(self) -> None:
-        """Serve until nobody watches any more."""
+        """Serve until the last watcher has left."""
         failure: BaseException | None = None
         try:
             self._serve()
         except BaseException as error:  # noqa: BLE001 - raised again where each watcher is awaited
             failure = error.with_traceback(None) if isinstance(error, AiotunError) else error
-        # Already done by _serve, except after a failure. From here on nobody enters.
+        # After a failure `_serve` has not done this. From here on no watcher can enter.
         with _hubs_lock:
             if _hubs.get(self._key) is self:
                 del _hubs[self._key]
-        self._namespace = None  # watchers that were told keep this object, but not what it held
+        self._namespace = None  # iterators may keep this object alive; close the namespace now
         left = [each for group in self._watchers.values() for each in group]
         for watcher in [*left, *_take_all(self._entering), *_take_all(self._leaving)]:
             watcher.end(failure)
-        failure = None  # or the error and this frame would be a ring, with all that they hold open
+        # The error's traceback references this frame. Without this line they would be a reference
+        # cycle, which keeps everything in the frame open.
+        failure = None
 
     def _serve(self) -> None:
         assert self._namespace is not None
         namespaces.setns(self._namespace.fd)
-        # Imported here, in a thread: pyroute2 takes a hundred milliseconds the first time.
+        # Imported here, in the hub's thread: importing pyroute2 takes about a hundred milliseconds.
         from .monitor import Monitor
 
         monitor, gone = Monitor(), list[Watcher]()
@@ -118,24 +121,25 @@ class Hub:
                     break
         finally:
             monitor.close()
-        for watcher in gone:  # now that nothing is open any more
+        for watcher in gone:  # only now: `aclose` promises that the socket is closed
             watcher.end(None)
 
     def _is_over(self) -> bool:
         if self._watchers:
             return False
-        with _hubs_lock:  # within which `watch` enters
+        with _hubs_lock:  # `watch` holds it while a watcher enters
             if self._entering:
                 return False
             del _hubs[self._key]
             return True
 
     def _turn(self, monitor: Monitor) -> list[Watcher]:
-        """Read what there is, let watchers in and out, and give those that are out."""
+        """Read what waits, let watchers enter and leave, and return those that left."""
         drained = self._receive(monitor)
         if self._missed and drained:
             self._catch_up()
-        # Those who leave are taken first: each of them entered before, so that is not overlooked.
+        # Take those who leave first. Each of them entered before it left, so it is either among
+        # the watchers already or among those that enter below.
         gone = _take_all(self._leaving)
         self._let_in(_take_all(self._entering))
         present = [each for group in self._watchers.values() for each in group]
@@ -144,7 +148,7 @@ class Hub:
         return gone
 
     def _receive(self, monitor: Monitor) -> bool:
-        """Pass on what has come; whether that was all."""
+        """Pass on the messages that wait; return whether the socket is empty."""
         for _ in range(_DATAGRAMS_AT_ONCE):
             try:
                 changes = monitor.receive(self._watchers)
@@ -166,18 +170,19 @@ class Hub:
             self._watchers.pop(change.link, None)
 
     def _let_in(self, watchers: list[Watcher]) -> None:
-        """Begin to watch.
+        """Look up the watchers' links and begin to watch them.
 
-        All that was changed before a watcher came has been read by now, so that it hears of nothing
-        that it knows already. What is changed from now on waits in the socket, and what the look-up
-        tells of it already is no change when it is read.
+        The messages of earlier changes have been read by now, so a new watcher gets none of them.
+        Messages of later changes wait in the socket. If the lookup has already seen such a change,
+        its message makes no difference when it is read.
         """
         if not watchers:
             return
         try:
             states = _look_up({each.which: each.interface.name for each in watchers})
         except AiotunError as error:
-            # Without the frames: this one holds `states`, and so they would be a ring.
+            # Drop the traceback: it references this frame, which holds `states`, so keeping it
+            # would make a reference cycle.
             states = {each.which: error.with_traceback(None) for each in watchers}
         for watcher in watchers:
             state = states[watcher.which]
@@ -188,9 +193,10 @@ class Hub:
                 self._watchers.setdefault(state.info.index, []).append(watcher)
 
     def _catch_up(self) -> None:
-        """Look all links up anew, after messages were lost.
+        """Look up all links again, after messages were lost.
 
-        Only once the socket has been read empty: until then the kernel drops more without a word.
+        Call this only when the socket has been read empty: until then the kernel drops further
+        messages without an error.
         """
         names: dict[Which, str] = {
             index: group[0].interface.name for index, group in self._watchers.items()
@@ -207,7 +213,7 @@ class Hub:
             elif isinstance(state, LinkError) and state.errno == errno.ENODEV:
                 for watcher in self._watchers.pop(int(index)):
                     watcher.delete()
-            else:  # too few file descriptors, say: try again later
+            else:  # for example, no file descriptor was free: try again later
                 self._missed = True
 
     def _drop(self, watchers: Iterable[Watcher]) -> None:
@@ -225,16 +231,16 @@ def _take_all(those: deque[Watcher]) -> list[Watcher]:
 
 
 def _look_up(links: Mapping[Which, str]) -> dict[Which, LinkState | AiotunError]:
-    """Look up links by their number or name.
+    """Look up links by their index or name.
 
     Args:
-        links: number or name, and what to call it where there is none.
+        links: the index or name of each link, and the name that an error about it shows.
 
     Returns:
-        What each is, or the error that looking it up came to.
+        The state of each link, or the error that looking it up raised.
 
     Raises:
-        LinkError: netlink could not be asked.
+        LinkError: netlink could not be used.
     """
     from .state import state_of
 
@@ -245,7 +251,7 @@ def _look_up(links: Mapping[Which, str]) -> dict[Which, LinkState | AiotunError]
             try:
                 info = await session.get(which, name)
             except AiotunError as error:
-                # Without the frames, which hold all that is being looked up.
+                # Drop the traceback: its frames reference everything that is being looked up.
                 found[which] = error.with_traceback(None)
             else:
                 found[which] = state_of(info, addresses.get(info.index, []))
@@ -254,13 +260,13 @@ def _look_up(links: Mapping[Which, str]) -> dict[Which, LinkState | AiotunError]
     return in_session(look)
 
 
-# By the namespace's device and inode number. While a hub is here its thread is alive.
+# Hubs by their namespace's device and inode number. The thread of each of them is alive.
 _hubs: dict[tuple[int, int], Hub] = {}
 _hubs_lock = threading.Lock()
 
 
 def _start_anew() -> None:
-    """After a fork: the threads are the parent's, and so is who held the lock."""
+    """Start empty in a forked child: it has no hub threads, and nobody would release the lock."""
     global _hubs_lock
     _hubs_lock = threading.Lock()
     _hubs.clear()
@@ -270,7 +276,7 @@ os.register_at_fork(after_in_child=_start_anew)
 
 
 def watch(namespace: namespaces.NamespaceFd, watcher: Watcher) -> Hub:
-    """Have a watcher told what happens to its link, by the namespace's thread.
+    """Have the namespace's thread notify a watcher of its link's changes.
 
     Raises:
         ResourceLimitError: no thread can be started, or no file descriptor is left.
@@ -285,8 +291,8 @@ def watch(namespace: namespaces.NamespaceFd, watcher: Watcher) -> Hub:
         with naming_limits("could not watch links"):
             hub = Hub(namespace, key)
         hub.enter(watcher)
-        # A daemon: the interpreter does not wait at its end for an iterator that nobody closed.
+        # A daemon: the interpreter must not wait at exit for an iterator that nobody closed.
         threads.start_thread(threading.Thread(target=hub.run, name="aiotun-events", daemon=True))
-        # After that has worked, and before the thread looks whether it is over.
+        # Only if the thread has started. The lock keeps the thread from ending before this line.
         _hubs[key] = hub
         return hub

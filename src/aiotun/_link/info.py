@@ -1,7 +1,7 @@
-"""What links and devices are at one moment, as the kernel tells it; no I/O.
+"""Snapshots of links and devices, as the kernel reports them; no I/O.
 
-Apart from `values`, and loaded at the first answer: making dataclasses of so many fields takes
-a fifth of the time that `import aiotun` may take.
+This module is separate from `values` and is loaded at the first reply: creating dataclasses with
+so many fields takes a fifth of the time that `import aiotun` may take.
 """
 
 from dataclasses import dataclass
@@ -14,27 +14,27 @@ __all__ = ["Autoconf", "EventKind", "LinkEvent", "LinkInfo", "LinkStats", "TunTa
 EventKind = Literal[
     "renamed", "mtu", "up", "down", "carrier", "address_removed", "address_added", "deleted"
 ]
-"""What an event may be, in the order in which those stand that come at once."""
+"""The kinds of events. Events of one change come in this order."""
 
 
 @dataclass(frozen=True, slots=True)
 class TunTapInfo:
-    """What a TUN or TAP device is, as if_link.h's IFLA_TUN attributes tell it.
+    """The properties of a TUN or TAP device, from if_link.h's IFLA_TUN attributes.
 
     Attributes:
         name: the interface's name.
-        index: its number.
+        index: the interface's index.
         mode: ``"tun"`` for packets, ``"tap"`` for frames.
-        multi_queue: whether it takes several queues.
-        queues: how many it has now, disabled ones among them.
-        persist: whether it stays when the last queue is closed.
-        owner: the user who may attach, or None for no such limit.
-        group: the group whose members may attach, or None.
+        multi_queue: whether the device can have several queues.
+        queues: how many queues it has now, including disabled ones.
+        persist: whether the device remains when the last queue is closed.
+        owner: the user ID that may attach, or None for any.
+        group: the ID of the group whose members may attach, or None for any.
         packet_info: whether each packet comes with the 4-byte ``tun_pi`` header.
         vnet_header: whether each packet comes with the virtio-net header.
-        attached: whether a program holds a queue. The kernel does not tell this for a persistent
-            single-queue device, so it is read off the carrier there: a program that switched the
-            carrier off goes unseen.
+        attached: whether a program holds a queue. The kernel does not report this for a persistent
+            single-queue device. There it is derived from the carrier, so a program that switched
+            the carrier off is not seen.
     """
 
     name: str
@@ -52,19 +52,19 @@ class TunTapInfo:
 
 @dataclass(frozen=True, slots=True)
 class LinkInfo:
-    """What a link is at one moment.
+    """The properties of a link at one moment.
 
     Attributes:
         name: the interface's name.
-        index: its number, which stays through a rename.
+        index: the interface's index, which a rename does not change.
         mtu: the largest IP packet, in bytes.
-        mac: the hardware address, or None where there is none (a TUN device).
-        up: whether it is administratively up.
+        mac: the hardware address, or None if the link has none (a TUN device).
+        up: whether the link is administratively up.
         carrier: whether something is attached at the other end of the wire.
-        master: the name of the bridge or bond that it belongs to, or None.
-        alias: the free text kept with it, or None.
-        txqueuelen: the packets that its queue towards the wire may hold.
-        tuntap: more, for a TUN or TAP device, or None.
+        master: the name of the bridge or bond that the link belongs to, or None.
+        alias: the link's alias, a free text, or None.
+        txqueuelen: how many packets the transmit queue can hold.
+        tuntap: the properties of a TUN or TAP device; None for other links.
 
     Source: RTM_NEWLINK (``linux/rtnetlink.h``, ``linux/if_link.h``).
     """
@@ -87,10 +87,10 @@ class LinkEvent:
 
     Attributes:
         kind: ``"up"`` and ``"down"``, ``"carrier"`` (gained or lost: see `info`), ``"mtu"``,
-            ``"renamed"``, ``"address_added"``, ``"address_removed"``, and ``"deleted"``, after
-            which nothing comes: the link is gone, or moved to another network namespace.
-        info: the link as it was right after that; with ``"deleted"``, as it was last.
-        address: the address that came or went, else None.
+            ``"renamed"``, ``"address_added"``, ``"address_removed"``, and ``"deleted"``, which is
+            the last event: the link was deleted, or moved to another network namespace.
+        info: the link right after the event; with ``"deleted"``, its last known state.
+        address: the address that was added or removed; None for other events.
 
     Source: RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR and RTM_DELADDR (``linux/rtnetlink.h``).
     """
@@ -102,10 +102,10 @@ class LinkEvent:
 
 @dataclass(frozen=True, slots=True)
 class LinkStats:
-    """The kernel's counters, by the names of ``struct rtnl_link_stats64`` (if_link.h).
+    """The kernel's counters, with the names of ``struct rtnl_link_stats64`` (if_link.h).
 
-    The kernel's *rx* is what a program wrote to a TUN or TAP device, its *tx* what the program
-    reads; ``tx_dropped`` counts what found the queue full.
+    On a TUN or TAP device, *rx* counts the packets that a program writes and *tx* those that it
+    reads. ``tx_dropped`` counts the packets that the kernel dropped because the queue was full.
     """
 
     rx_packets: int
@@ -134,11 +134,11 @@ class LinkStats:
 
 
 class Autoconf(NamedTuple):
-    """What IPv6 the kernel gives a link by itself.
+    """The settings of the kernel's IPv6 autoconfiguration of a link.
 
     Attributes:
-        mode: how link-local addresses are made (IFLA_INET6_ADDR_GEN_MODE).
-        solicitations: how many router solicitations are sent; -1 is without end.
+        mode: how link-local addresses are generated (IFLA_INET6_ADDR_GEN_MODE).
+        solicitations: how many router solicitations are sent; -1 means no limit.
     """
 
     mode: int

@@ -1,7 +1,8 @@
-"""Reads rtnetlink's messages, as pyroute2 hands them over, into our own classes; no I/O.
+"""Converts rtnetlink messages, as pyroute2 parses them, into our own classes; no I/O.
 
 Sources: ``include/uapi/linux/if_link.h``, ``if_addr.h`` and ``rtnetlink.h``. A message is a mapping
-whose ``get`` also takes an attribute's name in lower case without its prefix, or a path of them.
+whose ``get`` also takes an attribute's name in lower case without its prefix, or a path of such
+names.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ __all__ = [
 
 
 class Message(Protocol):
-    """What pyroute2 gives, as far as we use it."""
+    """The part of pyroute2's messages that we use."""
 
     def __getitem__(self, key: str) -> Any: ...
 
@@ -41,7 +42,8 @@ class Message(Protocol):
 
 _AF_UNSPEC = 0
 
-# socket.h. Others (MPLS, say) may come in a dump and are passed over.
+# socket.h: AF_INET and AF_INET6. A dump may also hold other families, for example MPLS; we skip
+# these.
 _FAMILIES = {2: 4, 10: 6}
 
 # if.h
@@ -63,7 +65,7 @@ RTNH_F_ONLINK = 4
 
 
 def text(value: str | bytes | None) -> str:
-    """Give a name or alias as text; pyroute2 leaves those that are not UTF-8 as bytes."""
+    """Return a name or alias as text; pyroute2 leaves those that are not UTF-8 as bytes."""
     return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value or ""
 
 
@@ -95,7 +97,7 @@ def _tuntap(message: Message) -> TunTapInfo | None:
     if multi_queue:
         queues = (tun("num_queues") or 0) + (tun("num_disabled_queues") or 0)
     else:
-        # A device that does not persist is gone without its queue.
+        # A device that is not persistent exists only while it has a queue.
         queues = int(not persist or bool(message.get("carrier")))
     return TunTapInfo(
         name=text(message.get("ifname")),
@@ -113,10 +115,10 @@ def _tuntap(message: Message) -> TunTapInfo | None:
 
 
 def change(message: Message, master: str | None) -> Change | None:
-    """Read one message of what the kernel tells unasked; None where it is none of a link's changes.
+    """Read one notification of the kernel; None if it is not about a change of a link.
 
-    Beside the links themselves, bridges tell of their ports in messages of the same type (their
-    RTM_DELLINK says that a port was released), and wireless drivers of what they found.
+    Bridges report their ports in messages of the same type: their RTM_DELLINK says that a port was
+    detached, not that a link was deleted. Wireless drivers report scan results in them.
     """
     index, removed = message["index"], message["event"] in ("RTM_DELLINK", "RTM_DELADDR")
     if message["event"] in ("RTM_NEWADDR", "RTM_DELADDR"):
@@ -129,7 +131,7 @@ def change(message: Message, master: str | None) -> Change | None:
 
 
 def autoconf(message: Message) -> Autoconf | None:
-    """Read how a link is set for IPv6 out of an RTM_NEWLINK message; None where it has no IPv6."""
+    """Read a link's IPv6 settings from an RTM_NEWLINK message; None if the link has no IPv6."""
     spec = message.get(("af_spec", "af_inet6"))
     mode = None if spec is None else spec.get("inet6_addr_gen_mode")
     if mode is None:
@@ -139,9 +141,10 @@ def autoconf(message: Message) -> Autoconf | None:
 
 
 def is_own_link_local(message: Message) -> bool:
-    """Whether an address (RTM_NEWADDR) is a link-local one that the kernel made.
+    """Return whether an address (RTM_NEWADDR) is a link-local one that the kernel generated.
 
-    Kernels before 5.18 do not say who made it; then those that are made at random can be told.
+    Kernels before 5.18 don't report who added an address. On these, only randomly generated
+    addresses can be recognized.
     """
     if _FAMILIES.get(message["family"]) != 6 or message["scope"] != SCOPES["link"]:
         return False
@@ -150,19 +153,19 @@ def is_own_link_local(message: Message) -> bool:
 
 
 def link_stats(message: Message) -> LinkStats:
-    """Read the counters out of an RTM_NEWLINK message."""
+    """Read the counters from an RTM_NEWLINK message."""
     counters = message.get("stats64") or {}
     names = (field.name for field in dataclasses.fields(LinkStats))
     return LinkStats(**{name: counters.get(name, 0) for name in names})
 
 
 def addresses(messages: Iterable[Message], index: int) -> list[LinkAddress]:
-    """Read the addresses of one link out of a dump of all (RTM_NEWADDR)."""
+    """Read the addresses of one link from a dump of all addresses (RTM_NEWADDR)."""
     return addresses_by_link(messages).get(index, [])
 
 
 def addresses_by_link(messages: Iterable[Message]) -> dict[int, list[LinkAddress]]:
-    """Read a dump of all addresses; each link's number has its own."""
+    """Read a dump of all addresses, and group them by the link's index."""
     found: dict[int, list[LinkAddress]] = {}
     for message in messages:
         if message["family"] in _FAMILIES:
@@ -172,8 +175,8 @@ def addresses_by_link(messages: Iterable[Message]) -> dict[int, list[LinkAddress
 
 def _address(message: Message) -> LinkAddress:
     prefix_length = message["prefixlen"]
-    # if_addr.h: IFA_ADDRESS is the peer where there is one, else the same as IFA_LOCAL; IPv6
-    # without a peer sends no IFA_LOCAL at all.
+    # if_addr.h: IFA_ADDRESS is the peer's address. Without a peer it equals IFA_LOCAL, and for IPv6
+    # the kernel then sends no IFA_LOCAL.
     far = message.get("address")
     own = message.get("local") or far
     far = far or own
@@ -186,20 +189,20 @@ def _address(message: Message) -> LinkAddress:
 
 
 def scope_number(name: str) -> int:
-    """Give the number of a scope as `LinkAddress` names it."""
+    """Return the number of a scope that `LinkAddress` has as text."""
     return SCOPES[name] if name in SCOPES else int(name)
 
 
 def routes(messages: list[Message], index: int) -> list[tuple[Route, int]]:
-    """Read the unicast routes through one link out of a dump of all (RTM_NEWROUTE).
+    """Read the unicast routes through one link from a dump of all routes (RTM_NEWROUTE).
 
-    Each comes with its rtm_protocol, which says who made it.
+    Each comes with its rtm_protocol, which says who added the route.
     """
     return [(route, message["proto"]) for message in messages for route in _routes(message, index)]
 
 
 def _routes(message: Message, index: int) -> Iterator[Route]:
-    """Give a message's routes through this link: several hops may stand in one message."""
+    """Yield a message's routes through this link; a message of a multipath route has several."""
     table = message.get("table") or message["table"]
     if (
         message["family"] not in _FAMILIES

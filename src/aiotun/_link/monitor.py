@@ -1,7 +1,7 @@
-"""Listening to what the kernel tells of links and addresses, unasked, in the thread's namespace.
+"""Receives the kernel's notifications about links and addresses, in the thread's namespace.
 
-The socket is ours and only its messages are read by pyroute2: its own one keeps messages without a
-bound, and is of no use any more once it was overrun.
+We use a socket of our own, and pyroute2 only parses its messages. pyroute2's socket buffers
+messages without a limit, and can't be used any more after an overrun.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ __all__ = ["Monitor"]
 _GROUPS = 0x1 | 0x10 | 0x100  # RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
 _TYPES = (16, 17, 20, 21)  # RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR
 
-# struct nlmsghdr, and the index that stands in the same place in ifinfomsg and ifaddrmsg.
+# struct nlmsghdr, and the index, which has the same offset in ifinfomsg and ifaddrmsg.
 _HEAD = struct.Struct("=IHHII4xI")
 
-# Room for a few thousand messages, where the machine's limit (rmem_max) lets us have it.
+# Room for a few thousand messages. The kernel silently gives less if rmem_max is lower.
 _RECEIVE_BUFFER_BYTES = 1 << 20
 
-# Larger than any message: netlink cuts what does not fit.
+# Larger than any datagram: the kernel truncates a datagram that does not fit.
 _DATAGRAM_BYTES = 1 << 16
 
 
 class Monitor:
-    """A netlink socket that hears of every change from now on.
+    """A netlink socket that receives every change from now on.
 
     Raises:
         LinkError, ResourceLimitError: netlink could not be opened.
@@ -59,12 +59,12 @@ class Monitor:
         self._socket.close()
 
     def receive(self, wanted: Container[int]) -> list[Change]:
-        """Give what the next datagram tells of the links with these numbers; often nothing.
+        """Return the next datagram's changes of the links with these indexes; often none.
 
         Raises:
-            BlockingIOError: nothing waits.
-            OSError: ENOBUFS, some were lost. What waits can still be read, and until it all is the
-                kernel drops what comes.
+            BlockingIOError: no datagram waits.
+            OSError: ENOBUFS, the socket overran and messages were lost. The waiting messages can
+                still be read. The kernel drops new ones until all of them have been read.
         """
         data, (sender, _) = self._socket.recvfrom(_DATAGRAM_BYTES)
         return list(self._changes(data, wanted)) if sender == 0 else []  # 0 is the kernel
@@ -73,7 +73,8 @@ class Monitor:
         offset = 0
         while offset + _HEAD.size <= len(data):
             length, kind, _, _, _, index = _HEAD.unpack_from(data, offset)
-            # pyroute2 takes half a millisecond for a link; what nobody watches must not cost that.
+            # pyroute2 takes half a millisecond to parse a link's message. Skip links that nobody
+            # watches.
             if kind in _TYPES and index in wanted:
                 for message in self._parse(data[offset : offset + length]):
                     change = messages.change(message, _name_of(message.get("master")))
@@ -84,6 +85,6 @@ class Monitor:
 
 def _name_of(index: int | None) -> str | None:
     if index:
-        with contextlib.suppress(OSError):  # it may have gone in between
+        with contextlib.suppress(OSError):  # it may have been deleted in the meantime
             return ioctl.get_name(index)
     return None

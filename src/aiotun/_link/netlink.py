@@ -1,4 +1,4 @@
-"""The door to rtnetlink: loads what a conversation needs when the first one is held."""
+"""The entry point to rtnetlink; imports pyroute2 only when the first session begins."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ T = TypeVar("T")
 
 
 def in_session(work: Callable[[Session], Awaitable[T]]) -> T:
-    """Hold a conversation with rtnetlink: `session.in_session`, loaded only now."""
-    # Imported here, in a thread: pyroute2 takes a hundred milliseconds the first time.
+    """Run `work` in an rtnetlink session; see `session.in_session`."""
+    # Imported here, in the session's thread: importing pyroute2 takes about a hundred milliseconds.
     from . import session
 
     return session.in_session(work)

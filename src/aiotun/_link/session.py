@@ -1,8 +1,8 @@
-"""Conversations with rtnetlink(7), by pyroute2, in the thread and namespace of whoever calls.
+"""Sessions with rtnetlink(7), by pyroute2, in the calling thread and its namespace.
 
-This is the only module that imports pyroute2. It is loaded itself only at the first request, in the
-thread that makes it, since pyroute2 takes some 80 ms. A conversation has a selector loop of its
-own, because pyroute2 can't open netlink on uvloop.
+This is the only module that imports pyroute2. Importing it takes some 80 ms, so this module is
+loaded at the first request, in the thread of that request. Each session has its own selector loop,
+because pyroute2 can't open netlink on uvloop.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ _SETTABLE = frozenset(
 
 _HINTS = {
     errno.ENODEV: "look for it with 'ip link'; it may have been deleted or renamed",
-    errno.EPERM: "it needs CAP_NET_ADMIN in the interface's network namespace: run as root or with "
-    "that capability",
+    errno.EPERM: "this needs CAP_NET_ADMIN in the interface's network namespace: run as root or "
+    "with that capability",
     errno.EACCES: "a sandbox or a security module of this machine forbids it",
     errno.ENETDOWN: "bring the link up first",
     errno.ENOBUFS: "the kernel is short of memory for netlink; try again",
@@ -64,9 +64,10 @@ _importing = threading.Lock()
 
 
 def _pyroute2() -> Any:
-    """Import pyroute2, once even where two threads come at the same time.
+    """Import pyroute2; the lock lets only one thread at a time do so.
 
-    Python would let the second go on with half a module where imports are circular.
+    pyroute2 has circular imports. To avoid a deadlock, Python would give the second thread a
+    module that is only half initialized.
     """
     with _importing:
         import pyroute2
@@ -75,7 +76,7 @@ def _pyroute2() -> Any:
 
 
 def message_parser() -> Callable[[bytes], Iterator[link_messages.Message]]:
-    """Give what reads messages that came by a socket of our own."""
+    """Return pyroute2's parser, for messages that were read from a socket of our own."""
     _pyroute2()
     from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
@@ -84,10 +85,11 @@ def message_parser() -> Callable[[bytes], Iterator[link_messages.Message]]:
 
 
 class Session:
-    """One conversation with rtnetlink, in the current thread's namespace and on its own loop.
+    """One session with rtnetlink, in the current thread's namespace and on its own loop.
 
-    Made by `in_session` and short-lived: pyroute2 keeps an acknowledgement of most requests as
-    long as its object lives. One request at a time: a netlink socket can't take two dumps at once.
+    `in_session` makes it. A session must be short-lived, because pyroute2 keeps the acknowledgement
+    of most requests until its object is closed. Make one request at a time: a netlink socket can't
+    handle two dumps at once.
     """
 
     def __init__(self, ipr: Any) -> None:
@@ -98,10 +100,10 @@ class Session:
 
         Args:
             which: the name or the index.
-            name: what to call it if there is none.
+            name: the name that an error shows if there is no such link.
 
         Raises:
-            LinkError: ENODEV, there is none.
+            LinkError: ENODEV, there is no such link.
         """
         return await self._info(await self._message(which, name))
 
@@ -119,34 +121,34 @@ class Session:
 
         Args:
             info: the link.
-            what: what the change is, for an error's message: ``"set the MTU to 1400"``.
-            hint: what to do about a refusal.
+            what: the change in words, for an error's message: ``"set the MTU to 1400"``.
+            hint: what the user can do if the kernel refuses.
             attributes: what to change, by pyroute2's names.
         """
-        # pyroute2 passes over what it does not know, so that a typo would go unseen.
+        # pyroute2 silently ignores attributes that it does not know, so a typo would go unnoticed.
         if unknown := attributes.keys() - _SETTABLE:
             raise TypeError(f"no such link attribute: {', '.join(sorted(unknown))}")
         request = self._ipr.link("set", index=info.index, **attributes)
         await self._ask(request, what, info.name, hint)
 
     async def autoconf(self, info: LinkInfo) -> Autoconf | None:
-        """Tell what IPv6 the kernel gives the link by itself; None where it has no IPv6."""
+        """Return the settings of the link's IPv6 autoconfiguration; None if it has no IPv6."""
         return link_messages.autoconf(await self._message(info.index, info.name))
 
     async def own_link_locals(self, info: LinkInfo) -> list[LinkAddress]:
-        """Give the link-local addresses that the kernel made by itself."""
+        """Return the link-local addresses that the kernel generated."""
         messages = await self._dump(self._ipr.addr, "list the addresses", info.name)
         return link_messages.addresses(
             filter(link_messages.is_own_link_local, messages), info.index
         )
 
     async def addresses(self, info: LinkInfo) -> list[LinkAddress]:
-        """Give the link's addresses."""
+        """Return the link's addresses."""
         messages = await self._dump(self._ipr.addr, "list the addresses", info.name)
         return link_messages.addresses(messages, info.index)
 
     async def all_addresses(self) -> dict[int, list[LinkAddress]]:
-        """Give the addresses of all links, by the links' numbers."""
+        """Return the addresses of all links, by the link's index."""
         messages = await self._dump(self._ipr.addr, "list the addresses", "all interfaces")
         return link_messages.addresses_by_link(messages)
 
@@ -155,24 +157,24 @@ class Session:
         attributes = _address_attributes(info, address)
         attributes["scope"] = link_messages.scope_number(address.scope)
         if address.interface.version == 6:
-            # Asking whether another host has the address takes a second, in which it can't be used.
-            # On a device whose wire ends in this program there is no other host.
+            # Duplicate address detection takes a second, in which the address can't be used. On a
+            # device whose wire ends in this program there is no other host that could have it.
             attributes["flags"] = _IFA_F_NODAD
         await self._ask(
             self._ipr.addr("add", **attributes),
             f"add the address {address}",
             info.name,
-            "addresses() lists what is there",
+            "addresses() lists the present addresses",
             _ipv6_hints(info, errno.EINVAL) if address.interface.version == 6 else _HINTS,
         )
 
     async def settle(self, info: LinkInfo, addresses: list[LinkAddress]) -> None:
-        """Wait, for a second at most, until a link that is up receives for these addresses.
+        """Wait, for a second at most, until a link that is up receives packets for these addresses.
 
-        For IPv6 the kernel leaves that to a work queue, after it has answered (addrconf_dad_work):
-        until it has put the address into the 'local' table, what is sent to it is dropped.
+        For IPv6 the kernel acknowledges the request first, and a work queue adds the address to the
+        'local' table later (addrconf_dad_work). Until then the kernel drops packets to the address.
         """
-        # As objects: one address has several spellings (::102:304 is ::1.2.3.4).
+        # Compare objects, not text: an address has several spellings (::102:304 is ::1.2.3.4).
         wanted = {each.interface.ip for each in addresses if each.interface.version == 6}
         for _ in range(200):
             if not wanted:
@@ -193,31 +195,31 @@ class Session:
             self._ipr.addr("del", **_address_attributes(info, address)),
             f"remove the address {address}",
             info.name,
-            "addresses() lists what is there",
+            "addresses() lists the present addresses",
         )
 
     async def routes(self, info: LinkInfo) -> list[Route]:
-        """Give the link's unicast routes in every table but the kernel's own, 'local'."""
+        """Return the link's unicast routes in every table but the kernel's own, 'local'."""
         return [route for route, _ in await self.found_routes(info)]
 
     async def found_routes(self, info: LinkInfo) -> list[tuple[Route, int]]:
-        """Give the same as `routes`, each with who made it (rtm_protocol)."""
+        """Return the same routes as `routes`, each with its origin (rtm_protocol)."""
         messages = await self._dump(self._ipr.route, "list the routes", info.name)
         return link_messages.routes(messages, info.index)
 
     async def add_route(self, info: LinkInfo, route: Route, protocol: int | None = None) -> None:
-        """Add a route (RTM_NEWROUTE); `protocol` says who made it, by default a user."""
+        """Add a route (RTM_NEWROUTE); `protocol` is the route's origin, by default a user."""
         attributes = _route_attributes(info, route)
         if protocol is not None:
             attributes["proto"] = protocol
         if route.dst.version == 4 and route.via is None:
-            # As `ip` does: over a route of universal scope no gateway could be reached.
+            # As `ip` does. The kernel accepts a gateway only if a route of link scope leads to it.
             attributes["scope"] = _SCOPE_LINK
         await self._ask(
             self._ipr.route("add", **attributes),
             f"add the route {route}",
             info.name,
-            "routes() lists what is there, and the link must be up and reach the gateway",
+            "routes() lists the present routes; the link must be up, and the gateway reachable",
             {
                 **(_ipv6_hints(info, errno.ENODEV) if route.dst.version == 6 else _HINTS),
                 **_gateway_hints(info, route),
@@ -228,34 +230,34 @@ class Session:
         """Remove a route (RTM_DELROUTE)."""
         attributes = _route_attributes(info, route)
         if route.dst.version == 4:
-            attributes["scope"] = _SCOPE_NOWHERE  # stands for any
+            attributes["scope"] = _SCOPE_NOWHERE  # matches any scope
         await self._ask(
             self._ipr.route("del", **attributes),
             f"remove the route {route}",
             info.name,
-            "routes() lists what is there",
+            "routes() lists the present routes",
         )
 
     async def stats(self, info: LinkInfo) -> LinkStats:
-        """Give the link's counters (IFLA_STATS64)."""
+        """Return the link's counters (IFLA_STATS64)."""
         return link_messages.link_stats(await self._message(info.index, info.name))
 
     async def kind(self, info: LinkInfo) -> str | None:
-        """Give the kind of an interface (IFLA_INFO_KIND), which a hardware one does not have."""
+        """Return the kind of an interface (IFLA_INFO_KIND); None for a hardware interface."""
         kind: str | None = (await self._message(info.index, info.name)).get(("linkinfo", "kind"))
         return kind
 
     async def create_bridge(
         self, name: str, *, mac: str | None, stp: bool, forward_delay: int | None, up: bool
     ) -> LinkInfo:
-        """Create a bridge (RTM_NEWLINK, exclusive); where it can't be as asked there is none.
+        """Create a bridge (RTM_NEWLINK, exclusive). If an option is refused, no bridge is created.
 
         Args:
-            name: a name that the kernel takes as it is.
+            name: a name without ``%d``.
             mac: the hardware address, or None for the kernel to choose.
             stp: whether it runs the spanning tree protocol.
             forward_delay: in hundredths of a second, or None for the kernel's default.
-            up: whether it comes up.
+            up: whether to bring it up.
         """
         attributes: dict[str, Any] = {"br_stp_state": int(stp)}
         if mac is not None:
@@ -268,17 +270,17 @@ class Session:
             self._ipr.link("add", ifname=name, kind="bridge", **attributes),
             f"create the bridge {name}",
             name,
-            "the kernel needs its module for bridges: 'modprobe bridge'",
+            "the kernel needs its bridge module: run 'modprobe bridge'",
         )
         return await self.get(name)
 
     async def delete(self, info: LinkInfo) -> None:
-        """Delete a link (RTM_DELLINK), whoever uses it."""
+        """Delete a link (RTM_DELLINK), even if a program uses it."""
         request = self._ipr.link("del", index=info.index)
         await self._ask(request, f"delete {info.name}", info.name, "not every kind can be deleted")
 
     async def devices(self) -> list[TunTapInfo]:
-        """Give all TUN and TAP devices of the namespace, in the order of their indexes."""
+        """Return all TUN and TAP devices of the namespace, in the order of their indexes."""
         ask = functools.partial(self._ipr.link, kind="tun")
         messages = await self._dump(ask, "list the TUN and TAP devices", None)
         found = [link_messages.link_info(message, None).tuntap for message in messages]
@@ -307,7 +309,7 @@ class Session:
             try:
                 name = link_messages.text((await self._message(master)).get("ifname"))
             except LinkError as error:
-                if error.errno != errno.ENODEV:  # it may have gone in between
+                if error.errno != errno.ENODEV:  # it may have been deleted in the meantime
                     raise
         return link_messages.link_info(message, name)
 
@@ -318,7 +320,7 @@ class Session:
             return [message async for message in await ask("dump")]
 
         messages = await self._ask(collect(), what, name)
-        # A change in the middle of a dump may make it miss entries; the kernel tells.
+        # A change during a dump can make it miss entries. The kernel then sets this flag.
         for _ in range(10):
             if not any(each["header"]["flags"] & _NLM_F_DUMP_INTR for each in messages):
                 break
@@ -333,19 +335,20 @@ class Session:
         hint: str = "",
         hints: Mapping[int, str] = _HINTS,
     ) -> T:
-        """Await a request and say in our words why the kernel refused it.
+        """Await a request, and turn the kernel's refusal into an error of ours.
 
         Args:
             request: the request.
-            what: what it was to do.
+            what: what the request does, in words.
             name: the interface.
-            hint: what to do about a refusal.
-            hints: the same for certain errnos, which comes first.
+            hint: what the user can do if the kernel refuses.
+            hints: the same for certain errnos; they take precedence.
         """
         try:
             return await request
         except _pyroute2().NetlinkError as error:
-            # pyroute2's own frames hold the error, and so would it them.
+            # Drop the traceback: pyroute2's frames reference the error, so keeping it would make a
+            # reference cycle.
             cause = error.with_traceback(None)
             code, sentence = error.code, error.args[1]
             raise _refusal(code, sentence, what, name, hints.get(code, hint)) from cause
@@ -365,36 +368,36 @@ def _refusal(code: int, sentence: str, what: str, name: str | None, hint: str) -
 
 
 def _ipv6_hints(info: LinkInfo, too_small: int) -> dict[int, str]:
-    """What to do where the kernel refuses an address or route because the link has no IPv6.
+    """Return what to do if the kernel refuses an address or route because the link has no IPv6.
 
     Args:
         info: the link.
-        too_small: the errno of a link whose MTU is too small for IPv6.
+        too_small: the errno that the kernel returns if the MTU is too small for IPv6.
     """
     hints = {
         **_HINTS,
-        # Never for want of a privilege, which is EPERM.
+        # Here EACCES never means a missing privilege; that is EPERM.
         errno.EACCES: f"IPv6 is switched off for {info.name}: its net.ipv6.conf.*.disable_ipv6 is "
-        "1. Let root run 'sysctl -w net.ipv6.conf.all.disable_ipv6=0', or run the container with "
+        "1. As root run 'sysctl -w net.ipv6.conf.all.disable_ipv6=0', or start the container with "
         "'--sysctl net.ipv6.conf.all.disable_ipv6=0'",
         errno.EOPNOTSUPP: "this kernel has no IPv6, or was booted with ipv6.disable=1",
     }
     if info.mtu < IPV6_MIN_MTU:
         hints[too_small] = (
-            f"IPv6 needs an MTU of at least {IPV6_MIN_MTU} bytes, and that of {info.name} is "
+            f"IPv6 needs an MTU of at least {IPV6_MIN_MTU} bytes, and the MTU of {info.name} is "
             f"{info.mtu}; raise it first"
         )
     return hints
 
 
 def _gateway_hints(info: LinkInfo, route: Route) -> dict[int, str]:
-    """What to do where the kernel has no route to a gateway: ENETUNREACH, for IPv6 EHOSTUNREACH."""
+    """Return what to do if there is no route to a gateway: ENETUNREACH, for IPv6 EHOSTUNREACH."""
     if route.via is None or route.onlink:
         return {}
     hint = (
-        f"no address or route of {info.name} says that the gateway {route.via} is there: add a "
-        f"route to it first ('{route.via}/{route.via.max_prefixlen}'), or write '{route.dst} via "
-        f"{route.via} onlink'"
+        f"no address or route of {info.name} leads to the gateway {route.via}: add a route to it "
+        f"first ('{route.via}/{route.via.max_prefixlen}'), or write '{route.dst} via {route.via} "
+        f"onlink'"
     )
     return {errno.ENETUNREACH: hint, errno.EHOSTUNREACH: hint}
 
@@ -423,7 +426,7 @@ def _route_attributes(info: LinkInfo, route: Route) -> dict[str, Any]:
         attributes["flags"] = link_messages.RTNH_F_ONLINK
     if route.via is not None and route.via.version == route.dst.version:
         attributes["gateway"] = str(route.via)
-    elif route.via is not None:  # as routes() may give it: IPv4 by way of an IPv6 neighbour
+    elif route.via is not None:  # routes() can return IPv4 routes with an IPv6 gateway
         attributes["via"] = {"family": _family(route.via.version), "addr": str(route.via)}
     return attributes
 
@@ -433,11 +436,11 @@ def _family(version: int) -> int:
 
 
 class _Socket(socket.socket):
-    """A netlink socket that names the kernel as the receiver of what it sends.
+    """A netlink socket that sends each message to the kernel's address.
 
-    Without an address the kernel also wants the capability of whoever made the socket
-    (netlink_ns_capable). If a helper process made it in one network namespace, that lacks the
-    capability in another one, which moving a link takes. This program has it in both.
+    Without an address, the kernel also checks the capabilities of the process that made the socket
+    (netlink_ns_capable). That may be the helper process of a namespace, which has no capability in
+    another namespace, so that it can't move a link there. This program has it in both.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -448,29 +451,30 @@ class _Socket(socket.socket):
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """A loop that is closed where it could not be made.
+    """A loop that closes itself if its constructor fails.
 
-    Without a free file descriptor asyncio leaves it half-made, and it complains of not having been
-    closed whenever the collector finds it, in whatever the program does then.
+    Without a free file descriptor asyncio's constructor fails halfway. The loop would then warn
+    that it was not closed when the collector finds it, at any later point of the program.
     """
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
         try:
             super().__init__(selector)
         except OSError:
-            asyncio.BaseEventLoop.close(self)  # the whole close() looks for what is not there
-            selector.close()  # or it would wait for the collector
+            # Not self.close(): it uses the socket pair, which does not exist.
+            asyncio.BaseEventLoop.close(self)
+            selector.close()  # otherwise its fd would stay open until the collector runs
             raise
 
 
 def in_session(work: Callable[[Session], Awaitable[T]]) -> T:
-    """Hold a conversation with rtnetlink, and give what `work` gives.
+    """Run `work` in a session with rtnetlink, and return its result.
 
-    To be called in a short-lived thread that has no event loop (`_kernel.threads.run`): it brings a
+    Call this in a short-lived thread that has no event loop (`_kernel.threads.run`): it makes a
     selector loop of its own, whatever loop or policy the program uses. It starts no process.
 
     Raises:
-        LinkError, ResourceLimitError: netlink could not be opened; and what `work` raises.
+        LinkError, ResourceLimitError: netlink could not be opened. Whatever `work` raises, too.
     """
     pyroute2 = _pyroute2()
     with opening():
@@ -488,10 +492,10 @@ def in_session(work: Callable[[Session], Awaitable[T]]) -> T:
 
 
 async def _catch(conversation: Awaitable[T], errors: list[Exception]) -> T | None:
-    """Await the conversation; put aside what it raises.
+    """Await the conversation; store an error instead of raising it.
 
-    An error that comes out of a task makes a ring of the two and all frames between. The Link in
-    them, and the namespace that it holds open, would wait for the collector.
+    An error that leaves a task is part of a reference cycle of the task, the error and the frames
+    between them. The Link in these frames would keep its namespace open until the collector runs.
     """
     try:
         return await conversation
@@ -502,34 +506,34 @@ async def _catch(conversation: Awaitable[T], errors: list[Exception]) -> T | Non
 
 async def _converse(pyroute2: Any, work: Callable[[Session], Awaitable[T]]) -> T:
     with opening():
-        # Ours, and not pyroute2's own, which stays open where setting it up fails.
+        # A socket of ours: pyroute2's own stays open if its setup fails.
         sock = _Socket(
             places.make_socket(socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE)
         )
     with sock:
-        # pyroute2 asks for the kernel's own sentences only on sockets that it made. Kernels before
-        # 4.12, and gVisor, have none.
+        # Ask for the kernel's error messages: pyroute2 does so only on sockets that it made.
+        # Kernels before 4.12, and gVisor, don't have them.
         with contextlib.suppress(OSError):
             sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
         async with pyroute2.AsyncIPRoute(ext_ack=True, use_socket=sock) as ipr:
             with opening():
-                # By itself, before any request: where it fails, no request is left half-made.
+                # Separately, before any request: if this fails, no request has begun.
                 await ipr.setup_endpoint()
             return await work(Session(ipr))
 
 
 @contextlib.contextmanager
 def opening() -> Iterator[None]:
-    """Say in our words why netlink could not be opened.
+    """Turn an OSError of opening netlink into an error of ours.
 
     Raises:
-        ResourceLimitError: for an OSError that says that something ran out.
-        LinkError: for any other.
+        ResourceLimitError: a resource, such as file descriptors, ran out.
+        LinkError: any other OSError.
     """
     try:
         with naming_limits("could not open netlink, which takes four file descriptors"):
             yield
-    except AiotunError:  # something ran out, or the namespace was closed
+    except AiotunError:  # a resource ran out, or the namespace was closed
         raise
     except OSError as error:
         text = f"netlink could not be opened: {error.strerror}; allow AF_NETLINK in the sandbox"

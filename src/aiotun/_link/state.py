@@ -1,4 +1,4 @@
-"""What a watcher remembers of a link, and which events lead from one state to the next; no I/O."""
+"""A link's state as a watcher knows it, and the events between two states; no I/O."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from .values import LinkAddress
 __all__ = ["BACKLOG", "Backlog", "Change", "LinkState", "differences", "state_of"]
 
 BACKLOG = 256
-"""How many changes are kept one by one for a reader that does not come."""
+"""How many changes are kept one by one for a reader that falls behind."""
 
-# The kernel has one address of these three: scope, lifetimes and flags may change.
+# What identifies an address to the kernel. Its scope, lifetimes and flags may change.
 _AddressKey = tuple[IPv4Interface | IPv6Interface, IPv4Interface | IPv6Interface | None]
 
 
 class Change(NamedTuple):
-    """What one message of the kernel says: a link as it is now, or one of its addresses.
+    """The content of one notification: a link's new properties, or one of its addresses.
 
     Attributes:
-        link: the link's number.
-        info: the link, where the message is about the link itself.
-        address: the address, where it is about that.
-        removed: whether the link or the address went.
+        link: the link's index.
+        info: the link's properties, if the notification is about the link itself.
+        address: the address, if the notification is about an address.
+        removed: whether the link or the address was removed.
     """
 
     link: int
@@ -36,15 +36,16 @@ class Change(NamedTuple):
 
 
 class LinkState(NamedTuple):
-    """A link and its addresses at one moment. Never changed; a change makes another one."""
+    """A link and its addresses at one moment; immutable."""
 
     info: LinkInfo
     addresses: Mapping[_AddressKey, LinkAddress]
 
     def after(self, change: Change) -> LinkState | None:
-        """Give the state after a change, None where the link is gone.
+        """Return the state after a change; None if the link was deleted.
 
-        The kernel repeats itself (a rename announces every address anew): then it is the same.
+        Returns the same object if the change makes no difference: the kernel repeats itself. After
+        a rename, for example, it announces every address again.
         """
         address = change.address
         if address is None:
@@ -57,12 +58,12 @@ class LinkState(NamedTuple):
 
 
 def state_of(info: LinkInfo, addresses: list[LinkAddress]) -> LinkState:
-    """Make a state of what was looked up."""
+    """Make a state from a lookup's results."""
     return LinkState(info, {(each.interface, each.peer): each for each in addresses})
 
 
 def differences(before: LinkState, after: LinkState) -> list[LinkEvent]:
-    """Give the events that lead from one state to another, in the order of `LinkEvent`'s list."""
+    """Return the events that lead from one state to another, in the order of `EventKind`."""
     old, new = before.info, after.info
     kinds: list[EventKind] = []
     if old.name != new.name:
@@ -89,15 +90,15 @@ def differences(before: LinkState, after: LinkState) -> list[LinkEvent]:
 
 
 class Backlog:
-    """The events that one reader has not taken yet, in bounded memory.
+    """The events that one reader has not read yet, in bounded memory.
 
-    Changes are kept one by one and in their order, `BACKLOG` of them. A reader further behind than
-    that is given the differences between the last state that it knows and the present one instead:
-    what came and went in between is left out, what is so now is never lost.
+    Up to `BACKLOG` changes are kept one by one, in their order. A reader that falls further behind
+    gets the differences between the last state that it knows and the current state. These leave out
+    what changed and changed back in between, but always lead to the current state.
     """
 
     def __init__(self, state: LinkState) -> None:
-        self._known = state  # what the reader knows, once it has taken `_current`
+        self._known = state  # the state that the reader knows after reading `_current`
         self._current: deque[LinkEvent] = deque()
         self._changes: deque[tuple[list[LinkEvent], LinkState]] = deque()
         self._folded = False
@@ -105,7 +106,7 @@ class Backlog:
         self.state: LinkState = state
 
     def add(self, state: LinkState) -> None:
-        """Note that the link is so now."""
+        """Record the link's new state."""
         events = differences(self.state, state)
         self.state = state
         if not events or self._folded:
@@ -117,11 +118,11 @@ class Backlog:
             self._folded = True
 
     def add_deleted(self) -> None:
-        """Note that the link is gone: the last event."""
+        """Record that the link was deleted: the last event."""
         self._deleted = True
 
     def take(self) -> LinkEvent | None:
-        """Give the next event, None where there is none."""
+        """Return the next event; None if no event waits."""
         if not self._current:
             if self._changes:
                 events, self._known = self._changes.popleft()

@@ -1,4 +1,4 @@
-"""One reader of a link's events: told by the namespace's thread, read by a task in its own loop."""
+"""One reader of a link's events: the namespace's thread fills it, a task in its own loop reads."""
 
 from __future__ import annotations
 
@@ -19,33 +19,34 @@ __all__ = ["Watcher", "Which"]
 T = TypeVar("T")
 
 Which = int | str
-"""A link's number or name."""
+"""A link's index or name."""
 
 
 class Watcher:
-    """What one reader has been told and has not taken yet.
+    """The events for one reader that it has not read yet.
 
-    Nothing here knows the reader: an iterator that nobody holds is collected while this lives.
+    A watcher holds no reference to its reader. So an iterator that is no longer used can be
+    collected, although the namespace's thread references the watcher.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, interface: Interface) -> None:
         self.loop = loop
         self.interface = interface
-        # A number where it is known: whatever the name is by now, this is the same link.
+        # The index if it is known: it still identifies the link after a rename.
         self.which: Which = interface.name if interface.index is None else interface.index
-        self.index = 0  # once it has begun
+        self.index = 0  # set when watching begins
         self._lock = threading.Lock()
-        self._backlog: Backlog | None = None  # as soon as it has begun
-        self._over = False  # nothing more is told
-        self._error: BaseException | None = None  # why, if that was no ordinary end
+        self._backlog: Backlog | None = None  # set when watching begins
+        self._over = False  # the thread adds no more events
+        self._error: BaseException | None = None  # why, if watching failed
         self._waiters: set[asyncio.Future[None]] = set()
         self._waking = False
 
-    # Told, in the namespace's thread
+    # Called in the namespace's thread
 
     def begin(self, state: LinkState) -> None:
-        """Note what the link is now; what follows is told as changes."""
-        # Imported here, in a thread: its classes take a few milliseconds to make.
+        """Record the link's state when watching begins; all else follows as changes."""
+        # Imported here, in the hub's thread: creating its classes takes a few milliseconds.
         from .state import Backlog
 
         self.index = state.info.index
@@ -55,7 +56,7 @@ class Watcher:
         self._wake_soon()
 
     def note(self, change: Change) -> None:
-        """Note a change of this link."""
+        """Record a change of this link."""
         assert self._backlog is not None
         state = self._backlog.state.after(change)
         if state is None:
@@ -64,22 +65,22 @@ class Watcher:
             self.update(state)
 
     def update(self, state: LinkState) -> None:
-        """Note that the link is so now."""
+        """Record the link's new state."""
         assert self._backlog is not None
-        self._follow(state)  # before anybody hears of it
+        self._follow(state)  # before a reader can see the event
         with self._lock:
             self._backlog.add(state)
         self._wake_soon()
 
     def delete(self) -> None:
-        """Note that the link is gone."""
+        """Record that the link was deleted."""
         assert self._backlog is not None
         with self._lock:
             self._backlog.add_deleted()
         self.end(None)
 
     def end(self, error: BaseException | None) -> None:
-        """Note that nothing more will be told; the first reason counts."""
+        """Record that no more events will come; only the first call's error counts."""
         with self._lock:
             if not self._over:
                 self._over, self._error = True, error
@@ -95,16 +96,16 @@ class Watcher:
             if not self._waiters or self._waking:
                 return
             self._waking = True
-        with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so no task waits
             self.loop.call_soon_threadsafe(self._wake)
 
-    # Read, in the reader's loop
+    # Called in the reader's loop
 
     def _wake(self) -> None:
         with self._lock:
             self._waking = False
             waiters = list(self._waiters)
-        # All of them: one may have been cancelled and not know it yet.
+        # Wake all of them: a task that was cancelled, but has not run yet, would not read.
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -113,22 +114,22 @@ class Watcher:
         """Wait until watching has begun.
 
         Raises:
-            LinkError, NotPermittedError, ResourceLimitError: it can't.
+            LinkError, NotPermittedError, ResourceLimitError: watching can't begin.
         """
         await self._until(self._has_begun)
 
     async def next(self) -> LinkEvent | None:
-        """Wait for an event and take it; None where none will come."""
+        """Wait for an event and take it; None if there will be no more events."""
         (event,) = await self._until(self._next)
         return event
 
     async def ended(self) -> None:
-        """Wait until the thread has let go of this."""
+        """Wait until the thread has released this."""
         await self._until(lambda: True if self._over else None)
 
     @property
     def over(self) -> bool:
-        """Whether the thread has let go of this."""
+        """Whether the thread has released this."""
         return self._over
 
     def _has_begun(self) -> bool | None:
@@ -143,16 +144,16 @@ class Watcher:
         return (event,) if event is not None or self._over else None
 
     def _raise(self) -> None:
-        """Raise what ended it, once."""
+        """Raise the error that ended watching, if any; only once."""
         error, self._error = self._error, None
         try:
             if error is not None:
                 raise error
         finally:
-            del error  # or it and this frame would be a ring
+            del error  # the error's traceback references this frame: break the reference cycle
 
     async def _until(self, look: Callable[[], T | None]) -> T:
-        """Wait until `look` finds something; nothing is awaited between finding and giving it."""
+        """Wait until `look` finds something and return it, with no await in between."""
         while True:
             with self._lock:
                 found = look()

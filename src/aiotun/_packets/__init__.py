@@ -1,1 +1,1 @@
-"""Functions of packets' bytes, in Python and in C; no asyncio here."""
+"""Functions that work on packets' bytes, in Python and in C; no asyncio here."""

@@ -1,7 +1,44 @@
-/* The optional C half of aiotun: the same functions as in Python, faster. `native.py` chooses.
+/* The optional C module: the same functions as in Python, but faster. `native.py` chooses.
  *
- * Built against the limited API, so that one binary serves every CPython from 3.11. What is not
- * explained here is explained beside the Python twins, in `native.py` and `gso.py`.
+ * It is built against the limited API, so that one binary serves every CPython from 3.11.
+ *
+ * Map: the sections in their order, and the Python twin of each function. Comments explain only
+ * what the twin's comments and docstrings don't.
+ *
+ *   Constants
+ *   Arguments            number
+ *   Reading and writing  read               os.read
+ *                        read_many          native._read_many
+ *                        write_many         native._write_many
+ *   Numbers and sums     sum_of             gso.checksum, without the complement; gso._summing
+ *   Headers              find_layers        gso._layers, then gso._payload_start
+ *                        pseudo_sum         gso._addresses, plus protocol and length
+ *   Splitting            out_of_proportion  gso._out_of_proportion
+ *                        routed             gso._routed
+ *                        add_up, segment    gso._segments
+ *                        finished           gso._finished
+ *                        split_into, split  gso.split
+ *                        read_split         native._read_split
+ *   Merging              make_part          gso._part
+ *                        alike              the comparison of `same` in gso._Run.take
+ *                        verified           gso._verified
+ *                        begin, take        gso._Run.__init__, gso._Run.take
+ *                        put_headers, give  gso._Run.whole
+ *                        merge_into, merge  gso.merge
+ *                        write_merged       native._write_merged
+ *   Checksum             checksum           gso.checksum
+ *   The module
+ *
+ * What the code relies on:
+ *
+ * - The interpreter's lock is held throughout: no function here releases it. It guards the two
+ *   objects that all calls share, `read_buffer` and `guesses`. So no Python code may run between a
+ *   read into `read_buffer` and the last use of the bytes: another thread could read into it then.
+ *   Only `again`, which runs signal handlers, the conversions of arguments and `list_of_packets`
+ *   run Python code. They must be called before a read or after a failed one.
+ * - `guesses` holds only guesses. A wrong one costs a copy, never a wrong result.
+ * - The stack: at most 17 KiB, nearly all of it for `struct run` in `merge_into`. Threads may have
+ *   stacks of 64 KiB (threading.stack_size, and musl's are not much larger).
  */
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
@@ -13,12 +50,13 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+/* === Constants ================================================================================ */
+
 /* As _kernel.abi.READ_SIZE: the longest packet there can be, with all its headers. */
 #define READ_SIZE 65581
 
-/* What each function that reads reads into: one buffer for all, as threads may have stacks of 64 KiB
- * (threading.stack_size, and musl's are not much larger). The interpreter's lock guards it: it is
- * held from a read until the packet is copied, and no Python code runs in between. */
+/* The buffer of all functions that read: it is too large for the stack of a thread. Shared; see
+ * above. */
 #ifdef Py_GIL_DISABLED
 #error "this module relies on the interpreter's lock"
 #endif
@@ -40,11 +78,13 @@ enum { FIN = 0x01, PSH = 0x08, ACK = 0x10, CWR = 0x80 };
 #define MOST_LINK 22	   /* bytes before the IP header: Ethernet and two VLAN tags */
 #define MOST_HEADERS (MOST_LINK + 40 + 60)
 
-/* What a super-packet may become: see gso.py. */
+/* The limits of what a super-packet may be split into: see gso.py. */
 #define MOST_SPLIT_HEADERS 512 /* bytes in front of the payload */
 #define MOST_GROWTH 16	       /* times its own length */
 
-/* An int argument between 0 and `most`; else -1 and an exception. */
+/* === Arguments ================================================================================ */
+
+/* Return an int argument from 0 to `most`. Otherwise return -1 and set an exception. */
 static long number(PyObject *argument, const char *what, long most)
 {
 	long value = PyLong_AsLong(argument);
@@ -52,14 +92,13 @@ static long number(PyObject *argument, const char *what, long most)
 	if (value == -1 && PyErr_Occurred())
 		return -1;
 	if (value < 0 || value > most) {
-		PyErr_Format(PyExc_ValueError, "%s of %ld is out of range; it may be 0 to %ld", what,
-			     value, most);
+		PyErr_Format(PyExc_ValueError, "%s must be 0 to %ld, got %ld", what, most, value);
 		return -1;
 	}
 	return value;
 }
 
-/* The size of a virtio-net header, which need not be given; else -1 and an exception. */
+/* Return the size of a virtio-net header, 10 where the argument is left out; or -1 with an exception. */
 static long header_size(PyObject *const *args, Py_ssize_t nargs, Py_ssize_t place)
 {
 	long size = place < nargs ? number(args[place], "a header", LONG_MAX) : HEADER;
@@ -71,40 +110,42 @@ static long header_size(PyObject *const *args, Py_ssize_t nargs, Py_ssize_t plac
 	return -1;
 }
 
-/* Reading and writing packets, by a non-blocking fd.
+/* === Reading and writing ======================================================================
  *
- * os.read lets other threads run meanwhile, which costs a tenth of the packet; but a read that never
- * waits takes less than a microsecond, so here nobody else runs. Likewise a write, which takes
- * little more.
+ * Packets are read from and written to a non-blocking fd. os.read releases the interpreter's lock
+ * during the read, which costs a tenth of handling the packet. But a non-blocking read takes less
+ * than a microsecond and a write little more, so these functions keep the lock.
  */
 
-
-/* Whether to read again: a signal came, and its handler in Python raised nothing.
+/* Run signal handlers after a failed read. Return whether to read again: the read was interrupted
+ * by a signal, and the handlers raised nothing.
  *
- * A non-blocking call is never interrupted. But O_NONBLOCK belongs to the file description, which
- * another process may share and change; then a read waits here, and Ctrl-C must still get through.
- */
+ * A non-blocking read is never interrupted. But O_NONBLOCK belongs to the file description, and
+ * another process that shares it may clear the flag. Then the read blocks, and Ctrl-C must still
+ * work. */
 static int again(void)
 {
 	return !PyErr_Occurred() && errno == EINTR && PyErr_CheckSignals() == 0;
 }
 
-/* write(2). Sets no exception, nor tries again: Python meets the error when it writes the packet by
- * itself, and takes care of signals then. */
+/* Write one packet. Return 0, or -1 without setting an exception. The caller stops then. Python
+ * writes that packet again by itself, and raises the error there, or retries after a signal. */
 static int write_packet(long fd, const char *packet, size_t length)
 {
 	return write((int)fd, packet, length) < 0 ? -1 : 0;
 }
 
-/* How long the next long packet of an fd may be: as the last one was, as in a stream of super-packets
- * it nearly always is. Known by the fd's last bits, so that it may be another's; it is a guess. */
+/* Guesses of the length of an fd's next packet: in a stream of super-packets it is nearly always
+ * the length of the last one. The index is the fd modulo 64, so fds may share a guess. */
 #define LONG_PACKET 8192
 #define FORGOTTEN 16 /* short packets in a row */
 static struct guess {
 	size_t length;
-	unsigned others;
+	unsigned others; /* short packets since the last long one */
 } guesses[64];
 
+/* Update a guess with a packet's length. After FORGOTTEN short packets in a row the guess is 0,
+ * which means: read the next packet into the buffer. */
 static void learn(struct guess *guess, size_t length)
 {
 	if (length >= LONG_PACKET)
@@ -113,8 +154,8 @@ static void learn(struct guess *guess, size_t length)
 		guess->length = 0;
 }
 
-/* Read a long packet into an object made for it, which is as long as the guess; the buffer takes what
- * is longer. What was guessed wrong is copied. As read_object. */
+/* Read a packet into a bytes object of the guessed length, and the rest into the buffer. If the
+ * guess was wrong, copy the packet to an object of the right length. Return as read_object. */
 static PyObject *read_guessed(long fd, size_t size, struct guess *guess)
 {
 	size_t guessed = guess->length;
@@ -150,11 +191,12 @@ static PyObject *read_guessed(long fd, size_t size, struct guess *guess)
 	return packet;
 }
 
-/* Read a packet. NULL is an exception, or an error of the read itself: then there is none, but errno.
+/* Read a packet into a new bytes object. If the read fails, return NULL and set errno, but no
+ * exception. If there is no memory, return NULL with an exception.
  *
- * os.read makes an object of 64 KiB for each packet and shrinks it afterwards. Here a short packet is
- * read into the buffer, and an object made once its length is known. A long one would be copied that
- * way for longer than it took to read. */
+ * os.read makes an object of 64 KiB for each packet and shrinks it afterwards. Here a short packet
+ * is read into the buffer, and then copied to an object of the right length. Copying a super-packet
+ * this way would take longer than reading it. */
 static PyObject *read_object(long fd, size_t size)
 {
 	struct guess *guess = &guesses[fd % 64];
@@ -169,7 +211,7 @@ static PyObject *read_object(long fd, size_t size)
 	return PyBytes_FromStringAndSize(read_buffer, length);
 }
 
-/* read(fd, size): as os.read. */
+/* read(fd, size): like os.read. */
 static PyObject *speedups_read(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
 	long fd, size;
@@ -208,7 +250,7 @@ static PyObject *speedups_read_many(PyObject *module, PyObject *const *args, Py_
 
 		if (!packet && !PyErr_Occurred()) {
 			if (count > 0)
-				break; /* what there is goes first; the next call meets the error again */
+				break; /* return the batch; the next call meets the error again */
 			if (again()) {
 				count--;
 				continue;
@@ -246,7 +288,9 @@ static PyObject *speedups_write_many(PyObject *module, PyObject *const *args, Py
 	return PyLong_FromSsize_t(written);
 }
 
-/* Numbers in a packet: big-endian, and anywhere. */
+/* === Numbers and sums ========================================================================= */
+
+/* Read and write big-endian numbers at any address. */
 
 static uint16_t get16(const uint8_t *at)
 {
@@ -270,8 +314,8 @@ static void put32(uint8_t *at, uint32_t value)
 	put16(at + 2, value & 0xffff);
 }
 
-/* Sums of 16-bit words with the end-around carry (RFC 1071). 0 comes of zeroes only. */
-
+/* Fold a sum of 16-bit words to 16 bits, with the end-around carry (RFC 1071). The result is 0 only
+ * if the sum is 0. */
 static unsigned fold(uint64_t sum)
 {
 	while (sum >> 16)
@@ -279,7 +323,8 @@ static unsigned fold(uint64_t sum)
 	return (unsigned)sum;
 }
 
-/* Add the last bytes, fewer than four, and fold. */
+/* Add the last bytes, fewer than four, to a sum in the machine's byte order. Return the folded sum
+ * of the big-endian words. */
 static unsigned finish_sum(uint64_t sum, const uint8_t *data, size_t length)
 {
 	uint32_t word = 0;
@@ -288,10 +333,11 @@ static unsigned finish_sum(uint64_t sum, const uint8_t *data, size_t length)
 	return ntohs((uint16_t)fold(sum + word));
 }
 
-/* Nearly all the time goes into these two loops, and AVX2 halves it where the processor has that.
- * (The sanitizers are not there yet when the loader chooses.) They add in the machine's byte order,
- * which comes out the same when folded, and each half of 32 bits by itself: a compiler makes the
- * fewest instructions of that, and none of the sums overflows within a block. */
+/* The loops of sum_of and copy_and_sum take nearly all of the time. They add in the machine's byte
+ * order, which gives the same result when folded (RFC 1071, section 2). They add the two halves of
+ * 32-bit words separately: compilers vectorize this best, and no sum overflows within a block. AVX2
+ * halves the time on processors that have it. The loader chooses the version before the sanitizers
+ * are initialized, so the fuzz targets use only one version. */
 #define BLOCK ((size_t)1 << 17) /* bytes */
 #if !defined(FUZZING) && defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
 #define VECTORS __attribute__((target_clones("avx2", "default")))
@@ -299,6 +345,7 @@ static unsigned finish_sum(uint64_t sum, const uint8_t *data, size_t length)
 #define VECTORS
 #endif
 
+/* Return the folded sum of data of any length. */
 VECTORS static unsigned sum_of(const uint8_t *data, size_t length)
 {
 	uint64_t sum = 0;
@@ -319,7 +366,7 @@ VECTORS static unsigned sum_of(const uint8_t *data, size_t length)
 	return finish_sum(sum, data, length);
 }
 
-/* The same while copying, for no more than a block: 64 KiB are too much to go through twice. */
+/* Copy data of at most BLOCK bytes and return its folded sum: one pass is faster than two. */
 VECTORS static unsigned copy_and_sum(uint8_t *restrict to, const uint8_t *restrict from,
 				     size_t length)
 {
@@ -336,13 +383,15 @@ VECTORS static unsigned copy_and_sum(uint8_t *restrict to, const uint8_t *restri
 	return finish_sum((uint64_t)low + high, from + bytes, length - bytes);
 }
 
-/* Where the headers of a packet or frame stand. */
+/* === Headers ================================================================================== */
+
+/* The offsets of a packet's or frame's headers and payload. */
 struct layers {
 	int version, protocol;
 	size_t ip, transport, payload;
 };
 
-/* Find the headers, up to TCP's or UDP's end; NULL, or what is wrong. */
+/* Find the headers, up to the end of TCP or UDP. Return NULL, or an error text. */
 static const char *find_layers(const uint8_t *packet, size_t length, int frame, struct layers *l)
 {
 	size_t ip = 0, size;
@@ -357,20 +406,20 @@ static const char *find_layers(const uint8_t *packet, size_t length, int frame, 
 	l->version = ip < length ? packet[ip] >> 4 : 0;
 	if ((l->version != 4 && l->version != 6) ||
 	    (frame && get16(packet + ip - 2) != (l->version == 4 ? 0x0800 : 0x86dd)))
-		return "neither IPv4 nor IPv6";
+		return "the packet is neither IPv4 nor IPv6";
 	l->ip = ip;
 	size = length - ip;
 	if (l->version == 4) {
 		size_t header = (size_t)(packet[ip] & 0xf) * 4;
 		if (header < 20 || size < header || get16(packet + ip + 2) != size)
-			return "an IPv4 header that does not fit the packet's length";
+			return "the IPv4 header does not match the packet's length";
 		if (get16(packet + ip + 6) & 0x3fff)
-			return "a fragment";
+			return "the packet is a fragment";
 		l->protocol = packet[ip + 9];
 		l->transport = ip + header;
 	} else {
 		if (size < 40 || (size_t)get16(packet + ip + 4) + 40 != size)
-			return "an IPv6 header that does not fit the packet's length";
+			return "the IPv6 header does not match the packet's length";
 		l->protocol = packet[ip + 6];
 		l->transport = ip + 40;
 		/* Hop-by-hop, routing and destination options. */
@@ -381,7 +430,7 @@ static const char *find_layers(const uint8_t *packet, size_t length, int frame, 
 		}
 	}
 	if (l->protocol != TCP && l->protocol != UDP)
-		return "neither TCP nor UDP";
+		return "the packet is neither TCP nor UDP";
 	l->payload = l->transport + 8;
 	if (l->protocol == TCP) {
 		l->payload = l->transport + 20;
@@ -391,11 +440,11 @@ static const char *find_layers(const uint8_t *packet, size_t length, int frame, 
 		}
 	}
 	if (l->payload > length)
-		return "a TCP or UDP header that does not fit the packet's length";
+		return "the TCP or UDP header does not match the packet's length";
 	return NULL;
 }
 
-/* The sum of the pseudo-header: protocol, length, addresses. */
+/* Return the sum of the pseudo-header: protocol, length, addresses. Not folded. */
 static uint64_t pseudo_sum(const uint8_t *packet, const struct layers *l, size_t length)
 {
 	size_t start = l->version == 4 ? 12 : 8, end = l->version == 4 ? 20 : 40;
@@ -403,6 +452,8 @@ static uint64_t pseudo_sum(const uint8_t *packet, const struct layers *l, size_t
 	return (uint64_t)l->protocol + length + sum_of(packet + l->ip + start, end - start);
 }
 
+/* Write the length and IPv4's checksum into the IP header. `length` is that of the whole packet or
+ * frame. */
 static void seal_ip(uint8_t *packet, const struct layers *l, size_t length)
 {
 	uint8_t *ip = packet + l->ip;
@@ -416,8 +467,9 @@ static void seal_ip(uint8_t *packet, const struct layers *l, size_t length)
 	put16(ip + 10, 0xffff - sum_of(ip, l->transport - l->ip));
 }
 
-/* Cutting up */
+/* === Splitting ================================================================================ */
 
+/* Append an item to a list and release it. Return 0, or -1 with an exception; also for NULL. */
 static int append(PyObject *list, PyObject *item)
 {
 	int result = item ? PyList_Append(list, item) : -1;
@@ -426,7 +478,8 @@ static int append(PyObject *list, PyObject *item)
 	return result;
 }
 
-/* Whether packets with these headers are too much to come of one super-packet of this length. */
+/* Return whether `count` packets with these headers are too long together to come from one
+ * super-packet of this length. */
 static int out_of_proportion(size_t count, size_t headers, size_t length)
 {
 	size_t total = count * headers + length - headers;
@@ -434,8 +487,8 @@ static int out_of_proportion(size_t count, size_t headers, size_t length)
 	return total > LONGEST && total > MOST_GROWTH * length;
 }
 
-/* Whether the header has another destination than the packet, and so than the pseudo-header: an IPv6
- * routing header with segments left, or an IPv4 source route. */
+/* Return whether the packet has a source route, so that the pseudo-header has another destination
+ * than the IP header: an IPv6 routing header with segments left, or an IPv4 source route. */
 static int routed(const uint8_t *packet, const struct layers *l)
 {
 	size_t at = l->ip + (l->version == 4 ? 20 : 40), size;
@@ -451,13 +504,13 @@ static int routed(const uint8_t *packet, const struct layers *l)
 		if (packet[at] == LOOSE_ROUTE || packet[at] == STRICT_ROUTE)
 			return 1;
 		size = 1;
-		if (packet[at] != 1) /* no operation has no length */
+		if (packet[at] != 1) /* "no operation" has no length */
 			size = at + 1 < l->transport && packet[at + 1] > 2 ? packet[at + 1] : 2;
 	}
 	return 0;
 }
 
-/* What is cut up: a packet, and the sums of what is the same in each of its segments. */
+/* A super-packet to split, and the sums of the bytes that are the same in each of its segments. */
 struct whole {
 	const uint8_t *packet;
 	size_t length;
@@ -467,12 +520,13 @@ struct whole {
 	uint64_t sum;	 /* pseudo-header and header, without lengths, sequence, flags and checksum */
 };
 
-/* What a 16-bit word adds to a sum, taken back (RFC 1624). */
+/* Return what to add to a sum to take a 16-bit word out of it (RFC 1624). */
 static unsigned without(const uint8_t *at)
 {
 	return 0xffff - get16(at);
 }
 
+/* Compute the sums of a super-packet. The other fields must be set. */
 static void add_up(struct whole *w)
 {
 	const uint8_t *ip = w->packet + w->l.ip, *transport = w->packet + w->l.transport;
@@ -481,7 +535,7 @@ static void add_up(struct whole *w)
 	if (w->l.version == 4)
 		w->ip_sum = (uint64_t)sum_of(ip, w->l.transport - w->l.ip) + without(ip + 2) +
 			    without(ip + 4) + without(ip + 10);
-	/* A partial sum is the sender's, who knows the final destination; it has the whole's length. */
+	/* The sender computed the partial sum with the final destination and the whole length. */
 	if (!w->partial)
 		w->sum = pseudo_sum(w->packet, &w->l, 0);
 	else if (w->l.protocol == TCP)
@@ -496,7 +550,8 @@ static void add_up(struct whole *w)
 		w->sum += (uint64_t)without(transport + 4) + without(transport + 6);
 }
 
-/* One segment: all headers, and so much of the payload. */
+/* Return a segment as a new bytes object, or NULL with an exception: all headers, and at most
+ * `size` bytes of the payload from `at` on. `number` counts the segments from 0. */
 static PyObject *segment(const struct whole *w, size_t at, size_t size, unsigned number)
 {
 	const struct layers *l = &w->l;
@@ -529,7 +584,7 @@ static PyObject *segment(const struct whole *w, size_t at, size_t size, unsigned
 		uint32_t sequence = get32(transport + 4) + (uint32_t)(at - head);
 
 		put32(transport + 4, sequence);
-		/* FIN and PSH belong to the last byte, CWR to the first. */
+		/* FIN and PSH stay on the last segment, CWR on the first. */
 		if (at > head)
 			transport[13] &= (uint8_t)~CWR;
 		if (at + size < w->length)
@@ -539,13 +594,14 @@ static PyObject *segment(const struct whole *w, size_t at, size_t size, unsigned
 	} else {
 		put16(transport + 4, (unsigned)length);
 		sum = fold(sum + length);
-		/* 0 would mean that there is none. */
+		/* 0 would mean that there is no checksum. */
 		put16(transport + 6, sum == 0xffff ? 0xffff : 0xffff - (unsigned)sum);
 	}
 	return made;
 }
 
-/* Finish the checksum that the sender left to the network card. */
+/* Return the packet as a new bytes object, with the checksum that the sender left to the network
+ * card; or NULL with an exception. */
 static PyObject *finished(const uint8_t *packet, size_t length, size_t start, size_t offset)
 {
 	PyObject *made;
@@ -553,7 +609,8 @@ static PyObject *finished(const uint8_t *packet, size_t length, size_t start, si
 	unsigned sum;
 
 	if (start + offset + 2 > length)
-		return PyErr_Format(PyExc_ValueError, "a checksum at %zu in a packet of %zu bytes",
+		return PyErr_Format(PyExc_ValueError,
+				    "the checksum at %zu is outside the packet of %zu bytes",
 				    start + offset, length);
 	made = PyBytes_FromStringAndSize((const char *)packet, (Py_ssize_t)length);
 	if (!made)
@@ -564,6 +621,7 @@ static PyObject *finished(const uint8_t *packet, size_t length, size_t start, si
 	return made;
 }
 
+/* Return whether a gso_type without its ECN bit matches the packet's headers. */
 static int fits(unsigned kind, const struct layers *l)
 {
 	switch (kind) {
@@ -577,6 +635,8 @@ static int fits(unsigned kind, const struct layers *l)
 	return 0;
 }
 
+/* Split a super-packet and append the packets to a list. Return 0, or -1 with an exception. With
+ * ValueError, which means that the super-packet can't be split, nothing was appended. */
 static int split_into(PyObject *list, const uint8_t *data, size_t length, int frame, size_t header)
 {
 	uint16_t fields[4]; /* hdr_len, gso_size, csum_start, csum_offset, in native byte order */
@@ -604,18 +664,20 @@ static int split_into(PyObject *list, const uint8_t *data, size_t length, int fr
 		return -1;
 	}
 	if (!fits(data[1] & ~GSO_ECN, &w.l)) {
-		PyErr_Format(PyExc_ValueError, "a gso_type of %d on another kind of packet", data[1]);
+		PyErr_Format(PyExc_ValueError, "gso_type %d does not match the packet's headers",
+			     data[1]);
 		return -1;
 	}
 	if (fields[1] == 0) {
-		PyErr_SetString(PyExc_ValueError, "a gso_size of 0");
+		PyErr_SetString(PyExc_ValueError, "gso_size must not be 0");
 		return -1;
 	}
 	at = w.l.payload;
 	count = (length - at + fields[1] - 1) / fields[1];
 	if (at > MOST_SPLIT_HEADERS || out_of_proportion(count, at, length)) {
 		PyErr_Format(PyExc_ValueError,
-			     "%zu bytes that would become %zu packets with headers of %zu bytes",
+			     "%zu bytes would become %zu packets with headers of %zu bytes, "
+			     "which is too much",
 			     length, count, at);
 		return -1;
 	}
@@ -624,7 +686,7 @@ static int split_into(PyObject *list, const uint8_t *data, size_t length, int fr
 		    fields[3] == (w.l.protocol == TCP ? 16 : 6);
 	if (!w.partial && routed(packet, &w.l)) {
 		PyErr_SetString(PyExc_ValueError,
-				"a source route, and no partial checksum for its destination");
+				"the packet has a source route, but no partial checksum");
 		return -1;
 	}
 	add_up(&w);
@@ -636,7 +698,7 @@ static int split_into(PyObject *list, const uint8_t *data, size_t length, int fr
 	return 0;
 }
 
-/* split(super_packet, frame) */
+/* split(super_packet, frame): see gso.py. */
 static PyObject *speedups_split(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
 	Py_buffer data;
@@ -702,16 +764,17 @@ static PyObject *speedups_read_split(PyObject *module, PyObject *const *args, Py
 	return list ? Py_BuildValue("(Nl)", list, lost) : NULL;
 }
 
-/* Putting together */
+/* === Merging ================================================================================== */
 
-/* A packet that may be merged with the next. */
+/* A packet, and where its headers are. */
 struct part {
 	const uint8_t *packet;
 	size_t length;
 	struct layers l;
-	int last; /* nothing may follow */
+	int last; /* no packet may follow in the same super-packet */
 };
 
+/* Fill in a part. Return whether the packet may be merged; if not, the layers may be unset. */
 static int make_part(struct part *p, const uint8_t *packet, size_t length, int frame)
 {
 	const uint8_t *transport;
@@ -729,6 +792,7 @@ static int make_part(struct part *p, const uint8_t *packet, size_t length, int f
 	return (transport[12] & 0xf) == 0 && (transport[13] & ~PSH) == ACK;
 }
 
+/* Return whether the packet's checksums are valid. */
 static int verified(const struct part *p)
 {
 	const struct layers *l = &p->l;
@@ -740,12 +804,13 @@ static int verified(const struct part *p)
 	       0xffff;
 }
 
+/* Return whether two packets have the same bytes from `start` to `end`. */
 static int same(const struct part *a, const struct part *b, size_t start, size_t end)
 {
 	return memcmp(a->packet + start, b->packet + start, end - start) == 0;
 }
 
-/* Whether all that has to be equal is. */
+/* Return whether the headers are equal in all fields that must be equal in packets of a run. */
 static int alike(const struct part *a, const struct part *b)
 {
 	size_t ip = a->l.ip, transport = a->l.transport;
@@ -766,15 +831,17 @@ static int alike(const struct part *a, const struct part *b)
 		same(a, b, transport + 18, a->l.payload));
 }
 
-/* Packets of one flow, each adjoining the one before. */
+/* Packets of one flow, each of which continues the one before. A run of one packet may be a packet
+ * that can't be merged. */
 struct run {
 	struct part first, latest;
 	int count;
-	size_t head, size, length; /* of headers and one payload; of the super-packet so far */
-	int open;
+	size_t head, size, length; /* of the headers, of each payload but the last, and of all so far */
+	int open;		   /* another packet may follow */
 	struct iovec parts[1 + MOST_PACKETS]; /* the headers, and every payload */
 };
 
+/* Begin a run with a packet; `usable` is what make_part returned. */
 static void begin(struct run *r, const struct part *p, int usable)
 {
 	r->first = r->latest = *p;
@@ -786,6 +853,7 @@ static void begin(struct run *r, const struct part *p, int usable)
 	r->parts[1] = (struct iovec){(void *)(p->packet + r->head), r->size};
 }
 
+/* Add a packet if it continues the run and its checksums are valid. Return whether. */
 static int take(struct run *r, const struct part *p)
 {
 	const struct layers *l = &r->first.l;
@@ -795,7 +863,7 @@ static int take(struct run *r, const struct part *p)
 	if (!r->open || size > r->size || r->length + size - l->ip > LONGEST ||
 	    !alike(&r->first, p))
 		return 0;
-	/* What may not be fragmented needs no identification (RFC 6864, section 4). */
+	/* A packet that must not be fragmented needs no identification (RFC 6864, section 4). */
 	if (l->version == 4 && !(get16(ip + 6) & 0x4000) &&
 	    get16(ip + 4) != (uint16_t)(get16(before + 4) + 1))
 		return 0;
@@ -827,7 +895,7 @@ static void put_headers(const struct run *r, uint8_t *header, size_t size)
 	memset(header, 0, size);
 	memcpy(packet, r->first.packet, r->head);
 	if (r->count == 1)
-		return; /* there may be no layers */
+		return; /* the packet may have no layers */
 	transport = packet + l->transport;
 	header[0] = NEEDS_CSUM;
 	header[1] = l->protocol == UDP ? GSO_UDP_L4 : l->version == 4 ? GSO_TCPV4 : GSO_TCPV6;
@@ -837,11 +905,11 @@ static void put_headers(const struct run *r, uint8_t *header, size_t size)
 		transport[13] |= r->latest.packet[l->transport + 13];
 	else
 		put16(transport + 4, (unsigned)length);
-	/* The uninverted sum of the pseudo-header: the kernel adds the rest. */
+	/* The uncomplemented sum of the pseudo-header: the kernel adds the rest. */
 	put16(transport + offset, fold(pseudo_sum(packet, l, length)));
 }
 
-/* Where super-packets go: into a list, or else to an fd. */
+/* Where super-packets go: into a list, or to an fd if the list is NULL. */
 struct sink {
 	PyObject *list;
 	int fd;
@@ -850,7 +918,7 @@ struct sink {
 	unsigned long written; /* packets */
 };
 
-/* Write one in pieces; as write_packet. */
+/* Write a super-packet in pieces. Return as write_packet. */
 static int write_pieces(int fd, const struct run *r, size_t length)
 {
 	ssize_t result = writev(fd, r->parts, 1 + r->count);
@@ -858,7 +926,8 @@ static int write_pieces(int fd, const struct run *r, size_t length)
 	return result >= 0 && (size_t)result == length ? 0 : -1;
 }
 
-/* Give the super-packet away, or the only packet with an empty header. 0, or -1 to stop. */
+/* Give the run to the sink: a super-packet, or its only packet with an empty header. Return 0, or
+ * -1 if the sink takes no more: with an exception for a list, without one for an fd. */
 static int give(struct run *r, struct sink *sink)
 {
 	uint8_t headers[LONG_HEADER + MOST_HEADERS], *out;
@@ -882,7 +951,7 @@ static int give(struct run *r, struct sink *sink)
 	return append(sink->list, made);
 }
 
-/* Make every item of a list bytes. */
+/* Replace the items of a list that are not bytes by bytes. Return 0, or -1 with an exception. */
 static int all_bytes(PyObject *list)
 {
 	for (Py_ssize_t index = 0, end = PyList_Size(list); index < end; index++) {
@@ -901,7 +970,7 @@ static int all_bytes(PyObject *list)
 	return 0;
 }
 
-/* Put together what can be, in order. 0, or -1 where the sink stopped. */
+/* Merge a list of bytes, in order, and give the results to the sink. Return as `give`. */
 static int merge_into(struct sink *sink, PyObject *packets, int frame)
 {
 	struct run run;
@@ -924,7 +993,8 @@ static int merge_into(struct sink *sink, PyObject *packets, int frame)
 	return run.count ? give(&run, sink) : 0;
 }
 
-/* The packets of any iterable as a list of bytes, which is the caller's alone. */
+/* Return the packets of an iterable as a new list of bytes, or NULL with an exception. The list is
+ * new so that Python code, which the conversion may run, can't change it. */
 static PyObject *list_of_packets(PyObject *iterable)
 {
 	PyObject *packets = PySequence_List(iterable);
@@ -934,7 +1004,7 @@ static PyObject *list_of_packets(PyObject *iterable)
 	return packets;
 }
 
-/* merge(packets, frame, udp) */
+/* merge(packets, frame, udp): see gso.py. */
 static PyObject *speedups_merge(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
 	struct sink sink = {.header = HEADER};
@@ -978,7 +1048,10 @@ static PyObject *speedups_write_merged(PyObject *module, PyObject *const *args, 
 	return PyLong_FromUnsignedLong(sink.written);
 }
 
-/* A sum of any size, folded. A subclass of int may compute anything: what counts is its value. */
+/* === Checksum ================================================================================= */
+
+/* Fold an int of any size to a sum. Return 0, or -1 with an exception. PyNumber_Index gives a plain
+ * int: a subclass may override the arithmetic. */
 static int initial_sum(PyObject *argument, unsigned *sum)
 {
 	PyObject *initial = PyNumber_Index(argument), *modulus, *rest = NULL;
@@ -989,7 +1062,7 @@ static int initial_sum(PyObject *argument, unsigned *sum)
 		return -1;
 	value = PyLong_AsLongLongAndOverflow(initial, &overflow);
 	if (overflow < 0 || (overflow == 0 && value < 0)) {
-		PyErr_SetString(PyExc_ValueError, "initial is negative, which no sum is");
+		PyErr_SetString(PyExc_ValueError, "initial must not be negative");
 	} else if (overflow == 0) {
 		*sum = fold((uint64_t)value);
 		Py_DECREF(initial);
@@ -1007,7 +1080,7 @@ static int initial_sum(PyObject *argument, unsigned *sum)
 	return 0;
 }
 
-/* checksum(data, initial) */
+/* checksum(data, initial): see gso.py. */
 static PyObject *speedups_checksum(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
 	Py_buffer data;
@@ -1025,6 +1098,8 @@ static PyObject *speedups_checksum(PyObject *module, PyObject *const *args, Py_s
 	PyBuffer_Release(&data);
 	return PyLong_FromLong((long)(0xffff - sum));
 }
+
+/* === The module =============================================================================== */
 
 static PyMethodDef methods[] = {
 	{"read", (PyCFunction)(void (*)(void))speedups_read, METH_FASTCALL, NULL},

@@ -1,9 +1,9 @@
-"""What a dpkt object means as bytes; see `aiotun.encode`. Imported once something is encoded.
+"""Encodes dpkt objects; see `aiotun.encode`. Imported when the first packet is encoded.
 
-dpkt computes a checksum only where it finds a zero, stores it in the object, and takes it for right
-from then on; the lengths of UDP and IPv6 and the sizes of headers with options it never looks at.
-So the layers whose lengths and checksums matter are written here, by their fields, and dpkt writes
-the others.
+dpkt computes a checksum only if the field is zero, stores it in the object, and does not update it
+afterwards. It never updates the lengths of UDP and IPv6, or the sizes of headers with options. So
+this module writes the layers with lengths and checksums itself, field by field. dpkt writes the
+other layers.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from .native import checksum
 
 __all__ = ["check", "encoded", "written_here"]
 
-# IANA's protocol numbers of the layers written here.
+# IANA's protocol numbers of the layers that this module writes.
 _NUMBERS: dict[type[Packet], int] = {
     ICMP: 1,
     IP: 4,
@@ -66,36 +66,38 @@ _NUMBERS: dict[type[Packet], int] = {
     IP6DstOptsHeader: 60,
 }
 
-# Layers that are written here by their fields; and those of which dpkt keeps a part beside `data`.
+# The layers that this module writes field by field, and those of them for which dpkt keeps parts
+# outside of `data`.
 _WRITTEN_HERE = (IP, UDP, TCP, IP6, Ethernet)
 _WITH_MORE = (IP6, Ethernet)
 
-# Whose checksum dpkt computes where it is zero, and needs no addresses for it: in IPv4, that is.
+# For these dpkt computes the checksum if the field is zero. It does so without a pseudo-header,
+# which is right only for IPv4.
 _SUMMED_BY_DPKT = (IGMP, OSPF, PIM, SCTP)
 
-# What a VLAN tag is announced by: 802.1Q, 802.1ad, and two that were used before that.
+# The ethertypes of VLAN tags: 802.1Q, 802.1ad, and two that were used before 802.1ad.
 _TAGGED = frozenset({ETH_TYPE_8021Q, ETH_TYPE_8021AD, 0x9100, 0x9200})
 
 
 def encoded(packet: IP | IP6 | Ethernet) -> bytes:
-    """Write a packet or frame; see `aiotun.encode`."""
+    """Encode a packet or frame; see `aiotun.encode`."""
     if not isinstance(packet, IP | IP6 | Ethernet):
         raise TypeError(
-            f"encode takes dpkt's IP, IP6 and Ethernet, which a device can send, "
-            f"not {type(packet).__name__}"
+            f"encode needs one of dpkt's IP, IP6 and Ethernet, which a device can send, "
+            f"got {type(packet).__name__}"
         )
     try:
         return _layer(packet)
     except ValueError:
         raise
-    # The fields may hold anything: text for an address, numbers that do not fit, no bytes at all.
+    # A field may hold a value of any type: text for an address, a number that does not fit, None.
     except Exception as error:
-        text = f"this {type(packet).__name__} cannot be written ({type(error).__name__}: {error})"
+        text = f"this {type(packet).__name__} can't be encoded ({type(error).__name__}: {error})"
         raise ValueError(text) from error
 
 
 def written_here(packet: IP | IP6 | Ethernet) -> bool:
-    """Whether each layer is written by its fields here, so that nothing can be lost."""
+    """Return whether this module writes all layers itself, so that nothing can be lost."""
     layer: object = packet
     while isinstance(layer, _WRITTEN_HERE):
         if isinstance(layer, _WITH_MORE) and _beside(layer):
@@ -105,33 +107,35 @@ def written_here(packet: IP | IP6 | Ethernet) -> bool:
 
 
 def check(packet: IP | IP6 | Ethernet, again: IP | IP6 | Ethernet, data: bytes) -> None:
-    """See that a packet has the same layers once it was written and decoded: dpkt leaves some out.
+    """Check that an encoded packet is decoded to the same layers: dpkt may leave some out.
 
     Args:
-        packet: what was written.
-        again: what was decoded.
-        data: the bytes between.
+        packet: the packet that was encoded.
+        again: the packet decoded from `data`.
+        data: the encoded bytes.
 
     Raises:
-        ValueError: it has not.
+        ValueError: the layers differ.
     """
     one: object = packet
     other: object = again
     while isinstance(one, Packet) and isinstance(other, Packet):
         if type(one) is not type(other) or _beside(one) != _beside(other):
             raise ValueError(
-                f"the layers of this {type(packet).__name__} can't be written together: "
+                f"the layers of this {type(packet).__name__} can't be encoded together: "
                 f"{_named(one)} would be decoded as {_named(other)}"
             )
         one, other = one.data, other.data
-    # Data of bytes is written as it is, and may be decoded to a layer whose lengths and checksums
-    # would be written anew. A layer that dpkt doesn't decode, in a fragment say, comes as bytes.
+    # Compare the bytes only if no layers are left. If `data` was bytes, dpkt may decode them to a
+    # layer, for which `_layer` would compute other lengths and checksums.
     if not isinstance(other, Packet) and _layer(again) != data:
-        raise ValueError(f"this {type(packet).__name__} is not the same once it was decoded again")
+        raise ValueError(
+            f"this {type(packet).__name__} changes when it is encoded, decoded and encoded again"
+        )
 
 
 def _beside(layer: Packet) -> list[str]:
-    """What dpkt keeps beside a layer, rather than in its `data`."""
+    """Return what dpkt keeps outside of a layer's `data`, as text."""
     if isinstance(layer, IP6):
         return [type(header).__name__ for header in _extensions(layer)]
     if not isinstance(layer, Ethernet):
@@ -161,14 +165,17 @@ def _layer(layer: object) -> bytes:
 
 
 def _verbatim(layer: object) -> bytes:
-    """Write a layer with the lengths and checksums that it has, and leave it as it is.
+    """Write a layer with the lengths and checksums that it has, and don't change the layer.
 
-    A fragment is but a part of what they are about; so is a packet that an ICMP error quotes.
+    This is for a fragment, and for a packet that an ICMP error quotes: their lengths and checksums
+    are about the whole packet, of which we have only a part.
     """
     if isinstance(layer, bytes | bytearray | memoryview):
         return bytes(layer)
     if not isinstance(layer, Packet):
-        raise TypeError(f"a layer's data is bytes or dpkt's, not {type(layer).__name__}")
+        raise TypeError(
+            f"a layer's data must be bytes or a dpkt object, got {type(layer).__name__}"
+        )
     if isinstance(layer, IP | TCP):
         return layer.pack_hdr() + bytes(layer.opts) + _verbatim(layer.data)
     if isinstance(layer, IP6):
@@ -178,15 +185,15 @@ def _verbatim(layer: object) -> bytes:
     plain = kind.__bytes__ is Packet.__bytes__ and kind.pack_hdr is Packet.pack_hdr
     if plain or kind is ICMP:
         return layer.pack_hdr() + _verbatim(layer.data)
-    # bytes() stores checksums in some.
+    # Copy the layer: for some classes bytes() stores the checksum in the object.
     return _whole(bytes(copy.deepcopy(layer)), layer)
 
 
 def _whole(written: bytes, layer: Packet) -> bytes:
-    """See that dpkt has written all of a layer."""
+    """Return the bytes that dpkt has written of a layer, if they are complete."""
     if len(written) != len(layer):
         raise ValueError(
-            f"dpkt writes {len(written)} of the {len(layer)} bytes of {type(layer).__name__}"
+            f"dpkt writes only {len(written)} of the {len(layer)} bytes of {type(layer).__name__}"
         )
     return written
 
@@ -202,13 +209,16 @@ def _frame(frame: Ethernet) -> bytes:
         if not isinstance(frame.data, LLC):
             other.data = _layer(frame.data)
         elif labels or any(isinstance(tag, VLANtag8021Q) for tag in tags):
-            raise ValueError("dpkt writes no VLAN tags or labels in front of LLC")
+            raise ValueError("dpkt can't write VLAN tags or labels in front of LLC")
         return _whole(bytes(other), other)
     if frame.type == ETH_TYPE_IPX and "ipx" in vars(frame) and frame._next_type is None:
-        # So dpkt decodes Novell's raw 802.3, and leaves its two first bytes out.
-        raise ValueError("a raw 802.3 frame, which would become Ethernet II: send the original")
-    # As in dpkt the type follows the data's class, and is for bytes what it says. A frame that was
-    # decoded has its tag's type there.
+        # This is how dpkt decodes a raw 802.3 frame (Novell), without the payload's first two
+        # bytes.
+        raise ValueError(
+            "a raw 802.3 frame would become Ethernet II; send the original bytes instead"
+        )
+    # As in dpkt, the data's class decides the type; if the data is bytes, the `type` field does. In
+    # a decoded frame with tags, `type` is the outer tag's type.
     ethertype, outer = frame.type, ETH_TYPE_8021Q if len(tags) < 2 else ETH_TYPE_8021AD
     if tags and frame.type in _TAGGED:
         ethertype, outer = tags[-1].type, frame.type
@@ -216,7 +226,7 @@ def _frame(frame: Ethernet) -> bytes:
         if ethertype not in (ETH_TYPE_MPLS, ETH_TYPE_MPLS_MCAST):
             ethertype = ETH_TYPE_MPLS
     elif isinstance(frame.data, Packet):
-        # Some are found in no frame, as dpkt sees it.
+        # dpkt knows no ethertype for some classes.
         with contextlib.suppress(KeyError):
             ethertype = Ethernet.get_type_rev(type(frame.data))
     parts = [_address(frame.dst, 6, "dst"), _address(frame.src, 6, "src")]
@@ -232,9 +242,10 @@ def _frame(frame: Ethernet) -> bytes:
 
 
 def _pppoe(layer: PPPoE) -> bytes:
-    """RFC 2516, sections 4 and 5; dpkt writes PPP's protocol in one byte, which it advises against.
+    """Write PPPoE (RFC 2516, sections 4 and 5).
 
-    Zeroes behind the length that the layer states are a frame's padding, and are left out of it.
+    dpkt writes PPP's protocol in one byte, which the RFC advises against. Zeros after the length
+    that the layer states are the frame's padding, which the length does not include.
     """
     data = layer.data
     body = struct.pack("!H", data.p) + _layer(data.data) if isinstance(data, PPP) else _layer(data)
@@ -274,15 +285,15 @@ def _ip6(packet: IP6) -> bytes:
     source, target = _address(packet.src, 16, "src"), _address(packet.dst, 16, "dst")
     final, fragment, extensions = target, False, []
     for header, following in zip(headers, layers[1:], strict=True):
-        # dpkt takes all that ESP hides for a part of it, and gives it no `nxt`.
+        # dpkt treats all encrypted data as a part of the ESP header, which has no `nxt`.
         esp = isinstance(header, IP6ESPHeader)
         protocol = 59 if esp else _number(header.nxt, following, "nxt")
         extensions.append(_extension(header, protocol))
         if isinstance(header, IP6FragmentHeader):
             fragment = fragment or bool(header.frag_off or header.m_flag)
         elif isinstance(header, IP6RoutingHeader) and header.segs_left:
-            # Checksums are those of the packet that arrives (RFC 8200, section 8.1). The last
-            # address comes last in types 0 and 2, and first in segment routing (RFC 8754).
+            # Checksums are computed with the final destination (RFC 8200, section 8.1). It is the
+            # last address in types 0 and 2, and the first in segment routing (RFC 8754).
             final = header.data[:16] if header.type == 4 else header.data[-16:]
     if fragment:
         payload = _verbatim(packet.data)
@@ -295,7 +306,7 @@ def _ip6(packet: IP6) -> bytes:
 
 
 def _extensions(packet: IP6) -> list[IP6ExtensionHeader]:
-    """The extension headers, where dpkt keeps them: in both places once it has decoded a packet."""
+    """Return the extension headers. dpkt has two attributes for them; decoding sets both."""
     ordered = getattr(packet, "all_extension_headers", None)
     if ordered:
         return list(ordered)
@@ -304,7 +315,7 @@ def _extensions(packet: IP6) -> list[IP6ExtensionHeader]:
 
 
 def _stated(header: IP6ExtensionHeader) -> bytes:
-    # Where dpkt has decoded it, the data of an authentication header is all the rest of the packet.
+    # In a decoded authentication header, `data` is the whole rest of the packet.
     return header.pack_hdr() + bytes(getattr(header, "auth_data", header.data))
 
 
@@ -320,8 +331,8 @@ def _extension(header: IP6ExtensionHeader, following: int) -> bytes:
     length = len(whole) // unit - uncounted
     if len(whole) % unit or header.len > length:
         raise ValueError(
-            f"{type(header).__name__} has {len(whole)} bytes, where its len is {header.len} and "
-            f"the unit {unit} bytes; dpkt drops parts of some: then send the original bytes"
+            f"{type(header).__name__} has {len(whole)} bytes, but its len is {header.len} (in "
+            f"units of {unit} bytes); if dpkt dropped a part of it, send the original bytes instead"
         )
     whole[1] = length
     return bytes(whole)
@@ -331,16 +342,16 @@ def _extension(header: IP6ExtensionHeader, following: int) -> bytes:
 
 
 def _payload(data: object, protocol: int, addresses: bytes) -> bytes:
-    """Write what is above IP, with the pseudo-header of RFC 768, RFC 9293 and RFC 8200 summed up.
+    """Write the layer above IP, whose checksum includes a pseudo-header.
 
-    In that sum it makes no difference whether IPv4's pseudo-header or IPv6's is added.
+    The sum is the same for the pseudo-headers of IPv4 (RFC 768, RFC 9293) and IPv6 (RFC 8200).
     """
     pseudo = int.from_bytes(addresses, "big") + protocol
     if isinstance(data, UDP):
         body = _verbatim(data.data)
         length = _fitting(8 + len(body), "a UDP datagram")
         head = struct.pack("!HHH", data.sport, data.dport, length)
-        # 0 says that there is none (RFC 768).
+        # A checksum of 0 would mean that there is none (RFC 768).
         value = checksum(head + b"\0\0" + body, pseudo + length) or 0xFFFF
         return head + value.to_bytes(2, "big") + body
     if isinstance(data, TCP):
@@ -365,31 +376,31 @@ def _payload(data: object, protocol: int, addresses: bytes) -> bytes:
 
 
 def _number(stated: int, layer: object, field: str) -> int:
-    """The protocol number of a layer; 0, which dpkt begins with, stands for any."""
+    """Return the protocol number of a layer. A stated 0, dpkt's default, is replaced."""
     number = next((n for kind, n in _NUMBERS.items() if isinstance(layer, kind)), None)
     if number is None or number == stated:
         return stated
     if stated == 0:
         return number
-    raise ValueError(f"{field} is {stated}, but {number} is what {type(layer).__name__} has")
+    raise ValueError(f"{field} is {stated}, but {type(layer).__name__} has the number {number}")
 
 
 def _address(address: object, size: int, field: str) -> bytes:
-    # struct would pad or cut it without a word; dpkt's default for most is no bytes at all.
+    # struct would silently pad or truncate it. dpkt's default for most addresses is b"".
     if not isinstance(address, bytes | bytearray | memoryview) or len(address) != size:
-        raise ValueError(f"{field} has to be {size} bytes, not {address!r}")
+        raise ValueError(f"{field} must be {size} bytes, got {address!r}")
     return bytes(address)
 
 
 def _padded(options: bytes, of: str) -> bytes:
-    """Fill up options with zeroes, as RFC 791 and RFC 9293 (both in section 3.1) have it."""
+    """Pad options with zeros to a multiple of 4 bytes (RFC 791 and RFC 9293, section 3.1)."""
     padded = bytes(options) + bytes(-len(options) % 4)
     if len(padded) > 40:
-        raise ValueError(f"{len(options)} bytes of {of} options; there is room for 40")
+        raise ValueError(f"{of} options must have at most 40 bytes, got {len(options)}")
     return padded
 
 
 def _fitting(length: int, what: str) -> int:
     if length > 0xFFFF:
-        raise ValueError(f"{what} of {length} bytes; 65535 is the most there can be")
+        raise ValueError(f"{what} must have at most 65535 bytes, got {length}")
     return length

@@ -1,4 +1,4 @@
-"""Which flow a packet belongs to, told cheaply and the same for both directions; pure."""
+"""A cheap hash of a packet's flow, which is the same in both directions; no I/O."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from zlib import crc32
 
 __all__ = ["flow_hash"]
 
-# Protocols whose header begins with the two ports: TCP, UDP, DCCP, SCTP, UDP-Lite (IANA numbers).
+# Protocols whose header begins with two ports: TCP, UDP, DCCP, SCTP, UDP-Lite (IANA numbers).
 _WITH_PORTS = frozenset({6, 17, 33, 132, 136})
 
 _ETHERTYPE_IPV4, _ETHERTYPE_IPV6 = b"\x08\x00", b"\x86\xdd"
@@ -14,15 +14,16 @@ _VLAN_TAGS = (b"\x81\x00", b"\x88\xa8")
 
 
 def flow_hash(packet: bytes, start: int, *, frame: bool) -> int:
-    """Give a number that is the same for all packets of a flow, whichever way they go.
+    """Return a number that is the same for all packets of a flow, in both directions.
 
-    It is made of the addresses and, where there are such, the ports. All fragments of a packet must
-    keep together, and only the first has ports: for fragments it is the addresses alone. What is no
-    IP goes by its MAC addresses. Any bytes will do; there is no wrong packet here.
+    It is a hash of the addresses and the ports, if there are ports. For fragments it is a hash of
+    the addresses alone, because all fragments of a packet must stay together and only the first one
+    has the ports. For frames that are not IP it is a hash of the MAC addresses. Any bytes are
+    accepted, and no error is raised.
 
     Args:
         packet: the packet or frame.
-        start: where in it the packet begins, behind headers that are not its own.
+        start: the offset at which the packet begins, after any virtio-net or ``tun_pi`` header.
         frame: whether it is an Ethernet frame.
     """
     if frame:
@@ -45,7 +46,7 @@ def flow_hash(packet: bytes, start: int, *, frame: bool) -> int:
     else:
         source, target = packet[start + 8 : start + 24], packet[start + 24 : start + 40]
         ports = start + 40
-        fragment = 0  # a fragment header is a protocol of its own, and has no ports
+        fragment = 0  # in IPv6 a fragment has the protocol 44, which is not in _WITH_PORTS
         protocol = packet[start + 6]
     if protocol in _WITH_PORTS and not fragment:
         source += packet[ports : ports + 2]
@@ -54,5 +55,5 @@ def flow_hash(packet: bytes, start: int, *, frame: bool) -> int:
 
 
 def _pair(one: bytes, other: bytes) -> int:
-    # A sum, not an exclusive or: CRCs are linear, and would cancel out what the two have in common.
+    # A sum, not an exclusive or: CRCs are linear, so the bits that both sides share would cancel.
     return crc32(one) + crc32(other)

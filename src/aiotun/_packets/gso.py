@@ -1,4 +1,4 @@
-"""Super-packets cut up and put together, in Python; `_speedups.c` has the same, faster.
+"""Splits and merges super-packets, in Python; `_speedups.c` has the same functions, but faster.
 
 Sources: ``include/uapi/linux/virtio_net.h``; the kernel's tcp_gso_segment and udp_gso_segment;
 RFC 9293 (TCP), RFC 768 (UDP), RFC 1071 (checksum), RFC 6864 (the IPv4 identification).
@@ -31,20 +31,21 @@ _VLAN_TAGS = frozenset({0x8100, 0x88A8})
 _ETHERTYPES = {4: 0x0800, 6: 0x86DD}
 _DF = 0x4000
 
-# IPv6 headers that may stand before TCP or UDP: hop-by-hop, routing and destination options.
+# IPv6 headers that may precede TCP or UDP: hop-by-hop, routing and destination options.
 _EXTENSIONS = frozenset({0, 43, 60})
 
 _LONGEST = 65_535  # bytes of an IP packet
 _MOST_DATAGRAMS = 64  # in one UDP super-packet; UDP_MAX_SEGMENTS, 128 since Linux 6.9
-_MOST_PACKETS = 1000  # in any: the C module writes each as a piece, and writev takes 1,024
+_MOST_PACKETS = 1000  # in any: the C module writes each as one piece, and writev takes 1,024
 _MOST_LINK = 22  # bytes before the IP header: Ethernet and two VLAN tags
 
-# What a super-packet may become. Each segment repeats all headers, so without bounds 64 KiB of
-# headers and one-byte payloads would become a gigabyte. Real headers are below 142 bytes, or a few
-# hundred with segment routing. The smallest payload that Linux sends in a row is 8 bytes
-# (tcp_min_snd_mss, 48, without 40 bytes of TCP options): behind 118 bytes of headers (Ethernet, a
-# VLAN tag, IPv6, TCP) that makes 16 times the length. Smaller ones come in short runs only, such as
-# 128 datagrams by UDP_SEGMENT: those stay below the length of the longest packet.
+# The limits of what a super-packet may be split into. Each segment repeats all headers. Without
+# limits, a super-packet of 64 KiB with long headers and a gso_size of 1 would become a gigabyte.
+# Real headers have less than 142 bytes, or a few hundred with segment routing. The smallest payload
+# that Linux sends in long runs has 8 bytes (tcp_min_snd_mss, 48, minus 40 bytes of TCP options).
+# After 118 bytes of headers (Ethernet, a VLAN tag, IPv6, TCP) these make 16 times the length of the
+# super-packet. Smaller payloads come only in short runs, such as 128 datagrams by UDP_SEGMENT.
+# Together these are shorter than the longest packet.
 _MOST_SPLIT_HEADERS = 512  # bytes in front of the payload
 _MOST_GROWTH = 16  # times its own length
 
@@ -54,21 +55,21 @@ _LOOSE_ROUTE, _STRICT_ROUTE = 0x83, 0x89  # IPv4 options (RFC 791, section 3.1)
 
 def checksum(data: Buffer, initial: int = 0) -> int:
     """See `aiotun.offload.checksum`."""
-    initial = operator.index(initial)  # not a subclass, which may compute anything
+    initial = operator.index(initial)  # a plain int: a subclass may override the arithmetic
     if initial < 0:
-        raise ValueError("initial is negative, which no sum is")
+        raise ValueError("initial must not be negative")
     view = memoryview(data).cast("B")
     number = int.from_bytes(view, "big")
     if view.nbytes & 1:
         number <<= 8
     total = number + initial
-    # The end-around carry makes this arithmetic modulo 0xffff, where 0 stands for 0xffff too: a sum
-    # is 0 only where nothing but zeroes was added (RFC 1071, section 2).
+    # The end-around carry makes this arithmetic modulo 0xffff, in which 0 and 0xffff are the same.
+    # The sum is 0 only if all the words are 0 (RFC 1071, section 2).
     return 0xFFFF - (total % 0xFFFF or (0xFFFF if total else 0))
 
 
 class _Layers(NamedTuple):
-    """Where the headers of a packet or frame stand: offsets in bytes."""
+    """The offsets of a packet's or frame's headers in bytes."""
 
     version: int
     ip: int
@@ -77,7 +78,7 @@ class _Layers(NamedTuple):
 
 
 def _layers(packet: bytes, frame: bool) -> _Layers:
-    """Find the headers, up to TCP or UDP; ValueError where they are not whole or not such."""
+    """Find the headers, up to TCP or UDP; ValueError if they are truncated or others."""
     ip = 0
     if frame:
         ip = 14
@@ -87,24 +88,24 @@ def _layers(packet: bytes, frame: bool) -> _Layers:
     if version not in _ETHERTYPES or (
         frame and int.from_bytes(packet[ip - 2 : ip], "big") != _ETHERTYPES[version]
     ):
-        raise ValueError("neither IPv4 nor IPv6")
+        raise ValueError("the packet is neither IPv4 nor IPv6")
     length = len(packet) - ip
     if version == 4:
         size = (packet[ip] & 0xF) * 4
         if size < 20 or length < size or int.from_bytes(packet[ip + 2 : ip + 4], "big") != length:
-            raise ValueError("an IPv4 header that does not fit the packet's length")
+            raise ValueError("the IPv4 header does not match the packet's length")
         if int.from_bytes(packet[ip + 6 : ip + 8], "big") & 0x3FFF:
-            raise ValueError("a fragment")
+            raise ValueError("the packet is a fragment")
         protocol, transport = packet[ip + 9], ip + size
     else:
         if length < 40 or int.from_bytes(packet[ip + 4 : ip + 6], "big") != length - 40:
-            raise ValueError("an IPv6 header that does not fit the packet's length")
+            raise ValueError("the IPv6 header does not match the packet's length")
         protocol, transport = packet[ip + 6], ip + 40
         while protocol in _EXTENSIONS and len(packet) >= transport + 8:
             protocol = packet[transport]
             transport += (packet[transport + 1] + 1) * 8
     if protocol not in (_TCP, _UDP):
-        raise ValueError("neither TCP nor UDP")
+        raise ValueError("the packet is neither TCP nor UDP")
     return _Layers(version, ip, protocol, transport)
 
 
@@ -116,7 +117,7 @@ def _payload_start(packet: bytes, layers: _Layers) -> int:
             words = packet[layers.transport + 12] >> 4
             start = layers.transport + words * 4 if words >= 5 else len(packet) + 1
     if len(packet) < start:
-        raise ValueError("a TCP or UDP header that does not fit the packet's length")
+        raise ValueError("the TCP or UDP header does not match the packet's length")
     return start
 
 
@@ -125,7 +126,7 @@ def _addresses(packet: bytes, layers: _Layers) -> bytes:
     return packet[layers.ip + start : layers.ip + end]
 
 
-# Cutting up
+# Splitting
 
 
 def split(super_packet: Buffer, frame: bool = False) -> list[bytes]:
@@ -145,39 +146,40 @@ def split(super_packet: Buffer, frame: bool = False) -> list[bytes]:
         _GSO_UDP_L4: (layers.version, _UDP),
     }.get(gso_type & ~_GSO_ECN)
     if fits != (layers.version, layers.protocol):
-        raise ValueError(f"a gso_type of {gso_type} on another kind of packet")
+        raise ValueError(f"gso_type {gso_type} does not match the packet's headers")
     if gso_size == 0:
-        raise ValueError("a gso_size of 0")
+        raise ValueError("gso_size must not be 0")
     count = -(-(len(packet) - payload) // gso_size)
     if payload > _MOST_SPLIT_HEADERS or _out_of_proportion(count, payload, len(packet)):
         raise ValueError(
-            f"{len(packet)} bytes that would become {count} packets with headers of {payload} bytes"
+            f"{len(packet)} bytes would become {count} packets with headers of {payload} bytes, "
+            "which is too much"
         )
     place = 16 if layers.protocol == _TCP else 6
     if flags & _NEEDS_CSUM and (start, offset) == (layers.transport, place):
-        # A partial sum is the sender's, who knows the final destination; it has the whole's length.
+        # The sender computed the partial sum with the final destination and the whole length.
         (partial,) = struct.unpack_from("!H", packet, start + place)
         length = len(packet) - start
         if layers.protocol == _UDP:
             (length,) = struct.unpack_from("!H", packet, start + 4)
         return _segments(packet, layers, payload, gso_size, partial + 0xFFFF - length)
     if _routed(packet, layers):
-        raise ValueError("a source route, and no partial checksum for its destination")
+        raise ValueError("the packet has a source route, but no partial checksum")
     pseudo = int.from_bytes(_addresses(packet, layers), "big") + layers.protocol
     return _segments(packet, layers, payload, gso_size, pseudo)
 
 
 def _out_of_proportion(count: int, headers: int, length: int) -> bool:
-    """Whether packets with these headers are too much to come of one super-packet."""
+    """Return whether the packets would be too long together to come from one super-packet."""
     total = count * headers + length - headers
     return total > max(_LONGEST, _MOST_GROWTH * length)
 
 
 def _routed(packet: bytes, layers: _Layers) -> bool:
-    """Whether the header has another destination than the packet, and so than the pseudo-header.
+    """Return whether the packet has a source route.
 
-    That is an IPv6 routing header with segments left (RFC 8200, section 8.1), or an IPv4 source
-    route.
+    Then the IP header's destination is not the final one, which the pseudo-header has. A source
+    route is an IPv6 routing header with segments left (RFC 8200, section 8.1), or an IPv4 option.
     """
     version, ip, _, transport = layers
     at = ip + (20 if version == 4 else 40)
@@ -189,7 +191,7 @@ def _routed(packet: bytes, layers: _Layers) -> bool:
     while version == 4 and at < transport and packet[at] != 0:
         if packet[at] in (_LOOSE_ROUTE, _STRICT_ROUTE):
             return True
-        # No operation (1) is the only one without a length.
+        # "No operation" (1) is the only option without a length.
         at += 1 if packet[at] == 1 else max(packet[at + 1] if at + 1 < transport else 0, 2)
     return False
 
@@ -198,8 +200,9 @@ def _finished(packet: bytes, start: int, offset: int) -> bytes:
     """Finish the checksum that the sender left to the network card (NEEDS_CSUM)."""
     place = start + offset
     if place + 2 > len(packet):
-        raise ValueError(f"a checksum at {place} in a packet of {len(packet)} bytes")
-    # What stands there is the sum of the pseudo-header. Never 0, which in UDP means "none".
+        raise ValueError(f"the checksum at {place} is outside the packet of {len(packet)} bytes")
+    # The checksum field holds the sum of the pseudo-header. Never write 0, which in UDP means that
+    # there is no checksum.
     value = checksum(packet[start:]) or 0xFFFF
     return b"".join((packet[:place], value.to_bytes(2, "big"), packet[place + 2 :]))
 
@@ -209,7 +212,7 @@ def _segments(
 ) -> list[bytes]:
     version, ip, protocol, transport = layers
     end = len(packet)
-    # What is the same in every segment, and its sums: the rest is added once it is known.
+    # The bytes that are the same in every segment, and their sums.
     if version == 4:
         ip_head = struct.Struct(f"!{ip + 2}sHH4sH{transport - ip - 12}s").pack
         front, middle, back = (
@@ -248,7 +251,7 @@ def _segments(
         else:
             head = ip_head(front, transport - ip - 40 + length, back)
         if protocol == _TCP:
-            # FIN and PSH belong to the last byte, CWR to the first.
+            # FIN and PSH stay on the last segment, CWR on the first.
             now = flags & ~(_CWR if at > start else 0)
             now &= ~(_FIN | _PSH if at + gso_size < end else 0)
             total += (sequence >> 16) + (sequence & 0xFFFF) + now
@@ -262,10 +265,10 @@ def _segments(
 
 
 def _summing(size: int) -> Callable[[bytes], int]:
-    """Give what adds up the 16-bit words of bytes; fastest for that many of them.
+    """Return a function that sums the 16-bit words of bytes; it is fastest for `size` bytes.
 
-    2**16 is 1 modulo 0xffff, so a number may be folded at any multiple of 16 bits. Twice in halves
-    is quicker than a division of the whole.
+    2**16 is 1 modulo 0xffff, so a number may be folded at any multiple of 16 bits. Folding it twice
+    in half first is faster than dividing the whole number.
     """
     half, quarter = size // 4 * 16, size // 8 * 16
     half_mask, quarter_mask = (1 << half) - 1, (1 << quarter) - 1
@@ -281,7 +284,7 @@ def _summing(size: int) -> Callable[[bytes], int]:
     return sum_of
 
 
-# Putting together
+# Merging
 
 
 def merge(packets: Iterable[Buffer], frame: bool = False, udp: bool = True) -> list[bytes]:
@@ -306,15 +309,15 @@ def merge(packets: Iterable[Buffer], frame: bool = False, udp: bool = True) -> l
 
 
 class _Part(NamedTuple):
-    """A packet that may be merged: what has to be the same in the next, and what has to adjoin."""
+    """A packet that may be merged, and the fields that decide whether another one may follow."""
 
     packet: bytes
     layers: _Layers
-    payload: int  # where it starts
-    same: tuple[bytes, ...]
-    identity: int | None  # None where nobody looks at it
+    payload: int  # the payload's offset
+    same: tuple[bytes, ...]  # the bytes that must be equal in the next packet
+    identity: int | None  # None if it does not matter: with DF, and in IPv6
     sequence: int
-    last: bool  # nothing may follow: PSH
+    last: bool  # no packet may follow, as PSH is set
 
 
 def _part(packet: bytes, frame: bool) -> _Part | None:
@@ -325,11 +328,11 @@ def _part(packet: bytes, frame: bool) -> _Part | None:
         return None
     version, ip, protocol, transport = layers
     if transport != ip + (20 if version == 4 else 40) or payload == len(packet) or ip > _MOST_LINK:
-        return None  # IP options, nothing to merge, or headers longer than any
+        return None  # IP options, no payload, or too much in front of the IP header
     identity = None
     if version == 4:
         same = [packet[: ip + 2], packet[ip + 6 : ip + 10], packet[ip + 12 : transport + 4]]
-        # What may not be fragmented needs no identification (RFC 6864, section 4).
+        # A packet that must not be fragmented needs no identification (RFC 6864, section 4).
         if not int.from_bytes(packet[ip + 6 : ip + 8], "big") & _DF:
             identity = int.from_bytes(packet[ip + 4 : ip + 6], "big")
     else:
@@ -361,16 +364,16 @@ def _verified(part: _Part) -> bool:
 
 
 class _Run:
-    """Packets of one flow, each adjoining the one before."""
+    """Packets of one flow, each of which continues the one before."""
 
     def __init__(self, first: _Part) -> None:
         self.parts = [first]
-        self.size = len(first.packet) - first.payload  # of every payload but the last
+        self.size = len(first.packet) - first.payload  # of each payload but the last
         self.length = len(first.packet)
         self.open = not first.last
 
     def take(self, part: _Part) -> bool:
-        """Add a packet, if it adjoins and both are undamaged."""
+        """Add a packet if it continues the run and its checksums are valid; return whether."""
         first, before = self.parts[0], self.parts[-1]
         size = len(part.packet) - part.payload
         if (
@@ -399,7 +402,7 @@ class _Run:
         return True
 
     def whole(self) -> bytes:
-        """The super-packet, or the only packet; with its header."""
+        """Return the super-packet, or the only packet, with a virtio-net header."""
         first = self.parts[0]
         if len(self.parts) == 1:
             return _NO_HEADER + first.packet
@@ -412,7 +415,7 @@ class _Run:
         else:
             struct.pack_into("!H", head, ip + 4, self.length - ip - 40)
         length = self.length - transport
-        # The uninverted sum of the pseudo-header: the kernel adds the rest (NEEDS_CSUM).
+        # The uncomplemented sum of the pseudo-header: the kernel adds the rest (NEEDS_CSUM).
         pseudo = protocol + length + int.from_bytes(_addresses(first.packet, first.layers), "big")
         pseudo = pseudo % 0xFFFF or 0xFFFF
         if protocol == _TCP:

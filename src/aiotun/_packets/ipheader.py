@@ -1,4 +1,4 @@
-"""The cheap view of an IP header, for hot paths; needs no dpkt."""
+"""A cheap view of an IP header, for hot paths; needs no dpkt."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from ipaddress import IPv4Address, IPv6Address
 
 __all__ = ["IPHeader"]
 
-# One unpack reads what most callers want: by indices and slices the same takes twice as long, and
-# gives views, not bytes, where the packet is a memoryview.
+# One unpack reads what most callers need. Indices and slices take twice as long, and return views
+# instead of bytes if the packet is a memoryview.
 _IPV4 = struct.Struct("!xxHxxHBBxx4s4s").unpack_from  # RFC 791, section 3.1
 _IPV6 = struct.Struct("!4xHBB16s16s").unpack_from  # RFC 8200, section 3
 _PORTS = struct.Struct("!HH").unpack_from
 
-# The flag and the offset of a fragment, as IPv4 has them (RFC 791, section 3.1).
+# The "more fragments" flag and the fragment offset, as in IPv4 (RFC 791, section 3.1).
 _MORE, _OFFSET = 0x2000, 0x1FFF
 
 _FRAGMENT, _AUTHENTICATION = 44, 51
 # Hop-by-hop options, routing, fragment (RFC 8200, section 4), authentication (RFC 4302) and
-# destination options: what Linux takes for an extension header, too. ESP hides whatever follows it,
-# and behind a mobility header (RFC 6275) nothing does.
+# destination options: the headers that Linux treats as extension headers. ESP is not one of them,
+# as it encrypts what follows, nor is a mobility header (RFC 6275), which nothing follows.
 _EXTENSIONS = frozenset({0, 43, _FRAGMENT, _AUTHENTICATION, 60})
 
 # TCP, UDP, DCCP, SCTP and UDP-Lite begin with source and destination port.
@@ -27,31 +27,32 @@ _WITH_PORTS = frozenset({6, 17, 33, 132, 136})
 
 
 class IPHeader:
-    """What a hot path wants to know of an IPv4 or IPv6 packet.
+    """The fields of an IPv4 or IPv6 packet that a hot path needs.
 
-    Everything that can be wrong with the header is found here, and nothing below raises. The
-    payload is not looked at: checksums are not verified, and a packet that was cut short (one that
-    an ICMP error quotes, say) is fine as long as its headers are whole.
+    The constructor checks the whole header; properties and attributes never raise. The payload is
+    not checked: checksums are not verified, and the packet may be truncated after its headers (as a
+    packet that an ICMP error quotes).
 
     Args:
-        packet: an IP packet without anything in front of it. It is not copied: don't change it
-            while its header is in use.
+        packet: an IP packet, without a header in front of it. It is not copied: don't change it
+            while the IPHeader is in use.
 
     Attributes:
         src_bytes: the source address as 4 or 16 bytes.
-        dst_bytes: the destination address, likewise.
+        dst_bytes: the destination address as 4 or 16 bytes.
         ttl: the TTL or hop limit.
-        total_length: the packet's length in bytes, its header included, as the header states it.
-        proto: the protocol number of the payload. In IPv6 that stands behind any hop-by-hop,
-            routing, fragment, authentication and destination options headers; 59 where nothing
-            follows. Of a later fragment, what the fragment header says: the rest of the packet is
-            no header.
-        payload_offset: where in the packet that payload begins; never behind `total_length`.
+        total_length: the packet's length in bytes including its header, as the header states it.
+        proto: the protocol number of the payload. In IPv6 this is the protocol after any
+            hop-by-hop, routing, fragment, authentication and destination options headers; 59 if
+            nothing follows. In a later fragment, it is the number in the fragment header, because
+            no other headers follow.
+        payload_offset: the offset of the payload in the packet; at most `total_length`.
 
     Raises:
-        ValueError: this is no IP header: another version, or cut short, or lengths that contradict
-            each other; in IPv6, extension headers that run past the packet's end (RFC 2675's
-            jumbograms among them, which no TUN or TAP device can carry).
+        ValueError: the packet has no valid IP header: another version, a truncated header, or
+            lengths that contradict each other. In IPv6 also extension headers that run past the
+            packet's end (for example in jumbograms, RFC 2675, which no TUN or TAP device can
+            carry).
     """
 
     __slots__ = (
@@ -75,7 +76,7 @@ class IPHeader:
 
     def __init__(self, packet: bytes | bytearray | memoryview) -> None:
         self._packet = packet
-        # Stored at once: a property costs more to read than a slot costs to write.
+        # Store all fields now: reading a property costs more than writing a slot.
         try:
             first = packet[0]
             if first == 0x45:
@@ -83,7 +84,9 @@ class IPHeader:
                  self.src_bytes, self.dst_bytes) = _IPV4(packet)  # fmt: skip
                 self.payload_offset = 20
                 if self.total_length < 20:
-                    raise ValueError(f"no IPv4 header: it says {self.total_length} bytes in all")
+                    raise ValueError(
+                        f"not a valid IPv4 header: its total length is {self.total_length} bytes"
+                    )
             elif first >> 4 == 6:
                 length, proto, self.ttl, self.src_bytes, self.dst_bytes = _IPV6(packet)
                 self.total_length = length + 40
@@ -95,33 +98,37 @@ class IPHeader:
             else:
                 self._read_unusual()
         except (IndexError, struct.error):
-            raise ValueError(f"no IP header: it is cut short, at {len(packet)} bytes") from None
+            raise ValueError(
+                f"not a valid IP header: truncated after {len(packet)} bytes"
+            ) from None
 
     def _read_unusual(self) -> None:
-        """Read an IPv4 header with options, or none."""
+        """Read an IPv4 header with options; raise for other versions."""
         packet = self._packet
         if packet[0] >> 4 != 4:
-            raise ValueError(f"no IP header: its version is {packet[0] >> 4}, neither 4 nor 6")
+            raise ValueError(
+                f"not a valid IP header: the version must be 4 or 6, got {packet[0] >> 4}"
+            )
         (self.total_length, self._place, self.ttl, self.proto,
          self.src_bytes, self.dst_bytes) = _IPV4(packet)  # fmt: skip
         self.payload_offset = header = (packet[0] & 15) * 4
         if not 20 <= header <= min(self.total_length, len(packet)):
             raise ValueError(
-                f"no IPv4 header: it says that it has {header} of {self.total_length} bytes, and "
-                f"there are {len(packet)}"
+                f"not a valid IPv4 header: it states a header of {header} bytes in a packet of "
+                f"{self.total_length}, and the packet has {len(packet)}"
             )
 
     def _skip_extensions(self) -> None:
-        """Go to the payload behind an IPv6 packet's extension headers."""
+        """Find the payload after an IPv6 packet's extension headers."""
         packet = self._packet
         end = min(self.total_length, len(packet))
         following, offset = self.proto, 40
-        # Each turn goes at least 8 bytes further.
+        # This ends: each header has at least 8 bytes.
         while following in _EXTENSIONS and not self._place & _OFFSET:
             if offset + 8 > end:
                 break
             if following == _FRAGMENT:
-                # Kept as IPv4 has it: the offset's 13 bits, the flag before them.
+                # Store flag and offset as in IPv4: the flag, then 13 bits of offset.
                 _, place = _PORTS(packet, offset)
                 self._place = place >> 3 | (place & 1) << 13
                 length = 8
@@ -144,28 +151,28 @@ class IPHeader:
 
     @property
     def fragment(self) -> bool:
-        """Whether this is a fragment: more of them follow, or it is not the first one.
+        """Whether this is a fragment: more fragments follow, or it is not the first one.
 
-        An atomic fragment (RFC 6946), which is the first and the last one, is a whole packet.
+        An atomic fragment (RFC 6946), which is both the first and the last one, is a whole packet.
         """
         return self._place & (_MORE | _OFFSET) != 0
 
     @property
     def src(self) -> IPv4Address | IPv6Address:
-        """The source address; see `src_bytes` for what is cheaper."""
+        """The source address; `src_bytes` is cheaper."""
         return (IPv4Address if len(self.src_bytes) == 4 else IPv6Address)(self.src_bytes)
 
     @property
     def dst(self) -> IPv4Address | IPv6Address:
-        """The destination address; see `dst_bytes` for what is cheaper."""
+        """The destination address; `dst_bytes` is cheaper."""
         return (IPv4Address if len(self.src_bytes) == 4 else IPv6Address)(self.dst_bytes)
 
     @property
     def sport(self) -> int | None:
         """The source port of TCP, UDP, UDP-Lite, SCTP or DCCP.
 
-        None where there is none: any other protocol, a fragment but the first, or cut short before
-        the destination port's end.
+        None if the packet has another protocol, is a fragment but not the first one, or is
+        truncated before the end of the destination port.
         """
         ports = self._ports()
         return ports and ports[0]

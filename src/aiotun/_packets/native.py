@@ -1,8 +1,7 @@
-"""What the C module does where there is one, and Python where there is none.
+"""The functions of the C module, or their Python twins if there is no C module.
 
-The environment variable AIOTUN_SPEEDUPS chooses: ``require`` makes a missing C module an error
-rather than a slower program, ``forbid`` leaves it alone. Each function here has the same signature
-and behaviour either way.
+The environment variable AIOTUN_SPEEDUPS chooses: ``require`` makes a missing C module an error,
+``forbid`` always uses Python. Each function has the same signature and behavior in both.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ __all__ = [
 
 _choice = os.environ.get("AIOTUN_SPEEDUPS", "")
 if _choice not in ("", "require", "forbid"):
-    raise ImportError(f"AIOTUN_SPEEDUPS is {_choice!r}; it may be 'require' or 'forbid', or unset")
+    raise ImportError(f"AIOTUN_SPEEDUPS must be 'require', 'forbid' or unset, got {_choice!r}")
 
 
 def _read_many(fd: int, size: int, limit: int) -> list[bytes]:
-    """Read packets from a non-blocking fd until none waits, or there are `limit`.
+    """Read packets from a non-blocking fd until none waits, or `limit` packets were read.
 
     Raises:
-        OSError: the first read failed. A later failure ends the batch, and the next call meets it.
+        OSError: the first read failed. A later error ends the batch, and the next call raises it.
     """
     read = os.read
     batch = [read(fd, size)] if limit > 0 else []
@@ -67,13 +66,13 @@ def _read_split(
             (num_buffers) is skipped.
 
     Returns:
-        The packets, which are more than `limit` where the last super-packet held more; and how many
-        super-packets were dropped.
+        The packets, and how many super-packets were dropped. There can be more than `limit`
+        packets, because the last super-packet is split completely.
 
     Raises:
-        OSError: the first read failed, or gave no byte at all (ENODATA), as the end of a socket
-            does. A later failure ends the batch, and the next call meets it.
-        ValueError: no such header.
+        OSError: the first read failed, or returned no bytes (ENODATA), as at the end of a socket. A
+            later error ends the batch, and the next call raises it.
+        ValueError: `header` is neither 10 nor 12.
     """
     _check_header(header)
     packets: list[bytes] = []
@@ -95,11 +94,11 @@ def _read_split(
 
 
 def _write_many(fd: int, packets: list[Buffer]) -> int:
-    """Write packets to a non-blocking fd, until it takes no more.
+    """Write packets to a non-blocking fd, until a write fails.
 
     Returns:
-        How many were written. Those left meet the reason, whatever it is, when they are written one
-        by one; among them what is no `bytes` object, where the C module stops.
+        How many were written. No error is raised for the next packet: the caller writes it again by
+        itself and meets the error then. The C module also stops at a packet that is not `bytes`.
     """
     written = 0
     try:
@@ -114,19 +113,19 @@ def _write_many(fd: int, packets: list[Buffer]) -> int:
 def _write_merged(
     fd: int, packets: Iterable[Buffer], frame: bool, header: int = VNET_HDR_SIZE
 ) -> int:
-    """Merge packets, and write what comes of it to a non-blocking fd, until it takes no more.
+    """Merge packets, and write the results to a non-blocking fd, until a write fails.
 
     Args:
         header: the size of the virtio-net header in front of each; what goes beyond 10 bytes
             (num_buffers) is written as zero.
 
     Returns:
-        How many of the packets were written. Those left meet the reason, whatever it is, when they
-        are written one by one.
+        How many of the packets were written. No error is raised for the next packet: the caller
+        writes it again by itself and meets the error then.
 
     Raises:
-        TypeError, BufferError: one of them is no packet; nothing was written.
-        ValueError: no such header.
+        TypeError, BufferError: a packet is not bytes-like. Nothing was written then.
+        ValueError: `header` is neither 10 nor 12.
     """
     _check_header(header)
     written = 0
@@ -166,7 +165,7 @@ def long_header(super_packet: bytes, size: int) -> bytes:
 
 
 def packets_in(super_packet: bytes) -> int:
-    """How many packets a super-packet stands for."""
+    """Return the number of packets in a super-packet."""
     _, kind, head, size, _, _ = VNET_HDR.unpack_from(super_packet)
     if not kind:
         return 1
@@ -179,18 +178,19 @@ SPEEDUPS = False
 
 
 def keep_freed_memory() -> None:
-    """Have the allocator keep what is freed, where packets of 64 KiB come and go.
+    """Make the allocator keep freed memory, for programs that handle packets of 64 KiB.
 
-    glibc gives memory at the heap's end back to the kernel from 128 KiB on. Then every super-packet
-    would have its 16 pages mapped and zeroed anew, which costs more than reading it. Once a larger
-    block was freed, glibc keeps twice as much as that (mallopt(3), M_MMAP_THRESHOLD); this block is
-    never touched, and takes no memory. Other allocators don't care.
+    glibc returns memory to the kernel when more than 128 KiB at the end of the heap are free. The
+    kernel would then map and zero 16 pages again for every super-packet, which costs more than
+    reading it. When a larger block is freed, glibc raises that limit to twice the block's size
+    (mallopt(3), M_MMAP_THRESHOLD). The block allocated here is never touched, so it uses no memory.
+    Other allocators are not affected.
     """
     bytearray(16 * 1024 * 1024)
 
 
 read: Callable[[int, int], bytes] = os.read
-"""Read one packet from a non-blocking fd: ``read(fd, size)``, as `os.read`."""
+"""Read one packet from a non-blocking fd: ``read(fd, size)``, like `os.read`."""
 
 read_many: Callable[[int, int, int], list[bytes]] = _read_many
 read_split: Callable[..., tuple[list[bytes], int]] = _read_split
@@ -217,9 +217,9 @@ if _choice != "forbid":
     except ImportError as error:
         if _choice == "require":
             raise ImportError(
-                "AIOTUN_SPEEDUPS=require, and aiotun was installed without its C module: install "
-                "it again with AIOTUN_SPEEDUPS=require, a C compiler and Python's headers, or "
-                f"unset the variable ({error})"
+                "AIOTUN_SPEEDUPS is 'require', but aiotun was installed without its C module; "
+                "install it again with AIOTUN_SPEEDUPS=require, a C compiler and Python's headers, "
+                f"or unset the variable ({error})"
             ) from error
 if not SPEEDUPS:
     from .gso import checksum, merge, split

@@ -1,4 +1,4 @@
-"""A device between a program and its device, on which packets fare as on a bad line."""
+"""A wrapper around a device that drops, delays, duplicates, corrupts and reorders packets."""
 
 from __future__ import annotations
 
@@ -25,45 +25,47 @@ __all__ = ["FaultCounts", "FaultInjector"]
 
 T = TypeVar("T")
 
-_SHORTEST = 0.001  # seconds: a delay of none at all would have the loop spin while there is no room
+_SHORTEST = 0.001  # seconds; with a delay of 0 the loop would spin while the device has no room
 
 
 @dataclasses.dataclass
 class FaultCounts:
-    """What a `FaultInjector` did to the packets of one direction, so far."""
+    """What a `FaultInjector` has done to the packets of one direction so far."""
 
     packets: int = 0
-    """Packets that came to it, whatever became of them."""
+    """All packets that entered it."""
     dropped: int = 0
     delayed: int = 0
     duplicated: int = 0
     corrupted: int = 0
-    """Packets in which one bit was turned over."""
+    """Packets in which one bit was flipped."""
     reordered: int = 0
     """Packets that were held back until another one had passed."""
     lost: int = 0
-    """Packets delayed or held back that could not be delivered any more: it was closed, say."""
+    """Packets that were delayed or held back and then could not be delivered, for example because
+    the `FaultInjector` was closed."""
 
 
 class _Line:
-    """One direction: what happens to each packet, by its own numbers of chance."""
+    """One direction, with its own random numbers."""
 
     def __init__(
         self, faults: FaultInjector, name: str, seed: int, deliver: Callable[[bytes], None]
     ) -> None:
         self.counts = FaultCounts()
         self._faults = faults
-        # Of their own for each direction: in which order the two are used is up to the program.
+        # Each direction has its own generator. With a shared one, the faults would depend on the
+        # order in which the program sends and receives.
         self._random = random.Random(f"{seed} {name}")
         self._deliver = deliver
         self._delayed: dict[asyncio.TimerHandle, list[bytes]] = {}
         self._held: dict[asyncio.TimerHandle, list[bytes]] = {}  # until another packet passes
 
     def pass_on(self, packet: bytes) -> list[bytes]:
-        """Give what of this packet, and of those held back, is to be delivered now."""
+        """Decide what happens to this packet; return all packets to deliver now."""
         faults, counts = self._faults, self.counts
-        # As many numbers for each packet, whatever happens: to change one rate must not change
-        # what the others do.
+        # Always draw the same number of random numbers for a packet. So changing one rate does not
+        # change which packets the other faults hit.
         drop, delay, duplicate, corrupt, reorder, bit = (self._random.random() for _ in range(6))
         counts.packets += 1
         if drop < faults.drop:
@@ -86,7 +88,7 @@ class _Line:
         return copies + self._cancelled(self._held)
 
     def _corrupted(self, packet: bytes, chance: float) -> bytes:
-        # Not in the first byte: a kernel refuses a packet that is neither IPv4 nor IPv6.
+        # Not in the first byte: the kernel rejects a packet that is neither IPv4 nor IPv6.
         first = self._faults._header_bytes + 1
         bits = (len(packet) - first) * 8
         if bits <= 0:
@@ -98,9 +100,10 @@ class _Line:
         return bytes(changed)
 
     def _keep(self, packets: list[bytes], kept: dict[asyncio.TimerHandle, list[bytes]]) -> None:
-        """Deliver packets when their time has come, unless they are taken out before."""
+        """Deliver packets later, unless `_cancelled` takes them out before."""
 
-        # One timer for all: two of the same time would run in no order that is promised.
+        # One timer for all of them: the loop does not promise to run two timers of the same time in
+        # order.
         loop = asyncio.get_running_loop()
         pause = max(self._faults.delay_by, _SHORTEST)
 
@@ -111,7 +114,7 @@ class _Line:
         kept[timer] = packets
 
     def deliver_late(self, packets: Iterable[bytes]) -> None:
-        """Deliver packets for which nobody waits: later still, where there is no room for them."""
+        """Deliver packets that no caller waits for; if the device has no room, try again later."""
         no_room: list[bytes] = []
         for packet in packets:
             try:
@@ -131,31 +134,34 @@ class _Line:
         return packets
 
     def end(self) -> None:
-        """Count what is kept as lost."""
+        """Count the packets that are delayed or held back as lost."""
         self.counts.lost += len(self._cancelled(self._delayed)) + len(self._cancelled(self._held))
 
 
 class FaultInjector(PacketIO):
-    """Wraps a device, and is one to its user: packets pass as over a bad line, both ways.
+    """Wraps a device and can be used like one; adds faults to its traffic in both directions.
 
-    The same seed, rates and packets give the same faults, each direction for itself. A rate is the
-    share of packets, 0 to 1, that fare so; all are 0 unless given.
+    For each direction, the same seed, rates and packets give the same faults. A rate is the
+    fraction of packets, 0 to 1, that have the fault. The default of all rates is 0.
 
     Args:
-        device: is closed with this. Who uses it directly goes around the faults.
-        drop: are not delivered.
-        delay: are delivered `delay_by` later, and so overtaken by others.
-        duplicate: are delivered twice.
-        corrupt: have one bit turned over, behind their first byte.
-        reorder: are held back until the next packet has passed, `delay_by` at most.
-        delay_by: in seconds.
-        seed: what chance is made of.
+        device: the device to wrap. Closing this closes the device. Packets that a program sends and
+            receives directly on the device have no faults.
+        drop: the rate of packets that are not delivered.
+        delay: the rate of packets that are delivered `delay_by` later, so that others overtake
+            them.
+        duplicate: the rate of packets that are delivered twice.
+        corrupt: the rate of packets in which one bit after the first byte is flipped.
+        reorder: the rate of packets that are held back until the next packet has passed, or for
+            `delay_by` at most.
+        delay_by: a time in seconds.
+        seed: the seed of the random numbers.
 
-    All of a `Device`'s packet methods are here, and its `name`, `index`, `mtu`, `mode`, `offload`
-    and `link`. What is delayed is sent later, with nobody to hear of an error: where the device has
-    no room for it, later still; where it refuses it, that is counted in `sent.lost`, as are packets
-    that are still held back when this is closed. `send` itself raises what the device raises, for
-    what it sends at once.
+    It has all packet methods of a `Device`, and its `name`, `index`, `mtu`, `mode`, `offload` and
+    `link`. A delayed packet is sent later, when no caller can receive an error. If the device has
+    no room then, the packet is delayed again. If the device rejects the packet, it is counted in
+    `sent.lost`. So are packets that are still held back when this is closed. `send` raises the
+    device's errors for the packets that it sends at once.
 
     Raises:
         ValueError: a rate is not between 0 and 1, or the delay is negative.
@@ -191,9 +197,9 @@ class FaultInjector(PacketIO):
     ) -> None:
         for rate in (drop, delay, duplicate, corrupt, reorder):
             if not 0 <= rate <= 1:
-                raise ValueError(f"a rate is a share between 0 and 1, not {rate}")
+                raise ValueError(f"a rate must be a number from 0 to 1, got {rate}")
         if not 0 <= delay_by < float("inf"):
-            raise ValueError(f"delay_by is a number of seconds, not {delay_by}")
+            raise ValueError(f"delay_by must be a number of seconds, got {delay_by}")
         self._device = device
         self.drop: float = drop
         self.delay: float = delay
@@ -203,21 +209,21 @@ class FaultInjector(PacketIO):
         self.delay_by: float = delay_by
         self._incoming = _Line(self, "in", seed, self._arrive)
         self._outgoing = _Line(self, "out", seed, device.send_nowait)
-        self._ready: deque[bytes] = deque()  # received, and through with its faults
+        self._ready: deque[bytes] = deque()  # packets to return to the next receivers
         self._waiters: deque[asyncio.Future[None]] = deque()
-        self._pump: asyncio.Task[None] | None = None  # reads for those who wait; else None
-        self._error: AiotunError | OSError | None = None  # what ended the pump
+        self._pump: asyncio.Task[None] | None = None  # reads while receivers wait; otherwise None
+        self._error: AiotunError | OSError | None = None  # the error that ended the pump
 
-    # What it did, and what it is
+    # Counts and properties
 
     @property
     def received(self) -> FaultCounts:
-        """What was done to the packets that came from the device, so far (a copy)."""
+        """The counts of packets received from the device so far (a copy)."""
         return dataclasses.replace(self._incoming.counts)
 
     @property
     def sent(self) -> FaultCounts:
-        """What was done to the packets that went to the device, so far (a copy)."""
+        """The counts of packets sent to the device so far (a copy)."""
         return dataclasses.replace(self._outgoing.counts)
 
     @property
@@ -227,7 +233,7 @@ class FaultInjector(PacketIO):
 
     @property
     def index(self) -> int:
-        """The device's interface's number."""
+        """The index of the device's interface."""
         return self._device.index
 
     @property
@@ -279,7 +285,7 @@ class FaultInjector(PacketIO):
                     self._error = None
                     self._pump = asyncio.Task(self._read(), loop=loop)
                 await waiter
-                # No await from here on: what is taken is returned.
+                # No await from here on, so that a cancellation can't lose a packet that was taken.
                 if self._ready:
                     return take(self)
                 if self._error is not None:
@@ -290,15 +296,15 @@ class FaultInjector(PacketIO):
             self._waiters.remove(waiter)
             self._wake()
             if not self._waiters and self._pump is not None:
-                self._pump.cancel()  # which loses nothing: nobody wants a packet any more
+                self._pump.cancel()  # this loses nothing: packets stay in the device or in _ready
                 self._pump = None
 
     async def _read(self) -> None:
-        """Receive for those who wait, as long as there is one."""
+        """Receive packets while there are waiters."""
         me = self._pump
         try:
             while self._pump is me:
-                # Not ahead of them: the kernel's ring is the buffer.
+                # Don't read ahead of the waiters: the kernel's ring is the buffer.
                 if not self._ready:
                     for packet in await self._device.recv_many():
                         self._ready += self._incoming.pass_on(packet)
@@ -345,7 +351,7 @@ class FaultInjector(PacketIO):
                 await self._device.send(waiting[0])
                 waiting.popleft()
         finally:
-            # Of the first one this call tells itself, by what it raises.
+            # Don't count the first packet: this call raises its error.
             self._outgoing.counts.lost += max(0, len(waiting) - 1)
 
     def send_nowait(self, packet: Buffer) -> None:
@@ -364,7 +370,7 @@ class FaultInjector(PacketIO):
         self._ready.clear()
         self._incoming.end()
         self._outgoing.end()
-        self._device.close()  # whoever waits hears of it by the pump
+        self._device.close()  # the pump gets the error and passes it to the waiters
 
     async def aclose(self) -> None:
         self.close()

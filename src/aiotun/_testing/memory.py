@@ -1,7 +1,7 @@
-"""Two devices that are connected to each other and to nothing else: no kernel interface, no root.
+"""Two devices that are connected to each other, without a kernel interface and without root.
 
-Under them is a socket pair, so that waiting, waking and closing are the real thing. What differs is
-a port that refuses what the kernel would, and a link that isn't there.
+They use a socket pair, so waiting, waking up and closing work as in real devices. Two parts differ:
+the port rejects the packets that the kernel would reject, and the link raises errors.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ETHERNET_HEADER = 14
 
 
 class MemoryPort(SocketPort):
-    """A seqpacket socket, which takes only what the kernel would."""
+    """A seqpacket socket that accepts only the packets that the kernel would accept."""
 
     __slots__ = ()
 
@@ -51,14 +51,14 @@ class MemoryPort(SocketPort):
                 self.write(fd, packet)
                 written += 1
         except (OSError, TypeError, ValueError, BufferError):
-            pass  # the first packet left over meets it again
+            pass  # the caller writes this packet again and meets the error then
         return written
 
 
 class _MemoryLink(Link):
-    def _namespace(self) -> NamespaceFd:  # whatever a link does begins with it
+    def _namespace(self) -> NamespaceFd:  # each request of a link calls this first
         name = self._interface.name
-        text = f"{name} is in memory alone and has no interface in the kernel; open_tun makes one"
+        text = f"{name} exists only in memory, without a kernel interface; use open_tun for one"
         raise LinkError(errno.EOPNOTSUPP, text, name)
 
 
@@ -69,31 +69,31 @@ def memory_pair(mode: Literal["tap"], *, mtu: int = ...) -> tuple[TapDevice, Tap
 @overload
 def memory_pair(mode: Mode, *, mtu: int = ...) -> tuple[Device, Device]: ...
 def memory_pair(mode: Mode = "tun", *, mtu: int = 1500) -> tuple[Device, Device]:
-    """Make two devices, of which each receives what the other sends.
+    """Make two devices, each of which receives what the other sends.
 
-    They are a `TunDevice` or `TapDevice` in everything that has to do with packets, and need
-    neither a kernel interface nor any privilege. Instead of dropping what nobody reads, one makes
-    the other's `send` wait once some 200 KiB (a hundred and more packets) are under way.
+    They handle packets like any `TunDevice` or `TapDevice`, and need neither a kernel interface nor
+    any privilege. They don't drop packets that nobody reads. Instead, `send` waits when some 200
+    KiB (a hundred or more packets) are waiting to be read.
 
-    When one is closed the other raises `DeviceLostError`, after what was sent before; if the one
-    that was closed had packets to read yet, those under way to the other may be lost.
+    When one device is closed, the other raises `DeviceLostError` after it has received the packets
+    sent before. If the closed device had unread packets, packets on their way to the other may be
+    lost.
 
     Args:
-        mode: ``"tun"`` or ``"tap"``. What the kernel refuses from such a device is a `PacketError`
-            here, too: an empty packet, say.
-        mtu: what their `mtu` says, in bytes. Longer packets are sent all the same, as the kernel
-            takes them.
+        mode: ``"tun"`` or ``"tap"``. A packet that the kernel would reject from such a device
+            raises `PacketError` here, too, for example an empty one.
+        mtu: the value of their `mtu`, in bytes. Longer packets can be sent, as on a real device.
 
     Returns:
-        The two, called ``memory0`` and ``memory1``; each is to be closed. Every request of their
-        `link` raises `LinkError`; what concerns the kernel's interface (`set_carrier`,
-        ``queues[0].disable``, the filters) raises `DeviceMismatchError`, both with EOPNOTSUPP.
+        The two devices, named ``memory0`` and ``memory1``. Close each of them. Every request of
+        their `link` raises `LinkError`. Methods that concern the kernel's interface (`set_carrier`,
+        ``queues[0].disable``, the filters) raise `DeviceMismatchError`. Both have EOPNOTSUPP.
 
     Raises:
-        ValueError: no such mode.
+        ValueError: `mode` is invalid.
     """
     if mode not in ("tun", "tap"):
-        raise ValueError(f"mode is 'tun' or 'tap', not {mode!r}")
+        raise ValueError(f"mode must be 'tun' or 'tap', got {mode!r}")
     one, other = (
         _memory_device(sock.detach(), mode, Interface(f"memory{place}", None, mtu))
         for place, sock in enumerate(

@@ -14,10 +14,10 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 )
 
-// A packet stands behind this many bytes: wireguard-go writes its header there.
+// A packet starts after this many bytes, because wireguard-go writes its header there.
 const offset = 10
 
-// device is what both libraries come down to: packets in batches, of one with water.
+// device is the interface to both libraries: packets in batches, of one packet with water.
 type device interface {
 	read(packets [][]byte, sizes []int) (int, error)
 	write(packets [][]byte) error
@@ -98,7 +98,7 @@ func pump(from, to device) {
 			out[i] = packets[i][:offset+sizes[i]]
 		}
 		if err := to.write(out[:n]); err != nil {
-			fmt.Fprintln(os.Stderr, "peer:", err) // down, while it is being set up
+			fmt.Fprintln(os.Stderr, "peer:", err) // the device is down until it is set up
 		}
 	}
 }
@@ -146,13 +146,13 @@ func writeAll(d device, packet []byte, count int) time.Duration {
 	batch := make([][]byte, min(64, d.batch()))
 	padded := make([][]byte, len(batch))
 	for i := range padded {
-		// Room to put others behind it.
+		// Leave room to merge other packets into it.
 		padded[i] = append(make([]byte, offset, offset+65535), packet...)
 	}
 	var elapsed time.Duration
 	for count > 0 {
 		n := min(count, len(batch))
-		for i := range padded { // putting together rewrites the first of them
+		for i := range padded { // merging rewrites the first packet
 			copy(padded[i][offset:], packet)
 			batch[i] = padded[i]
 		}

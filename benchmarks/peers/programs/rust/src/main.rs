@@ -14,7 +14,7 @@ fn builder(name: &str, offload: bool) -> DeviceBuilder {
 }
 
 fn open(name: &str, offload: bool) -> io::Result<Arc<AsyncDevice>> {
-    // Set up by whoever started this.
+    // The program that started this one configures the device.
     Ok(Arc::new(builder(name, offload).enable(false).build_async()?))
 }
 
@@ -44,12 +44,12 @@ async fn pump(from: Arc<AsyncDevice>, to: Arc<AsyncDevice>) -> io::Result<()> {
     loop {
         let length = from.recv(&mut packet).await?;
         if let Err(error) = to.send(&packet[..length]).await {
-            eprintln!("peer: {error}"); // down, while it is being set up
+            eprintln!("peer: {error}"); // the device is down until it is set up
         }
     }
 }
 
-/// As tun-rs's own benchmark does it: super-packets are cut up, and put together again.
+/// As in tun-rs's own benchmark: super-packets are split, and merged again.
 async fn pump_offload(from: Arc<AsyncDevice>, to: Arc<AsyncDevice>) -> io::Result<()> {
     let mut original = vec![0; VIRTIO_NET_HDR_LEN + 65535];
     let mut packets = vec![BytesMut::zeroed(VIRTIO_NET_HDR_LEN + 65535); IDEAL_BATCH_SIZE];

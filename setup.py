@@ -1,7 +1,8 @@
-"""The optional C module, which pyproject.toml has no words for.
+"""Build the optional C module, which pyproject.toml can't describe.
 
-AIOTUN_SPEEDUPS=require makes an installation without it an error, =forbid does not try. Otherwise
-it is left out where there is no compiler, or no Python.h, and aiotun works all the same.
+With AIOTUN_SPEEDUPS=require the installation fails if the module can't be built; with =forbid the
+module is not built. If the variable is not set, the module is left out if there is no compiler or
+no Python.h, and aiotun uses its Python code instead.
 """
 
 import os
@@ -10,7 +11,7 @@ from setuptools import Extension, setup
 
 choice = os.environ.get("AIOTUN_SPEEDUPS", "")
 if choice not in ("", "require", "forbid"):
-    raise SystemExit(f"AIOTUN_SPEEDUPS is {choice!r}; it may be 'require' or 'forbid', or unset")
+    raise SystemExit(f"AIOTUN_SPEEDUPS must be 'require', 'forbid' or unset, got {choice!r}")
 
 if choice == "forbid":
     setup()

@@ -531,11 +531,11 @@ def test_isolated_fails_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr("aiotun._kernel.isolation._call", refuse)
+    monkeypatch.setattr("aiotun._kernel.isolation._libc_call", refuse)
     with pytest.raises(aiotun.NotPermittedError, match="--aiotun-isolate"):
         attempt()
-    monkeypatch.setattr("aiotun._kernel.isolation._call", lambda *_: None)
-    with pytest.raises(RuntimeError, match="has left this thread where it was"):
+    monkeypatch.setattr("aiotun._kernel.isolation._libc_call", lambda *_: None)
+    with pytest.raises(RuntimeError, match="did not move this thread"):
         attempt()
     assert (ran, here()) == ([], outside)
 
@@ -631,7 +631,7 @@ def test_a_process_with_threads_is_not_moved() -> None:
     thread = threading.Thread(target=done.wait)
     thread.start()
     try:
-        with pytest.raises(RuntimeError, match="only a process of one thread"):
+        with pytest.raises(RuntimeError, match="only a process with one thread"):
             isolation.enter()
     finally:
         done.set()

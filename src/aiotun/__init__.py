@@ -102,7 +102,7 @@ __all__ = [
 ]
 
 
-# Loaded when they are asked for: a program that only opens a device need not wait for them.
+# Loaded on first use, so that a program that only opens a device doesn't wait for these modules.
 _LAZY = {
     "DeviceTransport": "transport",
     "IPHeader": "_packets.ipheader",
@@ -132,7 +132,7 @@ def __getattr__(name: str) -> object:
     if name in ("capture", "offload", "reply"):
         return importlib.import_module(f".{name}", __name__)
     if name == "__version__":
-        from importlib.metadata import version  # slow to load, and few ask
+        from importlib.metadata import version  # slow to import, and rarely needed
 
         return version(__name__)
     if name not in _LAZY:

@@ -1,4 +1,4 @@
-"""Devices: one interface, the queues that this program holds on it, and its link."""
+"""Devices: an interface, the queues that this program holds on it, and its link."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ D = TypeVar("D", bound="Device")
 class Device(PacketIO):
     """A TUN or TAP device; see `open_tun`, `open_tap` and `TunDevice.from_fd`.
 
-    It receives from whichever of its queues is ready, in turn, and sends on the queue that the
-    packet's flow belongs to. A queue and its device may be used at the same time.
+    A device receives from its queues in turn, and sends a packet on the queue that the packet's
+    flow belongs to. A queue and its device may be used at the same time.
 
     Attributes:
-        queues: the queues, those that were closed or detached among them.
-        link: the interface's addresses, routes and state; works on after the device is closed, for
-            as long as the interface lives.
+        queues: the queues, including those that were closed or detached.
+        link: the interface's addresses, routes and state. It can be used after the device is
+            closed, for as long as the interface exists.
     """
 
     __slots__ = ("__weakref__", "_interface", "_io", "link", "queues")
 
-    _kind: ClassVar[Mode]
+    _mode: ClassVar[Mode]  # of the subclass
 
     def __init__(self, opened: Opened, packets: PacketFormat) -> None:
         # Internal: use open_tun, open_tap or from_fd.
-        line = Line()  # of those who wait for a packet of any queue
+        line = Line()  # the tasks that wait for a packet of any queue
         queues = [Queue(fd, opened.interface, make_port(packets), shared=line) for fd in opened.fds]
         self._set_up(tuple(queues), line, opened.interface, Link._held(opened.interface))
 
@@ -65,7 +65,7 @@ class Device(PacketIO):
         self._interface = interface
         self.queues: tuple[Queue, ...] = queues
         self.link: Link = link
-        # What packets go through: the only queue, or all of them as one.
+        # All packets go through this: the only queue, or a group of all queues.
         self._io: Queue | QueueGroup = queues[0]
         if len(queues) > 1:
             from ._queue.group import QueueGroup
@@ -81,71 +81,73 @@ class Device(PacketIO):
         packet_info: bool = False,
         offload: Offload | None = None,
     ) -> Self:
-        """Make a device of queues that somebody else opened.
+        """Make a device from queues that another program opened.
 
-        They were inherited, say, or received by SCM_RIGHTS. The fds become the device's,
-        non-blocking and close-on-exec; where this raises they are still the caller's. The kernel is
-        asked for kind, name, index, MTU, virtio-net header and its size, and packet information.
+        The fds may have been inherited, or received with SCM_RIGHTS. The device takes ownership of
+        them and makes them non-blocking and close-on-exec. If this raises, the caller still owns
+        them. The kernel reports the kind, name, index, MTU, virtio-net header and its size, and
+        packet information.
 
-        The interface may be in a network namespace that this program may not enter, or of which the
-        kernel does not tell. Packets pass all the same; `index` and `mtu` are 0 then, every request
-        of `link` raises `LinkError` or `NotPermittedError`, and `packet_info` is believed.
+        The interface may be in a network namespace that this program can't enter, or that the
+        kernel does not report. Packets pass anyway. In that case `index` and `mtu` are 0, every
+        request of `link` raises `LinkError` or `NotPermittedError`, and `packet_info` is not
+        checked.
 
         Args:
             fd, more: the queues, all of the same interface.
-            netns: the interface's network namespace. The kernel knows it, and tells those who have
-                CAP_NET_ADMIN there; else None means this thread's, if it has such an interface.
-            packet_info: whether packets come with the 4-byte header.
-            offload: None means ``"raw"`` where the device has a virtio-net header, else ``"off"``.
-                The header may have 10 or 12 bytes: see `vnet_header_size`.
+            netns: the interface's network namespace. With None the kernel reports it, if the
+                program has CAP_NET_ADMIN there; otherwise None means the calling thread's, if that
+                has such an interface.
+            packet_info: whether packets have the 4-byte header.
+            offload: None means ``"raw"`` if the device has a virtio-net header, otherwise
+                ``"off"``. The header may have 10 or 12 bytes: see `vnet_header_size`.
 
         Raises:
-            ValueError: an fd that is not open, or is no TUN/TAP queue, or is given twice; or
-                `packet_info` with a virtio-net header.
-            DeviceMismatchError: they are of another kind, of different interfaces, or their headers
-                differ from what `offload` and `packet_info` say; or the virtio-net header has
+            ValueError: an fd is not open, is not a TUN/TAP queue, or is given twice; or
+                `packet_info` is given for a device with a virtio-net header.
+            DeviceMismatchError: the queues are of another kind or of different interfaces, or their
+                headers do not match `offload` and `packet_info`, or the virtio-net header has
                 neither 10 nor 12 bytes.
-            DeviceLostError: the interface is gone.
-            LinkError: there is no such interface in the namespace that `netns` names, or no such
-                namespace.
-            ResourceLimitError: no thread can be started, or no file descriptor is left to ask with.
+            DeviceLostError: the interface was deleted.
+            LinkError: the namespace that `netns` names does not exist, or has no such interface.
+            ResourceLimitError: no thread can be started, or no file descriptor is left.
         """
         opened, packets = adopt(
-            cls._kind, [fd, *more], netns=netns, packet_info=packet_info, offload=offload
+            cls._mode, [fd, *more], netns=netns, packet_info=packet_info, offload=offload
         )
         return cls(opened, packets)
 
-    # What is known of it
+    # Properties
 
     @property
     def name(self) -> str:
-        """The interface's name; follows a rename made through `link` or seen by its events."""
+        """The interface's name; follows a rename made with `link` or seen by its events."""
         return self._interface.name
 
     @property
     def index(self) -> int:
-        """The interface's number, which a rename does not change (but a move may: `Link`).
+        """The interface's index. A rename does not change it, but a move may (see `Link`).
 
-        0 where it is not known: see `from_fd`.
+        0 if it is not known: see `from_fd`.
         """
         return self._interface.index or 0
 
     @property
     def mtu(self) -> int:
-        """The link's IP MTU in bytes; follows a change made by `link` or seen by its events.
+        """The link's IP MTU in bytes; follows a change made with `link` or seen by its events.
 
-        0 where it is not known: see `from_fd`.
+        0 if it is not known: see `from_fd`.
         """
         return self._interface.mtu or 0
 
     @property
     def mode(self) -> Mode:
         """``"tun"`` or ``"tap"``."""
-        return self._kind
+        return self._mode
 
     @property
     def offload(self) -> Offload:
-        """What was asked for at opening."""
+        """The offload mode that the device was opened with."""
         return self.queues[0].offload
 
     @property
@@ -165,16 +167,15 @@ class Device(PacketIO):
         """Refuse to be copied or pickled.
 
         Raises:
-            TypeError: always. A queue can go to another process; a device is this process's.
+            TypeError: always. A queue can be sent to another process, but a device can't.
         """
         raise TypeError(
-            f"{self!r} can't be copied or pickled: pass the device itself around in this process, "
-            "and to another process send its queues (device.queues)"
+            f"{self!r} can't be copied or pickled; use the same object everywhere in this process, "
+            "and send its queues (device.queues) to another process"
         )
 
-    # Packets: whatever has the queues does it
-
-    # (Not coroutines of their own where that would cost every packet one more.)
+    # Packets. These methods pass the call on to the queue or the group of queues. They return its
+    # coroutine instead of awaiting it: a coroutine more would cost time for every packet.
 
     def recv(self) -> Coroutine[Any, Any, bytes]:
         return self._io.recv()
@@ -215,10 +216,6 @@ class Device(PacketIO):
         return self._io.stats
 
     @property
-    def _mode(self) -> Mode:
-        return self._kind
-
-    @property
     def _header_bytes(self) -> int:
         return self._io._header_bytes
 
@@ -245,41 +242,44 @@ class Device(PacketIO):
     def capture(self, writer: PcapWriter) -> Capture:
         """Record every packet that is received or sent from now on, as the program sees it.
 
-        That is by any method, of the device or of a queue: each packet once, when it is handed out
-        or the kernel has taken it. ``"in"`` is what the program received. A packet is recorded
-        without the header that `packet_info` or ``offload="raw"`` puts in front of it; with the
-        latter it may be a super-packet, whose checksum is the receiver's to complete. What
-        `recv_into` cuts off is recorded too.
+        This records the packets of all methods, of the device and of its queues. Each packet is
+        recorded once: when a method returns it, or when the kernel has accepted it. The direction
+        ``"in"`` means that the program received the packet. The header that `packet_info` or
+        ``offload="raw"`` puts in front of a packet is not recorded. With ``offload="raw"`` a record
+        may be a super-packet whose checksum is not complete. A packet that `recv_into` truncates is
+        recorded whole.
 
-        Several captures may be under way. While there is none, nothing costs more for it.
+        Several captures may run at the same time. Without a capture, packets cost no extra time.
 
         Args:
-            writer: stays open, and is closed after the capture has stopped: what comes in between
-                would be counted as dropped.
+            writer: the writer, which this leaves open. Close it after the capture has stopped:
+                packets for a closed writer are counted as dropped.
 
         Returns:
-            The capture: a context manager, which stops it at its end. It ends with the device, too.
+            The capture, a context manager that stops the capture at the end of the block. Closing
+            the device stops it, too.
 
         Raises:
-            ValueError: the writer is of the other mode, or closed.
+            ValueError: the writer is for the other mode, or closed.
         """
         from ._queue.recordingport import record
 
-        if writer.mode != self._kind:
+        if writer.mode != self._mode:
             raise ValueError(
-                f"{writer!r} is for a {writer.mode.upper()} device; make one with "
-                f"mode={self._kind!r}"
+                f"{writer!r} is for a {writer.mode.upper()} device; "
+                f"create a writer with mode={self._mode!r}"
             )
         if writer.closed:
-            raise ValueError(f"{writer!r} is closed; make another to go on")
+            raise ValueError(f"{writer!r} is closed; create another writer")
         return record(self.queues, writer)
 
     # The rest of the kernel's TUN/TAP interface
 
     def set_carrier(self, on: bool) -> None:
-        """Plug the cable in, or pull it (TUNSETCARRIER).
+        """Switch the carrier on or off, as if a cable were plugged in or pulled (TUNSETCARRIER).
 
-        Without carrier the kernel routes nothing to the interface. Reading and writing go on.
+        Without a carrier the kernel routes no packets to the interface. Receiving and sending still
+        work.
 
         Raises:
             DeviceMismatchError: the kernel is older than 5.0.
@@ -288,28 +288,29 @@ class Device(PacketIO):
         ioctl.set_carrier(self._any_fd(), self.name, on)
 
     def set_steering_ebpf(self, program: int | None) -> None:
-        """Have a BPF program choose the queue for each packet (TUNSETSTEERINGEBPF).
+        """Let a BPF program choose the queue for each packet (TUNSETSTEERINGEBPF).
 
         Args:
-            program: the fd of a program of the type BPF_PROG_TYPE_SOCKET_FILTER; what it returns,
-                modulo the number of queues, is the queue. None goes back to the kernel's own way.
+            program: the fd of a program of the type BPF_PROG_TYPE_SOCKET_FILTER. The value that it
+                returns, modulo the number of queues, is the queue. None restores the kernel's own
+                choice.
 
         Raises:
-            DeviceMismatchError: the kernel does not take that fd for such a program.
+            DeviceMismatchError: the fd is not such a program.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
         number = -1 if program is None else program
         ioctl.set_steering_ebpf(self._any_fd(), self.name, number)
 
     def set_filter_ebpf(self, program: int | None) -> None:
-        """Have a BPF program drop or cut packets before they are queued (TUNSETFILTEREBPF).
+        """Let a BPF program drop or cut packets before they are queued (TUNSETFILTEREBPF).
 
         Args:
-            program: the fd of a program of the type BPF_PROG_TYPE_SOCKET_FILTER; 0 drops the
-                packet, any other number is how many bytes to keep. None takes it off.
+            program: the fd of a program of the type BPF_PROG_TYPE_SOCKET_FILTER. It returns how
+                many bytes of the packet to keep; 0 drops the packet. None removes the program.
 
         Raises:
-            DeviceMismatchError: the kernel does not take that fd for such a program.
+            DeviceMismatchError: the fd is not such a program.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
         number = -1 if program is None else program
@@ -320,7 +321,7 @@ class Device(PacketIO):
             if not queue.closed:
                 queue.check_open()
                 return queue.fileno()
-        raise DeviceClosedError(f"{self.name} was closed here; open it again to go on")
+        raise DeviceClosedError(f"this program closed {self.name}; open it again to continue")
 
 
 class TunDevice(Device):
@@ -328,10 +329,10 @@ class TunDevice(Device):
 
     __slots__ = ()
 
-    _kind: ClassVar[Mode] = "tun"
+    _mode: ClassVar[Mode] = "tun"
 
     if TYPE_CHECKING:
-        # Only its type is news.
+        # Only to narrow the type.
         def decoded(self, errors: DecodeErrors = "skip") -> AsyncIterator[IP | IP6]: ...
 
 
@@ -340,22 +341,22 @@ class TapDevice(Device):
 
     __slots__ = ()
 
-    _kind: ClassVar[Mode] = "tap"
+    _mode: ClassVar[Mode] = "tap"
 
     if TYPE_CHECKING:
 
         def decoded(self, errors: DecodeErrors = "skip") -> AsyncIterator[Ethernet]: ...
 
     def attach_filter(self, program: Sequence[tuple[int, int, int, int]] | None) -> None:
-        """Have a classic BPF program drop frames before they are queued (TUNATTACHFILTER).
+        """Let a classic BPF program drop or cut frames before they are queued (TUNATTACHFILTER).
 
         Args:
-            program: its instructions as ``(code, jt, jf, k)`` (filter.h), such as
-                ``tcpdump -ddd`` prints; what it returns is how many bytes to keep. None takes the
-                filter off (TUNDETACHFILTER).
+            program: the program's instructions as ``(code, jt, jf, k)`` (filter.h), as
+                ``tcpdump -ddd`` prints them. The program returns how many bytes of the frame to
+                keep; 0 drops the frame. None removes the filter (TUNDETACHFILTER).
 
         Raises:
-            DeviceMismatchError: the kernel finds the program wrong.
+            DeviceMismatchError: the kernel does not accept the program.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
         ioctl.attach_filter(self._any_fd(), self.name, program)
@@ -364,12 +365,12 @@ class TapDevice(Device):
         """Receive only frames for these addresses (TUNSETTXFILTER).
 
         Args:
-            macs: addresses such as ``"02:00:00:00:00:01"``; multicast and broadcast ones are
-                filtered like any other. None at all: every frame is received again.
-            all_multicast: receive multicast frames as well.
+            macs: addresses such as ``"02:00:00:00:00:01"``. Multicast and broadcast addresses are
+                filtered like all others. An empty list removes the filter.
+            all_multicast: whether to receive all multicast frames, too.
 
         Raises:
-            ValueError: one is no MAC.
+            ValueError: one of `macs` is not a valid MAC address.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
         packed = [bytes.fromhex(parse_mac(mac, multicast=True).replace(":", "")) for mac in macs]
@@ -377,12 +378,12 @@ class TapDevice(Device):
 
 
 class Opener(Generic[D]):
-    """What `open_tun` and `open_tap` give: await it, or enter it with ``async with``; once."""
+    """The result of `open_tun` and `open_tap`: await it, or use it with ``async with``; once."""
 
-    __slots__ = ("_device", "_kind", "_options", "_used")
+    __slots__ = ("_device", "_device_class", "_options", "_used")
 
-    def __init__(self, kind: type[D], options: device_options.Options) -> None:
-        self._kind = kind
+    def __init__(self, device_class: type[D], options: device_options.Options) -> None:
+        self._device_class = device_class
         self._options = options
         self._device: D | None = None
         self._used = False
@@ -404,129 +405,139 @@ class Opener(Generic[D]):
         if device is not None:
             await device.aclose()
 
-    if not TYPE_CHECKING:  # a checker knows what an opener has, and finds the mistake by itself
+    # These help a user who forgot the 'await'. Type checkers must not see them, because they report
+    # the mistake only if an opener lacks these methods.
+    if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            # Never a private name: copying and pickling ask an object that has no `_kind` yet.
-            if name.startswith("_") or not hasattr(self._kind, name):
+            # copy and pickle look up private names on an object that has no `_device_class` yet, so
+            # test for these first.
+            if name.startswith("_") or not hasattr(self._device_class, name):
                 text = f"{type(self).__name__!r} object has no attribute {name!r}"
                 raise AttributeError(text, name=name, obj=self)
-            raise AttributeError(self._forgotten(f"it has no {name!r}"), name=name, obj=self)
+            text = self._forgotten_await(f"it has no {name!r}")
+            raise AttributeError(text, name=name, obj=self)
 
         def __aiter__(self) -> Any:
-            raise TypeError(self._forgotten("it has no packets"))
+            raise TypeError(self._forgotten_await("it has no packets"))
 
         def __enter__(self) -> Any:
-            raise TypeError(self._forgotten("it can't be entered by 'with' alone"))
+            raise TypeError(self._forgotten_await("it needs 'async with' instead of 'with'"))
 
         def __exit__(self, *error: object) -> None: ...
 
-    def _forgotten(self, what: str) -> str:
-        """Say what to write where the opener is used as if it were the device."""
-        kind = self._kind._kind
+    def _forgotten_await(self, what: str) -> str:
+        """Return the error message for an opener that is used as if it were the device."""
+        mode = self._options.mode
         return (
             f"this is the opener of a device, not the device, and {what}; write "
-            f"'{kind} = await open_{kind}(...)' or 'async with open_{kind}(...) as {kind}:', and "
-            f"use '{kind}'"
+            f"'{mode} = await open_{mode}(...)' or 'async with open_{mode}(...) as {mode}:', and "
+            f"use '{mode}'"
         )
 
     async def _open(self) -> D:
         if self._used:
-            raise RuntimeError("this opener was used before; call open_tun or open_tap again")
+            raise RuntimeError("an opener can be used once; call open_tun or open_tap again")
         self._used = True
         opening = Opening(self._options)
         opened = await threads.run(opening.run, on_cancel=opening.abort, undo=opening.undo)
         wanted = self._options
         packets = PacketFormat(wanted.mode, wanted.offload, wanted.packet_info)
-        return self._kind(opened, packets)
+        return self._device_class(opened, packets)
 
 
 def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[TunDevice]:
-    """Open a TUN device, creating it where it does not exist.
+    """Open a TUN device, and create it if it does not exist.
 
-    Arguments are checked at once; nothing else happens before the result is awaited, or entered
-    with ``async with``, which closes the device at the end. It can be used once.
+    This checks the arguments and returns an opener. Await the opener to open the device, or use it
+    with ``async with``, which also closes the device at the end. An opener can be used once.
 
-    If a step fails, or the opening is cancelled, no fd stays open and an interface that was created
-    is gone. On one that existed, addresses and routes that were added are removed, and MTU, queue
-    length, state, MAC, master and IPv6 autoconfiguration put back. What was configured stays after
-    an ordinary close, if the interface does.
+    If a step fails, or the opening is cancelled, every step is undone: all fds are closed, and an
+    interface that was created is deleted. On an interface that existed, the addresses and routes
+    that were added are removed, and MTU, queue length, state, MAC, master and IPv6
+    autoconfiguration get their old values again. After an ordinary close, the configuration stays
+    on an interface that still exists.
 
-    On a device that is already as asked for, no call is made that needs privilege, so an ordinary
-    user can open what root prepared.
+    Opening a device that is already configured as requested makes no privileged call, so an
+    ordinary user can open a device that root prepared.
 
     Args:
-        name: 1 to 15 bytes; None lets the kernel pick ``tunN``, ``"vpn%d"`` the lowest free number.
-        queues (int): how many, 1 to 256; the kernel spreads flows over them. 1 unless given.
-        multi_queue (bool): whether the device is one for several queues; unless given, if `queues`
-            is above 1. True with one queue attaches to a device that others share.
+        name: 1 to 15 bytes; None lets the kernel pick ``tunN``, and ``"vpn%d"`` takes the lowest
+            free number.
+        queues (int): how many queues to open, 1 to 256; the default is 1. The kernel spreads flows
+            over them.
+        multi_queue (bool): whether the device can have several queues; the default is True if
+            `queues` is above 1. True with one queue attaches to a device that several programs use.
         addresses: ``"10.0.0.1/24"``, ``"fd00::1/64"``, ``"10.0.0.1 peer 10.0.0.2/32"``, or objects
             of the ipaddress module.
-        routes: ``"DST [via GATEWAY [onlink]] [metric N] [table N]"``, DST a network, an address or
-            ``default``, or objects of the ipaddress module; always through this device. ``onlink``
-            is for a gateway that is in none of the device's networks.
-        mtu (int): the link's IP MTU in bytes, 68 to 65535; with IPv6 1280 at least.
+        routes: ``"DST [via GATEWAY [onlink]] [metric N] [table N]"``, or objects of the ipaddress
+            module. DST is a network, an address or ``default``. All routes go through this device.
+            ``onlink`` allows a gateway that is in none of the device's networks.
+        mtu (int): the link's IP MTU in bytes, 68 to 65535; IPv6 needs at least 1280.
         txqueuelen (int): how many packets each queue holds in the kernel, 0 to 524288.
         up (bool): whether to bring the link up, which is the default; False leaves it as it is.
-        netns: the network namespace to open it in: a `Namespace`, a name under /run/netns, a path,
-            or an open fd. The program itself does not move, and a missing one is not created.
-        persist (bool): whether the interface outlives its last queue; unless given, that stays as
-            it is.
+        netns: the network namespace to open the device in: a `Namespace`, a name under /run/netns,
+            a path, or an open fd. The program itself stays in its own namespace. A missing one is
+            not created.
+        persist (bool): whether the interface stays after its last queue is closed. By default this
+            is not changed.
         owner, group: who may attach later without privilege, by name or number.
         exclusive (bool): whether to fail if the interface exists.
         offload: ``"off"``, the default, for plain packets. With ``"split"`` the kernel hands over
-            64 KiB at a time, which come out as packets no larger than the MTU, and `send_many`
-            merges runs of one flow: the same, only faster. ``"raw"`` gives a 10-byte virtio-net
-            header and then a packet of up to 64 KiB, and `send` takes the same.
+            up to 64 KiB at a time, which aiotun splits into packets no larger than the MTU, and
+            `send_many` merges runs of one flow: the packets are the same, but this is faster. With
+            ``"raw"`` each packet has a 10-byte virtio-net header and up to 64 KiB, both when it is
+            received and when it is sent.
         packet_info (bool): whether each packet has the kernel's 4-byte ``tun_pi`` header in front.
-        napi (bool): whether the kernel receives by NAPI what is sent here (IFF_NAPI).
-        ipv6_autoconf (bool): False: the kernel gives the interface no IPv6 link-local address and
-            solicits no routers, which it otherwise does as the link comes up; one that it has
-            already made is removed. True: the kernel does so when the link comes up next. Unless
-            given, that stays as it is. Addresses of your own are not affected.
-        carrier (bool): the carrier to begin with.
-        sndbuf (int): how many bytes may be under way in the kernel before `send` waits
-            (TUNSETSNDBUF); without a limit it never does.
+        napi (bool): whether the kernel uses NAPI for the packets that are sent here (IFF_NAPI).
+        ipv6_autoconf (bool): whether the kernel gives the interface an IPv6 link-local address and
+            solicits routers when the link comes up. False also removes a link-local address that
+            the kernel has already made. By default this is not changed. Addresses that you add are
+            not affected.
+        carrier (bool): the initial carrier.
+        sndbuf (int): how many bytes may wait in the kernel before `send` waits (TUNSETSNDBUF).
+            Without this limit `send` never waits.
 
     Returns:
         An opener of a `TunDevice`.
 
     Raises:
-        TypeError, ValueError: an argument is wrong.
+        TypeError, ValueError: an argument is invalid.
 
     Awaiting or entering it raises:
         TunUnavailableError: this machine has no TUN/TAP driver.
         NotPermittedError: a step needs a privilege that this user lacks, or IPv6 is switched off
             for the interface (``disable_ipv6``).
-        DeviceBusyError: somebody else has the device, or it exists and `exclusive` was given.
-        DeviceMismatchError: it exists, and is of another kind or has other flags.
-        LinkError: the kernel refused an address, a route or the like; or no such namespace.
+        DeviceBusyError: another program holds the device, or the device exists and `exclusive` was
+            given.
+        DeviceMismatchError: the device exists, and is of another kind or has other flags.
+        LinkError: the kernel rejected an address, a route or another setting, or the namespace does
+            not exist.
         ResourceLimitError: no thread can be started, or no file descriptor or memory is left.
 
-    *Cancellation*: waits for the step under way (milliseconds), then undoes all. Where no thread
-    can be started for that, it is done in the event loop's thread, which it blocks meanwhile.
+    *Cancellation*: waits until the current step ends (milliseconds), then undoes all steps. If no
+    thread can be started for that, they are undone in the event loop's thread, which this blocks.
 
-    *Concurrency*: any number of openings may be under way at once; of several for one single-queue
-    device one succeeds.
+    *Concurrency*: openings may overlap. If several open the same single-queue device, one succeeds.
 
     Source: ``include/uapi/linux/if_tun.h``, ``Documentation/networking/tuntap.rst``.
     """
-    # TapOptions: what only a TAP has is refused below, with the reason.
+    # TapOptions: `check` rejects the options that only a TAP has, and says why.
     device_options.check_words("open_tun", options, TapOptions)
     return Opener(TunDevice, device_options.check("tun", name, **options))
 
 
 def open_tap(name: str | None = None, **options: Unpack[TapOptions]) -> Opener[TapDevice]:
-    """Open a TAP device, creating it where it does not exist.
+    """Open a TAP device, and create it if it does not exist.
 
-    Takes what `open_tun` takes, behaves and raises as it does; `mtu` goes to 65521, the kernel
-    picks ``tapN``, and there are two more:
+    This behaves and raises as `open_tun`, and has the same arguments. The highest `mtu` is 65521,
+    and the kernel picks ``tapN``. Two arguments are only for a TAP:
 
     Args:
         name: as `open_tun`.
-        mac (str): the interface's own address, such as ``"02:00:00:00:00:01"``; unless given, one
-            that the kernel made up.
-        bridge (str): attach the interface to this bridge, which must exist.
+        mac (str): the interface's own address, such as ``"02:00:00:00:00:01"``; by default the
+            kernel picks a random one.
+        bridge (str): the bridge to attach the interface to, which must exist.
 
     Returns:
         An opener of a `TapDevice`.

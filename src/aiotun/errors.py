@@ -3,22 +3,22 @@
 ::
 
     AiotunError
-    ├── TunUnavailableError    (OSError)              no /dev/net/tun, or no driver behind it
-    ├── NotPermittedError      (PermissionError)      the node, an ioctl or netlink said no
-    ├── DeviceBusyError        (OSError)              somebody else has it, or it exists already
-    ├── DeviceMismatchError    (OSError)              it exists, but is not what was asked for
-    ├── DeviceClosedError                             you closed it
-    ├── DeviceLostError        (OSError)              the interface went away
-    ├── LinkDownError          (OSError)              sending while the link is down
-    ├── PacketError            (OSError, ValueError)  the kernel refused this packet
-    │   └── PacketTruncatedError                      the buffer was smaller than the packet
-    ├── PacketDecodeError      (ValueError)           the bytes are no packet we can read
-    ├── LinkError              (OSError)              netlink refused, or no such link or namespace
-    └── ResourceLimitError     (OSError)              no thread, file descriptor or memory is left
+    ├── TunUnavailableError    (OSError)              /dev/net/tun or its driver is missing
+    ├── NotPermittedError      (PermissionError)      permission denied by node, ioctl or netlink
+    ├── DeviceBusyError        (OSError)              in use by another program, or exists already
+    ├── DeviceMismatchError    (OSError)              the device is not of the requested kind
+    ├── DeviceClosedError                             this program closed the device
+    ├── DeviceLostError        (OSError)              the interface was deleted
+    ├── LinkDownError          (OSError)              a packet was sent while the link is down
+    ├── PacketError            (OSError, ValueError)  the kernel rejected the packet
+    │   └── PacketTruncatedError                      the packet is longer than the buffer
+    ├── PacketDecodeError      (ValueError)           the bytes are not a valid packet
+    ├── LinkError              (OSError)              netlink request failed, or no such link
+    └── ResourceLimitError     (OSError)              out of threads, file descriptors or memory
 
-*Closed* means that this program did it; *lost* that the world did. A class that is an ``OSError``
-is built from ``(errno, message, interface)``, so that ``errno``, ``strerror`` and ``filename`` (the
-interface's name) can be read off it. Arguments that are wrong in themselves raise a plain
+*Closed* means that this program closed the device; *lost* means that something outside this program
+ended it. The classes that are an ``OSError`` are built from ``(errno, message, interface)``: read
+``errno``, ``strerror`` and ``filename`` (the interface's name). Invalid arguments raise a plain
 ``ValueError`` or ``TypeError``, before any system call.
 """
 
@@ -40,64 +40,70 @@ __all__ = [
 
 
 class AiotunError(Exception):
-    """The root of everything that aiotun raises on its own account."""
+    """The base class of aiotun's own exceptions."""
 
     sent: int
-    """How many of the caller's packets went out before; only on what `send_many` raises."""
+    """How many of the caller's packets were sent before the error. Only `send_many` sets it."""
 
 
 class TunUnavailableError(AiotunError, OSError):
-    """This machine offers no TUN/TAP driver: no ``/dev/net/tun``, or nothing behind the node."""
+    """This machine has no ``/dev/net/tun``, or no driver behind it."""
 
 
 class NotPermittedError(AiotunError, PermissionError):
-    """EPERM or EACCES from the node, an ioctl or netlink; the text says which and what mends it."""
+    """The kernel denied permission (EPERM or EACCES) for the node, an ioctl or a netlink request.
+
+    The message names the operation that was denied and how to allow it.
+    """
 
 
 class DeviceBusyError(AiotunError, OSError):
-    """Attached elsewhere, all 256 queues taken, or there already where it must not be."""
+    """The device is in use by another program, all its 256 queues are taken, or it exists already.
+
+    An existing device is an error only for a call that must create a new one.
+    """
 
 
 class DeviceMismatchError(AiotunError, OSError):
-    """The device exists but is of another kind, or its queue or header flags differ.
+    """The device exists, but is of another kind or has other queue or header flags.
 
-    Also raised by an operation on queues that a single-queue device does not have.
+    Also raised by an operation that needs a multi-queue device, if the device has a single queue.
     """
 
 
 class DeviceClosedError(AiotunError):
-    """This program closed the device, or gave the queue up with `detach`."""
+    """This program closed the device, or called `detach` on the queue."""
 
 
 class DeviceLostError(AiotunError, OSError):
-    """The interface went away: somebody deleted it, or its namespace ended."""
+    """The interface no longer exists: it was deleted, or its network namespace was."""
 
 
 class LinkDownError(AiotunError, OSError):
-    """A packet was sent while the link is down. Nothing is lost but this packet; bring it up."""
+    """A packet was sent while the link is down. Only this packet is lost; bring the link up."""
 
 
-# OSError stands before ValueError: the other way round CPython builds the object as a ValueError,
-# and errno, strerror and filename stay None.
+# OSError must come before ValueError. In the other order CPython creates the object as a
+# ValueError, and errno, strerror and filename stay None.
 class PacketError(AiotunError, OSError, ValueError):
-    """The kernel refused this packet."""
+    """The kernel rejected this packet."""
 
 
 class PacketTruncatedError(PacketError):
-    """The caller's buffer was smaller than the packet; it holds the packet's beginning."""
+    """The packet is longer than the caller's buffer, which holds the beginning of the packet."""
 
 
 class PacketDecodeError(AiotunError, ValueError):
-    """These bytes could not be read as a packet or frame; what the parser said is chained."""
+    """The bytes are not a valid packet or frame; the parser's error is chained (``__cause__``)."""
 
 
 class LinkError(AiotunError, OSError):
-    """Netlink refused a request, or there is no such link or namespace."""
+    """A netlink request failed, or the link or the network namespace does not exist."""
 
 
 class ResourceLimitError(AiotunError, OSError):
-    """Something ran out; the text says what, and which limit to raise.
+    """A resource ran out; the message says which one, and which limit to raise.
 
-    The errno is EAGAIN where no thread can be started, EMFILE or ENFILE where no file descriptor is
-    left to the program or the machine, ENOMEM where the kernel has no memory for it.
+    The errno is EAGAIN if no thread can be started, EMFILE or ENFILE if the program or the machine
+    has no file descriptor left, and ENOMEM if the kernel has no memory left.
     """

@@ -1,8 +1,8 @@
 """Devices for code written against asyncio's transports and protocols.
 
-`create_tun_endpoint` is to `open_tun` what `loop.create_datagram_endpoint` is to a socket. Rules
-that are not said here are asyncio's own: callbacks run one after another in the loop's thread; what
-a callback raises goes to the loop's exception handler, and the transport goes on.
+`create_tun_endpoint` does for a TUN device what `loop.create_datagram_endpoint` does for a socket.
+asyncio's rules apply unless stated otherwise: callbacks run one after another in the loop's thread.
+If a callback raises, the loop's exception handler gets the error, and the transport continues.
 """
 
 from __future__ import annotations
@@ -23,44 +23,46 @@ __all__ = ["DeviceTransport", "PacketProtocol", "create_tap_endpoint", "create_t
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
-_HIGH = 64 * 1024  # bytes, as asyncio's transports have it
+_HIGH_WATER = 64 * 1024  # bytes, like asyncio's transports
 
-# How often a transport whose reading is paused looks whether its device is still there.
-_LOOK_SECONDS = 0.5
+# How often a transport whose reading is paused checks that its device still exists.
+_CHECK_SECONDS = 0.5
 
 
 class PacketProtocol(asyncio.BaseProtocol):
-    """What a `DeviceTransport` calls; derive from it, or from `asyncio.DatagramProtocol`.
+    """The protocol of a `DeviceTransport`; derive from it, or from `asyncio.DatagramProtocol`.
 
-    Besides these: `connection_made(transport)`, first; `connection_lost(exc)`, last and once, with
-    None after `close` and `abort`; `pause_writing()` and `resume_writing()` as more or fewer bytes
-    wait to be sent than the transport's limits say.
+    The transport also calls the methods of `asyncio.BaseProtocol`: first, `connection_made`, with
+    the transport; last and once, `connection_lost`, with None after `close` and `abort`, otherwise
+    with the error; and `pause_writing` and `resume_writing` when the number of bytes that wait to
+    be sent passes the transport's limits.
     """
 
     def packet_received(self, data: bytes) -> None:
-        """One packet or frame came. Called for no more once reading is paused or it is closing."""
+        """Called with each packet or frame, unless reading is paused or the transport closes."""
 
     def error_received(self, exc: OSError) -> None:
-        """A packet given to `sendto` was not sent, and why: the link is down, or it is no packet.
+        """Called when a packet given to `sendto` could not be sent; the transport continues.
 
-        A `LinkDownError`, a `PacketError`, or a `DeviceMismatchError`; the transport goes on. Never
-        called from within `sendto`, and so never within another callback: the loop calls it soon.
+        `exc` is a `LinkDownError`, a `PacketError` or a `DeviceMismatchError`. `sendto` never calls
+        this itself but has the loop call it soon, so it never runs inside another callback.
         """
 
 
 class DeviceTransport(asyncio.DatagramTransport):
-    """Packets between a device and a protocol.
+    """Passes packets between a device and a protocol.
 
     Attributes:
-        dropped: packets given to `sendto` that were not sent and not reported either: those that
-            waited when the transport was aborted or the interface went away, all that came when it
-            was closing, and those refused where the protocol has no `error_received`.
+        dropped: how many packets given to `sendto` were neither sent nor reported to the protocol:
+            packets that waited when the transport was aborted or the interface was deleted, packets
+            given to a closing transport, and packets that could not be sent while the protocol has
+            no `error_received`.
 
-    *Closing*: the device is closed right after `connection_lost`, in a thread of its own. Who wants
-    to open the interface again awaits ``transport.get_extra_info("device").aclose()`` first.
+    *Closing*: the device is closed right after `connection_lost`, in a short-lived thread. To open
+    the interface again, first await ``transport.get_extra_info("device").aclose()``.
 
-    *Cancellation*: cancelling the tasks that belong to it, as `asyncio.run` does at its end with
-    all that are left, aborts the transport.
+    *Cancellation*: if a task of the transport is cancelled, the transport is aborted. `asyncio.run`
+    does that at its end, when it cancels all remaining tasks.
     """
 
     __slots__ = (
@@ -68,16 +70,16 @@ class DeviceTransport(asyncio.DatagramTransport):
         "_buffer",
         "_closing",
         "_device",
-        "_end_watch",
-        "_high",
+        "_device_check",
+        "_ended",
+        "_high_water",
         "_loop",
-        "_low",
-        "_over",
+        "_low_water",
         "_paused",
         "_protocol",
         "_protocol_paused",
         "_reader",
-        "_received",
+        "_receive_packet",
         "_size",
         "_writer",
         "dropped",
@@ -86,30 +88,28 @@ class DeviceTransport(asyncio.DatagramTransport):
     def __init__(
         self, loop: asyncio.AbstractEventLoop, device: Device, protocol: asyncio.BaseProtocol
     ) -> None:
-        # Internal: use create_tun_endpoint or create_tap_endpoint. Raises TypeError for what is no
-        # protocol for packets.
+        # Internal: use create_tun_endpoint or create_tap_endpoint. This calls `connection_made`.
+        # Raises TypeError if the protocol can't receive packets.
         super().__init__()
         self._loop = loop
         self._device = device
         self._protocol = protocol
-        self._received: Callable[[bytes], object] = _receiver(protocol)
+        self._receive_packet: Callable[[bytes], object] = _packet_callback(protocol)
         self.dropped: int = 0
         self._reader: asyncio.Task[None] | None = None
         self._paused = False
-        self._end_watch: asyncio.TimerHandle | None = None  # while paused
-        # Packets that wait to be sent, the one that the writer is at among them.
+        self._device_check: asyncio.TimerHandle | None = None  # only while paused
+        # Packets that wait to be sent, including the one that the writer is sending.
         self._buffer: deque[bytes] = deque()
         self._size = 0
         self._writer: asyncio.Task[None] | None = None
-        self._high, self._low = _HIGH, _HIGH // 4
+        self._high_water, self._low_water = _HIGH_WATER, _HIGH_WATER // 4
         self._protocol_paused = False
         self._closing = False
-        self._over = False  # connection_lost was called, or will be in this turn of the loop
-
-    def _begin(self) -> None:
-        """Tell the protocol, then read. Nothing is read before `connection_made` was called."""
-        self._call(self._protocol.connection_made, self)
-        self._resume()
+        self._ended = False  # connection_lost was called, or is scheduled
+        # Read only after `connection_made`, which may pause reading.
+        self._call(protocol.connection_made, self)
+        self._start_reading()
 
     def __repr__(self) -> str:
         state = "closing" if self._closing else "paused" if self._paused else "reading"
@@ -118,13 +118,13 @@ class DeviceTransport(asyncio.DatagramTransport):
     # State
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Give what lies under the transport.
+        """Return information about the device.
 
         Args:
-            name: ``"name"``, the interface's present name (str); ``"device"``, the `TunDevice` or
-                `TapDevice`; ``"fd"``, its file descriptor (int), where it has a single queue and is
-                open.
-            default: given for anything else.
+            name: ``"name"`` for the interface's current name (str), ``"device"`` for the
+                `TunDevice` or `TapDevice`, or ``"fd"`` for its file descriptor (int), if the device
+                has a single queue and is open.
+            default: returned for any other name.
         """
         if name == "name":
             return self._device.name
@@ -135,53 +135,55 @@ class DeviceTransport(asyncio.DatagramTransport):
         return default
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Have another protocol called from now on; not its `connection_made`.
+        """Switch to another protocol. Its `connection_made` is not called.
 
         Raises:
-            TypeError: it has neither `packet_received` nor `datagram_received`.
+            TypeError: the protocol has neither `packet_received` nor `datagram_received`.
         """
-        self._received = _receiver(protocol)
+        self._receive_packet = _packet_callback(protocol)
         self._protocol = protocol
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        """The protocol that is called."""
+        """Return the current protocol."""
         return self._protocol
 
     def is_closing(self) -> bool:
-        """Whether `close` or `abort` was called, or the interface is gone."""
+        """Return whether `close` or `abort` was called, or the interface was deleted."""
         return self._closing
 
     # Receiving
 
     def is_reading(self) -> bool:
-        """Whether packets are received: neither paused nor closing."""
+        """Return whether packets are received: the transport is neither paused nor closing."""
         return not self._paused and not self._closing
 
     def pause_reading(self) -> None:
-        """Call `packet_received` no more, until `resume_reading`.
+        """Stop calling `packet_received` until `resume_reading` is called.
 
-        Packets wait in the kernel meanwhile, and are dropped and counted there (`tx_dropped`) when
-        its queue is full. That the device is closed or lost is noticed within half a second. May
-        be called again.
+        Meanwhile packets wait in the kernel, which drops and counts them (`tx_dropped`) when its
+        queue is full. If the device is closed or lost, the transport notices it within half a
+        second. Calling this again has no effect.
         """
         self._paused = True
         self._stop_reading()
-        self._watch_end()
+        self._schedule_device_check()
 
     def resume_reading(self) -> None:
-        """Undo `pause_reading`. May be called again."""
+        """Undo `pause_reading`. Calling this again has no effect."""
         self._paused = False
         if self._reader is None:
-            self._loop.call_soon(self._resume)
+            self._loop.call_soon(self._start_reading)
 
-    def _resume(self) -> None:
+    def _start_reading(self) -> None:
         if self._reader is None and self.is_reading():
-            self._unwatch_end()
-            # Not by the loop's factory: an eager task would call the protocol from within a call.
+            self._cancel_device_check()
+            # Not with the loop's task factory: an eager task would run at once, and call the
+            # protocol inside another callback.
             self._reader = asyncio.Task(self._read(), loop=self._loop)
 
     def _stop_reading(self) -> None:
-        # From within a callback the reader cancels itself so, and finds that it is no more.
+        # If a callback calls this, the reader cancels itself. It then sees that it is no longer
+        # the transport's reader, and stops.
         if self._reader is not None:
             self._reader.cancel()
             self._reader = None
@@ -189,38 +191,40 @@ class DeviceTransport(asyncio.DatagramTransport):
     async def _read(self) -> None:
         me = self._reader
         try:
-            # A cancelled recv has taken no packet, so pausing loses none.
+            # A cancelled recv takes no packet, so pausing loses none.
             while self._reader is me and self.is_reading():
                 packet = await self._device.recv()
-                self._call(self._received, packet)
+                self._call(self._receive_packet, packet)
         except asyncio.CancelledError:
-            if self._reader is me:  # not by us
+            if self._reader is me:  # something else than _stop_reading cancelled this task
                 self.abort()
             raise
         except DeviceClosedError:
-            self.abort()  # the device itself was closed, by somebody who has it, too
+            self.abort()  # the program closed the device instead of the transport
         except OSError as error:
-            self._fail(error)
+            self._close_now(error)
         finally:
             if self._reader is me:
                 self._reader = None
 
-    # Whoever waits for a packet is woken when the device is closed or lost. While reading is paused
-    # nobody does. To wait all the same, for nothing but the end, is no way out: packets that nobody
-    # wants would wake us again and again.
+    # A task that waits in `recv` learns when the device is closed or lost, but no task waits while
+    # reading is paused. So a timer checks the device then. We can't wait for readiness instead: the
+    # packets that stay unread would wake us up again and again.
 
-    def _watch_end(self) -> None:
-        if self._end_watch is None and not self._closing:
-            # Held weakly: a transport that its user dropped can be collected, and warn.
-            self._end_watch = self._loop.call_later(_LOOK_SECONDS, _look, weakref.ref(self))
+    def _schedule_device_check(self) -> None:
+        if self._device_check is None and not self._closing:
+            # The timer holds only a weak reference, so that a transport that the program no longer
+            # references can be collected, and emit its ResourceWarning.
+            check = weakref.WeakMethod(self._check_device)
+            self._device_check = self._loop.call_later(_CHECK_SECONDS, _call_if_alive, check)
 
-    def _unwatch_end(self) -> None:
-        if self._end_watch is not None:
-            self._end_watch.cancel()
-            self._end_watch = None
+    def _cancel_device_check(self) -> None:
+        if self._device_check is not None:
+            self._device_check.cancel()
+            self._device_check = None
 
-    def _look_for_end(self) -> None:
-        self._end_watch = None
+    def _check_device(self) -> None:
+        self._device_check = None
         if self._device.closed:
             self.abort()
             return
@@ -229,38 +233,42 @@ class DeviceTransport(asyncio.DatagramTransport):
                 if not queue.closed:
                     ioctl.get_flags(queue.fileno(), self._device.name)
         except OSError as error:
-            if error.errno != errno.ENOTTY:  # a device in memory, which has no interface to lose
-                self._fail(error)
+            # ENOTTY: a device from `aiotun.testing`, which has no interface in the kernel.
+            if error.errno != errno.ENOTTY:
+                self._close_now(error)
                 return
-        self._watch_end()
+        self._schedule_device_check()
 
     # Sending
 
     def sendto(self, data: bytes | bytearray | memoryview, addr: None = None) -> None:  # type: ignore[override]  # there are no addresses
         """Send one packet, or keep it until the kernel's send buffer has room.
 
-        What the kernel does not take goes to `error_received`. Of what is called after the
-        transport was closed nothing is sent; it is counted in `dropped`.
+        If the packet can't be sent, the protocol's `error_received` is called. Once the transport
+        is closing, this drops the packet and counts it in `dropped`.
 
         Args:
-            data: a whole packet or frame. It may be changed when this has returned.
-            addr: None, which `datagram_received` gives. A packet has its addresses in itself.
+            data: a whole packet or frame. The caller may change it after this returns.
+            addr: None, like the address that `datagram_received` gets. The packet itself contains
+                its addresses.
 
         Raises:
-            TypeError: `data` is not bytes-like.
+            TypeError: `data` is not a bytes-like object.
             ValueError: `addr` is not None.
         """
         if not isinstance(data, bytes | bytearray | memoryview):
-            raise TypeError(f"data is a bytes-like object, not {type(data).__name__}")
+            raise TypeError(f"data must be a bytes-like object, got {type(data).__name__}")
         if addr is not None:
-            raise ValueError(f"addr is None, not {addr!r}: a packet has its addresses in itself")
+            raise ValueError(
+                f"addr must be None, got {addr!r}: the packet itself contains its addresses"
+            )
         if self._closing:
             self.dropped += 1
             return
         if isinstance(data, memoryview) and not (
             data.ndim == data.itemsize == 1 and data.c_contiguous
         ):
-            data = data.tobytes()  # len() would count items, and they may lie apart
+            data = data.tobytes()  # len() counts items, not bytes, and they may be apart in memory
         if not self._buffer:
             try:
                 self._device.send_nowait(data)
@@ -275,10 +283,10 @@ class DeviceTransport(asyncio.DatagramTransport):
         self._size += len(data)
         if self._writer is None:
             self._writer = asyncio.Task(self._write(), loop=self._loop)
-        self._check_high()
+        self._pause_protocol_if_full()
 
     async def _write(self) -> None:
-        """Send what waits, in order; ends when nothing does."""
+        """Send the waiting packets in order. Returns when there are none left."""
         buffer = self._buffer
         try:
             while buffer:
@@ -286,17 +294,17 @@ class DeviceTransport(asyncio.DatagramTransport):
                     await self._device.send(buffer[0])
                 except (AiotunError, OSError) as error:
                     self._not_sent(error)
-                    if self._over:
+                    if self._ended:
                         return
                 self._size -= len(buffer.popleft())
-                self._check_low()
+                self._resume_protocol_if_drained()
         except asyncio.CancelledError:
             self.abort()
             raise
         finally:
             self._writer = None
-        if self._closing and not self._over:
-            self._end(None)
+        if self._closing and not self._ended:
+            self._schedule_connection_lost(None)
 
     def _not_sent(self, error: AiotunError | OSError, *, soon: bool = False) -> None:
         if isinstance(error, DeviceClosedError):
@@ -304,105 +312,109 @@ class DeviceTransport(asyncio.DatagramTransport):
             self.abort()
         elif isinstance(error, DeviceLostError):
             self.dropped += not self._buffer
-            self._fail(error)
+            self._close_now(error)
         else:
-            told = getattr(self._protocol, "error_received", None)
-            if told is None:
+            error_received = getattr(self._protocol, "error_received", None)
+            if error_received is None:
                 self.dropped += 1
             elif soon:
-                # The caller of `sendto` may be in the middle of a callback.
-                self._loop.call_soon(self._call, told, error)
+                # The caller of `sendto` may be a callback, and callbacks must not overlap.
+                self._loop.call_soon(self._call, error_received, error)
             else:
-                self._call(told, error)
+                self._call(error_received, error)
 
     # Flow control
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Set at how many waiting bytes the protocol is told to pause and to resume writing.
+        """Set the limits, in bytes that wait to be sent, at which the protocol pauses and resumes.
 
         Args:
-            high: `pause_writing` is called when more than this wait; 64 KiB, or four times `low`,
-                unless given.
-            low: `resume_writing` is called when this or less do; a quarter of `high` unless given.
+            high: `pause_writing` is called when more bytes than this wait. The default is four
+                times `low` if that is given, otherwise 64 KiB.
+            low: `resume_writing` is called when this many bytes or fewer wait. The default is a
+                quarter of `high`.
 
         Raises:
             ValueError: not ``high >= low >= 0``.
         """
         if high is None:
-            high = _HIGH if low is None else 4 * low
+            high = _HIGH_WATER if low is None else 4 * low
         if low is None:
             low = high // 4
         if not high >= low >= 0:
-            raise ValueError(f"high ({high}) must be at least low ({low}), and low at least 0")
-        self._high, self._low = high, low
-        self._check_high()
+            raise ValueError(
+                f"high must be at least low, and low at least 0; got high={high}, low={low}"
+            )
+        self._high_water, self._low_water = high, low
+        self._pause_protocol_if_full()
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
-        """The limits, as ``(low, high)``, in bytes."""
-        return self._low, self._high
+        """Return the limits, as ``(low, high)``, in bytes."""
+        return self._low_water, self._high_water
 
     def get_write_buffer_size(self) -> int:
-        """How many bytes wait to be sent."""
+        """Return how many bytes wait to be sent."""
         return self._size
 
-    def _check_high(self) -> None:
-        if self._size > self._high and not self._protocol_paused:
+    def _pause_protocol_if_full(self) -> None:
+        if self._size > self._high_water and not self._protocol_paused:
             self._protocol_paused = True
             self._call(self._protocol.pause_writing)
 
-    def _check_low(self) -> None:
-        if self._size <= self._low and self._protocol_paused:
+    def _resume_protocol_if_drained(self) -> None:
+        if self._size <= self._low_water and self._protocol_paused:
             self._protocol_paused = False
             self._call(self._protocol.resume_writing)
 
     # The end
 
     def close(self) -> None:
-        """Receive no more, send what waits, then call `connection_lost(None)`. May be repeated.
+        """Stop receiving, send the waiting packets, then call `connection_lost(None)`.
 
-        While the kernel's send buffer is full, or the far end of it stuck, this takes its time;
-        `abort` doesn't.
+        The transport waits for as long as the kernel's send buffer is full, which may be forever;
+        use `abort` to close without waiting. Calling this again has no effect.
         """
         if not self._closing:
             self._closing = True
             self._stop_reading()
             if self._writer is None:
-                self._end(None)
+                self._schedule_connection_lost(None)
 
     def abort(self) -> None:
-        """Close at once. What waits to be sent is dropped, and counted in `dropped`."""
-        self._fail(None)
+        """Close at once. Packets that wait to be sent are dropped, and counted in `dropped`."""
+        self._close_now(None)
 
-    def _fail(self, error: BaseException | None) -> None:
-        if not self._over:
+    def _close_now(self, error: BaseException | None) -> None:
+        if not self._ended:
             self._closing = True
             self._stop_reading()
-            self._end(error)
+            self._schedule_connection_lost(error)
 
-    def _end(self, error: BaseException | None) -> None:
-        self._over = True
-        self._unwatch_end()
+    def _schedule_connection_lost(self, error: BaseException | None) -> None:
+        # Packets that still wait are dropped.
+        self._ended = True
+        self._cancel_device_check()
         self.dropped += len(self._buffer)
         self._buffer.clear()
         self._size = 0
         writer, self._writer = self._writer, None
-        if writer is not None:  # which may be who calls this
+        if writer is not None:  # the writer task itself may be the caller
             writer.cancel()
-        self._loop.call_soon(self._lose, error)
+        self._loop.call_soon(self._connection_lost, error)
 
-    def _lose(self, error: BaseException | None) -> None:
+    def _connection_lost(self, error: BaseException | None) -> None:
         try:
             self._call(self._protocol.connection_lost, error)
         finally:
             self._device.close()
 
     def _call(self, callback: Callable[..., object], *args: object) -> None:
-        """Call the protocol, as the loop calls a callback."""
+        """Call the protocol, and give what it raises to the loop's exception handler."""
         try:
             callback(*args)
         except (SystemExit, KeyboardInterrupt):
             raise
-        except BaseException as error:  # noqa: BLE001 - it goes where asyncio's own would go
+        except BaseException as error:  # noqa: BLE001 - asyncio's transports do the same
             name = getattr(callback, "__name__", repr(callback))
             self._loop.call_exception_handler(
                 {
@@ -414,21 +426,21 @@ class DeviceTransport(asyncio.DatagramTransport):
             )
 
 
-def _look(reference: weakref.ref[DeviceTransport]) -> None:
-    transport = reference()
-    if transport is not None:
-        transport._look_for_end()
+def _call_if_alive(reference: weakref.WeakMethod[Callable[[], None]]) -> None:
+    method = reference()
+    if method is not None:
+        method()
 
 
-def _receiver(protocol: asyncio.BaseProtocol) -> Callable[[bytes], object]:
-    """What of a protocol takes packets."""
-    received: Callable[[bytes], object] | None = getattr(protocol, "packet_received", None)
-    if received is not None:
-        return received
+def _packet_callback(protocol: asyncio.BaseProtocol) -> Callable[[bytes], object]:
+    """Return the method of a protocol that receives packets."""
+    packet_received: Callable[[bytes], object] | None = getattr(protocol, "packet_received", None)
+    if packet_received is not None:
+        return packet_received
     datagram_received = getattr(protocol, "datagram_received", None)
     if datagram_received is None:
         raise TypeError(
-            f"{protocol!r} has no packet_received and no datagram_received; derive it from "
+            f"{protocol!r} has neither packet_received nor datagram_received; derive it from "
             "aiotun.PacketProtocol or asyncio.DatagramProtocol"
         )
     return lambda data: datagram_received(data, None)
@@ -440,19 +452,24 @@ async def create_tun_endpoint(
     """Open a TUN device and give its packets to a protocol; see `PacketProtocol`.
 
     Args:
-        factory: called once the device is open; gives the protocol, which has `packet_received` or
-            at least `datagram_received`, called with the address None.
+        factory: called without arguments once the device is open; returns the protocol. The
+            protocol must have `packet_received` or `datagram_received`; the latter is called with
+            the address None.
         name, options: as for `open_tun`.
 
     Returns:
         The transport and the protocol, whose `connection_made` has been called.
 
     Raises:
-        TypeError: that is no protocol for packets; or an argument is wrong, as is `ValueError`.
-        AiotunError: as awaiting `open_tun` raises. What `factory` raises comes out, too. In each
-            case nothing stays open.
+        TypeError: the protocol can't receive packets, or an argument is invalid.
+        ValueError: an argument is invalid.
+        AiotunError: as awaiting `open_tun` raises.
+        Exception: whatever `factory` raises.
 
-    *Cancellation*: as `open_tun`; `factory` is called when nothing can be cancelled any more.
+    If this raises, it leaves nothing open.
+
+    *Cancellation*: as `open_tun`. `factory` is called last, when the opening can't be cancelled any
+    more.
 
     *Concurrency*: as `open_tun`. Callbacks of one transport never overlap.
     """
@@ -468,7 +485,7 @@ async def create_tap_endpoint(
         factory: as for `create_tun_endpoint`.
         name, options: as for `open_tap`.
 
-    Returns and raises what that does.
+    Returns and raises as `create_tun_endpoint`.
 
     *Cancellation*, *Concurrency*: as `create_tun_endpoint`.
     """
@@ -479,9 +496,7 @@ async def _connect(opener: Opener[Any], factory: Callable[[], P]) -> tuple[Devic
     device = await opener
     try:
         protocol = factory()
-        transport = DeviceTransport(asyncio.get_running_loop(), device, protocol)
+        return DeviceTransport(asyncio.get_running_loop(), device, protocol), protocol
     except BaseException:
         await device.aclose()
         raise
-    transport._begin()
-    return transport, protocol

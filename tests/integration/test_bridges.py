@@ -84,17 +84,17 @@ class TestCreating:
         ("options", "error", "said"),
         [
             ({"name": "a" * 16}, ValueError, "1 to 15"),
-            ({"name": "br%d"}, ValueError, "spell it out"),
+            ({"name": "br%d"}, ValueError, "write the number"),
             ({"name": 7}, TypeError, "must be a str"),
-            ({"stp": 1}, TypeError, "stp is True or False"),
-            ({"up": None}, TypeError, "up is True or False"),
+            ({"stp": 1}, TypeError, "stp must be True or False"),
+            ({"up": None}, TypeError, "up must be True or False"),
             ({"mac": "01:00:00:00:00:01"}, ValueError, "multicast"),
-            ({"forward_delay": 15}, ValueError, "goes with stp=True"),
+            ({"forward_delay": 15}, ValueError, "needs stp=True"),
             ({"forward_delay": 1.9, "stp": True}, ValueError, "2 to 30 seconds"),
             ({"forward_delay": 31, "stp": True}, ValueError, "2 to 30 seconds"),
             ({"forward_delay": float("nan"), "stp": True}, ValueError, "2 to 30 seconds"),
             ({"forward_delay": "15", "stp": True}, TypeError, "number of seconds"),
-            ({"netns": ""}, ValueError, "no name or path"),
+            ({"netns": ""}, ValueError, "not a valid name or path"),
         ],
     )
     async def test_create_bridge_refuses_invalid_arguments(
@@ -174,7 +174,7 @@ class TestDeleting:
         if name == "old0":
             make("old0", kind)
         before = link(name)
-        with pytest.raises(aiotun.DeviceMismatchError, match=f"{name} is no bridge") as caught:
+        with pytest.raises(aiotun.DeviceMismatchError, match=f"{name} is not a bridge") as caught:
             await aiotun.delete_bridge(name)
         assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, name)
         assert ("'tun'" in str(caught.value)) == (name == "old0")
@@ -188,7 +188,7 @@ class TestDeleting:
     async def test_delete_bridge_refuses_invalid_arguments(self) -> None:
         with pytest.raises(ValueError, match="1 to 15"):
             await aiotun.delete_bridge("")
-        with pytest.raises(TypeError, match="netns is"):
+        with pytest.raises(TypeError, match="netns must be"):
             await aiotun.delete_bridge("br0", netns=True)
 
     async def test_cancelled_it_is_deleted_all_the_same(self) -> None:

@@ -204,7 +204,7 @@ class TestDel:
     def test_deleting_an_interface_that_is_neither_tun_nor_tap_is_refused(
         self, command: Command
     ) -> None:
-        command("del lo").refused(1, "lo is no TUN or TAP device")
+        command("del lo").refused(1, "lo is not a TUN or TAP device")
 
     def test_deleting_a_device_that_a_program_holds_is_refused(self, command: Command) -> None:
         with held("old0", Iff.TAP | Iff.NO_PI):

@@ -458,7 +458,7 @@ def test_an_interface_that_is_deleted_is_one_line(example: str, loop: list[str])
 def test_a_name_that_is_busy_is_one_line(example: str, loop: list[str]) -> None:
     with start(PING, "--name", "ex0") as service:
         done = run(example, "--name", "ex0", "--address", "10.85.0.1/24", *loop)
-        check_failure(done, 1, "another program holds the only queue of ex0")
+        check_failure(done, 1, "the only queue of ex0 is in use")
         # The other program's interface was not changed.
         assert "10.85.0.1" not in str(ip("addr"))
         assert service.end() == ""

@@ -289,7 +289,7 @@ class TestCancelledWithoutAThread:
                 raise PermissionError(errno.EPERM, "Operation not permitted")
 
             with no_threads(), monkeypatch.context() as patch:
-                patch.setattr(threads, "_setns", refuse)
+                patch.setattr(threads, "setns_always", refuse)
                 with pytest.raises(asyncio.CancelledError):
                     await task
             assert inode() == here

@@ -150,14 +150,14 @@ class TestCreating:
             ({"name": 7}, TypeError, "must be a str"),
             ({"mode": "veth"}, ValueError, "'tun' or 'tap'"),
             ({"mode": None}, ValueError, "'tun' or 'tap'"),
-            ({"multi_queue": 1}, TypeError, "multi_queue is True or False"),
-            ({"vnet_header": 1}, TypeError, "vnet_header is True or False"),
-            ({"packet_info": "yes"}, TypeError, "packet_info is True or False"),
+            ({"multi_queue": 1}, TypeError, "multi_queue must be True or False"),
+            ({"vnet_header": 1}, TypeError, "vnet_header must be True or False"),
+            ({"packet_info": "yes"}, TypeError, "packet_info must be True or False"),
             ({"owner": "nobody-of-that-name"}, ValueError, "no such user"),
             ({"group": "nobody-of-that-name"}, ValueError, "no such group"),
-            ({"owner": -1}, ValueError, "owner may be"),
-            ({"group": True}, TypeError, "group is an int"),
-            ({"netns": -1}, ValueError, "is no fd"),
+            ({"owner": -1}, ValueError, "owner must be"),
+            ({"group": True}, TypeError, "group must be an int"),
+            ({"netns": -1}, ValueError, "not a valid fd"),
         ],
     )
     async def test_create_persistent_refuses_invalid_arguments(
@@ -293,7 +293,7 @@ class TestDeleting:
         if kind == "bridge":
             ip("link", "add", "old0", "type", "bridge")
         before = state(name)
-        with pytest.raises(aiotun.DeviceMismatchError, match="no TUN or TAP device") as caught:
+        with pytest.raises(aiotun.DeviceMismatchError, match="not a TUN or TAP device") as caught:
             await aiotun.delete_persistent(name)
         assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, name)
         assert changes(name, before) == []
@@ -307,7 +307,7 @@ class TestDeleting:
     async def test_delete_persistent_refuses_invalid_arguments(self) -> None:
         with pytest.raises(ValueError, match="1 to 15"):
             await aiotun.delete_persistent("")
-        with pytest.raises(TypeError, match="netns is"):
+        with pytest.raises(TypeError, match="netns must be"):
             await aiotun.delete_persistent("old0", netns=True)
 
     @pytest.mark.parametrize("persist", [True, False])
@@ -358,7 +358,7 @@ class TestDeleting:
             return original()
 
         monkeypatch.setattr(ioctl, "open_node", open_node)
-        with pytest.raises(aiotun.LinkError, match="meanwhile") as caught:
+        with pytest.raises(aiotun.LinkError, match="deleted by another program") as caught:
             await aiotun.delete_persistent("old0")
         assert (caught.value.errno, caught.value.filename) == (errno.ENODEV, "old0")
         assert names() == (["old0"] if again else [])
@@ -431,7 +431,7 @@ class TestListing:
             assert device.name == "tun0"
 
     async def test_list_devices_refuses_a_netns_of_the_wrong_type(self) -> None:
-        with pytest.raises(TypeError, match="netns is"):
+        with pytest.raises(TypeError, match="netns must be"):
             await aiotun.list_devices(netns=1.5)  # type: ignore[arg-type]
 
 
@@ -503,7 +503,7 @@ class TestOrdinaryUsers:
         make("old0", "tap", "user", "1")
         kind, code, name, text = self.ask("delete_persistent('old0')")
         assert (kind, code, name) == ("NotPermittedError", errno.EPERM, "old0")
-        assert "belongs to another user or group; delete it as that one, or as root" in text
+        assert "belongs to another user or group; delete it as its owner, or as root" in text
         assert tun_data("old0")["persist"]
 
     def test_listing_takes_no_privilege(self) -> None:

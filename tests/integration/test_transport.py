@@ -162,9 +162,9 @@ async def test_a_tap_endpoint_delivers_frames() -> None:
 
 async def test_invalid_packets_are_refused_or_reported_later() -> None:
     async with endpoint() as (transport, protocol, _):
-        with pytest.raises(TypeError, match="not str"):
+        with pytest.raises(TypeError, match="got str"):
             transport.sendto("text")
-        with pytest.raises(ValueError, match="addresses in itself"):
+        with pytest.raises(ValueError, match="contains its addresses"):
             transport.sendto(b"x", ("10.0.0.1", 1))
         transport.sendto(b"")
         transport.sendto(b"\x00 no packet")

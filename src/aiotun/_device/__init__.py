@@ -1,1 +1,1 @@
-"""The parts of `aiotun.device`: what can be asked for, and how a device is opened."""
+"""The parts of `aiotun.device`: the options, opening a device, persistent devices and bridges."""

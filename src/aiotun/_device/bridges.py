@@ -1,4 +1,4 @@
-"""Bridges: what joins TAP devices, and a machine's wires, to one network; by rtnetlink(7)."""
+"""Bridges, which join TAP devices and other interfaces to one network; by rtnetlink(7)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 __all__ = ["create_bridge", "delete_bridge"]
 
-# br_private.h: BR_MIN_FORWARD_DELAY and BR_MAX_FORWARD_DELAY, in seconds. With STP the kernel moves
-# what is out of range into it without a word.
+# br_private.h: BR_MIN_FORWARD_DELAY and BR_MAX_FORWARD_DELAY, in seconds. With STP the kernel
+# silently replaces a value that is out of range by the nearest limit.
 _DELAY_MIN, _DELAY_MAX = 2, 30
 
 
-# What a Link can set afterwards (addresses, MTU, alias) is left to it. The MAC is not: of the one
-# that it comes up with a bridge makes its IPv6 link-local address. VLAN filtering is left out: it
-# is of no use without a way to say which interface is in which VLAN.
+# Addresses, MTU and alias are not options here, because a `Link` can set them afterwards. The MAC
+# is an option, because a bridge makes its IPv6 link-local address from the MAC that it comes up
+# with. VLAN filtering is not supported: we have no way to say which interface is in which VLAN.
 async def create_bridge(
     name: str,
     *,
@@ -38,38 +38,42 @@ async def create_bridge(
 ) -> None:
     """Create a bridge (RTM_NEWLINK with the kind ``bridge``).
 
-    A TAP device joins it with ``open_tap(bridge=...)`` or `Link.set_master`, another interface with
-    the latter. ``Link(name)`` gives it addresses and an MTU. It stays until it is deleted.
+    A TAP device joins the bridge with ``open_tap(bridge=...)``, and any interface joins it with
+    `Link.set_master`. Use ``Link(name)`` to set the bridge's addresses and its MTU. The bridge
+    stays until it is deleted.
 
     Args:
-        name: its name, 1 to 15 bytes; taken as it is, without a ``%d``.
-        stp: whether it runs the spanning tree protocol (IFLA_BR_STP_STATE), which finds loops
-            between bridges. Each interface that joins then waits twice the forward delay before
-            anything passes.
+        name: the name, 1 to 15 bytes, without ``%d``.
+        stp: whether the bridge runs the spanning tree protocol (IFLA_BR_STP_STATE), which finds
+            loops between bridges. An interface that joins then waits twice the forward delay before
+            it forwards packets.
         forward_delay: that delay in seconds (IFLA_BR_FORWARD_DELAY), 2 to 30; the kernel's default
-            is 15. Goes with `stp` only: without it nothing waits.
-        mac: its hardware address, such as ``"02:00:00:00:00:01"``. Without one it has the lowest of
-            its interfaces' addresses, which changes as they come and go.
-        up: whether it comes up.
+            is 15. Only valid with `stp`, because no interface waits without it.
+        mac: the hardware address, such as ``"02:00:00:00:00:01"``. By default a bridge has the
+            lowest address of its interfaces, which changes when interfaces join and leave.
+        up: whether to bring the bridge up.
         netns: the network namespace to create it in: a `Namespace`, a name under /run/netns, a
             path or an open fd; None is the calling thread's.
 
     Raises:
-        TypeError, ValueError: an argument is wrong.
+        TypeError, ValueError: an argument is invalid.
         DeviceBusyError: an interface of that name exists already (EEXIST).
-        LinkError: there is no such namespace (ENOENT), or the kernel refused.
-        NotPermittedError: CAP_NET_ADMIN is missing there.
+        LinkError: the namespace does not exist (ENOENT), or the kernel rejected the request.
+        NotPermittedError: CAP_NET_ADMIN is missing in the namespace.
         ResourceLimitError: no thread can be started, or no file descriptor or memory is left.
 
-    *Cancellation*: the request is waited for (a few ms) and undone: no bridge is left.
+    *Cancellation*: waits until the request ends (a few ms) and deletes the bridge again.
 
-    *Concurrency*: may be called any number of times at once; of several for one name one succeeds.
+    *Concurrency*: calls may overlap. Of several calls for one name, one succeeds.
     """
     if "%" in check_name(name):
-        raise ValueError(f"{name!r} has a '%', but no number is picked for a bridge; spell it out")
+        raise ValueError(
+            f"{name!r} is not a valid name for a bridge: the kernel picks no number for '%d'; "
+            "write the number"
+        )
     switch("stp", stp)
     switch("up", up)
-    delay = None if forward_delay is None else _hundredths(forward_delay, stp)
+    delay = None if forward_delay is None else _centiseconds(forward_delay, stp)
     address = None if mac is None else parse_mac(mac)
     namespaces.check_netns(netns)
 
@@ -88,31 +92,32 @@ async def create_bridge(
         return in_session(create)
 
     def undo(made: LinkInfo) -> None:
-        with contextlib.suppress(AiotunError):  # somebody else may have deleted it
+        with contextlib.suppress(AiotunError):  # another program may have deleted it
             in_session(lambda session: session.delete(made))
 
     await threads.run_in(netns, function, undo=undo)
 
 
 async def delete_bridge(name: str, netns: namespaces.NetnsArg | None = None) -> None:
-    """Delete a bridge (RTM_DELLINK), up or not. The interfaces in it stay, each by itself.
+    """Delete a bridge (RTM_DELLINK), up or not. The interfaces that are in it stay.
 
     Args:
-        name: its name.
+        name: the bridge's name.
         netns: the network namespace that it is in: a `Namespace`, a name under /run/netns, a path
             or an open fd; None is the calling thread's.
 
     Raises:
-        TypeError, ValueError: an argument is wrong.
-        DeviceMismatchError: the interface is no bridge; it is left alone.
-        LinkError: there is no such interface (ENODEV) or namespace (ENOENT), or the kernel refused.
-        NotPermittedError: CAP_NET_ADMIN is missing there.
+        TypeError, ValueError: an argument is invalid.
+        DeviceMismatchError: the interface is not a bridge. It was not changed.
+        LinkError: the interface (ENODEV) or the namespace (ENOENT) does not exist, or the kernel
+            rejected the request.
+        NotPermittedError: CAP_NET_ADMIN is missing in the namespace.
         ResourceLimitError: no thread can be started, or no file descriptor or memory is left.
 
-    *Cancellation*: the request is not interrupted. It is waited for (a few ms), and then the
-    cancellation goes through, with the bridge deleted.
+    *Cancellation*: can't interrupt the request. The call waits until it ends (a few ms), and then
+    raises CancelledError; the bridge is deleted.
 
-    *Concurrency*: may be called any number of times at once.
+    *Concurrency*: calls may overlap.
     """
     check_name(name)
     namespaces.check_netns(netns)
@@ -120,9 +125,9 @@ async def delete_bridge(name: str, netns: namespaces.NetnsArg | None = None) -> 
     async def delete(session: Session) -> None:
         info = await session.get(name)
         if (kind := await session.kind(info)) != "bridge":
-            what = "" if kind is None else f" but of the kind {kind!r}"
+            what = "" if kind is None else f" but an interface of the kind {kind!r}"
             text = (
-                f"{name} is no bridge{what}, and was left alone; look at 'ip -d link show {name}'"
+                f"{name} is not a bridge{what}, so it was not deleted; see 'ip -d link show {name}'"
             )
             raise DeviceMismatchError(errno.EINVAL, text, name)
         await session.delete(info)
@@ -133,13 +138,13 @@ async def delete_bridge(name: str, netns: namespaces.NetnsArg | None = None) -> 
     await threads.run_in(netns, function)
 
 
-def _hundredths(seconds: float, stp: bool) -> int:
+def _centiseconds(seconds: float, stp: bool) -> int:
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(f"forward_delay is a number of seconds, not {seconds!r}")
+        raise TypeError(f"forward_delay must be a number of seconds, got {seconds!r}")
     if not stp:
-        raise ValueError("forward_delay goes with stp=True: without it no interface waits")
+        raise ValueError("forward_delay needs stp=True: no interface waits without it")
     if not _DELAY_MIN <= seconds <= _DELAY_MAX:
         raise ValueError(
-            f"forward_delay may be {_DELAY_MIN} to {_DELAY_MAX} seconds, not {seconds}"
+            f"forward_delay must be {_DELAY_MIN} to {_DELAY_MAX} seconds, got {seconds}"
         )
     return round(seconds * 100)

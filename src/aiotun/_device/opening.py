@@ -1,7 +1,7 @@
-"""Opening a device: attach the queues, configure the link, and take it all back if that fails.
+"""Opening a device: attach the queues, configure the link, and undo every step if one fails.
 
-All of it is blocking and runs in one short-lived thread, in the device's network namespace. It is
-done in an order in which every step but the last ones can be undone.
+All of this blocks, and runs in one short-lived thread in the device's network namespace. The steps
+that can't be undone come last.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Undo = Callable[["Session"], Awaitable[None]]
 
 
 class Before(NamedTuple):
-    """What was on an interface before it was touched."""
+    """The configuration of an interface before the opening changed it."""
 
     info: LinkInfo
     addresses: list[LinkAddress]
@@ -49,74 +49,76 @@ class Before(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """What an opening came to: queues and an interface, owned by whoever takes this."""
+    """The result of an opening: queues and an interface, which the receiver owns."""
 
     fds: list[int]
     interface: Interface
 
 
 class _AbortedError(Exception):
-    """The task that wanted the device was cancelled. Never leaves this module."""
+    """The opening was aborted. Users never see this error: their task gets a CancelledError."""
 
 
 class Opening:
-    """One opening. `run` and `undo` are called in a thread, `abort` from anywhere."""
+    """One opening. Call `run` and `undo` in a short-lived thread, and `abort` in any thread."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._fds: list[int] = []
         self._name = ""
         self._created = False
-        # How to take back each step done on an interface that existed before, the first one first.
-        self._undo: list[Undo] = []
+        # The functions that undo the steps done on an interface that existed before, in the order
+        # of the steps.
+        self._undo_steps: list[Undo] = []
+        # The values before this opening changed them; None if it did not.
         self._before: Before | None = None
-        self._persisted: bool | None = None  # what it was before that was changed
-        self._carried: bool | None = None
+        self._persist_before: bool | None = None
+        self._carrier_before: bool | None = None
         self._aborted = threading.Event()
 
     def abort(self) -> None:
-        """Ask `run`, which may be under way, to stop after the step that it is at."""
+        """Tell `run`, which may be running in another thread, to stop after its current step."""
         self._aborted.set()
 
     def run(self) -> Opened:
         """Open the device.
 
         Raises:
-            AiotunError: a step failed, and what was done before is undone.
+            AiotunError: a step failed. The steps before it are undone.
         """
         namespace = namespaces.NamespaceFd(namespaces.open_netns(self._options.netns))
         namespaces.setns(namespace.fd)
         try:
-            self._attach()
+            self._attach_queues()
             index = ioctl.get_index(self._name)
             info = in_session(lambda session: self._set_up(session, index))
-            self._hand_over(info)
+            self._set_ownership(info)
         except BaseException:
-            self._take_all_back(namespace)
-            del namespace  # or the error's traceback would hold it, for as long as anybody has that
+            self._undo_all(namespace)
+            del namespace  # otherwise the error's traceback would keep the namespace open
             raise
         return Opened(self._fds, Interface(info.name, info.index, info.mtu, namespace))
 
     def undo(self, opened: Opened) -> None:
-        """Take back an opening that had succeeded when nobody wanted it any more."""
+        """Undo an opening that succeeded after its task was cancelled."""
         namespace = opened.interface.namespace
         assert namespace is not None
-        self._take_all_back(namespace)
+        self._undo_all(namespace)
 
-    def _take_all_back(self, namespace: namespaces.NamespaceFd) -> None:
+    def _undo_all(self, namespace: namespaces.NamespaceFd) -> None:
         try:
-            # What we created goes with its last queue.
-            if (self._undo or self._before) and not self._created:
+            # An interface that we created is deleted when its last queue is closed.
+            if (self._undo_steps or self._before) and not self._created:
                 namespaces.setns(namespace.fd)
-                in_session(self._take_back)
-            if self._carried is not None and not self._created:
-                ioctl.set_carrier(self._fds[0], self._name, self._carried)
+                in_session(self._restore_link)
+            if self._carrier_before is not None and not self._created:
+                ioctl.set_carrier(self._fds[0], self._name, self._carrier_before)
         finally:
-            self._close()
+            self._close_queues()
 
     # The queues
 
-    def _attach(self) -> None:
+    def _attach_queues(self) -> None:
         wanted = self._options
         flags = Iff.TAP if wanted.mode == "tap" else Iff.TUN
         if not wanted.packet_info:
@@ -130,12 +132,12 @@ class Opening:
         self._attach_first(flags)
         while len(self._fds) < wanted.queues:
             self._check_aborted()
-            ioctl.attach(self._open(), self._name, flags)
+            ioctl.attach(self._open_node(), self._name, flags)
 
     def _attach_first(self, flags: Iff) -> None:
-        """Attach one queue, and find out without a race whether that created the interface."""
+        """Attach one queue, and determine without a race whether that created the interface."""
         name = self._options.name or ""
-        fd = self._open()
+        fd = self._open_node()
         if name and "%" not in name:
             try:
                 self._name = ioctl.attach_new(fd, name, flags)
@@ -144,33 +146,33 @@ class Opening:
                 if self._options.exclusive:
                     raise
                 self._name = ioctl.attach(fd, name, flags)
-        else:  # the kernel picks a name that is free
+        else:  # the kernel picks a free name
             self._name = ioctl.attach(fd, name, flags)
             self._created = True
 
-    def _open(self) -> int:
+    def _open_node(self) -> int:
         fd = ioctl.open_node()
         self._fds.append(fd)
         return fd
 
-    def _close(self) -> None:
+    def _close_queues(self) -> None:
         fds, self._fds = self._fds, []
         try:
-            if fds and self._persisted is not None:
-                ioctl.set_persist(fds[0], self._name, self._persisted)
+            if fds and self._persist_before is not None:
+                ioctl.set_persist(fds[0], self._name, self._persist_before)
         finally:
             for fd in fds:
                 os.close(fd)
 
-    # The headers and offloads, which are the device's and not the queue's
+    # Headers and offloads, which belong to the device and not to a queue
 
     def _set_headers(self, info: LinkInfo) -> None:
-        """Check that packets will look as we expect, and say what the kernel may leave to us."""
+        """Check that packets have the headers that we expect, and set the offloads."""
         super_packets = self._options.offload != "off"
-        # gVisor's netlink does not tell; its devices have the headers that they are opened with.
+        # gVisor's netlink has no `tuntap`. Its devices have the headers that they are opened with.
         if info.tuntap is not None and self._is_shared(info.tuntap, super_packets):
-            return  # the others rely on what they set
-        # A persistent device remembers both from whoever was attached before.
+            return  # the other programs rely on the offloads that they set
+        # A persistent device keeps the header size and the offloads of the last program.
         if super_packets:
             ioctl.set_vnet_header_size(self._fds[0], self._name, VNET_HDR_SIZE)
             try:
@@ -181,29 +183,33 @@ class Opening:
         try:
             ioctl.set_offload(self._fds[0], self._name, OffloadFlag(0))
         except DeviceMismatchError as error:
-            if error.errno != errno.ENOTTY:  # a driver without the request leaves nothing to us
+            if error.errno != errno.ENOTTY:  # a driver without this ioctl has no offloads
                 raise
 
     def _is_shared(self, device: TunTapInfo, super_packets: bool) -> bool:
-        """Whether others are attached, too; what is the device's must be as we expect it."""
-        for what, is_so, shall in (
+        """Return whether other programs hold queues of the device.
+
+        Raises:
+            DeviceMismatchError: they hold it with other headers than this opening needs.
+        """
+        for what, found, expected in (
             ("virtio-net header", device.vnet_header, super_packets),
             ("packet-info header", device.packet_info, self._options.packet_info),
         ):
-            if is_so != shall:
-                raise self._mismatch(f"a {what}" if is_so else f"no {what}")
+            if found != expected:
+                raise self._header_error(f"a {what}" if found else f"no {what}")
         if device.queues <= len(self._fds):
             return False
         size = ioctl.get_vnet_header_size(self._fds[0], self._name)
         if super_packets and size != VNET_HDR_SIZE:
-            raise self._mismatch(f"a virtio-net header of {size} bytes")
+            raise self._header_error(f"a virtio-net header of {size} bytes")
         return True
 
-    def _mismatch(self, found: str) -> DeviceMismatchError:
+    def _header_error(self, found: str) -> DeviceMismatchError:
         return DeviceMismatchError(
             errno.EINVAL,
-            f"another program holds {self._name} with {found}, which is the device's and not one "
-            "queue's; open it with the same offload and packet_info, or end that program",
+            f"another program holds {self._name} with {found}, and all queues of a device have the "
+            "same headers; open it with the same offload and packet_info, or end that program",
             self._name,
         )
 
@@ -217,19 +223,19 @@ class Opening:
             if wanted.sndbuf is not None:
                 ioctl.set_sndbuf(fd, self._name, wanted.sndbuf)
         if wanted.carrier is not None:
-            self._carried = info.carrier
+            self._carrier_before = info.carrier
             ioctl.set_carrier(self._fds[0], self._name, wanted.carrier)
         await self._configure(session, info)
         self._check_aborted()
         return await session.get(index)
 
     async def _configure(self, session: Session, info: LinkInfo) -> None:
-        """Make the link what was asked for, without a request where it is that already.
+        """Configure the link, without a request for a setting that it has already.
 
-        So an ordinary user may open what root prepared: reading takes no privilege.
+        So an ordinary user can open a device that root prepared: reading needs no privilege.
         """
         wanted = self._options
-        hint = f"'ip -d link show {info.name}' tells what it can have"
+        hint = f"'ip -d link show {info.name}' shows what it supports"
         for option, attribute, new, old in (
             ("MAC", "address", wanted.mac, info.mac),
             ("MTU", "mtu", wanted.mtu, info.mtu),
@@ -262,14 +268,14 @@ class Opening:
     ) -> None:
         await self._about_to_change(session, info)
         if old is not None:
-            back = f"put the {attribute} back to {old}"
-            # Before it is done: a refusal may come halfway, when the interface has left its old
-            # bridge and the new one won't have it.
-            self._undo.append(lambda session: session.set(info, back, **{attribute: old}))
+            back = f"set the {attribute} back to {old}"
+            # Before the request, because it can fail halfway: the interface has left its old
+            # bridge, and the new bridge rejects it.
+            self._undo_steps.append(lambda session: session.set(info, back, **{attribute: old}))
         await session.set(info, what, hint, **{attribute: new})
 
     async def _about_to_change(self, session: Session, info: LinkInfo) -> None:
-        """Stop here if nobody wants the device any more; else remember what is on it."""
+        """Stop if the opening was aborted; otherwise record the link's configuration once."""
         self._check_aborted()
         if not self._created and self._before is None:
             self._before = Before(
@@ -277,7 +283,7 @@ class Opening:
             )
 
     async def _set_autoconf(self, session: Session, info: LinkInfo) -> None:
-        """Switch the kernel's own IPv6 on or off, before the link comes up."""
+        """Switch the kernel's IPv6 autoconfiguration on or off, before the link comes up."""
         on = self._options.ipv6_autoconf
         if on is None or (now := await session.autoconf(info)) is None:
             return
@@ -286,9 +292,10 @@ class Opening:
         wanted = switched(now, on)
         if wanted != now:
             await self._about_to_change(session, info)
-            self._undo.append(lambda session: apply(session, info, wanted, now))
+            self._undo_steps.append(lambda session: apply(session, info, wanted, now))
             await apply(session, info, now, wanted)
-        # On a link that is up already the kernel has made one, at the latest as we attached.
+        # If the link was up already, the kernel has made a link-local address: attaching gave the
+        # link its carrier.
         for address in [] if on else await session.own_link_locals(info):
             await self._about_to_change(session, info)
             await session.remove_address(info, address)
@@ -296,7 +303,7 @@ class Opening:
     async def _enslave(self, session: Session, info: LinkInfo, bridge: str) -> None:
         master = await session.get(bridge)
         before = 0 if info.master is None else (await session.get(info.master)).index
-        what, hint = f"set the master to {bridge}", f"look whether {bridge} is a bridge"
+        what, hint = f"set the master to {bridge}", f"check that {bridge} is a bridge"
         await self._set(session, info, what, hint, "master", master.index, before)
 
     async def _add_addresses(self, session: Session, info: LinkInfo) -> None:
@@ -308,12 +315,12 @@ class Opening:
             try:
                 await session.add_address(info, address)
             except LinkError as error:
-                # Another opening of the same device may have added it since we looked.
-                if error.errno == errno.EEXIST and await _has(session, info, address):
+                # Another opening of the same device may have added it after we checked.
+                if error.errno == errno.EEXIST and await _has_address(session, info, address):
                     continue
                 raise
             present.add((address.interface, address.peer))
-            self._undo.append(functools.partial(_remove_address, info, address))
+            self._undo_steps.append(functools.partial(_remove_address, info, address))
 
     async def _add_routes(self, session: Session, info: LinkInfo) -> None:
         present = set(await session.routes(info))
@@ -325,37 +332,38 @@ class Opening:
                 await session.add_route(info, route)
             except LinkError as error:
                 if error.errno == errno.EEXIST and route in await session.routes(info):
-                    continue  # as above
+                    continue  # added by another opening, as above
                 raise
             present.add(route)
-            self._undo.append(functools.partial(_remove_route, info, route))
+            self._undo_steps.append(functools.partial(_remove_route, info, route))
 
-    async def _take_back(self, session: Session) -> None:
-        """Undo what was done to an interface that existed, the last step first.
+    async def _restore_link(self, session: Session) -> None:
+        """Undo the steps done on an interface that existed before, the last one first.
 
-        One that can't be undone (somebody else was there in between) does not keep the others.
+        If a step can't be undone, because another program changed the link in the meantime, the
+        other steps are undone anyway.
         """
-        while self._undo:
-            await _tried(self._undo.pop()(session))
+        while self._undo_steps:
+            await _attempt(self._undo_steps.pop()(session))
         if self._before is None:
             return
-        # The kernel takes IPv6 addresses away, and routes with them, where the MTU falls below 1280
-        # or the link goes down; it does not bring them back.
+        # If the MTU falls below 1280 or the link goes down, the kernel removes IPv6 addresses and
+        # their routes. It does not restore them.
         info, addresses, routes = self._before
         present = await session.addresses(info)
         for address in addresses:
             if address not in present:
-                await _tried(session.add_address(info, address))
-        # Those of the kernel itself come with the addresses.
-        there = await session.routes(info)
+                await _attempt(session.add_address(info, address))
+        # The kernel adds its own routes together with the addresses.
+        routes_now = await session.routes(info)
         for route, protocol in routes:
-            if route not in there and protocol != _RTPROT_KERNEL:
-                await _tried(session.add_route(info, route, protocol))
+            if route not in routes_now and protocol != _RTPROT_KERNEL:
+                await _attempt(session.add_route(info, route, protocol))
 
-    # What can't be taken back
+    # Steps that can't be undone
 
-    def _hand_over(self, info: LinkInfo) -> None:
-        """Set group, owner and persistence, where they are not so already."""
+    def _set_ownership(self, info: LinkInfo) -> None:
+        """Set group, owner and persistence, if they differ from what was asked for."""
         wanted, device, fd = self._options, info.tuntap, self._fds[0]
         self._check_aborted()
         if wanted.group is not None and (device is None or wanted.group != device.group):
@@ -365,7 +373,7 @@ class Opening:
         persists = device is not None and device.persist
         if wanted.persist is not None and wanted.persist != persists:
             ioctl.set_persist(fd, self._name, wanted.persist)
-            self._persisted = persists
+            self._persist_before = persists
 
     def _check_aborted(self) -> None:
         if self._aborted.is_set():
@@ -377,19 +385,19 @@ async def _remove_address(info: LinkInfo, address: LinkAddress, session: Session
 
 
 async def _remove_route(info: LinkInfo, route: Route, session: Session) -> None:
-    # With its metric, or the kernel might take another one to the same destinations.
+    # Give the metric: without one the kernel may remove another route to the same destination.
     if route.metric is None and route.dst.version == 6:
         route = dataclasses.replace(route, metric=DEFAULT_METRICS[6])
     await session.remove_route(info, route)
 
 
-async def _has(session: Session, info: LinkInfo, address: LinkAddress) -> bool:
+async def _has_address(session: Session, info: LinkInfo, address: LinkAddress) -> bool:
     return (address.interface, address.peer) in {
         (each.interface, each.peer) for each in await session.addresses(info)
     }
 
 
-async def _tried(request: Awaitable[None]) -> None:
-    """Go on where it fails: then somebody else was there in between."""
+async def _attempt(request: Awaitable[None]) -> None:
+    """Await a request and ignore its failure, which means that another program changed the link."""
     with contextlib.suppress(AiotunError):
         await request

@@ -1,4 +1,4 @@
-"""What `open_tun` and `open_tap` can be told, checked before anything happens."""
+"""The options of `open_tun` and `open_tap`, which are checked before anything is opened."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ __all__ = ["Options", "TapOptions", "TunOptions", "check", "check_words", "switc
 
 T = TypeVar("T")
 
-# The kernel's limits (ip.h, tun.c): any more would not fit an IP packet, with a TAP's header.
+# The kernel's limits (ip.h, tun.c). An IP packet has at most 65,535 bytes, and a TAP's limit is
+# lower by the Ethernet header.
 _MTU_MIN, _MTU_MAX = 68, {"tun": 65_535, "tap": 65_521}
 
 _S32 = 0x7FFF_FFFF
 
 
-# What ip(8) and other libraries call our options, where that is too far from our name.
-_ALSO_CALLED = {
+# Names that ip(8) and other libraries use for our options, if difflib would not find our name.
+_OTHER_NAMES = {
     "ip": "addresses",
     "ns": "netns",
     "namespace": "netns",
@@ -48,7 +49,7 @@ _ALSO_CALLED = {
 
 
 class Options(NamedTuple):
-    """The options of one opening, read and found good."""
+    """The options of one opening, after the checks."""
 
     mode: Mode
     name: str | None
@@ -75,7 +76,7 @@ class Options(NamedTuple):
 
 
 class TunOptions(TypedDict, total=False):
-    """The keyword arguments of `open_tun`; it says what they mean."""
+    """The keyword arguments of `open_tun`, which describes them."""
 
     queues: int
     multi_queue: bool | None
@@ -98,7 +99,7 @@ class TunOptions(TypedDict, total=False):
 
 
 class TapOptions(TunOptions, total=False):
-    """The keyword arguments of `open_tap`; it says what they mean."""
+    """The keyword arguments of `open_tap`, which describes them."""
 
     mac: str | None
     bridge: str | None
@@ -131,43 +132,47 @@ def check(
 ) -> Options:
     """Check the options of `open_tun` and `open_tap`, each by itself and together.
 
+    This makes no system calls, except to look up users and groups.
+
     Raises:
-        TypeError, ValueError: one is wrong; no system call was made but for looking up users.
+        TypeError, ValueError: an option is invalid.
     """
     if name is not None:
         check_new_name(name)
     if mode == "tun" and (mac is not None or bridge is not None):
-        raise TypeError("a TUN device has no mac and joins no bridge; open_tap makes one that does")
-    _within("queues", queues, 1, abi.MAX_QUEUES)
+        raise TypeError("a TUN device can't have 'mac' or 'bridge'; use open_tap for a TAP device")
+    _check_range("queues", queues, 1, abi.MAX_QUEUES)
     if multi_queue is False and queues > 1:
-        raise ValueError(f"{queues} queues need a multi-queue device; leave multi_queue out")
+        raise ValueError(f"queues={queues} needs a multi-queue device; omit 'multi_queue'")
     if mtu is not None:
-        _within("mtu", mtu, _MTU_MIN, _MTU_MAX[mode])
+        _check_range("mtu", mtu, _MTU_MIN, _MTU_MAX[mode])
     if txqueuelen is not None:
-        _within("txqueuelen", txqueuelen, 0, abi.MAX_QUEUE_LENGTH)
+        _check_range("txqueuelen", txqueuelen, 0, abi.MAX_QUEUE_LENGTH)
     if sndbuf is not None:
-        _within("sndbuf", sndbuf, 1, _S32)
+        _check_range("sndbuf", sndbuf, 1, _S32)
     check_offload(offload)
     if packet_info and offload != "off":
-        raise ValueError("packet_info=True goes with offload='off' only: one header is enough")
+        raise ValueError(
+            f"packet_info=True can't be combined with offload={offload!r}; use offload='off'"
+        )
     check_netns(netns)
-    links = [parse_address(address) for address in _several("addresses", addresses)]
-    ways = [parse_route(route) for route in _several("routes", routes)]
-    ipv6 = [str(each) for each in links if each.interface.version == 6]
-    ipv6 += [str(each) for each in ways if each.dst.version == 6]
+    link_addresses = [parse_address(each) for each in _iterable("addresses", addresses)]
+    link_routes = [parse_route(each) for each in _iterable("routes", routes)]
+    ipv6 = [str(each) for each in link_addresses if each.interface.version == 6]
+    ipv6 += [str(each) for each in link_routes if each.dst.version == 6]
     ipv6 += ["ipv6_autoconf=True"] if ipv6_autoconf is True else []
     if ipv6 and mtu is not None and mtu < IPV6_MIN_MTU:
         raise ValueError(
-            f"mtu={mtu} is too small for {ipv6[0]}: IPv6 needs at least {IPV6_MIN_MTU}; raise it, "
-            "or leave IPv6 out"
+            f"mtu={mtu} is too small for {ipv6[0]}: IPv6 needs at least {IPV6_MIN_MTU}; "
+            "raise 'mtu' or omit IPv6"
         )
     return Options(
         mode=mode,
         name=name,
         queues=queues,
         multi_queue=queues > 1 if multi_queue is None else switch("multi_queue", multi_queue),
-        addresses=links,
-        routes=ways,
+        addresses=link_addresses,
+        routes=link_routes,
         mtu=mtu,
         txqueuelen=txqueuelen,
         up=switch("up", up),
@@ -175,8 +180,8 @@ def check(
         bridge=None if bridge is None else check_name(bridge),
         netns=netns,
         persist=None if persist is None else switch("persist", persist),
-        owner=_user(owner),
-        group=_group(group),
+        owner=_uid(owner),
+        group=_gid(group),
         exclusive=switch("exclusive", exclusive),
         offload=offload,
         packet_info=switch("packet_info", packet_info),
@@ -188,15 +193,15 @@ def check(
 
 
 def check_words(function: str, given: Iterable[str], options: Any) -> None:
-    """Check the names of a function's keyword arguments, as Python does for those it knows.
+    """Check the names of a function's keyword arguments, as Python checks named parameters.
 
     Args:
-        function: its public name.
+        function: the function's public name.
         given: the names that it was called with.
-        options: the TypedDict that has those it takes.
+        options: the TypedDict of its keyword arguments.
 
     Raises:
-        TypeError: one is none of its.
+        TypeError: the function does not have an argument of this name.
     """
     words: frozenset[str] = options.__optional_keys__
     for word in given:
@@ -206,54 +211,54 @@ def check_words(function: str, given: Iterable[str], options: Any) -> None:
 
         text = f"{function}() got an unexpected keyword argument {word!r}"
         near = difflib.get_close_matches(word, sorted(words), 1, 0.7)
-        for nearest in [*near, *words.intersection([_ALSO_CALLED.get(word, "")])][:1]:
+        for nearest in [*near, *words.intersection([_OTHER_NAMES.get(word, "")])][:1]:
             text += f"; did you mean {nearest!r}?"
         raise TypeError(text)
 
 
-def _within(what: str, value: object, lowest: int, highest: int) -> None:
+def _check_range(what: str, value: object, lowest: int, highest: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{what} is an int, not {value!r}")
+        raise TypeError(f"{what} must be an int, got {value!r}")
     if not lowest <= value <= highest:
-        raise ValueError(f"{what} may be {lowest} to {highest}, not {value}")
+        raise ValueError(f"{what} must be {lowest} to {highest}, got {value}")
 
 
 def switch(what: str, value: object) -> bool:
-    """Check that an option is True or False, and give it back."""
+    """Check that an option is True or False, and return it."""
     if not isinstance(value, bool):
-        raise TypeError(f"{what} is True or False, not {value!r}")
+        raise TypeError(f"{what} must be True or False, got {value!r}")
     return value
 
 
-def _several(what: str, values: Iterable[T]) -> Iterable[T]:
-    # A network is an iterable too, of all its addresses.
-    one = isinstance(values, str | bytes | IPv4Network | IPv6Network)
-    if one or not isinstance(values, Iterable):
-        raise TypeError(f"{what} is a list, even of one: {what}=[{values!r}]")
+def _iterable(what: str, values: Iterable[T]) -> Iterable[T]:
+    # Text is iterable, too, and a network is an iterable of all its addresses.
+    single = isinstance(values, str | bytes | IPv4Network | IPv6Network)
+    if single or not isinstance(values, Iterable):
+        raise TypeError(f"{what} must be a list; for a single value write {what}=[{values!r}]")
     return values
 
 
-def _user(owner: int | str | None) -> int | None:
+def _uid(owner: int | str | None) -> int | None:
     if isinstance(owner, str):
         import pwd
 
         try:
             return pwd.getpwnam(owner).pw_uid
         except (KeyError, ValueError):  # ValueError: a NUL, or a surrogate
-            raise ValueError(f"owner={owner!r}: there is no such user on this machine") from None
+            raise ValueError(f"owner={owner!r}: this machine has no such user") from None
     if owner is not None:
-        _within("owner", owner, 0, _S32)
+        _check_range("owner", owner, 0, _S32)
     return owner
 
 
-def _group(group: int | str | None) -> int | None:
+def _gid(group: int | str | None) -> int | None:
     if isinstance(group, str):
         import grp
 
         try:
             return grp.getgrnam(group).gr_gid
         except (KeyError, ValueError):
-            raise ValueError(f"group={group!r}: there is no such group on this machine") from None
+            raise ValueError(f"group={group!r}: this machine has no such group") from None
     if group is not None:
-        _within("group", group, 0, _S32)
+        _check_range("group", group, 0, _S32)
     return group

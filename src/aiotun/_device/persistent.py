@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["create_persistent", "delete_persistent", "list_devices"]
 
 
-class _Found:
-    """A device, and what one has to say to attach to it. (A NamedTuple costs time at import.)"""
+class _FoundDevice:
+    """A device and the flags to attach with. (Not a NamedTuple, which takes time to import.)"""
 
     __slots__ = ("index", "kind", "name")
 
@@ -46,53 +46,56 @@ async def create_persistent(
 ) -> str:
     """Create a TUN or TAP device that stays without a program attached, as ``ip tuntap add`` does.
 
-    It is down and has no address: ``Link(name)`` gives it those, and `open_tun` or `open_tap`
-    attaches to it. An `owner` may do the latter without any privilege.
+    The device is down and has no address. Use ``Link(name)`` to configure it, and `open_tun` or
+    `open_tap` to attach to it. The `owner` may attach without any privilege.
 
     Args:
         name: 1 to 15 bytes; None lets the kernel pick ``tunN`` or ``tapN``, and ``"vpn%d"`` takes
             the lowest free number.
         mode: ``"tun"`` for IP packets, ``"tap"`` for Ethernet frames.
-        multi_queue: whether it takes several queues, 256 at most (IFF_MULTI_QUEUE). One that does
-            is opened with ``queues`` above 1, or with ``multi_queue=True``.
+        multi_queue: whether the device can have several queues, 256 at most (IFF_MULTI_QUEUE). Open
+            such a device with ``queues`` above 1, or with ``multi_queue=True``.
         owner: the user, by name or number, who may attach without CAP_NET_ADMIN (TUNSETOWNER).
-        group: the group whose members may, likewise (TUNSETGROUP). With both set both must fit;
-            with neither anybody may who can open /dev/net/tun.
-        vnet_header: whether packets come with the virtio-net header (IFF_VNET_HDR). Whoever
-            attaches first has the last word on this and on `packet_info`.
-        packet_info: whether packets come with the 4-byte ``tun_pi`` header (no IFF_NO_PI).
+        group: the group, by name or number, whose members may attach without CAP_NET_ADMIN
+            (TUNSETGROUP). If both `owner` and `group` are given, both must match; if neither is,
+            everyone who can open /dev/net/tun may attach.
+        vnet_header: whether packets have the virtio-net header (IFF_VNET_HDR). The first program
+            that attaches can change this and `packet_info`.
+        packet_info: whether packets have the 4-byte ``tun_pi`` header (no IFF_NO_PI).
         netns: the network namespace to create it in: a `Namespace`, a name under /run/netns, a
             path or an open fd; None is the calling thread's.
-        ipv6_autoconf: False: the kernel gives the device no IPv6 link-local address and solicits no
-            routers when it comes up; True: it does; None leaves what is the kernel's default.
+        ipv6_autoconf: whether the kernel gives the device an IPv6 link-local address and solicits
+            routers when it comes up; None keeps the kernel's default.
 
     Returns:
         The name that the device got.
 
     Raises:
-        TypeError, ValueError: an argument is wrong, or there is no such user or group.
-        DeviceBusyError: an interface of that name exists already. It is left as it is.
-        DeviceMismatchError: the kernel refuses the name, or the owner or group, which a user
-            namespace may not have.
-        LinkError: there is no such namespace (ENOENT).
-        NotPermittedError: CAP_NET_ADMIN is missing there, or /dev/net/tun may not be opened.
-        TunUnavailableError: there is no /dev/net/tun, or no driver behind it.
+        TypeError, ValueError: an argument is invalid, or the user or group does not exist.
+        DeviceBusyError: an interface of that name exists already. It was not changed.
+        DeviceMismatchError: the kernel rejected the name, the owner or the group. (A user namespace
+            has only the users and groups that it maps.)
+        LinkError: the namespace does not exist (ENOENT).
+        NotPermittedError: CAP_NET_ADMIN is missing in the namespace, or this user has no permission
+            to open /dev/net/tun.
+        TunUnavailableError: /dev/net/tun or its driver is missing.
         ResourceLimitError: no thread can be started, or no file descriptor or memory is left.
 
-    Where it raises there is no device.
+    If this raises, it leaves no device behind.
 
-    *Cancellation*: the creation is waited for (a few ms) and undone, unless a program has attached
-    in the meantime; then the device goes when that program lets it go, or is left to it.
+    *Cancellation*: waits until the device is created (a few ms) and deletes it again. If another
+    program has attached in the meantime, the device is deleted when that program closes it, or
+    stays.
 
-    *Concurrency*: may be called any number of times at once; of several for one name one succeeds.
+    *Concurrency*: calls may overlap. Of several calls for one name, one succeeds.
     """
     if mode not in ("tun", "tap"):
-        raise ValueError(f"mode is 'tun' or 'tap', not {mode!r}")
+        raise ValueError(f"mode must be 'tun' or 'tap', got {mode!r}")
     wanted = check(
         mode, name, multi_queue=multi_queue, owner=owner, group=group,
         packet_info=packet_info, netns=netns, ipv6_autoconf=ipv6_autoconf,
     )  # fmt: skip
-    flags = _kind(mode, wanted.multi_queue)
+    flags = _kind_flags(mode, wanted.multi_queue)
     if not wanted.packet_info:
         flags |= Iff.NO_PI
     if switch("vnet_header", vnet_header):
@@ -101,12 +104,12 @@ async def create_persistent(
     return made.name
 
 
-def _kind(mode: Mode, multi_queue: bool) -> Iff:
+def _kind_flags(mode: Mode, multi_queue: bool) -> Iff:
     kind = Iff.TAP if mode == "tap" else Iff.TUN
     return kind | Iff.MULTI_QUEUE if multi_queue else kind
 
 
-def _create(name: str, flags: Iff, wanted: Options) -> _Found:
+def _create(name: str, flags: Iff, wanted: Options) -> _FoundDevice:
     fd = ioctl.open_node()
     try:
         try:
@@ -121,11 +124,11 @@ def _create(name: str, flags: Iff, wanted: Options) -> _Found:
             ioctl.set_group(fd, made, wanted.group)
         if wanted.owner is not None:
             ioctl.set_owner(fd, made, wanted.owner)
-        # Last: until now the device goes with the fd, whatever happens.
+        # Last: until now, if a step fails, closing the fd deletes the device.
         ioctl.set_persist(fd, made, True)
     finally:
         os.close(fd)
-    return _Found(made, index, flags & (Iff.TUN | Iff.TAP | Iff.MULTI_QUEUE))
+    return _FoundDevice(made, index, flags & (Iff.TUN | Iff.TAP | Iff.MULTI_QUEUE))
 
 
 def _set_autoconf(index: int, on: bool) -> None:
@@ -140,116 +143,117 @@ def _set_autoconf(index: int, on: bool) -> None:
     in_session(work)
 
 
-def _undo(made: _Found) -> None:
-    with contextlib.suppress(AiotunError):  # somebody else has it by now, or has deleted it
-        _let_go(made)
+def _undo(made: _FoundDevice) -> None:
+    with contextlib.suppress(AiotunError):  # another program has attached to it, or deleted it
+        _delete_last(made)
 
 
 async def delete_persistent(name: str, netns: namespaces.NetnsArg | None = None) -> None:
     """Delete a TUN or TAP device, as ``ip tuntap del`` does (TUNSETPERSIST).
 
-    Whoever may attach to it may delete it: its owner needs no privilege. One that a program holds
-    open is left alone, as ``ip tuntap del`` leaves a single-queue one. (``ip link del`` deletes it
-    all the same, and the program gets `DeviceLostError`.)
+    Everyone who may attach to the device may delete it, so its owner needs no privilege. A device
+    that a program holds open is not deleted. (``ip tuntap del`` keeps only a single-queue device in
+    that case. ``ip link del`` deletes the device anyway, and the program gets `DeviceLostError`.)
 
     Args:
-        name: its name.
+        name: the device's name.
         netns: the network namespace that it is in: a `Namespace`, a name under /run/netns, a path
             or an open fd; None is the calling thread's.
 
     Raises:
-        TypeError, ValueError: an argument is wrong.
-        DeviceBusyError: a program holds a queue of it, possibly this one.
-        DeviceMismatchError: the interface is no TUN or TAP device.
-        LinkError: there is no such interface (ENODEV) or namespace (ENOENT).
-        NotPermittedError: it belongs to another user or group and CAP_NET_ADMIN is missing, or
-            /dev/net/tun may not be opened.
-        TunUnavailableError: there is no /dev/net/tun, or no driver behind it.
+        TypeError, ValueError: an argument is invalid.
+        DeviceBusyError: a program, possibly this one, holds a queue of the device.
+        DeviceMismatchError: the interface is not a TUN or TAP device.
+        LinkError: the interface (ENODEV) or the namespace (ENOENT) does not exist.
+        NotPermittedError: the device belongs to another user or group and CAP_NET_ADMIN is missing,
+            or this user has no permission to open /dev/net/tun.
+        TunUnavailableError: /dev/net/tun or its driver is missing.
         ResourceLimitError: no thread can be started, or no file descriptor or memory is left.
 
-    *Cancellation*: the deletion is not interrupted. It is waited for (some 15 ms), and then the
-    cancellation goes through, with the device deleted.
+    *Cancellation*: can't interrupt the deletion. The call waits until it ends (some 15 ms), and
+    then raises CancelledError; the device is deleted.
 
-    *Concurrency*: may be called any number of times at once; of several for one device one
-    succeeds.
+    *Concurrency*: calls may overlap. Of several calls for one device, one succeeds.
     """
     check_name(name)
     namespaces.check_netns(netns)
     await threads.run_in(netns, lambda: _delete(name))
 
 
-# By the ioctl, not by netlink's RTM_DELLINK: that takes CAP_NET_ADMIN of an owner too, and would
-# pull the device away from under a program that attached while we looked.
+# With the ioctl, not with netlink's RTM_DELLINK. The latter needs CAP_NET_ADMIN even from an owner,
+# and would delete the device of a program that attached after we checked.
 def _delete(name: str) -> None:
-    info = _get(name)
+    info = _link_info(name)
     device = info.tuntap
     if device is None:
         raise DeviceMismatchError(
             errno.EINVAL,
-            f"{name} is no TUN or TAP device, and was left alone; see 'ip -d link show {name}'",
+            f"{name} is not a TUN or TAP device, so it was not deleted; "
+            f"see 'ip -d link show {name}'",
             name,
         )
-    # A single-queue one the kernel refuses below; of that netlink tells no more than the carrier,
-    # which the program may have switched off.
+    # For a single-queue device the kernel makes this check, in `_delete_last`. Netlink does not
+    # report its queues, and `attached` then follows the carrier, which the program can switch off.
     if device.multi_queue and device.attached:
-        raise _held(name)
-    _let_go(_Found(name, info.index, _kind(device.mode, device.multi_queue)))
+        raise _held_error(name)
+    _delete_last(_FoundDevice(name, info.index, _kind_flags(device.mode, device.multi_queue)))
 
 
-def _let_go(found: _Found) -> None:
-    """Let a device go with its last queue, which is the one that this attaches."""
+def _delete_last(found: _FoundDevice) -> None:
+    """Attach a queue to a device, make it not persistent, and close the queue, which deletes it."""
     name = found.name
     fd = ioctl.open_node()
     try:
         try:
             ioctl.attach(fd, name, found.kind)
         except DeviceBusyError as error:
-            raise _held(name) from error
+            raise _held_error(name) from error
         except NotPermittedError as error:
-            text = f"{name} belongs to another user or group; delete it as that one, or as root"
+            text = f"{name} belongs to another user or group; delete it as its owner, or as root"
             raise NotPermittedError(error.errno, text, name) from error
-        # The device may be gone, and attaching have made one of the same name: that goes with the
-        # fd, and is not what was meant.
+        # If the device was deleted in the meantime, attaching has created a new one of the same
+        # name. Closing the fd deletes that one again.
         if ioctl.get_index(name) != found.index:
-            raise LinkError(errno.ENODEV, f"{name} was deleted by somebody else meanwhile", name)
+            raise LinkError(errno.ENODEV, f"{name} was deleted by another program", name)
         ioctl.set_persist(fd, name, False)
     finally:
         os.close(fd)
 
 
-def _held(name: str) -> DeviceBusyError:
+def _held_error(name: str) -> DeviceBusyError:
     return DeviceBusyError(
         errno.EBUSY,
-        f"a program holds {name}, and it was left alone; close it there, or end that program",
+        f"a program holds {name}, so it was not deleted; close it there, or end that program",
         name,
     )
 
 
-def _get(name: str) -> LinkInfo:
+def _link_info(name: str) -> LinkInfo:
     return in_session(lambda session: session.get(name))
 
 
 async def list_devices(netns: namespaces.NetnsArg | None = None) -> list[TunTapInfo]:
-    """Give all TUN and TAP devices of a network namespace, persistent or not (RTM_GETLINK).
+    """Return all TUN and TAP devices of a network namespace, persistent or not (RTM_GETLINK).
 
-    It needs no privilege, unless the namespace is another than the program's.
+    This needs no privilege in the program's own namespace, and CAP_SYS_ADMIN for another one.
 
     Args:
         netns: the namespace: a `Namespace`, a name under /run/netns, a path or an open fd; None is
             the calling thread's.
 
     Returns:
-        What each of them is, in the order in which they were created.
+        The devices, in the order in which they were created.
 
     Raises:
-        TypeError, ValueError: `netns` is of another type, or can't be one.
-        LinkError: there is no such namespace (ENOENT), or the kernel refused.
-        NotPermittedError: the namespace may not be entered, which takes CAP_SYS_ADMIN.
+        TypeError, ValueError: `netns` is invalid.
+        LinkError: the namespace does not exist (ENOENT), or the kernel rejected the request.
+        NotPermittedError: this program has no permission to enter the namespace.
         ResourceLimitError: no thread can be started, or no file descriptor or memory is left.
 
-    *Cancellation*: the request is waited for (a few ms), and then the cancellation goes through.
+    *Cancellation*: can't interrupt the request. The call waits until it ends (a few ms), and then
+    raises CancelledError.
 
-    *Concurrency*: may be called any number of times at once.
+    *Concurrency*: calls may overlap.
     """
     namespaces.check_netns(netns)
 

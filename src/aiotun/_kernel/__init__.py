@@ -1,1 +1,1 @@
-"""What every other room stands on: the driver's constants and ioctls, threads, namespaces."""
+"""What every other part of aiotun uses: the driver's constants and ioctls, threads, namespaces."""

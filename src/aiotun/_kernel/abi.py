@@ -1,7 +1,8 @@
 """The kernel's TUN/TAP interface as constants and layouts; no I/O.
 
 Sources: ``include/uapi/linux/if_tun.h`` (flags, ioctls, offloads), ``if.h`` (ifreq),
-``if_ether.h``, ``filter.h`` and ``asm-generic/ioctl.h`` with the architectures that differ from it.
+``if_ether.h``, ``filter.h``, and ``asm-generic/ioctl.h`` with the architectures that differ from
+it.
 """
 
 import enum
@@ -36,32 +37,34 @@ __all__ = [
 
 NODE = "/dev/net/tun"
 
-# if.h: IFNAMSIZ counts the terminating NUL, so that a name has at most 15 bytes.
+# if.h: IFNAMSIZ includes the terminating NUL, so a name has at most 15 bytes.
 IFNAMSIZ = 16
 
 # if_tun.h: MAX_TAP_QUEUES.
 MAX_QUEUES = 256
 
-# A queue's ring is one array of pointers, of 4 MiB at most (ptr_ring.h: KMALLOC_MAX_SIZE). What is
-# longer the kernel refuses with EPERM, as if a privilege were missing.
+# A queue's ring is one array of pointers, at most 4 MiB long (ptr_ring.h: KMALLOC_MAX_SIZE). The
+# kernel rejects a longer ring with EPERM, which looks like a missing privilege.
 MAX_QUEUE_LENGTH = 524_288
 
 # if_tun.h: struct tun_pi { __u16 flags; __be16 proto; }.
 PI_SIZE = 4
 
 # virtio_net.h: struct virtio_net_hdr, and struct virtio_net_hdr_mrg_rxbuf, which has num_buffers.
-# In the machine's own byte order: nobody calls TUNSETVNETLE or TUNSETVNETBE.
+# The fields are in the machine's byte order, because aiotun never calls TUNSETVNETLE or
+# TUNSETVNETBE.
 VNET_HDR = struct.Struct("=BBHHHH")
 VNET_HDR_LONG = struct.Struct("=BBHHHHH")
 VNET_HDR_SIZE = VNET_HDR.size
 VNET_HDR_SIZES = (VNET_HDR_SIZE, VNET_HDR_LONG.size)
 
-# The most that one read can give: a 65,535-byte packet with an Ethernet header and a VLAN tag, the
-# packet-info header and the longest virtio-net header. A shorter buffer would cut it silently.
+# The most that one read can return: a 65,535-byte packet with an Ethernet header and a VLAN tag,
+# the packet-info header and the longest virtio-net header. The kernel silently truncates a packet
+# that is longer than the buffer.
 READ_SIZE = 65_535 + 14 + 4 + PI_SIZE + 24
 
-# if.h: struct ifreq, 40 bytes where pointers have 8. The kernel copies all of it, so a shorter
-# buffer would be read past its end.
+# if.h: struct ifreq, which has 40 bytes where a pointer has 8. The kernel copies all 40 and would
+# read past the end of a shorter buffer.
 IFREQ_SIZE = 40
 IFREQ = struct.Struct("16sH22x")
 
@@ -75,7 +78,7 @@ SOCK_FILTER = struct.Struct("@HBBI")
 # TUN_FLT_ALLMULTI.
 TUN_FILTER = struct.Struct("@HH")
 
-# ethtool.h: struct ethtool_drvinfo, as far as we read it: cmd, driver, version, fw_version,
+# ethtool.h: the fields of struct ethtool_drvinfo that we read: cmd, driver, version, fw_version,
 # bus_info.
 ETHTOOL_GDRVINFO = 0x3
 ETHTOOL_DRVINFO = struct.Struct("@I32s32s32s32s64x")
@@ -92,8 +95,8 @@ class Iff(enum.IntFlag):
     ATTACH_QUEUE = 0x0200
     DETACH_QUEUE = 0x0400
     PERSIST = 0x0800
-    # On reading, the kernel also sets this bit for IFF_NOFILTER (same value) where no classic
-    # filter is attached: it says nothing about the packet-info header then. Ask netlink.
+    # IFF_NOFILTER has the same value: TUNGETIFF sets this bit whenever no classic filter is
+    # attached. So the bit doesn't tell whether the device has a packet-info header; netlink does.
     NO_PI = 0x1000
     VNET_HDR = 0x4000
     TUN_EXCL = 0x8000
@@ -111,9 +114,10 @@ class OffloadFlag(enum.IntFlag):
 
 
 def _layout(machine: str) -> tuple[int, int, int, int]:
-    """Give ``(size bits, none, write, read)`` of an ioctl number on this kind of machine.
+    """Return ``(size bits, none, write, read)``: how this machine lays out an ioctl number.
 
-    asm-generic/ioctl.h has 14 size bits and directions 0, 1, 2; these architectures have their own.
+    asm-generic/ioctl.h has 14 size bits and the directions 0, 1, 2. The architectures below have
+    headers of their own.
     """
     if machine.startswith(("mips", "ppc", "powerpc", "sparc", "alpha")):
         return 13, 1, 4, 2
@@ -129,7 +133,7 @@ def number(direction: str, nr: int, size: int, machine: str | None = None) -> in
         direction: ``"none"``, ``"write"`` (into the kernel) or ``"read"`` (out of it).
         nr: the ioctl's own number, below 256.
         size: the argument's size in bytes, as the header declares it.
-        machine: as ``uname -m`` names it; this machine unless given.
+        machine: the architecture as ``uname -m`` prints it; the default is this machine's.
     """
     size_bits, none, write, read = _layout(machine or os.uname().machine)
     code = {"none": none, "write": write, "read": read}[direction]
@@ -168,7 +172,7 @@ SIOCSIFFLAGS = 0x8914
 
 
 class Siocgif(enum.IntEnum):
-    """Questions about an interface, put to any socket in its namespace (sockios.h)."""
+    """Requests about an interface, sent through any socket in its namespace (sockios.h)."""
 
     NAME = 0x8910
     FLAGS = 0x8913

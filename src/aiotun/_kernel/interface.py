@@ -1,4 +1,4 @@
-"""What is known of an interface; shared by its device, its queues and its link."""
+"""What this program knows about an interface; shared by its device, its queues and its link."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ __all__ = ["Interface"]
 
 
 class Interface:
-    """The one place where a change of name or MTU is written down, for everybody to read.
+    """An interface's name, index, MTU and namespace.
+
+    A device, its queues and its link share one `Interface`, so that all of them see a change.
 
     Attributes:
-        name: the present name.
-        index: the kernel's number, which a rename does not change; None while nobody asked for it.
-        mtu: the IP MTU in bytes; None while nobody asked for it.
-        namespace: where it is; None where that is not known.
+        name: the current name.
+        index: the kernel's number, which a rename does not change; None if not yet known.
+        mtu: the IP MTU in bytes; None if not yet known.
+        namespace: the network namespace that the interface is in; None if not known.
     """
 
     __slots__ = ("_lock", "index", "mtu", "name", "namespace")
@@ -38,24 +40,29 @@ class Interface:
         self._lock = threading.Lock()
 
     def follow(self, index: int) -> None:
-        """Write down what the kernel says now, in a thread that is in the interface's namespace.
+        """Update name and MTU from the kernel; the thread must be in the interface's namespace.
 
-        Requests and the thread that watches come here both, and each knows what was so a moment
-        ago. So it is asked anew, within the lock: whoever writes last has asked last. Where the
-        interface is gone, what is written stays.
+        Threads that made a request and the thread that watches for events both call this, and what
+        either of them was told may be outdated. So this asks the kernel again while it holds the
+        lock, and the last writer has the latest answer. If the interface no longer exists, name and
+        MTU keep their values.
         """
         with self._lock, contextlib.suppress(OSError):
             name = ioctl.get_name(index)
             self.name, self.mtu = name, ioctl.get_mtu(name)
 
     def is_up(self) -> bool:
-        """Ask the kernel whether the link is up; only in a thread of its own, which may move.
+        """Ask the kernel whether the link is up.
+
+        This moves the calling thread into the interface's namespace, so the thread must be a
+        short-lived one.
 
         Raises:
-            LinkError, NotPermittedError, OSError: that can't be found out.
+            LinkError, NotPermittedError, OSError: the state can't be read.
         """
         if self.namespace is None:
-            raise LinkError(errno.ENODEV, "its network namespace is not known", self.name)
+            text = f"the network namespace of {self.name} is not known"
+            raise LinkError(errno.ENODEV, text, self.name)
         namespaces.setns(self.namespace.fd)
         # Others may have renamed it, and given its name to another.
         return ioctl.is_up(self.name if self.index is None else ioctl.get_name(self.index))

@@ -1,4 +1,4 @@
-"""What a program can run out of: file descriptors, memory and threads, and what to do then."""
+"""Errors for a program that runs out of file descriptors, memory or threads."""
 
 import contextlib
 import errno
@@ -22,32 +22,32 @@ _ADVICE = {
         "the limit ('sysctl fs.file-max')"
     ),
     errno.ENOMEM: (
-        "the kernel has no memory left for it; free some, or raise memory.max of the cgroup "
+        "the kernel has no memory left; free some, or raise memory.max of the cgroup "
         "(MemoryMax= in systemd)"
     ),
 }
 
 
 LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""The errnos of a system call that say that something ran out. (EAGAIN says so of threads only.)"""
+"""The errnos that mean that a resource ran out. (EAGAIN means that only when a thread starts.)"""
 
 
 def limit_error(code: int, what: str = "", interface: str | None = None) -> ResourceLimitError:
-    """Build the error for something that ran out.
+    """Build the error for a resource that ran out.
 
     Args:
         code: one of `LIMITS`, or EAGAIN for a thread.
-        what: what failed: ``"could not open /dev/net/tun"``; empty where nobody knows.
+        what: what failed, such as ``"could not open /dev/net/tun"``; empty if not known.
         interface: the interface's name, if there is one.
     """
     text = f"{what}: {_ADVICE[code]}" if what else _ADVICE[code]
-    # OSError takes None for a third argument as none at all.
+    # OSError treats a third argument of None like a missing one.
     return ResourceLimitError(code, text, interface)
 
 
 @contextlib.contextmanager
 def naming_limits(what: str = "", interface: str | None = None) -> Iterator[None]:
-    """Turn a plain OSError that says that something ran out into a `ResourceLimitError`.
+    """Turn a plain OSError that means that a resource ran out into a `ResourceLimitError`.
 
     Args:
         what, interface: as for `limit_error`.
@@ -57,5 +57,5 @@ def naming_limits(what: str = "", interface: str | None = None) -> Iterator[None
     except OSError as error:
         if error.errno not in LIMITS or isinstance(error, AiotunError):
             raise
-        # Without its traceback, whose frames hold what the callers have open.
+        # Drop the traceback: its frames keep alive what the callers have open.
         raise limit_error(error.errno, what, interface) from error.with_traceback(None)

@@ -1,4 +1,7 @@
-"""Network namespaces: how users name one, and how a thread enters one."""
+"""Network namespaces: how users name one, and how a thread enters one.
+
+The `netns` argument of the public functions is a name under /run/netns, a path, or an open fd.
+"""
 
 import errno
 import os
@@ -18,6 +21,8 @@ __all__ = [
     "open_netns",
     "same_namespace",
     "setns",
+    "setns_always",
+    "staying",
 ]
 
 
@@ -30,8 +35,9 @@ class _HasFileno(Protocol):
 NetnsArg = str | os.PathLike[str] | int | _HasFileno
 """A namespace as users name one: a `Namespace`, a name under /run/netns, a path, or an open fd."""
 
-# Its attribute `here` is True in a thread that must not enter another namespace; see `_run_here`.
-_staying = threading.local()
+# Its attribute `on` is True in a thread that must not enter another namespace, because the kernel
+# would not let it come back; see `threads._run_here`.
+staying = threading.local()
 
 # sched.h
 _CLONE_NEWNET = 0x4000_0000
@@ -40,40 +46,43 @@ _MAX_FD = 0x7FFF_FFFF  # a C int
 
 
 def check_netns(netns: object) -> None:
-    """Check a namespace as users name one, before anything is opened.
+    """Check a `netns` argument, without opening anything.
 
     Raises:
-        TypeError, ValueError: it can't be one.
+        TypeError, ValueError: the argument can't be a namespace.
     """
     if hasattr(netns, "fileno"):
         return
     if isinstance(netns, bool) or not isinstance(netns, str | int | os.PathLike | None):
-        raise TypeError(f"netns is a name, a path, an open fd or None, not {netns!r}")
+        raise TypeError(f"netns must be a name, a path, an open fd or None, got {netns!r}")
     if isinstance(netns, int):
         if not 0 <= netns <= _MAX_FD:
-            raise ValueError(f"netns={netns} is no fd; give an open one, a name or a path")
+            raise ValueError(f"netns={netns} is not a valid fd; pass an open fd, a name or a path")
     elif netns is not None:
         path = os.fspath(netns)
         if not isinstance(path, str):
-            raise TypeError(f"netns is a name, a path, an open fd or None, not {netns!r}")
+            raise TypeError(f"netns must be a name, a path, an open fd or None, got {netns!r}")
         try:
             if path and "\0" not in path and os.fsencode(path):
                 return
-        except UnicodeEncodeError:  # a surrogate that stands for no byte
+        except UnicodeEncodeError:  # a surrogate that does not stand for a byte
             pass
-        raise ValueError(f"netns={netns!r} is no name or path; name one under /run/netns")
+        raise ValueError(
+            f"netns={netns!r} is not a valid name or path; use a name that 'ip netns' lists"
+        )
 
 
 def open_netns(netns: NetnsArg | None) -> int:
-    """Open a namespace and give the fd, which is the caller's to close.
+    """Open a namespace and return its fd, which the caller must close.
 
     Args:
         netns: a `Namespace`, a name under /run/netns, a path, an open fd (which is duplicated), or
-            None for the calling thread's own.
+            None for the calling thread's own namespace.
 
     Raises:
-        LinkError: there is none (it is never created), or the `Namespace` was closed.
-        NotPermittedError: it may not be opened.
+        LinkError: the namespace does not exist (it is not created), the fd is not open, or the
+            `Namespace` was closed.
+        NotPermittedError: this user has no permission to open it.
         ResourceLimitError: no file descriptor is left.
     """
     with naming_limits("could not open a network namespace"):
@@ -92,7 +101,7 @@ def _open_netns(netns: NetnsArg | None) -> int:
         except OSError as error:
             if error.errno != errno.EBADF:
                 raise
-            text = f"netns {netns} is no open fd: {error.strerror}; give one that is"
+            text = f"netns={netns} is not an open fd; pass one that is open, a name or a path"
             raise LinkError(error.errno, text) from error
     if netns is None:
         path = "/proc/thread-self/ns/net"
@@ -104,11 +113,13 @@ def _open_netns(netns: NetnsArg | None) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except PermissionError as error:
         raise NotPermittedError(
-            error.errno, f"the network namespace {path} may not be opened: {error.strerror}", path
+            error.errno,
+            f"this user has no permission to open the network namespace {path}; run as root",
+            path,
         ) from error
     except OSError as error:
         if error.errno in LIMITS:
-            raise  # `open_netns` says so
+            raise  # open_netns turns it into a ResourceLimitError
         raise LinkError(
             error.errno,
             f"there is no network namespace {path}; create it first, with 'ip netns add'",
@@ -117,22 +128,23 @@ def _open_netns(netns: NetnsArg | None) -> int:
 
 
 class NamespaceFd:
-    """An open network namespace, closed when nobody holds it any more.
+    """The fd of a network namespace, which is closed with the last reference to this object.
 
-    Apart from what uses it, so that a request under way keeps it open where its asker has gone.
+    A request in a thread holds a reference. So the fd stays open until the request ends, even if
+    the link or the device that made the request is gone.
 
     Attributes:
-        fd: its fd.
-        helper: what makes sockets there, where a thread can't enter it; see `places.serving`.
+        fd: the namespace's fd.
+        helper: what makes sockets in a namespace that a thread can't enter; see `places.serving`.
     """
 
     __slots__ = ("fd", "helper")
 
     def __init__(self, fd: int) -> None:
-        self.fd: int = fd  # owned from here on
+        self.fd: int = fd  # owned by this object from now on
         self.helper: places.Place | None = places.serving(fd)
 
-    # The function is bound here: at the interpreter's end the module may be empty already.
+    # os.close is bound as a default: when the interpreter exits, the module may be empty already.
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         close(self.fd)
 
@@ -140,15 +152,15 @@ class NamespaceFd:
 def setns(fd: int) -> None:
     """Move the calling thread into the network namespace that `fd` stands for.
 
-    Where a helper process serves the namespace, the thread stays where it is, and makes its sockets
-    by the helper from now on (`places`).
+    If a helper process serves the namespace, the thread stays where it is, and from now on the
+    helper makes its sockets (`places`).
 
-    Where it is there already nothing is done: that would take CAP_SYS_ADMIN all the same, and what
-    only looks around needs no privilege at all.
+    If the thread is in that namespace already, this makes no system call: setns(2) would need
+    CAP_SYS_ADMIN even then, and a request that only reads must work without any privilege.
 
     Raises:
-        LinkError: `fd` is no network namespace.
-        NotPermittedError: the thread lacks CAP_SYS_ADMIN there or here.
+        LinkError: `fd` is not a network namespace.
+        NotPermittedError: the thread lacks CAP_SYS_ADMIN in that namespace or in its own.
     """
     helper = places.serving(fd)
     places.stand(helper)
@@ -156,11 +168,14 @@ def setns(fd: int) -> None:
         return
     if is_here(fd):
         return
-    if getattr(_staying, "here", False):
-        text = "this thread could not come back from another network namespace, so it stays here"
-        raise NotPermittedError(errno.EPERM, f"{text}; run as root")
+    if getattr(staying, "on", False):
+        raise NotPermittedError(
+            errno.EPERM,
+            "this thread can't enter another network namespace, because it could not come back; "
+            "run as root",
+        )
     try:
-        _setns(fd)
+        setns_always(fd)
     except PermissionError as error:
         raise NotPermittedError(
             error.errno,
@@ -171,7 +186,12 @@ def setns(fd: int) -> None:
         raise LinkError(error.errno, f"fd {fd} is not a network namespace") from error
 
 
-def _setns(fd: int) -> None:
+def setns_always(fd: int) -> None:
+    """Call setns(2), even if the thread is in that namespace already.
+
+    Raises:
+        OSError: the system call failed.
+    """
     if hasattr(os, "setns"):  # Python 3.12
         os.setns(fd, _CLONE_NEWNET)
         return
@@ -190,6 +210,6 @@ def is_here(fd: int) -> bool:
 
 
 def same_namespace(one: int, other: int) -> bool:
-    """Whether two open fds stand for the same namespace."""
+    """Return whether two open fds stand for the same namespace."""
     a, b = os.fstat(one), os.fstat(other)
     return (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)

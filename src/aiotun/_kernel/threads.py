@@ -1,8 +1,9 @@
-"""Runs a function in a short-lived thread, inside a network namespace if asked.
+"""Run a function in a short-lived thread, inside a network namespace if asked.
 
-A network namespace belongs to a thread. Only a thread that ends right afterwards may change it:
-the event loop's own thread would take the whole program along, and a pool's thread would surprise
-whoever runs there next. A fresh thread starts in the namespace of the thread that starts it.
+The kernel records the network namespace per thread, and only a thread that ends right afterwards
+may enter another one: if the event loop's thread did, it would take the whole program along, and a
+thread of a pool would run the next function in the wrong namespace. A new thread starts in the
+namespace of the thread that started it.
 """
 
 import asyncio
@@ -17,10 +18,10 @@ from .limits import limit_error, naming_limits
 from .namespaces import (
     NamespaceFd,
     NetnsArg,
-    _setns,
-    _staying,
     open_netns,
     setns,
+    setns_always,
+    staying,
 )
 
 __all__ = ["finish", "run", "run_blocking", "run_in", "start", "start_thread"]
@@ -29,7 +30,7 @@ T = TypeVar("T")
 
 
 class _Outcome(Generic[T]):
-    """What a function in its thread came to: a value or an error."""
+    """The value that a function in a thread returned, or the error that it raised."""
 
     __slots__ = ("error", "value")
 
@@ -38,33 +39,34 @@ class _Outcome(Generic[T]):
         self.error: BaseException | None = None
 
     def fill(self, function: Callable[[], T], netns: int | None) -> None:
-        """Run the function, in that namespace, and keep what it gives or raises."""
+        """Run the function in that namespace, and store what it returns or raises."""
         try:
             if netns is not None:
                 setns(netns)
-            # Where file descriptors run out even an import fails, with a plain OSError.
+            # If file descriptors run out, even an import fails, with a plain OSError.
             with naming_limits():
                 self.value = function()
-        except BaseException as error:  # noqa: BLE001 - raised again by get(), in its own thread
+        except BaseException as error:  # noqa: BLE001 - get() raises it, in the waiting thread
             self.error = error
 
     def get(self) -> T:
+        """Return the value or raise the error. Call this once."""
         if self.error is not None:
-            # Its traceback will hold this frame: without letting go of it here the two would be a
-            # ring, and what the caller's frames hold (a namespace's fd) would wait for the
-            # collector.
+            # The error's traceback references this frame. If this frame kept a reference to the
+            # error, the two would be a reference cycle, and what the caller's frames hold (a
+            # namespace's fd) would stay open until the collector runs.
             error, self.error = self.error, None
             try:
                 raise error
             finally:
                 del error
-        value, self.value = self.value, None  # taken once, and not held here any longer
+        value, self.value = self.value, None  # drop our reference to it
         return cast(T, value)
 
 
-# Values between a thread and the task that waits for them. A task whose loop was closed is garbage
-# together with all that only it knows, and the collector would close a value's namespace before the
-# task could say that nobody wants it.
+# The outcomes that a thread has delivered and the waiting task has not yet taken. If the loop is
+# closed, the waiting task becomes garbage. Without this reference the collector could close the
+# result's namespace fd before `undo` runs.
 _in_transit: set[_Outcome[Any]] = set()
 
 
@@ -72,21 +74,22 @@ def start_thread(thread: threading.Thread) -> None:
     """Start a thread.
 
     Raises:
-        ResourceLimitError: none can be started any more (EAGAIN).
+        ResourceLimitError: the limit on threads is reached (EAGAIN).
     """
     try:
         thread.start()
     except RuntimeError as error:
-        # Without its traceback, whose frames hold the thread and so all that its function holds.
+        # Drop the traceback: its frames reference the thread, and so all that its function holds.
         cause = error.with_traceback(None)
         raise limit_error(errno.EAGAIN) from cause
 
 
 def run_blocking(function: Callable[[], T], netns: int | None = None) -> T:
-    """Run a function in a short-lived thread and wait for it without an event loop.
+    """Run a function in a short-lived thread, and block until it returns.
 
     Raises:
-        ResourceLimitError: no thread can be started; and what the function raises.
+        ResourceLimitError: no thread can be started.
+        Exception: whatever the function raises.
     """
     outcome: _Outcome[T] = _Outcome()
     thread = threading.Thread(target=outcome.fill, args=(function, netns), name="aiotun")
@@ -96,20 +99,22 @@ def run_blocking(function: Callable[[], T], netns: int | None = None) -> T:
 
 
 def _run_here(function: Callable[[], None]) -> None:
-    """Run a function in the calling thread although it was written for a short-lived one.
+    """Run a function in the calling thread, although it was written for a short-lived one.
 
-    Only for what must be done at all costs when no thread can be started: it blocks the event loop
-    whose thread this is. The function may run an event loop of its own, and may enter another
-    network namespace. This thread comes back from there; where the kernel would not let it come
-    back, `setns` raises NotPermittedError instead.
+    This blocks the event loop that runs in the calling thread. So it is only for what must be done
+    even if no thread can be started, such as undoing a step. The function may run an event loop of
+    its own and enter another network namespace; afterwards this returns the thread to its own
+    namespace. If the kernel would not let the thread return, `setns` raises NotPermittedError in
+    the function.
     """
     here: NamespaceFd | None = None
     try:
         here = NamespaceFd(open_netns(None))
-        _setns(here.fd)  # stays where it is, but takes the privilege that coming back takes
-    except (OSError, ImportError):  # ImportError: ctypes, when file descriptors are short too
-        _staying.here = True
-    # asyncio refuses to run a loop in a thread where one is running already.
+        # This does not move the thread, but it needs the same privilege as coming back does.
+        setns_always(here.fd)
+    except (OSError, ImportError):  # ImportError: no file descriptor is left to import ctypes
+        staying.on = True
+    # asyncio can't run a loop in a thread where another one is running. So hide the running one.
     loop = asyncio._get_running_loop()
     task = None if loop is None else asyncio.current_task(loop)
     if loop is not None and task is not None:
@@ -121,18 +126,18 @@ def _run_here(function: Callable[[], None]) -> None:
         asyncio._set_running_loop(loop)
         if loop is not None and task is not None:
             asyncio._enter_task(loop, task)
-        _staying.here = False
+        staying.on = False
         places.stand(None)
         if here is not None:
             setns(here.fd)
 
 
 def start(function: Callable[[], None], then: Callable[[], None]) -> None:
-    """Run a function in a short-lived thread, then `then` in the same thread; wait for neither.
+    """Run `function` and then `then` in a short-lived thread, without waiting for either.
 
-    The thread is no daemon: the interpreter waits for it at its end. Where no thread can be
-    started (there are too many, or the interpreter is ending), both run here and now, for as long
-    as that takes, and this raises what they raise.
+    The thread is not a daemon thread: at exit the interpreter waits for it. If no thread can be
+    started (the limit is reached, or the interpreter is exiting), both run in the calling thread,
+    which they block, and this raises what they raise.
     """
 
     def body() -> None:
@@ -151,7 +156,7 @@ def finish(loop: asyncio.AbstractEventLoop, over: asyncio.Future[None]) -> bool:
     """Resolve a future of an event loop from another thread.
 
     Returns:
-        Whether the loop takes it. If not, it was closed meanwhile, and nothing waits in it.
+        False if the loop is closed. Then no task of the loop waits for the future any more.
     """
 
     def resolve() -> None:
@@ -176,42 +181,44 @@ async def run(
     """Run a function in a short-lived thread and wait for it.
 
     Args:
-        function: called without arguments; what it gives or raises comes out here.
-        netns: an open namespace fd which the thread enters first.
-        on_cancel: called here, at once, when the waiting task is cancelled: a word to the function.
-        undo: called in a thread with the function's value where that can't be delivered any more;
-            where no thread can be started, in this one. What it raises goes to the loop's exception
-            handler.
-        or_here: whether the function runs in this thread where no other can be started.
+        function: called without arguments. This returns what it returns, and raises what it raises.
+        netns: an open namespace fd. The thread enters this namespace first.
+        on_cancel: called in this thread as soon as the waiting task is cancelled, so that it can
+            tell the function to stop.
+        undo: called with the function's value, in a thread, if the value can't be delivered any
+            more. It runs in this thread if no other can be started. What it raises goes to the
+            loop's exception handler.
+        or_here: whether the function runs in this thread if no other can be started.
 
     Raises:
-        ResourceLimitError: no thread can be started (EAGAIN), or something else ran out.
+        ResourceLimitError: no thread can be started (EAGAIN), or the function ran out of file
+            descriptors or memory.
 
-    Cancellation: a system call in another thread can't be interrupted, so this waits until the
-    thread is done, undoes what it gave, and only then lets the cancellation through.
+    Cancellation: a system call in another thread can't be interrupted. So this waits until the
+    thread is done, calls `undo` with the value, and only then raises CancelledError.
     """
     loop = asyncio.get_running_loop()
     over = loop.create_future()
     outcome: _Outcome[T] = _Outcome()
     handing_over = threading.Lock()
-    # Whether the loop will see to the value; and if so, whether the thread has told it.
-    wanted, told = True, False
+    # `wanted`: the task still waits for the outcome. `delivered`: the thread has resolved `over`.
+    wanted, delivered = True, False
 
-    def drop() -> None:
+    def undo_value() -> None:
         if undo is not None and outcome.error is None:
             undo(outcome.get())
 
     def body() -> None:
-        nonlocal function, told
+        nonlocal function, delivered
         outcome.fill(function, netns)
-        del function  # what it holds must not have to wait until this thread has ended
+        del function  # release what the function holds now, not when this thread ends
         with handing_over:
             if wanted:
-                _in_transit.add(outcome)  # before: the task may have it at once
-                told = finish(loop, over)
-        if not told:
+                _in_transit.add(outcome)  # first: the task may take the outcome at once
+                delivered = finish(loop, over)
+        if not delivered:
             _in_transit.discard(outcome)
-            drop()
+            undo_value()
 
     try:
         start_thread(threading.Thread(target=body, name="aiotun"))
@@ -227,20 +234,20 @@ async def run(
             cancelled = error
             if on_cancel is not None:
                 on_cancel()
-        except GeneratorExit:  # the loop was closed, and the task is thrown away
+        except GeneratorExit:  # the loop was closed, and the collector destroys the task
             with handing_over:
                 wanted = False
-            if told:
-                start(drop, lambda: _in_transit.discard(outcome))
+            if delivered:
+                start(undo_value, lambda: _in_transit.discard(outcome))
             raise
     _in_transit.discard(outcome)
     if cancelled is None:
         return outcome.get()
     if undo is not None and outcome.error is None:
         try:
-            await run(drop, netns, or_here=True)
-        except Exception as error:  # noqa: BLE001 - whatever it is, this stays a cancellation
-            message = "aiotun could not undo what was cancelled"
+            await run(undo_value, netns, or_here=True)
+        except Exception as error:  # noqa: BLE001 - the caller must get its CancelledError
+            message = "aiotun could not undo a cancelled request"
             loop.call_exception_handler({"message": message, "exception": error})
     raise cancelled
 
@@ -251,36 +258,37 @@ async def run_in(
     *,
     undo: Callable[[T], None] | None = None,
 ) -> T:
-    """Run a function as `run` does, in a namespace as users name one.
+    """Run a function as `run` does, in a namespace that is given as users give it.
 
     Args:
         netns: a name, a path, an open fd, or None for the calling thread's namespace.
         function: as for `run`.
-        undo: as for `run`, in that namespace too.
+        undo: as for `run`; called in that namespace, too.
 
     Raises:
-        LinkError: there is no such namespace.
-        NotPermittedError: it may not be entered.
+        LinkError: the namespace does not exist.
+        NotPermittedError: this thread has no permission to enter it.
         ResourceLimitError: as for `run`.
 
     Cancellation: as for `run`.
     """
-    # In a list, to be let go of: an error's traceback would keep it for as long as anybody has one.
+    # In a list, so that we can drop the reference below. Otherwise the traceback of an error would
+    # keep the namespace open for as long as the error exists.
     held = [NamespaceFd(open_netns(netns))]
     fd = held[0].fd
 
     def inside(held: list[NamespaceFd] = held) -> tuple[T, list[NamespaceFd]]:
-        # The namespace comes with the value: see `_in_transit`.
+        # Return the namespace with the value, so that `_in_transit` keeps both.
         return function(), held
 
     def take_back(outcome: tuple[T, list[NamespaceFd]]) -> None:
-        setns(fd)  # `run` may call this in a thread that is anywhere
+        setns(fd)  # the thread in which `run` calls this may be in another namespace
         if undo is not None:
             undo(outcome[0])
 
     try:
         value, _ = await run(inside, fd, undo=take_back)
-    except (Exception, asyncio.CancelledError):  # not GeneratorExit: there the thread may go on
+    except (Exception, asyncio.CancelledError):  # not GeneratorExit: the thread may still run then
         held.clear()
         raise
     return value

@@ -1,4 +1,4 @@
-"""The words that options are made of, and the checks of them."""
+"""The values that options can have (modes, MAC addresses), and functions that check them."""
 
 from __future__ import annotations
 
@@ -13,44 +13,53 @@ Mode = Literal["tun", "tap"]
 """A TUN device carries IP packets, a TAP device Ethernet frames."""
 
 Offload = Literal["off", "split", "raw"]
-"""What happens to super-packets: none come, they are split, or the user gets them as they are."""
+"""What happens to super-packets.
+
+``"off"``: the kernel hands over none. ``"split"``: they are split. ``"raw"``: the user gets them.
+"""
 
 DecodeErrors = Literal["skip", "raise"]
-"""What `decoded` does with bytes that are no packet: count and go on, or raise."""
+"""What `decoded` does with bytes that are not a valid packet: count and skip them, or raise."""
 
 
 def check_offload(offload: Offload) -> None:
-    """Raise for what is no offload mode."""
+    """Raise ValueError if `offload` is not a valid mode."""
     if offload not in ("off", "split", "raw"):
-        raise ValueError(f"offload is 'off', 'split' or 'raw', not {offload!r}")
+        raise ValueError(f"offload must be 'off', 'split' or 'raw', got {offload!r}")
 
 
 def mode_of(flags: Iff) -> Mode:
-    """Tell TUN from TAP by the kernel's flags."""
+    """Return the mode that the kernel's flags stand for."""
     return "tap" if flags & Iff.TAP else "tun"
 
 
 def parse_mac(value: str, *, multicast: bool = False) -> str:
-    """Read a MAC such as ``"02:00:00:00:00:01"``, and give it in lower case.
+    """Check a MAC address such as ``"02:00:00:00:00:01"`` and return it in lower case.
 
     Args:
         value: the text.
-        multicast: whether it may be one that stands for many, which no interface has.
+        multicast: whether a multicast address is allowed. An interface can't have one.
 
     Raises:
-        TypeError: it is no text.
-        ValueError: it is no MAC, or one that no interface may have.
+        TypeError: `value` is not a str.
+        ValueError: `value` is not a MAC address, or not one that an interface can have.
     """
     if not isinstance(value, str):
-        raise TypeError(f"a MAC is a str, not {type(value).__name__}; write '02:00:00:00:00:01'")
+        raise TypeError(
+            f"a MAC must be a str such as '02:00:00:00:00:01', got {type(value).__name__}"
+        )
     if not re.fullmatch(r"(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}", value):
-        raise ValueError(f"{value!r} is no MAC; write six pairs, as in '02:00:00:00:00:01'")
+        raise ValueError(
+            f"{value!r} is not a valid MAC; write six pairs, as in '02:00:00:00:00:01'"
+        )
     mac = value.lower()
     if int(mac[:2], 16) & 1 and not multicast:
         raise ValueError(
-            f"{value!r} is a multicast MAC, which no interface may have; "
+            f"{value!r} is a multicast MAC, which an interface can't have; "
             "make the first pair even, as in '02:00:00:00:00:01'"
         )
     if mac == "00:00:00:00:00:00":
-        raise ValueError(f"{value!r} is no interface's MAC; write one such as '02:00:00:00:00:01'")
+        raise ValueError(
+            f"{value!r} is not a valid MAC for an interface; write one such as '02:00:00:00:00:01'"
+        )
     return mac

@@ -219,7 +219,7 @@ class TestNamespaces:
     """Why namespaces can't be made."""
 
     @pytest.mark.parametrize("kind", ["user", "net"])
-    def test_a_setting(self, kind: str) -> None:
+    def test_a_limit_on_namespaces_is_named_with_its_sysctl(self, kind: str) -> None:
         name = f"max_{kind}_namespaces"
         # Root of this user namespace needs no other for a network namespace.
         bare = ["setpriv", "--bounding-set=-sys_admin"] if kind == "user" else []
@@ -316,7 +316,7 @@ class TestHowItIsShown:
 
 
 @pytest.mark.parametrize("where", ["terminal", "pipe"])
-def test_ctrl_c(where: str) -> None:
+def test_ctrl_c_ends_the_doctor_without_a_traceback(where: str) -> None:
     """While it has a helper process, which an ordinary user's namespace takes."""
     bare = ["setpriv", "--bounding-set=-sys_admin", sys.executable, "-W", "error", "-m", "aiotun"]
     starting = in_terminal if where == "terminal" else piped

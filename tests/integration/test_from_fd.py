@@ -368,7 +368,7 @@ class TestRefused:
             aiotun.TunDevice.from_fd(*fds, **options)
         assert untouched(*fds)
 
-    def test_two_headers(self, fds: list[int]) -> None:
+    def test_packet_info_with_a_virtio_header_is_refused(self, fds: list[int]) -> None:
         fds.append(raw_open("given0", Iff.TUN | Iff.VNET_HDR))
         with pytest.raises(ValueError, match="packet_info"):
             aiotun.TunDevice.from_fd(*fds, packet_info=True)

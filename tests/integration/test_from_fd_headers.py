@@ -227,7 +227,7 @@ class TestPacketInformation:
                 from_fd(fds[0])
             assert untouched(*fds)
 
-    def test_without_privilege(self, fds: list[int]) -> None:
+    def test_packet_info_is_told_to_an_ordinary_user_too(self, fds: list[int]) -> None:
         fds += [raw_open("given0", Iff.TUN), raw_open("given1", Iff.TAP)]
         said = ordinary_child(
             f"""

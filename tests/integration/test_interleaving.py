@@ -734,6 +734,13 @@ async def test_an_icmp_error_while_a_task_waits_to_send_ends_nothing() -> None:
                     await soon(queue.send_many(itertools.repeat(bytes(1000))))
 
 
+@pytest.mark.parametrize("number", [-1, 2**31 - 1, 2**31, 2**70])
+def test_a_number_that_is_no_open_fd_is_a_value_error(number: int) -> None:
+    for from_fd in (Queue.from_fd, aiotun.TunDevice.from_fd):
+        with pytest.raises(ValueError, match="open"):
+            from_fd(number)
+
+
 @pytest.mark.parametrize("kind", ["stream", "pipe", "file", "folder", "null", "zero"])
 def test_what_keeps_no_packets_apart_is_no_queue(kind: str, tmp_path: Path) -> None:
     one, other = socket.socketpair()

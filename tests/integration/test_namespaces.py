@@ -342,7 +342,7 @@ class Datagrams(asyncio.DatagramProtocol):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-async def test_datagram_endpoints(ns: Namespace, host: str) -> None:
+async def test_datagram_endpoints_exchange_datagrams_inside(ns: Namespace, host: str) -> None:
     one, heard = await ns.create_datagram_endpoint(Datagrams, (host, 0))
     address = one.get_extra_info("sockname")
     other, answered = await ns.create_datagram_endpoint(Datagrams, remote_addr=address[:2])
@@ -397,7 +397,7 @@ async def test_a_program_gets_what_asyncio_gives_it_outside(ns: Namespace) -> No
     assert told[1][:2] == ["word variable", "input"]
 
 
-async def test_ping_works(ns: Namespace) -> None:
+async def test_ping_works_inside_without_root(ns: Namespace) -> None:
     if "ping_group_range" not in os.listdir("/proc/sys/net/ipv4"):
         pytest.skip("missing: ping_group_range; a kernel with ICMP sockets")
     assert "1 received" in await shell(ns, "ping -n -c1 127.0.0.1")

@@ -64,6 +64,8 @@ def adopt(
 def _ask(fd: int) -> tuple[str, Iff]:
     try:
         return ioctl.get_flags(fd)
+    except (OverflowError, ValueError) as error:  # negative, or no C int
+        raise ValueError(f"fd {fd} is not open") from error
     except OSError as error:
         if error.errno not in (errno.EBADF, errno.ENOTTY, errno.EINVAL):
             raise

@@ -10,6 +10,7 @@ import stat
 from .._kernel import ioctl, namespaces, rtnetlink, threads
 from .._kernel.abi import VNET_HDR_SIZE, VNET_HDR_SIZES, Iff
 from .._kernel.interface import Interface
+from .._kernel.limits import naming_limits
 from .._kernel.words import Offload, mode_of
 from ..errors import DeviceMismatchError, LinkError, NotPermittedError
 from .port import PacketFormat, Port
@@ -32,10 +33,12 @@ def judge(fd: int, offload: Offload, packet_info: bool) -> tuple[Interface, Port
     """
     try:
         mode = os.fstat(fd).st_mode
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise ValueError(f"{fd} is not an open file descriptor") from error
     if stat.S_ISSOCK(mode):
-        with socket.socket(fileno=os.dup(fd)) as sock:
+        with naming_limits(f"could not look at fd {fd}"):
+            duplicate = os.dup(fd)  # a socket object closes its fd
+        with socket.socket(fileno=duplicate) as sock:
             if sock.type not in _KINDS:
                 text = f"fd {fd} is a stream socket, which does not keep packets apart"
                 raise ValueError(f"{text}; give a datagram or seqpacket socket")

@@ -26,7 +26,7 @@ PLAIN_NETWORK = """\
 Name=tun0
 
 [Link]
-# There is no carrier until a program attaches. Don't make the boot wait for it.
+# There is no carrier until a program attaches. The boot must not wait for it.
 RequiredForOnline=no
 
 [Network]

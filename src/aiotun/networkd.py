@@ -114,7 +114,7 @@ def _network(wanted: device_options.Options, name: str) -> list[_Section]:
         *_if_given("MTUBytes", wanted.mtu),
         *_if_given("MACAddress", wanted.mac),
         *([] if wanted.up else ["ActivationPolicy=manual"]),
-        "# There is no carrier until a program attaches. Don't make the boot wait for it.",
+        "# There is no carrier until a program attaches. The boot must not wait for it.",
         "RequiredForOnline=no",
     ]
     network = ["ConfigureWithoutCarrier=yes"]

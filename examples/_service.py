@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import Any, TypeVar
 
+from _addresses import with_prefix
+
 import aiotun
 from aiotun.device import Opener
 from aiotun.reply import icmp_echo, icmpv6_echo
@@ -36,7 +38,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument(
         "--address",
         action="append",
-        type=ip_interface,
+        type=with_prefix,
         metavar="A/LEN",
         help=f"the interface's address and network; may be repeated (default: {_DEFAULT})",
     )

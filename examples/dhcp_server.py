@@ -19,8 +19,9 @@ import sqlite3
 import sys
 import time
 from collections import Counter
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address
 
+from _addresses import ipv4_with_prefix
 from _dhcp_frames import Arp, Datagram, arp_probe, deliver, read_arp, read_udp
 from _dhcp_leases import Leases
 from _dhcp_message import NOBODY, MalformedError, Message
@@ -203,7 +204,7 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--bridge", metavar="BR", required=True, help="which must exist")
     add("--name", metavar="TAP", help="its name (default: the kernel picks one)")
-    add("--address", metavar="A/LEN", type=IPv4Interface, required=True, help="the server's own")
+    add("--address", metavar="A/LEN", type=ipv4_with_prefix, required=True, help="the server's own")
     add("--range", metavar="FIRST-LAST", type=address_range, required=True)
     add("--lease", metavar="SECONDS", type=positive, default=3600.0, help="(%(default)s)")
     add("--router", metavar="A", type=IPv4Address, default=NOBODY)

@@ -41,9 +41,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_address
 from pathlib import Path
 
+from _addresses import with_prefix
 from _datagrams import Address, DatagramSocket, Run, bind, resolve
 from _mss import clamped
 from _running import BATCH, QUEUE, Delivery, report, run, until_signal
@@ -476,7 +477,7 @@ def parse() -> argparse.Namespace:
     for command in ("server", "client"):
         each = commands.add_parser(command)
         each.add_argument("--key", type=Path, required=True, metavar="FILE")
-        each.add_argument("--address", action="append", type=ip_interface, required=True)
+        each.add_argument("--address", action="append", type=with_prefix, required=True)
         each.add_argument("--name", help="the interface's name")
         each.add_argument("--mtu", type=int, default=1400, help="of the tunnel (default: 1400)")
         each.add_argument("--cipher", choices=list(CIPHERS), default="aes-256-gcm")

@@ -635,3 +635,19 @@ def test_hostile_bytes_never_raise(noise: bytes, changes: dict[int, int]) -> Non
             for echo in (ECHO4, ECHO6):
                 answer = echo(data, 7)
                 assert answer is None or len(answer) <= len(data)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (PING, "--address", "10.0.0.1"),
+        (UDP, "--address", "fd00::1"),
+        ("dhcp_server.py", "--address", "10.0.0.1"),
+        ("udp_vpn.py", "server", "--key", "nowhere", "--address", "10.0.0.1"),
+    ],
+    ids=" ".join,
+)
+def test_an_address_without_its_prefix_length_is_refused(words: tuple[str, ...]) -> None:
+    address = words[-1]
+    length = 64 if ":" in address else 24
+    check_failure(run(*words), 2, f"{address} has no prefix length; write {address}/{length}")

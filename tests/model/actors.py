@@ -263,6 +263,8 @@ async def _put(world: World, op: Op, how: str, flow: Flow, count: int, bad_at: i
             sent = getattr(caught, "sent", -1)
     finally:
         world.sending.remove(op)
+        if len(world.fds) > 1:
+            world.epoch += 1  # a queue may have gone meanwhile, and its flow moved to another
     with _caught(world):
         if error is not None and not isinstance(error, asyncio.CancelledError):
             _judge(world, op, how, error, bad_at, sent, alone)

@@ -160,5 +160,5 @@ def test_ipv6_autoconf_that_root_has_set_takes_no_privilege() -> None:
 
 def test_ipv6_autoconf_takes_only_on_or_off(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["add", "old0", "mode", "tun", "ipv6_autoconf", "maybe"]) == 2
-    assert "'on' or 'off', not 'maybe'" in capsys.readouterr().err
+    assert "'ipv6_autoconf' must be 'on' or 'off', got 'maybe'" in capsys.readouterr().err
     assert names() == []

@@ -48,7 +48,9 @@ def _run(case: Case, patience: float) -> Any:
         loop = runner.get_loop()
         loop.slow_callback_duration = 60.0
         if config.eager and sys.version_info >= (3, 12):
-            loop.set_task_factory(asyncio.eager_task_factory)
+            # Before 3.14 the factory refuses an argument that uvloop gives it.
+            if config.loop == "asyncio" or sys.version_info >= (3, 14):
+                loop.set_task_factory(asyncio.eager_task_factory)
         return runner.run(_steps(case, patience))
 
 

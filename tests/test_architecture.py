@@ -49,7 +49,8 @@ def test_every_name_on_the_page_exists(name: str) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_file_on_the_page_exists(file: str) -> None:
-    if not (ROOT / "src").is_dir() and (file.startswith("src/") or file.endswith(".c")):
+    sources = ROOT / "src" / "aiotun" / "queue.py"
+    if not sources.exists() and (file.startswith("src/") or file.endswith(".c")):
         pytest.skip("the wheel is tested, and a wheel has no sources")
     assert (ROOT / file).exists() or (PACKAGE / file).exists()
 

@@ -68,7 +68,7 @@ def enter(user: int, net: int, resolv_conf: bytes | None) -> None:
     Args:
         user: an fd of the user namespace, or -1.
         net: an fd of the network namespace.
-        resolv_conf: what /etc/resolv.conf shall say; None leaves it as it is.
+        resolv_conf: the text of /etc/resolv.conf inside; None leaves the file as it is.
 
     Raises:
         OSError: the kernel refuses; its filename says what.

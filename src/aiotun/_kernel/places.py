@@ -76,7 +76,7 @@ class _Local(threading.local):
 
 _local = _Local()
 
-# Namespaces that a helper serves. Weak: whoever has such a namespace open holds its helper
+# Namespaces that a helper serves. Weak: code that has such a namespace open holds its helper
 # (`NamespaceFd`), and a helper keeps the namespace, so that its number is not given to another.
 _served: weakref.WeakValueDictionary[Key, Place] = weakref.WeakValueDictionary()
 

@@ -26,7 +26,7 @@ APPARMOR = ("kernel.apparmor_restrict_unprivileged_userns", "1")
 
 
 @pytest.mark.parametrize(
-    ("step", "code", "setting", "said", "mend"),
+    ("step", "code", "setting", "said", "fix"),
     [
         ("user", errno.ENOSPC, ("user.max_user_namespaces", "0"), "= 0 allows no user", "=10000"),
         ("net", errno.ENOSPC, ("user.max_net_namespaces", "0"), "= 0 allows no network", "=10000"),
@@ -52,14 +52,14 @@ APPARMOR = ("kernel.apparmor_restrict_unprivileged_userns", "1")
     ],
 )
 def test_each_cause_is_told_apart(
-    settings: Path, step: str, code: int, setting: tuple[str, str] | None, said: str, mend: str
+    settings: Path, step: str, code: int, setting: tuple[str, str] | None, said: str, fix: str
 ) -> None:
     if setting is not None:
         put(settings, *setting)
     error = refusals.explain(step, code)
     assert error.errno == code
     assert said in str(error)
-    assert mend in str(error)
+    assert fix in str(error)
 
 
 def test_a_seccomp_filter_is_named(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,11 +19,11 @@ class Refusal(NamedTuple):
 
     Attributes:
         said: one sentence without a full stop.
-        mend: a command, where `is_command`, else what to do.
+        fix: a command, where `is_command`, else what to do.
     """
 
     said: str
-    mend: str
+    fix: str
     is_command: bool = False
 
 
@@ -37,9 +37,9 @@ def explain(step: str, code: int) -> NotPermittedError:
         code: the errno.
     """
     refusal = find(step, code)
-    mend = f"'{refusal.mend}' allows it" if refusal.is_command else refusal.mend
+    fix = f"'{refusal.fix}' allows it" if refusal.is_command else refusal.fix
     return NotPermittedError(
-        code, f"a private network namespace can't be made: {refusal.said}; {mend}"
+        code, f"a private network namespace can't be made: {refusal.said}; {fix}"
     )
 
 

@@ -226,6 +226,15 @@ def test_a_program_that_is_gone_is_noticed(programs: Path) -> None:
             cost.Lane(running, 0, None).read(84, 1)
 
 
+def test_a_program_that_ends_at_an_order_is_noticed() -> None:
+    command = ["sh", "-c", "read order"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        program = _field.Program(process, Contender("ended", "none", tuple(command)))
+        with pytest.raises(BenchError, match="ended before it answered"):
+            program.order(1)
+
+
 def test_the_sink_counts_what_it_throws_away(netns: Any) -> None:
     import socket
 

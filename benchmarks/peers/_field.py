@@ -68,7 +68,10 @@ class Program:
         print(*words, file=process.stdin, flush=True)
         if not select.select([process.stdout], [], [], SECONDS)[0]:
             raise BenchError(f"{self.contender.name} did not answer within {SECONDS} s")
-        return [int(each) for each in process.stdout.readline().split()]
+        # A program that ends still takes the order while it is being ended; its answer is empty.
+        if not (answer := process.stdout.readline()):
+            raise BenchError(f"{self.contender.name} ended before it answered")
+        return [int(each) for each in answer.split()]
 
     def check(self) -> None:
         if self._process.poll() is not None:

@@ -39,10 +39,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from ._kernel.abi import READ_SIZE
+from ._kernel.limits import naming_limits
 from ._kernel.words import Offload, check_offload
 from ._queue import refusals
 from ._queue.fdowner import Group, QueueBase
-from ._queue.judging import judge
 from ._queue.lookahead import TURNS
 from ._queue.packetio import BUDGET, PacketIO, take_one
 from ._queue.waiting import Waiter
@@ -96,6 +96,8 @@ class Queue(QueueBase):
         UDP socket reports is raised once, as a `PacketError`, and the queue goes on.
         """
         check_offload(offload)
+        with naming_limits():  # even an import needs a file descriptor
+            from ._queue.judging import judge
         interface, port = judge(fd, offload, packet_info)
         os.set_blocking(fd, False)
         os.set_inheritable(fd, False)

@@ -233,6 +233,31 @@ def near(count: int, rate: float, of: int = 1000) -> bool:
     return abs(count - rate * of) < 0.3 * rate * of
 
 
+async def test_a_pair_of_rates_is_for_received_and_for_sent_packets() -> None:
+    one, other = memory_pair()
+    async with FaultInjector(one, drop=(1, 0), corrupt=(0, 1)) as faulty, other:
+        await faulty.send(packet(1))
+        assert await other.recv() != packet(1)
+        await other.send(packet(2))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(faulty.recv(), 0.01)
+        assert (faulty.received.dropped, faulty.sent.dropped) == (1, 0)
+        faulty.drop = 0
+        await other.send(packet(3))
+        assert await faulty.recv() == packet(3)
+
+
+@pytest.mark.parametrize(
+    ("rate", "error"),
+    [((0.1,), TypeError), ((0, 0, 0), TypeError), ("0.1", TypeError), ((0, 1.1), ValueError)],
+)
+async def test_a_rate_is_a_number_or_a_pair(rate: Any, error: type[Exception]) -> None:
+    one, other = memory_pair()
+    async with one, other:
+        with pytest.raises(error, match="a rate must be a number"):
+            FaultInjector(one, drop=rate)
+
+
 async def test_without_faults_every_packet_passes_in_order() -> None:
     got, counts = await through()
     assert [number(each) for each in got] == list(range(1000))

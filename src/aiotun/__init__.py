@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         PacketProtocol,
         create_tap_endpoint,
         create_tun_endpoint,
+        endpoint,
     )
 
     __version__: str
@@ -91,6 +92,7 @@ __all__ = [
     "delete_bridge",
     "delete_persistent",
     "encode",
+    "endpoint",
     "list_devices",
     "networkd_units",
     "new_namespace",
@@ -121,6 +123,7 @@ _LAZY = {
     "delete_bridge": "_device.bridges",
     "delete_persistent": "_device.persistent",
     "encode": "decode",
+    "endpoint": "transport",
     "list_devices": "_device.persistent",
     "networkd_units": "networkd",
     "new_namespace": "namespaces",

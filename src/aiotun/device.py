@@ -378,7 +378,10 @@ class TapDevice(Device):
 
 
 class Opener(Generic[D]):
-    """The result of `open_tun` and `open_tap`: await it, or use it with ``async with``; once."""
+    """The result of `open_tun` and `open_tap`; use it once.
+
+    Await it, or use it with ``async with``, or call `open_blocking`.
+    """
 
     __slots__ = ("_device", "_device_class", "_options", "_used")
 
@@ -435,12 +438,38 @@ class Opener(Generic[D]):
             f"use '{mode}'"
         )
 
+    def open_blocking(self) -> D:
+        """Open the device without an event loop; for code that can't await where it opens.
+
+        This blocks the calling thread, and the event loop if one runs in it, until the device is
+        open: a few milliseconds, and about a tenth of a second the first time, when the module that
+        talks to netlink is loaded. The device belongs to the event loop that first awaits it. Close
+        it yourself: ``close()`` needs no loop.
+
+        Raises:
+            RuntimeError: the opener was used before.
+            AiotunError: as awaiting the opener raises.
+
+        *Cancellation*: if a signal's handler raises, as Ctrl-C does, every step is undone first.
+        """
+        opening = self._begin()
+        return self._device_of(
+            threads.run_blocking(opening.run, on_cancel=opening.abort, undo=opening.undo)
+        )
+
     async def _open(self) -> D:
+        opening = self._begin()
+        return self._device_of(
+            await threads.run(opening.run, on_cancel=opening.abort, undo=opening.undo)
+        )
+
+    def _begin(self) -> Opening:
         if self._used:
             raise RuntimeError("an opener can be used once; call open_tun or open_tap again")
         self._used = True
-        opening = Opening(self._options)
-        opened = await threads.run(opening.run, on_cancel=opening.abort, undo=opening.undo)
+        return Opening(self._options)
+
+    def _device_of(self, opened: Opened) -> D:
         wanted = self._options
         packets = PacketFormat(wanted.mode, wanted.offload, wanted.packet_info)
         return self._device_class(opened, packets)
@@ -450,7 +479,8 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
     """Open a TUN device, and create it if it does not exist.
 
     This checks the arguments and returns an opener. Await the opener to open the device, or use it
-    with ``async with``, which also closes the device at the end. An opener can be used once.
+    with ``async with``, which also closes the device at the end. Code that can't await calls
+    ``open_blocking()`` of the opener. An opener can be used once.
 
     If a step fails, or the opening is cancelled, every step is undone: all fds are closed, and an
     interface that was created is deleted. On an interface that existed, the addresses and routes

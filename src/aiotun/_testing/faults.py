@@ -25,6 +25,9 @@ __all__ = ["FaultCounts", "FaultInjector"]
 
 T = TypeVar("T")
 
+Rate = float | tuple[float, float]
+"""A rate of both directions, or the rates of received and of sent packets."""
+
 _SHORTEST = 0.001  # seconds; with a delay of 0 the loop would spin while the device has no room
 
 
@@ -54,12 +57,16 @@ class _Line:
     ) -> None:
         self.counts = FaultCounts()
         self._faults = faults
+        self._sent = name == "out"
         # Each direction has its own generator. With a shared one, the faults would depend on the
         # order in which the program sends and receives.
         self._random = random.Random(f"{seed} {name}")
         self._deliver = deliver
         self._delayed: dict[asyncio.TimerHandle, list[bytes]] = {}
         self._held: dict[asyncio.TimerHandle, list[bytes]] = {}  # until another packet passes
+
+    def _rate(self, rate: Rate) -> float:
+        return rate[self._sent] if isinstance(rate, tuple) else rate
 
     def pass_on(self, packet: bytes) -> list[bytes]:
         """Decide what happens to this packet; return all packets to deliver now."""
@@ -68,20 +75,20 @@ class _Line:
         # change which packets the other faults hit.
         drop, delay, duplicate, corrupt, reorder, bit = (self._random.random() for _ in range(6))
         counts.packets += 1
-        if drop < faults.drop:
+        if drop < self._rate(faults.drop):
             counts.dropped += 1
             return []
-        if corrupt < faults.corrupt:
+        if corrupt < self._rate(faults.corrupt):
             packet = self._corrupted(packet, bit)
         copies = [packet]
-        if duplicate < faults.duplicate:
+        if duplicate < self._rate(faults.duplicate):
             counts.duplicated += 1
             copies.append(packet)
-        if delay < faults.delay:
+        if delay < self._rate(faults.delay):
             counts.delayed += 1
             self._keep(copies, self._delayed)
             return []
-        if reorder < faults.reorder:
+        if reorder < self._rate(faults.reorder):
             counts.reordered += 1
             self._keep(copies, self._held)
             return []
@@ -144,11 +151,24 @@ def _copy(packet: Buffer) -> bytes:
         return view.tobytes()
 
 
+def _check_rate(rate: Rate) -> None:
+    each: tuple[object, ...] = rate if isinstance(rate, tuple) else (rate, rate)
+    numbers = [one for one in each if isinstance(one, int | float)]
+    if not len(each) == len(numbers) == 2:
+        raise TypeError(f"a rate must be a number or a pair (received, sent), got {rate!r}")
+    for one in numbers:
+        if not 0 <= one <= 1:
+            raise ValueError(f"a rate must be a number from 0 to 1, got {one}")
+
+
 class FaultInjector(PacketIO):
     """Wraps a device and can be used like one; adds faults to its traffic in both directions.
 
     For each direction, the same seed, rates and packets give the same faults. A rate is the
-    fraction of packets, 0 to 1, that have the fault. The default of all rates is 0.
+    fraction of packets, 0 to 1, that have the fault. The default of all rates is 0. One number is
+    the rate of each direction: with ``drop=0.2`` a fifth of the received packets is dropped, and a
+    fifth of the sent ones, so that a ping and its answer both pass in 64 of 100 cases. A pair has
+    the rate of received packets first: ``drop=(0.2, 0)`` drops no packet that is sent.
 
     Args:
         device: the device to wrap. Closing this closes the device. Packets that a program sends and
@@ -169,7 +189,11 @@ class FaultInjector(PacketIO):
     `sent.lost`. So are packets that are still held back when this is closed. `send` raises the
     device's errors for the packets that it sends at once.
 
+    Attributes:
+        drop, delay, duplicate, corrupt, reorder, delay_by: as the arguments; assign to change one.
+
     Raises:
+        TypeError: a rate is neither a number nor a pair of numbers.
         ValueError: a rate is not between 0 and 1, or the delay is negative.
     """
 
@@ -193,25 +217,24 @@ class FaultInjector(PacketIO):
         self,
         device: Device,
         *,
-        drop: float = 0.0,
-        delay: float = 0.0,
-        duplicate: float = 0.0,
-        corrupt: float = 0.0,
-        reorder: float = 0.0,
+        drop: Rate = 0.0,
+        delay: Rate = 0.0,
+        duplicate: Rate = 0.0,
+        corrupt: Rate = 0.0,
+        reorder: Rate = 0.0,
         delay_by: float = 0.05,
         seed: int = 0,
     ) -> None:
         for rate in (drop, delay, duplicate, corrupt, reorder):
-            if not 0 <= rate <= 1:
-                raise ValueError(f"a rate must be a number from 0 to 1, got {rate}")
+            _check_rate(rate)
         if not 0 <= delay_by < float("inf"):
             raise ValueError(f"delay_by must be a number of seconds, got {delay_by}")
         self._device = device
-        self.drop: float = drop
-        self.delay: float = delay
-        self.duplicate: float = duplicate
-        self.corrupt: float = corrupt
-        self.reorder: float = reorder
+        self.drop: Rate = drop
+        self.delay: Rate = delay
+        self.duplicate: Rate = duplicate
+        self.corrupt: Rate = corrupt
+        self.reorder: Rate = reorder
         self.delay_by: float = delay_by
         self._incoming = _Line(self, "in", seed, self._arrive)
         self._outgoing = _Line(self, "out", seed, device.send_nowait)

@@ -39,6 +39,7 @@ from .kernel import (
     make,
     may_leave_to_us,
     names,
+    ordinary_child,
     routes,
     state,
     tun_data,
@@ -494,6 +495,12 @@ class TestNetns:
         with pytest.raises(aiotun.LinkError, match="not a network namespace"):
             await aiotun.open_tun("n0", netns=tmp_path / "file")
         assert names() == []
+
+    def test_a_namespace_of_another_users_process_is_not_permitted(self) -> None:
+        path = f"/proc/{os.getpid()}/ns/net"
+        said = ordinary_child(f"attempt(aiotun.open_tun('n0', netns={path!r}))")
+        assert (said["class"], said["filename"]) == ("NotPermittedError", path)
+        assert "no permission to open the network namespace" in said["strerror"]
 
     async def test_fd_that_is_not_open(self) -> None:
         fd = os.open("/", os.O_RDONLY)

@@ -124,6 +124,19 @@ class TestWriteMerged:
         assert native.read_many(pair[0].fileno(), abi.READ_SIZE, 100) == expected
 
     @each_write_merged
+    @pytest.mark.parametrize("udp", [True, False])
+    def test_write_merged_leaves_datagrams_alone_if_told_to(
+        self, pair: Pair, write_merged: WriteMerged, udp: bool
+    ) -> None:
+        packets: list[bytes] = []
+        for protocol in ("tcp", "udp"):
+            packets += written(run_of(Packet(protocol=protocol), [100] * 3))
+        expected = native.merge(packets, False, udp)
+        assert len(expected) == (2 if udp else 4)
+        assert write_merged(pair[1].fileno(), packets, False, 10, udp) == len(packets)
+        assert native.read_many(pair[0].fileno(), abi.READ_SIZE, 100) == expected
+
+    @each_write_merged
     def test_write_merged_merges_frames_with_two_vlan_tags(
         self, pair: Pair, write_merged: WriteMerged
     ) -> None:
@@ -181,7 +194,7 @@ class TestWriteMerged:
             os.read(pair[0].fileno(), 100)
 
     @pytest.mark.skipif(_speedups is None, reason=MISSING)
-    @pytest.mark.parametrize("args", [(), (1, []), (1, [], False, 10, 1), ("1", [], False)])
+    @pytest.mark.parametrize("args", [(), (1, []), (1, [], False, 10, 1, 1), ("1", [], False)])
     def test_write_merged_refuses_invalid_arguments(self, args: tuple[object, ...]) -> None:
         with pytest.raises(TypeError):
             _speedups.write_merged(*args)

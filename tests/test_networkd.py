@@ -186,6 +186,8 @@ def test_the_bridge_is_not_left_to_be_found_out() -> None:
     [
         ("txqueuelen", 0, None),
         ("txqueuelen", 1000, None),
+        ("gso_max_segs", 45, None),
+        ("gso_max_size", 65_536, None),
         ("netns", "blue", None),
         ("exclusive", True, False),
         ("napi", True, False),

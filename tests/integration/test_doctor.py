@@ -76,6 +76,19 @@ class TestAsRoot:
         assert statuses(found, "dpkt", "uvloop") == ["ok", "ok"]
         assert (found["C module"]["status"] == "ok") == native.SPEEDUPS
 
+    def test_without_the_c_module_the_doctor_says_how_to_build_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """pip prefers a wheel without it to the source distribution, even where it is required."""
+        monkeypatch.setattr(probe, "SPEEDUPS", False)
+        monkeypatch.delenv("AIOTUN_SPEEDUPS", raising=False)
+        (check,) = (each for each in doctor_command.examine().checks if each.name == "C module")
+        assert (check.status, check.fix) == (
+            "note",
+            "AIOTUN_SPEEDUPS=require python -m pip install --force-reinstall "
+            "--no-binary aiotun aiotun",
+        )
+
     def test_the_doctor_makes_no_interface_in_this_namespace(self) -> None:
         """The kernel numbers interfaces in order: an interface made meanwhile would leave a gap."""
         make("old0")

@@ -188,6 +188,8 @@ class TestInfo:
                 vnet_header=False,
                 attached=False,
             ),
+            gso_max_segs=shown["gso_max_segs"],
+            gso_max_size=shown["gso_max_size"],
         )
 
     async def test_every_tun_option(self, make: Callable[..., str]) -> None:
@@ -304,6 +306,30 @@ class TestSetting:
                 await device.link.set_txqueuelen(10**8)
             await device.link.set_txqueuelen(524_288)
             assert (await device.link.info()).txqueuelen == 524_288
+
+    async def test_set_gso_max_limits_what_the_kernel_sends(self, tap: str) -> None:
+        link = Link(tap)
+        await link.set_gso_max(segs=45)
+        assert (show(tap)["gso_max_segs"], show(tap)["gso_max_size"]) == (45, 65_536)
+        await link.set_gso_max(size=60_000)
+        await link.set_gso_max(segs=44, size=61_000)
+        info = await link.info()
+        assert (info.gso_max_segs, info.gso_max_size) == (44, 61_000)
+        assert (show(tap)["gso_max_segs"], show(tap)["gso_max_size"]) == (44, 61_000)
+
+    @pytest.mark.parametrize("limits", [{"segs": 65_536}, {"size": 100_000}])
+    async def test_a_gso_limit_that_the_kernel_refuses(
+        self, tap: str, limits: dict[str, int]
+    ) -> None:
+        before = show(tap)
+        with pytest.raises(LinkError, match="tso_max_size") as caught:
+            await Link(tap).set_gso_max(**limits)
+        assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, tap)
+        assert show(tap) == before
+
+    async def test_set_gso_max_needs_a_limit(self, tap: str) -> None:
+        with pytest.raises(TypeError, match="'segs', 'size' or both"):
+            await Link(tap).set_gso_max()
 
     async def test_set_alias_sets_and_removes_the_alias(self, tap: str) -> None:
         link = Link(tap)

@@ -39,6 +39,7 @@ from .kernel import (
     make,
     may_leave_to_us,
     names,
+    ordinary_child,
     routes,
     state,
     tun_data,
@@ -305,6 +306,16 @@ class TestLink:
             assert link("l0").get("txqlen", 0) == packets
 
     @both
+    async def test_the_given_limits_of_super_packets_are_set(
+        self, open_it: Open, mode: str
+    ) -> None:
+        async with open_it("l0", gso_max_segs=45, gso_max_size=60_000) as device:
+            shown = link("l0")
+            assert (shown["gso_max_segs"], shown["gso_max_size"]) == (45, 60_000)
+            info = await device.link.info()
+            assert (info.gso_max_segs, info.gso_max_size) == (45, 60_000)
+
+    @both
     async def test_up_unless_told_otherwise(self, open_it: Open, mode: str) -> None:
         async with open_it("u0"):
             assert is_up("u0")
@@ -484,6 +495,12 @@ class TestNetns:
         with pytest.raises(aiotun.LinkError, match="not a network namespace"):
             await aiotun.open_tun("n0", netns=tmp_path / "file")
         assert names() == []
+
+    def test_a_namespace_of_another_users_process_is_not_permitted(self) -> None:
+        path = f"/proc/{os.getpid()}/ns/net"
+        said = ordinary_child(f"attempt(aiotun.open_tun('n0', netns={path!r}))")
+        assert (said["class"], said["filename"]) == ("NotPermittedError", path)
+        assert "no permission to open the network namespace" in said["strerror"]
 
     async def test_fd_that_is_not_open(self) -> None:
         fd = os.open("/", os.O_RDONLY)
@@ -714,6 +731,8 @@ class TestAgain:
             "routes": ["10.2.0.0/16 via 10.0.0.2", "fd02::/64 metric 5"],
             "mtu": 1400,
             "txqueuelen": 77,
+            "gso_max_segs": 45,
+            "gso_max_size": 60_000,
             "persist": True,
             "owner": 0,
             "mac": "02:00:00:00:00:01",

@@ -253,7 +253,9 @@ def _speedups() -> Check:
         return Check("C module", "ok", "in use")
     if os.environ.get("AIOTUN_SPEEDUPS") == "forbid":
         return Check("C module", "note", "disabled by AIOTUN_SPEEDUPS=forbid")
-    fix = "AIOTUN_SPEEDUPS=require python -m pip install --force-reinstall aiotun"
+    # --no-binary: where only the wheel without the module fits, pip would install that again.
+    pip = "python -m pip install --force-reinstall --no-binary aiotun aiotun"
+    fix = f"AIOTUN_SPEEDUPS=require {pip}"
     return Check("C module", "note", "not in use; receiving takes a third longer", fix)
 
 

@@ -240,6 +240,8 @@ class Opening:
             ("MAC", "address", wanted.mac, info.mac),
             ("MTU", "mtu", wanted.mtu, info.mtu),
             ("queue length", "txqlen", wanted.txqueuelen, info.txqueuelen),
+            ("GSO segments", "gso_max_segs", wanted.gso_max_segs, info.gso_max_segs),
+            ("GSO size", "gso_max_size", wanted.gso_max_size, info.gso_max_size),
         ):
             if new is not None and new != old:
                 what = f"set the {option} to {new}"

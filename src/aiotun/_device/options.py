@@ -31,6 +31,9 @@ _MTU_MIN, _MTU_MAX = 68, {"tun": 65_535, "tap": 65_521}
 
 _S32 = 0x7FFF_FFFF
 
+# netdevice.h: GSO_MAX_SEGS and GSO_LEGACY_MAX_SIZE, a TUN or TAP device's tso_max_size.
+_GSO_MAX_SEGS, _GSO_MAX_SIZE = 65_535, 65_536
+
 
 # Names that ip(8) and other libraries use for our options, if difflib would not find our name.
 _OTHER_NAMES = {
@@ -59,6 +62,8 @@ class Options(NamedTuple):
     routes: list[Route]
     mtu: int | None
     txqueuelen: int | None
+    gso_max_segs: int | None
+    gso_max_size: int | None
     up: bool
     mac: str | None
     bridge: str | None
@@ -84,6 +89,8 @@ class TunOptions(TypedDict, total=False):
     routes: Iterable[RouteArg | Route]
     mtu: int | None
     txqueuelen: int | None
+    gso_max_segs: int | None
+    gso_max_size: int | None
     up: bool
     netns: NetnsArg | None
     persist: bool | None
@@ -115,6 +122,8 @@ def check(
     routes: Iterable[RouteArg | Route] = (),
     mtu: int | None = None,
     txqueuelen: int | None = None,
+    gso_max_segs: int | None = None,
+    gso_max_size: int | None = None,
     up: bool = True,
     mac: str | None = None,
     bridge: str | None = None,
@@ -148,6 +157,10 @@ def check(
         _check_range("mtu", mtu, _MTU_MIN, _MTU_MAX[mode])
     if txqueuelen is not None:
         _check_range("txqueuelen", txqueuelen, 0, abi.MAX_QUEUE_LENGTH)
+    if gso_max_segs is not None:
+        _check_range("gso_max_segs", gso_max_segs, 1, _GSO_MAX_SEGS)
+    if gso_max_size is not None:
+        _check_range("gso_max_size", gso_max_size, 1, _GSO_MAX_SIZE)
     if sndbuf is not None:
         _check_range("sndbuf", sndbuf, 1, _S32)
     check_offload(offload)
@@ -175,6 +188,8 @@ def check(
         routes=link_routes,
         mtu=mtu,
         txqueuelen=txqueuelen,
+        gso_max_segs=gso_max_segs,
+        gso_max_size=gso_max_size,
         up=switch("up", up),
         mac=None if mac is None else parse_mac(mac),
         bridge=None if bridge is None else check_name(bridge),

@@ -48,8 +48,11 @@ _TABLE_LOCAL = 255
 _RTN_LOCAL = 2
 
 _SETTABLE = frozenset(
-    {"address", "af_spec", "ifalias", "ifname", "master", "mtu", "net_ns_fd", "state", "txqlen"}
-)
+    {
+        "address", "af_spec", "gso_max_segs", "gso_max_size", "ifalias", "ifname", "master", "mtu",
+        "net_ns_fd", "state", "txqlen",
+    }
+)  # fmt: skip
 
 _HINTS = {
     errno.ENODEV: "look for it with 'ip link'; it may have been deleted or renamed",

@@ -111,13 +111,18 @@ def _write_many(fd: int, packets: list[Buffer]) -> int:
 
 
 def _write_merged(
-    fd: int, packets: Iterable[Buffer], frame: bool, header: int = VNET_HDR_SIZE
+    fd: int,
+    packets: Iterable[Buffer],
+    frame: bool,
+    header: int = VNET_HDR_SIZE,
+    udp: bool = True,
 ) -> int:
     """Merge packets, and write the results to a non-blocking fd, until a write fails.
 
     Args:
         header: the size of the virtio-net header in front of each; what goes beyond 10 bytes
             (num_buffers) is written as zero.
+        udp: whether to merge UDP: see `aiotun.offload.merge`.
 
     Returns:
         How many of the packets were written. No error is raised for the next packet: the caller
@@ -130,7 +135,7 @@ def _write_merged(
     _check_header(header)
     written = 0
     try:
-        for super_packet in merge(packets, frame):
+        for super_packet in merge(packets, frame, udp):
             os.write(fd, long_header(super_packet, header))
             written += packets_in(super_packet)
     except OSError:

@@ -137,7 +137,7 @@ def __getattr__(name: str) -> object:
     if name == "__version__":
         from importlib.metadata import version  # slow to import, and rarely needed
 
-        return version(__name__)
+        return version("aiotun")  # as text: PyInstaller then includes the metadata
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f".{_LAZY[name]}", __name__)

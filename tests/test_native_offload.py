@@ -140,6 +140,17 @@ class TestWriteMerged:
         assert native.read_many(pair[0].fileno(), abi.READ_SIZE, 100) == expected
 
     @each_write_merged
+    def test_write_merged_leaves_udp_alone_if_asked(
+        self, pair: Pair, write_merged: WriteMerged
+    ) -> None:
+        datagrams = written(run_of(Packet(protocol="udp"), [100] * 3))
+        segments = written(run_of(Packet(), [100] * 3))
+        assert write_merged(pair[1].fileno(), datagrams + segments, False, 10, False) == 6
+        got = [os.read(pair[0].fileno(), 70_000) for _ in range(4)]
+        assert got[:3] == [bytes(10) + packet for packet in datagrams]
+        assert VnetHeader.unpack(got[3]).gso_type == GsoType.TCPV4
+
+    @each_write_merged
     @pytest.mark.parametrize("size", [0, 9, 11, 13, 24, 2**40])
     def test_no_other_header(self, pair: Pair, write_merged: WriteMerged, size: int) -> None:
         with pytest.raises(ValueError, match=f"10 or 12 bytes, not {size}"):
@@ -181,7 +192,7 @@ class TestWriteMerged:
             os.read(pair[0].fileno(), 100)
 
     @pytest.mark.skipif(_speedups is None, reason=MISSING)
-    @pytest.mark.parametrize("args", [(), (1, []), (1, [], False, 10, 1), ("1", [], False)])
+    @pytest.mark.parametrize("args", [(), (1, []), (1, [], False, 10, 1, 1), ("1", [], False)])
     def test_write_merged_refuses_invalid_arguments(self, args: tuple[object, ...]) -> None:
         with pytest.raises(TypeError):
             _speedups.write_merged(*args)

@@ -1025,23 +1025,25 @@ static PyObject *speedups_merge(PyObject *module, PyObject *const *args, Py_ssiz
 	return sink.list;
 }
 
-/* write_merged(fd, packets, frame, header): see native.py. */
+/* write_merged(fd, packets, frame, header, udp): see native.py. */
 static PyObject *speedups_write_merged(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
 	struct sink sink = {0};
 	PyObject *packets;
 	long fd, header;
-	int frame;
+	int frame, udp = 1;
 
 	(void)module;
-	if (nargs < 3 || nargs > 4)
-		return PyErr_Format(PyExc_TypeError, "write_merged takes 3 or 4 arguments, not %zd",
+	if (nargs < 3 || nargs > 5)
+		return PyErr_Format(PyExc_TypeError, "write_merged takes 3 to 5 arguments, not %zd",
 				    nargs);
 	if ((fd = number(args[0], "an fd", INT_MAX)) < 0 ||
 	    (frame = PyObject_IsTrue(args[2])) < 0 ||
+	    (nargs == 5 && (udp = PyObject_IsTrue(args[4])) < 0) ||
 	    (header = header_size(args, nargs, 3)) < 0 || !(packets = list_of_packets(args[1])))
 		return NULL;
 	sink.fd = (int)fd;
+	sink.no_udp = !udp;
 	sink.header = (size_t)header;
 	merge_into(&sink, packets, frame);
 	Py_DECREF(packets);

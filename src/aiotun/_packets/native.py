@@ -27,6 +27,7 @@ __all__ = [
     "read",
     "read_many",
     "read_split",
+    "short_header",
     "split",
     "write_many",
     "write_merged",
@@ -87,7 +88,7 @@ def _read_split(
                 raise
             break
         try:
-            packets += split(_short_header(super_packet, header), frame)
+            packets += split(short_header(super_packet, header), frame)
         except ValueError:
             lost += 1
     return packets, lost
@@ -111,13 +112,18 @@ def _write_many(fd: int, packets: list[Buffer]) -> int:
 
 
 def _write_merged(
-    fd: int, packets: Iterable[Buffer], frame: bool, header: int = VNET_HDR_SIZE
+    fd: int,
+    packets: Iterable[Buffer],
+    frame: bool,
+    header: int = VNET_HDR_SIZE,
+    udp: bool = True,
 ) -> int:
     """Merge packets, and write the results to a non-blocking fd, until a write fails.
 
     Args:
         header: the size of the virtio-net header in front of each; what goes beyond 10 bytes
             (num_buffers) is written as zero.
+        udp: whether to merge UDP.
 
     Returns:
         How many of the packets were written. No error is raised for the next packet: the caller
@@ -130,7 +136,7 @@ def _write_merged(
     _check_header(header)
     written = 0
     try:
-        for super_packet in merge(packets, frame):
+        for super_packet in merge(packets, frame, udp):
             os.write(fd, long_header(super_packet, header))
             written += packets_in(super_packet)
     except OSError:
@@ -143,7 +149,7 @@ def _check_header(size: int) -> None:
         raise ValueError(f"a virtio-net header has 10 or 12 bytes, not {size}")
 
 
-def _short_header(super_packet: bytes, size: int) -> bytes:
+def short_header(super_packet: bytes, size: int) -> bytes:
     """Take off what a virtio-net header of `size` bytes has beyond 10.
 
     Raises:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ._link.values import LinkAddress, Route
 from ._queue.packetio import PacketIO, PacketStats
+from ._queue.port import Offloads
 from .device import Device, TapDevice, TunDevice, open_tap, open_tun
 from .errors import (
     AiotunError,
@@ -69,6 +70,7 @@ __all__ = [
     "LinkStats",
     "Namespace",
     "NotPermittedError",
+    "Offloads",
     "PacketDecodeError",
     "PacketError",
     "PacketIO",

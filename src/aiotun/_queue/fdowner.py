@@ -24,7 +24,7 @@ from .closing import Closing, close_queues, running_loop
 from .fdwatch import FdWatch
 from .lookahead import Lookahead
 from .packetio import BUDGET, PacketIO, PacketStats
-from .port import Port
+from .port import Offloads, Port
 from .waiting import Line
 
 __all__ = ["Group", "QueueBase"]
@@ -318,6 +318,11 @@ class QueueBase(PacketIO):
         see it.
         """
         return self.port.format.vnet_header_size
+
+    @property
+    def offloads(self) -> Offloads:
+        """The kinds of super-packets that the kernel accepts; see `Device.offloads`."""
+        return self.port.format.offloads
 
     @property
     def stats(self) -> PacketStats:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from .._kernel.words import Mode, Offload
 from .._queue.packetio import PacketIO, PacketStats
-from .._queue.port import copy_into
+from .._queue.port import Offloads, copy_into
 from .._queue.refusals import truncated
 from ..device import Device
 from ..errors import AiotunError, DeviceClosedError
@@ -284,6 +284,11 @@ class FaultInjector(PacketIO):
     def vnet_header_size(self) -> int:
         """The size of the device's virtio-net header."""
         return self._device.vnet_header_size
+
+    @property
+    def offloads(self) -> Offloads:
+        """The device's offloads."""
+        return self._device.offloads
 
     @property
     def link(self) -> Link:

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Itera
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, Self, TypeVar, Unpack
 
 from ._device import options as device_options
-from ._device.adopting import adopt
 from ._device.opening import Opened, Opening
 from ._device.options import TapOptions, TunOptions
 from ._kernel import ioctl, threads
 from ._kernel.interface import Interface
+from ._kernel.limits import naming_limits
 from ._kernel.namespaces import NetnsArg
 from ._kernel.words import Mode, Offload, parse_mac
 from ._queue.packetio import PacketIO, PacketStats
@@ -112,6 +112,8 @@ class Device(PacketIO):
             LinkError: the namespace that `netns` names does not exist, or has no such interface.
             ResourceLimitError: no thread can be started, or no file descriptor is left.
         """
+        with naming_limits():  # even an import needs a file descriptor
+            from ._device.adopting import adopt
         opened, packets = adopt(
             cls._mode, [fd, *more], netns=netns, packet_info=packet_info, offload=offload
         )

@@ -12,9 +12,9 @@ import os
 from typing import TYPE_CHECKING, Self
 
 from ._kernel.abi import READ_SIZE
+from ._kernel.limits import naming_limits
 from ._kernel.words import Offload, check_offload
 from ._queue import refusals
-from ._queue.judging import judge
 from ._queue.packetio import take_one
 from ._queue.queuebase import QueueBase
 from .errors import DeviceClosedError
@@ -65,6 +65,8 @@ class Queue(QueueBase):
         UDP socket reports is raised once, as a `PacketError`, and the queue goes on.
         """
         check_offload(offload)
+        with naming_limits():  # even an import needs a file descriptor
+            from ._queue.judging import judge
         interface, port = judge(fd, offload, packet_info)
         os.set_blocking(fd, False)
         os.set_inheritable(fd, False)

@@ -20,7 +20,6 @@ from .._kernel.abi import VNET_HDR_SIZE, Iff, OffloadFlag
 from .._kernel.interface import Interface
 from .._link.netlink import in_session
 from .._link.values import DEFAULT_METRICS
-from .._queue.judging import known_offloads
 from .._queue.port import Offloads
 from ..errors import AiotunError, DeviceBusyError, DeviceMismatchError, LinkError
 from .options import Options
@@ -178,6 +177,8 @@ class Opening:
         if info.tuntap is not None and self._is_shared(info.tuntap, super_packets):
             # The other programs rely on the offloads that they set.
             if super_packets:
+                from .._queue.judging import known_offloads
+
                 self._offloads = known_offloads(info.name)
             return
         # A persistent device keeps the header size and the offloads of the last program.

@@ -7,12 +7,9 @@ import dataclasses
 import math
 import random
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ..errors import AiotunError
-
-if TYPE_CHECKING:
-    from .faults import FaultInjector
 
 __all__ = ["FaultCounts", "Line", "Rate"]
 
@@ -43,12 +40,24 @@ class FaultCounts:
     the `FaultInjector` was closed."""
 
 
+class Faults(Protocol):
+    """The rates that a line follows; the program may change them at any time."""
+
+    drop: Rate
+    delay: Rate
+    duplicate: Rate
+    corrupt: Rate
+    reorder: Rate
+    delay_by: float
+    bandwidth: Rate
+
+
 class Line:
     """One direction, with its own random numbers."""
 
     def __init__(
         self,
-        faults: FaultInjector,
+        faults: Faults,
         name: str,
         seed: int,
         header_bytes: int,

@@ -153,6 +153,17 @@ class TestWriteMerged:
         assert native.read_many(pair[0].fileno(), abi.READ_SIZE, 100) == expected
 
     @each_write_merged
+    def test_write_merged_leaves_udp_alone_if_asked(
+        self, pair: Pair, write_merged: WriteMerged
+    ) -> None:
+        datagrams = written(run_of(Packet(protocol="udp"), [100] * 3))
+        segments = written(run_of(Packet(), [100] * 3))
+        assert write_merged(pair[1].fileno(), datagrams + segments, False, 10, False) == 6
+        got = [os.read(pair[0].fileno(), 70_000) for _ in range(4)]
+        assert got[:3] == [bytes(10) + packet for packet in datagrams]
+        assert VnetHeader.unpack(got[3]).gso_type == GsoType.TCPV4
+
+    @each_write_merged
     @pytest.mark.parametrize("size", [0, 9, 11, 13, 24, 2**40])
     def test_no_other_header(self, pair: Pair, write_merged: WriteMerged, size: int) -> None:
         with pytest.raises(ValueError, match=f"10 or 12 bytes, not {size}"):

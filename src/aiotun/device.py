@@ -14,7 +14,7 @@ from ._kernel.limits import naming_limits
 from ._kernel.namespaces import NetnsArg
 from ._kernel.words import Mode, Offload, parse_mac
 from ._queue.packetio import PacketIO, PacketStats
-from ._queue.port import PacketFormat
+from ._queue.port import Offloads, PacketFormat
 from ._queue.splitport import make_port
 from ._queue.waiting import Line
 from .errors import DeviceClosedError
@@ -160,6 +160,23 @@ class Device(PacketIO):
         see it. 12 only where `from_fd` was given such a device.
         """
         return self.queues[0].vnet_header_size
+
+    @property
+    def offloads(self) -> Offloads:
+        """The kinds of super-packets that the kernel accepts; empty with ``offload="off"``.
+
+        Before Linux 6.2 there is no `USO`. Then ``offload.merge(packets, udp=False)`` makes only
+        super-packets that a raw device passes to the kernel as they are. One of another kind is
+        sent as the packets that it consists of, which is slower (`PacketStats.split_fallbacks`).
+
+        On a device that this program opened alone, this is what the kernel took when aiotun asked
+        for it (TUNSETOFFLOAD), so it also says which kinds may be received. If other programs hold
+        the device, or `from_fd` was given it, aiotun does not change what they asked for, and the
+        kernel tells nobody what that was. Then this says which kinds the kernel's driver knows
+        (ETHTOOL_GFEATURES): it accepts these from any program, and may hand over fewer. TCP is
+        certain even where the interface can't be reached; UDP is left out there.
+        """
+        return self.queues[0].offloads
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"queues={len(self.queues)}"
@@ -473,7 +490,9 @@ class Opener(Generic[D]):
 
     def _device_of(self, opened: Opened) -> D:
         wanted = self._options
-        packets = PacketFormat(wanted.mode, wanted.offload, wanted.packet_info)
+        packets = PacketFormat(
+            wanted.mode, wanted.offload, wanted.packet_info, accepted=opened.offloads
+        )
         return self._device_class(opened, packets)
 
 

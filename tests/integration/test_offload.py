@@ -268,7 +268,7 @@ async def test_a_kernel_that_refuses_super_packets(
             raise OSError(22, "Invalid argument")
         return os.write(fd, data)
 
-    def write_merged(fd: int, packets: list[bytes], frame: bool, header: int) -> int:
+    def write_merged(fd: int, packets: list[bytes], frame: bool, *rest: int) -> int:
         done = 0
         with contextlib.suppress(OSError):
             for whole in merge(packets, frame=frame):

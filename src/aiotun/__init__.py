@@ -11,6 +11,7 @@ kernel::
 import importlib
 from typing import TYPE_CHECKING
 
+from ._device.options import TapOptions, TunOptions
 from ._link.values import LinkAddress, Route
 from ._queue.packetio import PacketIO, PacketStats
 from ._queue.port import Offloads
@@ -83,7 +84,9 @@ __all__ = [
     "ResourceLimitError",
     "Route",
     "TapDevice",
+    "TapOptions",
     "TunDevice",
+    "TunOptions",
     "TunTapInfo",
     "TunUnavailableError",
     "capture",

@@ -2,6 +2,7 @@
 # Builds dist/: the source distribution, and from its contents a wheel in pure Python and one with
 # the C module, for every CPython from 3.11 and every glibc from 2.17. Checks all of them.
 set -eu
+umask 022  # a wheel keeps the modes of its files
 bin=$PWD/.venvs/release/bin
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -18,11 +19,13 @@ build() {
 
 rm -rf dist
 build --sdist --outdir dist .
+"$bin/python" tools/repack.py dist/aiotun-*.tar.gz "$SOURCE_DATE_EPOCH"
 tar -xzf dist/aiotun-*.tar.gz -C "$work"
 source=$(echo "$work"/aiotun-*)
 AIOTUN_SPEEDUPS=forbid build --wheel --outdir dist "$source"
 rm -rf "$source/build"
-AIOTUN_SPEEDUPS=require CFLAGS="${CFLAGS:-} -g0" build --wheel --outdir "$work/wheels" "$source"
+# Python's own LDSHARED may name the folder that this Python was installed in, as a RUNPATH.
+AIOTUN_SPEEDUPS=require CFLAGS="${CFLAGS:-} -g0" LDSHARED="${CC:-cc} -shared" build --wheel --outdir "$work/wheels" "$source"
 # Fails if the module uses a symbol that an older C library lacks.
 PATH=$bin:$PATH "$bin/auditwheel" repair --plat "manylinux_2_17_$(uname -m)" --only-plat \
     --wheel-dir dist "$work"/wheels/*.whl >"$work/log" 2>&1 || {
@@ -33,4 +36,5 @@ PATH=$bin:$PATH "$bin/auditwheel" repair --plat "manylinux_2_17_$(uname -m)" --o
     cat "$work/log" >&2
     exit 1
 }
+"$bin/python" tools/check_dist.py dist/*
 "$bin/twine" --no-color check --strict dist/*

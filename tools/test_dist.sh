@@ -72,6 +72,28 @@ for python in $(tools/python.sh --all); do
         failed="$failed $version"
     fi
 done
+# In one file, as people ship programs: a zip archive, and a frozen program.
+python=$(tools/python.sh)
+echo "--- in a zip archive, and frozen"
+cat >"$work/program.py" <<'PROGRAM'
+import sys
+import aiotun
+from aiotun.__main__ import main
+sys.exit(main() if sys.argv[1:] else print(aiotun.__version__))
+PROGRAM
+try() {
+    cd / && version=$("$@") && [ -n "$version" ] && "$@" --version | grep -qF "$version" &&
+        "$@" demo --count 1 >/dev/null
+}
+if ! { "$python" -m venv --clear "$environment" && install --target "$work/app" "$abi3" &&
+    cp "$work/program.py" "$work/app/__main__.py" &&
+    "$python" -m zipapp "$work/app" -o "$work/program.pyz" && (try "$python" "$work/program.pyz") &&
+    install pyinstaller "$abi3" &&
+    (cd "$work" && "$environment/bin/pyinstaller" --log-level ERROR --onefile program.py) &&
+    (try "$work/dist/program"); }; then
+    echo "aiotun: does not work in one file" >&2
+    failed="$failed (in one file)"
+fi
 if [ -n "$failed" ]; then
     echo "aiotun: failed on Python$failed" >&2
     exit 1

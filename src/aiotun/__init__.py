@@ -11,6 +11,7 @@ kernel::
 import importlib
 from typing import TYPE_CHECKING
 
+from ._device.options import TapOptions, TunOptions
 from ._link.values import LinkAddress, Route
 from ._queue.packetio import PacketIO, PacketStats
 from ._queue.port import Offloads
@@ -83,7 +84,9 @@ __all__ = [
     "ResourceLimitError",
     "Route",
     "TapDevice",
+    "TapOptions",
     "TunDevice",
+    "TunOptions",
     "TunTapInfo",
     "TunUnavailableError",
     "capture",
@@ -145,7 +148,7 @@ def __getattr__(name: str) -> object:
     if name == "__version__":
         from importlib.metadata import version  # slow to import, and rarely needed
 
-        return version(__name__)
+        return version("aiotun")  # as text: PyInstaller then includes the metadata
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f".{_LAZY[name]}", __name__)

@@ -496,6 +496,7 @@ class Opener(Generic[D]):
         return self._device_class(opened, packets)
 
 
+@device_options.spell_out(TunOptions)
 def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[TunDevice]:
     """Open a TUN device, and create it if it does not exist.
 
@@ -580,6 +581,7 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
     return Opener(TunDevice, device_options.check("tun", name, **options))
 
 
+@device_options.spell_out(TapOptions)
 def open_tap(name: str | None = None, **options: Unpack[TapOptions]) -> Opener[TapDevice]:
     """Open a TAP device, and create it if it does not exist.
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar, Unpack
 
-from ._device.options import TapOptions, TunOptions
+from ._device.options import TapOptions, TunOptions, spell_out
 from ._kernel import ioctl
 from .device import Device, Opener, open_tap, open_tun
 from .errors import AiotunError, DeviceClosedError, DeviceLostError
@@ -486,6 +486,7 @@ def endpoint(device: Device, protocol: asyncio.BaseProtocol) -> DeviceTransport:
     return DeviceTransport(asyncio.get_running_loop(), device, protocol)
 
 
+@spell_out(TunOptions)
 async def create_tun_endpoint(
     factory: Callable[[], P], name: str | None = None, **options: Unpack[TunOptions]
 ) -> tuple[DeviceTransport, P]:
@@ -516,6 +517,7 @@ async def create_tun_endpoint(
     return await _connect(open_tun(name, **options), factory)
 
 
+@spell_out(TapOptions)
 async def create_tap_endpoint(
     factory: Callable[[], P], name: str | None = None, **options: Unpack[TapOptions]
 ) -> tuple[DeviceTransport, P]:

@@ -172,7 +172,8 @@ class TestAsAnOrdinaryUser:
         assert statuses(found, *WORKS) == ["no", "note", "ok", "note"]
         assert "CAP_NET_ADMIN" in found["create a device"]["fix"]
         assert (
-            found["attach to a device"]["fix"] == f"sudo aiotun add dev tun0 mode tun user {USER}"
+            found["attach to a device"]["fix"]
+            == f"sudo ip tuntap add dev tun0 mode tun user {USER}"
         )
         said = "private ones can be created without root, with a helper process"
         assert found["namespaces"]["said"] == said

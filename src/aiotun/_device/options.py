@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, NamedTuple, TypedDict, TypeVar
 
@@ -21,8 +22,9 @@ from .._link.values import (
     parse_route,
 )
 
-__all__ = ["Options", "TapOptions", "TunOptions", "check", "check_words", "switch"]
+__all__ = ["Options", "TapOptions", "TunOptions", "check", "check_words", "spell_out", "switch"]
 
+F = TypeVar("F", bound=Callable[..., object])
 T = TypeVar("T")
 
 # The kernel's limits (ip.h, tun.c). An IP packet has at most 65,535 bytes, and a TAP's limit is
@@ -81,7 +83,11 @@ class Options(NamedTuple):
 
 
 class TunOptions(TypedDict, total=False):
-    """The keyword arguments of `open_tun`, which describes them."""
+    """The keyword arguments of `open_tun`, which describes them.
+
+    A function of your own that passes them on has the parameter
+    ``**options: Unpack[aiotun.TunOptions]``.
+    """
 
     queues: int
     multi_queue: bool | None
@@ -205,6 +211,32 @@ def check(
         carrier=None if carrier is None else switch("carrier", carrier),
         sndbuf=sndbuf,
     )
+
+
+def spell_out(options: Any) -> Callable[[F], F]:
+    """Give a function the signature that it has for type checkers, at run time too.
+
+    So help(), completion in a shell and the reference show each keyword argument, with its type and
+    its default, instead of ``**options``.
+
+    Args:
+        options: the TypedDict of the function's keyword arguments, which `check` has too. A switch
+            that `check` does not have is off by default.
+    """
+
+    def spelled_out(function: F) -> F:
+        own, known = inspect.signature(function), inspect.signature(check).parameters
+        kept = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        words = [word for word in known if word in options.__optional_keys__]
+        more = [
+            inspect.Parameter(word, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool)
+            for word in sorted(options.__optional_keys__ - known.keys())
+        ]
+        parameters = [*kept, *(known[word] for word in words), *more]
+        function.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]  # what inspect reads
+        return function
+
+    return spelled_out
 
 
 def check_words(function: str, given: Iterable[str], options: Any) -> None:

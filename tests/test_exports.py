@@ -37,6 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "queue": {"_kernel", "_packets", "capture", "decode", "errors"},
     "device": {"_kernel", "capture", "decode", "errors", "link", "queue"},
     "networkd": {"_kernel", "device", "link"},
+    "netstack": {"_kernel", "device", "errors", "link", "namespaces"},
     "transport": {"_kernel", "device", "errors"},
     "testing": {"_kernel", "device", "errors", "link", "queue"},
     "__init__": {
@@ -47,6 +48,7 @@ ROOMS: dict[str, set[str]] = {
         "errors",
         "link",
         "namespaces",
+        "netstack",
         "networkd",
         "offload",
         "queue",

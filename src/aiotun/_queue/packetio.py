@@ -7,7 +7,7 @@ import asyncio
 import dataclasses
 import itertools
 import operator
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from .._kernel.words import DecodeErrors, Mode
@@ -207,7 +207,10 @@ class PacketIO(abc.ABC):
         """
 
     async def send_many(self, packets: Iterable[Buffer]) -> int:
-        """Send packets in order; waits only while the kernel's send buffer is full.
+        """Send packets, in order within each flow; waits only while the send buffer is full.
+
+        With ``offload="split"`` packets of one flow are merged, also if packets of other flows are
+        between them, so they may overtake those. Otherwise all packets are sent in order.
 
         After every 256 packets the loop gets a turn. An iterable is asked for so many at a time.
 
@@ -224,14 +227,14 @@ class PacketIO(abc.ABC):
             for chunk in _chunks(packets):
                 if sent:
                     await asyncio.sleep(0)
-                while chunk:
-                    written = self._send_at_once(chunk)
-                    sent += written
-                    if written == len(chunk):
-                        break
-                    chunk = chunk[written:]  # a copy: the caller may change the list meanwhile
-                    await self.send(chunk.pop(0))  # which meets whatever is in the way
+                while left := self._send_at_once(chunk):
+                    sent += len(chunk) - len(left)
+                    # A copy: the caller may change the list meanwhile.
+                    chunk = [chunk[place] for place in left]
+                    await self.send(chunk[0])  # which meets whatever is in the way
                     sent += 1
+                    del chunk[0]
+                sent += len(chunk)
         except BaseException as error:
             error.sent = sent  # type: ignore[attr-defined]  # promised on foreign classes, too
             raise
@@ -318,12 +321,16 @@ class PacketIO(abc.ABC):
     def _bind(self) -> object:
         """Check that this belongs to the running loop, and is usable."""
 
-    def _send_at_once(self, packets: list[Buffer]) -> int:
-        """Send as many packets as possible without waiting, in order; give how many.
+    def _send_at_once(self, packets: list[Buffer]) -> Sequence[int]:
+        """Send as many packets as possible without waiting, in order within each flow.
 
-        Raises nothing: the caller meets any error when it sends the next packet by itself.
+        Raises nothing: the caller meets any error when it sends the first packet that is left by
+        itself. An invalid packet is only left first when all before it went, and none after it.
+
+        Returns:
+            Where in `packets` those are that are left, in order.
         """
-        return 0
+        return range(len(packets))
 
     @abc.abstractmethod
     def _take(self) -> bytes: ...

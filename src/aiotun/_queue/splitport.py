@@ -15,6 +15,8 @@ from .._packets import native
 from .port import TUN_ENDS, Port, SocketPort, copy_into, socket_ends
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from typing_extensions import Buffer
 
     from .port import Counts, PacketFormat
@@ -103,20 +105,27 @@ class SplitPort(Port):
     def write(self, fd: int, packet: Buffer) -> None:
         _write(fd, b"".join((self._no_header, packet)))
 
-    def write_many(self, fd: int, packets: list[Buffer]) -> int:
+    def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
+        left: Sequence[int] = range(len(packets))
+        if not self._refused_types:
+            left = _write_merged(fd, packets, self._frames, self._header)
+        return self._write_left(fd, packets, left) if left else left
+
+    def _write_left(self, fd: int, packets: list[Buffer], left: Sequence[int]) -> Sequence[int]:
+        """Write as `write_many`, but what this kernel refuses to take merged as packets."""
+        places: list[int] = []  # of the packets of all super-packets, in `left`
         done = 0
         try:
-            if not self._refused_types:
-                done = _write_merged(fd, packets, self._frames, self._header)
-            if done < len(packets):
-                for super_packet in native.merge(packets[done:], self._frames):
-                    written = self._write_super(fd, super_packet)
-                    done += written
-                    if written < native.packets_in(super_packet):
-                        break
+            for super_packet in native.merge(
+                [packets[at] for at in left], self._frames, True, places
+            ):
+                written = self._write_super(fd, super_packet)
+                done += written
+                if written < native.packets_in(super_packet):
+                    break
         except (OSError, TypeError, ValueError, BufferError):
             pass  # the first packet left over meets it again
-        return done
+        return [left[place] for place in sorted(places[done:])] if places else left
 
     def _write_super(self, fd: int, super_packet: bytes) -> int:
         """Write a super-packet, or its packets where the kernel refuses it; give how many."""

@@ -7,7 +7,7 @@ import asyncio
 import dataclasses
 import itertools
 import operator
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from .._kernel.words import DecodeErrors, Mode
@@ -219,12 +219,19 @@ class PacketIO(abc.ABC):
 
         Raises:
             LinkDownError, PacketError, DeviceClosedError, DeviceLostError: as `send`. Whatever is
-                raised, a cancellation too, has an attribute `sent`: how many packets went before.
+                raised, also a cancellation, has two more attributes. `sent` is how many packets
+                were sent. `unsent` is a list of the others, in order, beginning with the packet
+                that could not be sent. Without ``offload="split"`` it is ``packets[sent:]``. If the
+                kernel refuses a packet, all packets before it were sent, and none after it. If
+                `packets` has no length (a generator, for example), `unsent` has only those that
+                were taken from it.
         """
         sent = 0
+        chunk: list[Buffer] = []
+        chunks = _chunks(packets)
         try:
             self._bind()
-            for chunk in _chunks(packets):
+            for chunk in chunks:
                 if sent:
                     await asyncio.sleep(0)
                 while left := self._send_at_once(chunk):
@@ -235,8 +242,13 @@ class PacketIO(abc.ABC):
                     sent += 1
                     del chunk[0]
                 sent += len(chunk)
+                chunk = []
         except BaseException as error:
+            unsent = [*chunk]
+            if isinstance(packets, Sized):
+                unsent += itertools.chain.from_iterable(chunks)
             error.sent = sent  # type: ignore[attr-defined]  # promised on foreign classes, too
+            error.unsent = unsent  # type: ignore[attr-defined]  # likewise
             raise
         return sent
 
@@ -389,8 +401,8 @@ def _chunks(packets: Iterable[Buffer]) -> Iterator[list[Buffer]]:
     if type(packets) is list and 0 < len(packets) <= BUDGET:
         yield packets  # as nearly always: no need to copy it
         return
-    # A list is copied: the caller may change it while this waits.
-    source = iter(packets[:] if isinstance(packets, list) else packets)
+    # A list, or the like, is copied: the caller may change it while this waits.
+    source = iter(list(packets) if isinstance(packets, Sized) else packets)
     while True:
         chunk: list[Buffer] = []
         failure: Exception | None = None

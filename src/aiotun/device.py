@@ -539,7 +539,7 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
         exclusive (bool): whether to fail if the interface exists.
         offload: ``"off"``, the default, for plain packets. With ``"split"`` the kernel hands over
             up to 64 KiB at a time, which aiotun splits into packets no larger than the MTU, and
-            `send_many` merges runs of one flow: the packets are the same, but this is faster. With
+            `send_many` merges the packets of each flow: they are the same, but this is faster. With
             ``"raw"`` each packet has a 10-byte virtio-net header and up to 64 KiB, both when it is
             received and when it is sent.
         packet_info (bool): whether each packet has the kernel's 4-byte ``tun_pi`` header in front.

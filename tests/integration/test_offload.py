@@ -308,7 +308,7 @@ async def test_a_kernel_that_refuses_super_packets(
             raise OSError(22, "Invalid argument")
         return os.write(fd, data)
 
-    def write_merged(fd: int, packets: list[bytes], frame: bool, header: int) -> range:
+    def write_merged(fd: int, packets: list[bytes], frame: bool, *rest: int) -> range:
         done = 0
         with contextlib.suppress(OSError):
             for whole in merge(packets, frame=frame):

@@ -28,6 +28,7 @@ __all__ = [
     "read",
     "read_many",
     "read_split",
+    "short_header",
     "split",
     "write_many",
     "write_merged",
@@ -88,7 +89,7 @@ def _read_split(
                 raise
             break
         try:
-            packets += split(_short_header(super_packet, header), frame)
+            packets += split(short_header(super_packet, header), frame)
         except ValueError:
             lost += 1
     return packets, lost
@@ -156,7 +157,7 @@ def _check_header(size: int) -> None:
         raise ValueError(f"a virtio-net header has 10 or 12 bytes, not {size}")
 
 
-def _short_header(super_packet: bytes, size: int) -> bytes:
+def short_header(super_packet: bytes, size: int) -> bytes:
     """Take off what a virtio-net header of `size` bytes has beyond 10.
 
     Raises:

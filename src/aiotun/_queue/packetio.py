@@ -8,21 +8,30 @@ import dataclasses
 import itertools
 import operator
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence, Sized
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from .._kernel.words import DecodeErrors, Mode
 from ..errors import DeviceClosedError, PacketDecodeError
+from .closing import AsyncClosing
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from typing_extensions import Buffer
 
     from ..decode import IP, IP6, Ethernet
 
-__all__ = ["BUDGET", "Decoded", "PacketIO", "PacketStats", "take_one"]
+__all__ = [
+    "BUDGET",
+    "Arriving",
+    "Decoded",
+    "PacketIO",
+    "PacketStats",
+    "checked_limit",
+    "send_all",
+    "take_one",
+]
 
 T = TypeVar("T")
+P = TypeVar("P")
 
 BUDGET = 256
 """How many packets may be read or written before the loop gets a turn.
@@ -55,7 +64,7 @@ class PacketStats:
         return PacketStats(*(a + b for a, b in zip(mine, theirs, strict=True)))
 
 
-class PacketIO(abc.ABC):
+class PacketIO(AsyncClosing):
     """Packets in and out. A TUN device carries IP packets, a TAP device Ethernet frames.
 
     *Cancellation*: a cancelled call has taken nothing from the device and lost nothing. Receiving
@@ -133,7 +142,7 @@ class PacketIO(abc.ABC):
             TypeError, ValueError: `limit` is not an int, or below 1.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
-        most = _checked_limit("recv_many", limit)
+        most = checked_limit("recv_many", limit)
         return self._receive(lambda io: io._take_many(most))
 
     @abc.abstractmethod
@@ -166,7 +175,8 @@ class PacketIO(abc.ABC):
         Raises:
             TypeError, ValueError: `limit` is not an int, or below 1.
         """
-        return _Batches(self, _checked_limit("batches", limit))
+        most = checked_limit("batches", limit)
+        return Arriving(self._receive, lambda io: io._take_many(most))
 
     def decoded(self, errors: DecodeErrors = "skip") -> AsyncIterator[Any]:
         """Iterate over packets as dpkt objects; needs the extra ``aiotun[dpkt]``.
@@ -206,7 +216,7 @@ class PacketIO(abc.ABC):
         *Cancellation*: a cancelled call has sent nothing.
         """
 
-    async def send_many(self, packets: Iterable[Buffer]) -> int:
+    def send_many(self, packets: Iterable[Buffer]) -> Coroutine[Any, Any, int]:
         """Send packets, in order within each flow; waits only while the send buffer is full.
 
         With ``offload="split"`` packets of one flow are merged, also if packets of other flows are
@@ -226,31 +236,7 @@ class PacketIO(abc.ABC):
                 `packets` has no length (a generator, for example), `unsent` has only those that
                 were taken from it.
         """
-        sent = 0
-        chunk: list[Buffer] = []
-        chunks = _chunks(packets)
-        try:
-            self._bind()
-            for chunk in chunks:
-                if sent:
-                    await asyncio.sleep(0)
-                while left := self._send_at_once(chunk):
-                    sent += len(chunk) - len(left)
-                    # A copy: the caller may change the list meanwhile.
-                    chunk = [chunk[place] for place in left]
-                    await self.send(chunk[0])  # which meets whatever is in the way
-                    sent += 1
-                    del chunk[0]
-                sent += len(chunk)
-                chunk = []
-        except BaseException as error:
-            unsent = [*chunk]
-            if isinstance(packets, Sized):
-                unsent += itertools.chain.from_iterable(chunks)
-            error.sent = sent  # type: ignore[attr-defined]  # promised on foreign classes, too
-            error.unsent = unsent  # type: ignore[attr-defined]  # likewise
-            raise
-        return sent
+        return send_all(self._bind, packets, self._send_at_once, self.send)
 
     @abc.abstractmethod
     def send_nowait(self, packet: Buffer) -> None:
@@ -298,17 +284,6 @@ class PacketIO(abc.ABC):
     @abc.abstractmethod
     def stats(self) -> PacketStats:
         """A snapshot of what only this program can know; see `PacketStats`."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     # What the methods above are made of. The _take functions never wait: BlockingIOError.
 
@@ -362,26 +337,72 @@ def take_one(io: PacketIO) -> bytes:
     return io._take()
 
 
-class _Batches:
-    """An iterator, not a generator: a generator that was cancelled once would be exhausted."""
+class Arriving(Generic[T]):
+    """Iterates over what `take` gives, until the source is closed here.
 
-    __slots__ = ("_source", "_take")
+    An iterator, not a generator: a generator that was cancelled once would be exhausted.
+    """
 
-    def __init__(self, source: PacketIO, limit: int) -> None:
-        self._source = source
-        self._take: Callable[[PacketIO], list[bytes]] = lambda io: io._take_many(limit)
+    __slots__ = ("_receive", "_take")
+
+    def __init__(
+        self,
+        receive: Callable[[Callable[[Any], T]], Coroutine[Any, Any, T]],
+        take: Callable[[Any], T],
+    ) -> None:
+        self._receive = receive
+        self._take = take
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> list[bytes]:
+    async def __anext__(self) -> T:
         try:
-            return await self._source._receive(self._take)
+            return await self._receive(self._take)
         except DeviceClosedError:
             raise StopAsyncIteration from None
 
 
-def _checked_limit(method: str, limit: object) -> int:
+async def send_all(
+    bind: Callable[[], object],
+    packets: Iterable[P],
+    at_once: Callable[[list[P]], Sequence[int]],
+    send: Callable[[P], Coroutine[Any, Any, None]],
+) -> int:
+    """Send packets, a budget at a time; see `PacketIO.send_many`.
+
+    Args:
+        at_once: sends as many as possible without waiting, and raises nothing. It returns where in
+            its list those are that are left, in order; see `PacketIO._send_at_once`.
+        send: sends one packet, waits if it must, and meets whatever is in the way.
+    """
+    sent = 0
+    chunk: list[P] = []
+    chunks = _chunks(packets)
+    try:
+        bind()
+        for chunk in chunks:
+            if sent:
+                await asyncio.sleep(0)
+            while left := at_once(chunk):
+                sent += len(chunk) - len(left)
+                chunk = [chunk[place] for place in left]  # a copy: the list is the caller's
+                await send(chunk[0])
+                sent += 1
+                del chunk[0]
+            sent += len(chunk)
+            chunk = []
+    except BaseException as error:
+        unsent = [*chunk]
+        if isinstance(packets, Sized):
+            unsent += itertools.chain.from_iterable(chunks)
+        error.sent = sent  # type: ignore[attr-defined]  # promised on foreign classes, too
+        error.unsent = unsent  # type: ignore[attr-defined]  # likewise
+        raise
+    return sent
+
+
+def checked_limit(method: str, limit: object) -> int:
     """Give how many packets may be taken at once; a limit may be any int from 1."""
     try:
         number = operator.index(limit)  # type: ignore[arg-type]  # this is the check
@@ -393,7 +414,7 @@ def _checked_limit(method: str, limit: object) -> int:
     return min(number, BUDGET)
 
 
-def _chunks(packets: Iterable[Buffer]) -> Iterator[list[Buffer]]:
+def _chunks(packets: Iterable[P]) -> Iterator[list[P]]:
     """Give a budget's worth of packets at a time.
 
     What an iterable gives before it raises is sent first.
@@ -404,7 +425,7 @@ def _chunks(packets: Iterable[Buffer]) -> Iterator[list[Buffer]]:
     # A list, or the like, is copied: the caller may change it while this waits.
     source = iter(list(packets) if isinstance(packets, Sized) else packets)
     while True:
-        chunk: list[Buffer] = []
+        chunk: list[P] = []
         failure: Exception | None = None
         try:
             chunk.extend(itertools.islice(source, BUDGET))

@@ -9,6 +9,7 @@ system call raises. Every fd has a `Port` (here), a `SplitPort` (``offload="spli
 from __future__ import annotations
 
 import dataclasses
+import enum
 import errno
 import os
 import socket
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TUN_ENDS",
     "Counts",
+    "Offloads",
     "PacketFormat",
     "Port",
     "SocketPort",
@@ -45,6 +47,17 @@ TUN_ENDS = frozenset({errno.EBADFD, errno.EBADF})
 """What a TUN or TAP queue says once its interface was deleted, or its number is no longer ours."""
 
 
+class Offloads(enum.Flag):
+    """The kinds of super-packets that the kernel exchanges with a device; see `Device.offloads`."""
+
+    TSO4 = 1
+    """TCP over IPv4."""
+    TSO6 = 2
+    """TCP over IPv6."""
+    USO = 4
+    """UDP over IPv4 and IPv6, from Linux 6.2 on."""
+
+
 class PacketFormat(NamedTuple):
     """What packets look like to the user of a queue."""
 
@@ -52,6 +65,12 @@ class PacketFormat(NamedTuple):
     offload: Offload = "off"
     packet_info: bool = False
     vnet_bytes: int = VNET_HDR_SIZE  # of the kernel's virtio-net header, where there is one
+    accepted: Offloads = ~Offloads(0)  # by the kernel, or by a socket's other end
+
+    @property
+    def offloads(self) -> Offloads:
+        """The super-packets that may be sent; none without a virtio-net header."""
+        return Offloads(0) if self.offload == "off" else self.accepted
 
     @property
     def vnet_header_size(self) -> int:

@@ -12,7 +12,8 @@ import os
 from typing import TYPE_CHECKING
 
 from .._packets import native
-from .port import TUN_ENDS, Port, SocketPort, copy_into, socket_ends
+from .port import TUN_ENDS, Offloads, Port, SocketPort, copy_into, socket_ends
+from .rawport import RawPort
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from .port import Counts, PacketFormat
 
 __all__ = ["SplitPort", "make_port"]
+
+_UDP = 5  # VIRTIO_NET_HDR_GSO_UDP_L4
 
 _read_split = native.read_split
 _write_merged = native.write_merged
@@ -44,9 +47,9 @@ class SplitPort(Port):
         self._header = format.vnet_bytes
         self._no_header = bytes(self._header)
         self._rest: list[bytes] = []  # the next packet is the last one here
-        # Types of super-packets (gso_type) that this kernel was seen to refuse. Some kernels reject
-        # valid ones with EINVAL, so we stop merging those.
-        self._refused_types: set[int] = set()
+        # Types of super-packets (gso_type) that this kernel refuses. Some kernels reject valid ones
+        # with EINVAL, so we stop merging those.
+        self._refused_types: set[int] = set() if Offloads.USO in format.offloads else {_UDP}
 
     # Receiving
 
@@ -107,17 +110,20 @@ class SplitPort(Port):
 
     def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
         left: Sequence[int] = range(len(packets))
-        if not self._refused_types:
-            left = _write_merged(fd, packets, self._frames, self._header)
-        return self._write_left(fd, packets, left) if left else left
+        udp = _UDP not in self._refused_types
+        if self._refused_types <= {_UDP}:
+            left = _write_merged(fd, packets, self._frames, self._header, udp)
+        return self._write_left(fd, packets, left, udp) if left else left
 
-    def _write_left(self, fd: int, packets: list[Buffer], left: Sequence[int]) -> Sequence[int]:
+    def _write_left(
+        self, fd: int, packets: list[Buffer], left: Sequence[int], udp: bool
+    ) -> Sequence[int]:
         """Write as `write_many`, but what this kernel refuses to take merged as packets."""
         places: list[int] = []  # of the packets of all super-packets, in `left`
         done = 0
         try:
             for super_packet in native.merge(
-                [packets[at] for at in left], self._frames, True, places
+                [packets[at] for at in left], self._frames, udp, places
             ):
                 written = self._write_super(fd, super_packet)
                 done += written
@@ -160,4 +166,6 @@ def make_port(format: PacketFormat, socket_of: tuple[int, int] | None = None) ->
     ends = TUN_ENDS if socket_of is None else socket_ends(*socket_of)
     if format.offload == "split":
         return SplitPort(format, None, ends)
-    return Port(format) if socket_of is None else SocketPort(format, None, ends)
+    if socket_of is not None:
+        return SocketPort(format, None, ends)
+    return RawPort(format) if format.offload == "raw" else Port(format)

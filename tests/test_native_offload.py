@@ -124,19 +124,6 @@ class TestWriteMerged:
         assert native.read_many(pair[0].fileno(), abi.READ_SIZE, 100) == expected
 
     @each_write_merged
-    @pytest.mark.parametrize("udp", [True, False])
-    def test_write_merged_leaves_datagrams_alone_if_told_to(
-        self, pair: Pair, write_merged: WriteMerged, udp: bool
-    ) -> None:
-        packets: list[bytes] = []
-        for protocol in ("tcp", "udp"):
-            packets += written(run_of(Packet(protocol=protocol), [100] * 3))
-        expected = native.merge(packets, False, udp)
-        assert len(expected) == (2 if udp else 4)
-        assert list(write_merged(pair[1].fileno(), packets, False, 10, udp)) == []
-        assert native.read_many(pair[0].fileno(), abi.READ_SIZE, 100) == expected
-
-    @each_write_merged
     def test_write_merged_merges_frames_with_two_vlan_tags(
         self, pair: Pair, write_merged: WriteMerged
     ) -> None:
@@ -151,6 +138,17 @@ class TestWriteMerged:
         assert list(write_merged(pair[1].fileno(), packets, False, 12)) == []
         expected = [each[:10] + bytes(2) + each[10:] for each in native.merge(packets, False)]
         assert native.read_many(pair[0].fileno(), abi.READ_SIZE, 100) == expected
+
+    @each_write_merged
+    def test_write_merged_leaves_udp_alone_if_asked(
+        self, pair: Pair, write_merged: WriteMerged
+    ) -> None:
+        datagrams = written(run_of(Packet(protocol="udp"), [100] * 3))
+        segments = written(run_of(Packet(), [100] * 3))
+        assert not write_merged(pair[1].fileno(), datagrams + segments, False, 10, False)
+        got = [os.read(pair[0].fileno(), 70_000) for _ in range(4)]
+        assert got[:3] == [bytes(10) + packet for packet in datagrams]
+        assert VnetHeader.unpack(got[3]).gso_type == GsoType.TCPV4
 
     @each_write_merged
     @pytest.mark.parametrize("size", [0, 9, 11, 13, 24, 2**40])

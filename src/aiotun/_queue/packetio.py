@@ -372,8 +372,8 @@ async def send_all(
     """Send packets, a budget at a time; see `PacketIO.send_many`.
 
     Args:
-        at_once: sends as many as possible without waiting, gives the places of those that are left,
-            in order, and raises nothing.
+        at_once: sends as many as possible without waiting, and raises nothing. It returns where in
+            its list those are that are left, in order; see `PacketIO._send_at_once`.
         send: sends one packet, waits if it must, and meets whatever is in the way.
     """
     sent = 0
@@ -386,8 +386,7 @@ async def send_all(
                 await asyncio.sleep(0)
             while left := at_once(chunk):
                 sent += len(chunk) - len(left)
-                # A copy: the caller may change the list meanwhile.
-                chunk = [chunk[place] for place in left]
+                chunk = [chunk[place] for place in left]  # a copy: the list is the caller's
                 await send(chunk[0])
                 sent += 1
                 del chunk[0]

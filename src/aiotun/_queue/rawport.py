@@ -14,6 +14,8 @@ from .._packets import native
 from .port import TUN_ENDS, Port
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from typing_extensions import Buffer
 
     from .port import Counts, PacketFormat
@@ -61,7 +63,7 @@ class RawPort(Port):
             left.pop()
         self._unfinished = (b"", [])
 
-    def write_many(self, fd: int, packets: list[Buffer]) -> range:
+    def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
         done = native.write_many(fd, packets)
         # What stopped it may be a super-packet that the kernel refuses.
         while done < len(packets):

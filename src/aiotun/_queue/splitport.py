@@ -110,17 +110,18 @@ class SplitPort(Port):
 
     def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
         left: Sequence[int] = range(len(packets))
+        udp = _UDP not in self._refused_types
         if self._refused_types <= {_UDP}:
-            udp = not self._refused_types
             left = _write_merged(fd, packets, self._frames, self._header, udp)
-        return self._write_left(fd, packets, left) if left else left
+        return self._write_left(fd, packets, left, udp) if left else left
 
-    def _write_left(self, fd: int, packets: list[Buffer], left: Sequence[int]) -> Sequence[int]:
+    def _write_left(
+        self, fd: int, packets: list[Buffer], left: Sequence[int], udp: bool
+    ) -> Sequence[int]:
         """Write as `write_many`, but what this kernel refuses to take merged as packets."""
         places: list[int] = []  # of the packets of all super-packets, in `left`
         done = 0
         try:
-            udp = _UDP not in self._refused_types
             for super_packet in native.merge(
                 [packets[at] for at in left], self._frames, udp, places
             ):

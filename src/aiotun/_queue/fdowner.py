@@ -24,7 +24,7 @@ from .closing import Closing, close_queues, running_loop
 from .fdwatch import FdWatch
 from .lookahead import Lookahead
 from .packetio import BUDGET, PacketIO, PacketStats
-from .port import Offloads, Port
+from .port import Offloads, PacketFormat, Port
 from .waiting import Line
 
 __all__ = ["Group", "QueueBase"]
@@ -333,8 +333,8 @@ class QueueBase(PacketIO):
         return self.port.format.mode
 
     @property
-    def _header_bytes(self) -> int:
-        return self.port.format.header_bytes
+    def _format(self) -> PacketFormat:
+        return self.port.format
 
     def _count_undecodable(self) -> None:
         self.port.counts.undecodable += 1

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from .fdowner import QueueBase
+    from .port import PacketFormat
 
 __all__ = ["QueueGroup"]
 
@@ -270,8 +271,8 @@ class QueueGroup(PacketIO):
         return self.queues[0]._mode
 
     @property
-    def _header_bytes(self) -> int:
-        return self.queues[0]._header_bytes
+    def _format(self) -> PacketFormat:
+        return self.queues[0]._format
 
     @property
     def _shown(self) -> str:

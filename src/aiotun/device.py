@@ -235,8 +235,8 @@ class Device(PacketIO):
         return self._io.stats
 
     @property
-    def _header_bytes(self) -> int:
-        return self._io._header_bytes
+    def _format(self) -> PacketFormat:
+        return self._io._format
 
     def _bind(self) -> object:
         return self._io._bind()

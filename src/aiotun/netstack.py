@@ -13,6 +13,8 @@ from ._kernel.words import Offload
 from ._link.values import AddressArg, Route, RouteArg
 from ._netstack import closing, opening
 from ._netstack.core import spare_descriptors
+from ._netstack.pipe import PipeStats, pipe
+from ._netstack.relay import RelayCounts, RelayStats, relay
 from ._netstack.server import Server
 from ._netstack.tcp import ClientHandler, TcpInterceptor
 from .device import TunDevice
@@ -25,7 +27,18 @@ if TYPE_CHECKING:
     from ._namespaces.connections import Servers
     from ._netstack.opening import Options, Prepared
 
-__all__ = ["Netstack", "NetstackOpener", "NetstackStats", "Server", "open_netstack"]
+__all__ = [
+    "Netstack",
+    "NetstackOpener",
+    "NetstackStats",
+    "PipeStats",
+    "RelayCounts",
+    "RelayStats",
+    "Server",
+    "open_netstack",
+    "pipe",
+    "relay",
+]
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 

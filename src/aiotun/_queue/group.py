@@ -32,6 +32,7 @@ from .waiting import Line, Waiter
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from .port import PacketFormat
     from .queuebase import QueueBase
 
 __all__ = ["QueueGroup"]
@@ -292,8 +293,8 @@ class QueueGroup(PacketIO):
         return self.queues[0]._mode
 
     @property
-    def _header_bytes(self) -> int:
-        return self.queues[0]._header_bytes
+    def _format(self) -> PacketFormat:
+        return self.queues[0]._format
 
     @property
     def _shown(self) -> str:

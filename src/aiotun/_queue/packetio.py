@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from ..decode import IP, IP6, Ethernet
+    from .port import PacketFormat
 
 __all__ = [
     "BUDGET",
@@ -293,8 +294,13 @@ class PacketIO(AsyncClosing):
 
     @property
     @abc.abstractmethod
+    def _format(self) -> PacketFormat:
+        """What packets look like here."""
+
+    @property
     def _header_bytes(self) -> int:
         """How many bytes of ours or the kernel's stand before the packet itself."""
+        return self._format.header_bytes
 
     @abc.abstractmethod
     def _receive(self, take: Callable[[PacketIO], T]) -> Coroutine[Any, Any, T]:

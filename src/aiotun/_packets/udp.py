@@ -1,0 +1,197 @@
+"""UDP datagrams in IP packets, and ICMP errors about them; pure functions of bytes.
+
+An *end* is an address and a port as they stand in the packet: 6 bytes for IPv4, 18 for IPv6.
+
+Sources: RFC 768 and RFC 8200, section 8.1 (UDP); RFC 792 and RFC 4443 (ICMP).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from .ipheader import IPHeader
+from .native import checksum
+
+__all__ = ["ICMP", "ICMPV6", "MAX_DATA", "UDP", "Quoted", "build", "parse", "quoted", "unreachable"]
+
+ICMP, UDP, ICMPV6 = 1, 17, 58
+
+_HOPS = 64  # TTL and hop limit (RFC 1700's default)
+
+_IPV4 = struct.Struct("!BBHHHBBH")  # RFC 791, section 3.1, up to the addresses
+_IPV6 = struct.Struct("!IHBB")  # RFC 8200, section 3, up to the addresses
+_UDP = struct.Struct("!HHHH")
+_ICMP = struct.Struct("!BBHI")
+_ADDRESSES4, _ADDRESSES6 = struct.Struct("!4H"), struct.Struct("!16H")
+
+MAX_DATA = {4: 65535 - 20 - 8, 6: 65535 - 8}
+"""The most bytes that a datagram can carry, by IP version."""
+
+
+def _pseudo(packet: bytes, length: int, proto: int) -> int:
+    """Sum the pseudo-header of a message of `length` bytes; the packet gives the addresses."""
+    if packet[0] >> 4 == 4:
+        return sum(_ADDRESSES4.unpack_from(packet, 12)) + length + proto
+    return sum(_ADDRESSES6.unpack_from(packet, 8)) + length + proto
+
+
+def parse(packet: bytes, checked: bool = False) -> tuple[bytes, bytes, bytes] | None:
+    """Take a datagram out of an IP packet.
+
+    Args:
+        packet: an IP packet; bytes after its end are ignored.
+        checked: whether UDP's checksum is known to be right, or is only partial (virtio-net's
+            NEEDS_CSUM).
+
+    Returns:
+        The source's end, the destination's end, and the data. None if the packet is a fragment, no
+        UDP, truncated, or has an invalid checksum: a host's kernel would deliver it to nobody.
+    """
+    if len(packet) < 28:
+        return None
+    version = packet[0] >> 4
+    if version == 4:
+        start = (packet[0] & 15) * 4
+        end = packet[2] << 8 | packet[3]
+        if packet[9] != UDP or packet[6] & 0x3F or packet[7] or start < 20:
+            return None
+        source, target = packet[12:16], packet[16:20]
+    elif version == 6:
+        start, end = 40, (packet[4] << 8 | packet[5]) + 40
+        if packet[6] != UDP:
+            start = _after_extensions(packet)
+        source, target = packet[8:24], packet[24:40]
+    else:
+        return None
+    if not start or not start + 8 <= end <= len(packet):
+        return None
+    if version == 4 and checksum(packet[:start]):
+        return None
+    _, _, length, received = _UDP.unpack_from(packet, start)
+    if not 8 <= length <= end - start:
+        return None
+    # Zero means that the sender has computed none, which IPv6 forbids (RFC 8200, section 8.1).
+    if received:
+        if not checked:
+            datagram = packet[start : start + length]
+            if checksum(datagram, _pseudo(packet, length, UDP)):
+                return None
+    elif version == 6:
+        return None
+    return (
+        source + packet[start : start + 2],
+        target + packet[start + 2 : start + 4],
+        packet[start + 8 : start + length],
+    )
+
+
+def _after_extensions(packet: bytes) -> int:
+    """Find UDP after IPv6's extension headers; 0 if there is none, or only a fragment of it."""
+    try:
+        header = IPHeader(packet)
+    except ValueError:
+        return 0
+    return 0 if header.proto != UDP or header.fragment else header.payload_offset
+
+
+def build(source: bytes, target: bytes, data: bytes, ident: int) -> bytes:
+    """Make the IP packet of a datagram, perhaps one that is larger than any MTU.
+
+    Args:
+        source, target: the ends, both of the same IP version.
+        data: at most `MAX_DATA` bytes.
+        ident: IPv4's identification, 16 bits. Routers may fragment the packet.
+    """
+    length = 8 + len(data)
+    addresses = source[:-2] + target[:-2]
+    if len(source) == 6:
+        head = _IPV4.pack(0x45, 0, 20 + length, ident, 0, _HOPS, UDP, 0)
+        head = head[:10] + checksum(head + addresses).to_bytes(2, "big") + addresses
+    else:
+        head = _IPV6.pack(6 << 28, length, UDP, _HOPS) + addresses
+    ports = source[-2:] + target[-2:]
+    size = length.to_bytes(2, "big")
+    # The pseudo-header has the same bytes in another order, which does not change the sum.
+    value = checksum(b"".join((ports, size, b"\0\0", data)), _pseudo(head, length, UDP))
+    # A sum of zero is sent as its other form: zero would mean that there is none.
+    return b"".join((head, ports, size, (value or 0xFFFF).to_bytes(2, "big"), data))
+
+
+# ICMP's and ICMPv6's type and code of each error (RFC 792, RFC 1812 section 5.2.7.1, RFC 4443
+# section 3.1).
+_CODES4 = {"net": (3, 0), "host": (3, 1), "port": (3, 3), "prohibited": (3, 13)}
+_CODES6 = {"net": (1, 0), "prohibited": (1, 1), "host": (1, 3), "port": (1, 4)}
+
+# How large an error may be together with what it quotes (RFC 1812 section 4.3.2.3, RFC 4443
+# section 2.4).
+_ERROR4, _ERROR6 = 576, 1280
+
+
+def unreachable(packet: bytes, what: str) -> bytes:
+    """Make the ICMP error that says that a packet's destination is unreachable.
+
+    Args:
+        packet: a valid IP packet. The error comes from its destination.
+        what: ``"net"``, ``"host"``, ``"port"`` or ``"prohibited"``.
+    """
+    if packet[0] >> 4 == 4:
+        kind, code = _CODES4[what]
+        quote = packet[: _ERROR4 - 28]
+        message = _ICMP.pack(kind, code, 0, 0) + quote
+        addresses = packet[16:20] + packet[12:16]
+        head = _IPV4.pack(0x45, 0, 20 + len(message), 0, 0, _HOPS, ICMP, 0)
+        head = head[:10] + checksum(head + addresses).to_bytes(2, "big") + addresses
+        value = checksum(message)
+    else:
+        kind, code = _CODES6[what]
+        message = _ICMP.pack(kind, code, 0, 0) + packet[: _ERROR6 - 48]
+        head = _IPV6.pack(6 << 28, len(message), ICMPV6, _HOPS)
+        head += packet[24:40] + packet[8:24]
+        value = checksum(message, _pseudo(head, len(message), ICMPV6))
+    return head + message[:2] + value.to_bytes(2, "big") + message[4:]
+
+
+class Quoted(NamedTuple):
+    """What an ICMP error says about a datagram that was sent before."""
+
+    source: bytes
+    """The end that sent the datagram."""
+    target: bytes
+    """The end that the datagram was for."""
+    port_unreachable: bool
+    mtu: int
+    """The MTU of the link that the datagram was too large for (ICMPv6's Packet Too Big); else 0."""
+
+
+def quoted(packet: bytes) -> Quoted | None:
+    """Parse an ICMP error about a UDP datagram; None if the packet is anything else or invalid."""
+    try:
+        outer = IPHeader(packet)
+        message = packet[outer.payload_offset : outer.total_length]
+        kind, code, _, rest = _ICMP.unpack_from(message)
+        inner = IPHeader(message[8:])
+    except (ValueError, struct.error):
+        return None
+    if outer.fragment or inner.proto != UDP or inner.version != outer.version:
+        return None
+    if outer.version == 4:
+        if outer.proto != ICMP or checksum(message) or checksum(packet[: outer.payload_offset]):
+            return None
+        unreachable, too_big = kind == 3, False
+        refused = code == 3
+    else:
+        pseudo = _pseudo(packet, len(message), ICMPV6)
+        if outer.proto != ICMPV6 or checksum(message, pseudo):
+            return None
+        unreachable, too_big = kind == 1, kind == 2
+        refused = code == 4
+    sport, dport = inner.sport, inner.dport
+    if sport is None or dport is None or not (unreachable or too_big):
+        return None
+    return Quoted(
+        inner.src_bytes + sport.to_bytes(2, "big"),
+        inner.dst_bytes + dport.to_bytes(2, "big"),
+        unreachable and refused,
+        rest if too_big else 0,
+    )

@@ -49,7 +49,7 @@ def test_a_datagram_is_what_another_parser_reads(version: int, size: int) -> Non
     assert checksum(pseudo + packet[start:]) == 0
     if version == 4:
         assert checksum(packet[:20]) == 0
-        assert (ip.id, ip.df) == (0x1234, 0)
+        assert packet[4:8] == b"\x12\x34\0\0"  # routers may fragment it
     assert udp.parse(packet) == (source, target, data)
     assert udp.parse(packet + b"after the end") == (source, target, data)
 

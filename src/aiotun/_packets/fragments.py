@@ -57,7 +57,7 @@ def _fragment4(head: bytes, offset: int, more: bool, piece: bytes) -> bytes:
     length = (len(head) + len(piece)).to_bytes(2, "big")
     place = (more << 13 | offset >> 3).to_bytes(2, "big")
     head = b"".join((head[:2], length, head[4:6], place, head[8:10], b"\0\0", head[12:]))
-    return b"".join((head[:10], checksum(head).to_bytes(2, "big"), head[12:], piece))
+    return b"".join((head[:10], checksum(head, 0).to_bytes(2, "big"), head[12:], piece))
 
 
 def _fragment6(packet: bytes, offset: int, more: bool, ident: int, piece: bytes) -> bytes:
@@ -190,7 +190,7 @@ def _take_apart(packet: bytes) -> tuple[Key, bytes, int, bool, bytes]:
     end = header.total_length
     if packet[0] >> 4 == 4:
         start = header.payload_offset
-        if checksum(packet[:start]):
+        if checksum(packet[:start], 0):
             raise ValueError("invalid checksum")
         head = packet[:start]
         place = packet[6] << 8 | packet[7]

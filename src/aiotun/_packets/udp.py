@@ -13,9 +13,21 @@ from typing import NamedTuple
 from .ipheader import IPHeader
 from .native import checksum
 
-__all__ = ["ICMP", "ICMPV6", "MAX_DATA", "UDP", "Quoted", "build", "parse", "quoted", "unreachable"]
+__all__ = [
+    "ICMP",
+    "ICMPV6",
+    "MAX_DATA",
+    "TCP",
+    "UDP",
+    "Quoted",
+    "build",
+    "parse",
+    "pseudo_header",
+    "quoted",
+    "unreachable",
+]
 
-ICMP, UDP, ICMPV6 = 1, 17, 58
+ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
 
 _HOPS = 64  # TTL and hop limit (RFC 1700's default)
 
@@ -29,11 +41,11 @@ MAX_DATA = {4: 65535 - 20 - 8, 6: 65535 - 8}
 """The most bytes that a datagram can carry, by IP version."""
 
 
-def _pseudo(packet: bytes, length: int, proto: int) -> int:
+def pseudo_header(packet: bytes, length: int, proto: int) -> int:
     """Sum the pseudo-header of a message of `length` bytes; the packet gives the addresses."""
-    if packet[0] >> 4 == 4:
-        return sum(_ADDRESSES4.unpack_from(packet, 12)) + length + proto
-    return sum(_ADDRESSES6.unpack_from(packet, 8)) + length + proto
+    layout, start = (_ADDRESSES4, 12) if packet[0] >> 4 == 4 else (_ADDRESSES6, 8)
+    words: tuple[int, ...] = layout.unpack_from(packet, start)
+    return sum(words) + length + proto
 
 
 def parse(packet: bytes, checked: bool = False) -> tuple[bytes, bytes, bytes] | None:
@@ -66,7 +78,7 @@ def parse(packet: bytes, checked: bool = False) -> tuple[bytes, bytes, bytes] | 
         return None
     if not start or not start + 8 <= end <= len(packet):
         return None
-    if version == 4 and checksum(packet[:start]):
+    if version == 4 and checksum(packet[:start], 0):
         return None
     _, _, length, received = _UDP.unpack_from(packet, start)
     if not 8 <= length <= end - start:
@@ -75,7 +87,7 @@ def parse(packet: bytes, checked: bool = False) -> tuple[bytes, bytes, bytes] | 
     if received:
         if not checked:
             datagram = packet[start : start + length]
-            if checksum(datagram, _pseudo(packet, length, UDP)):
+            if checksum(datagram, pseudo_header(packet, length, UDP)):
                 return None
     elif version == 6:
         return None
@@ -107,13 +119,13 @@ def build(source: bytes, target: bytes, data: bytes, ident: int) -> bytes:
     addresses = source[:-2] + target[:-2]
     if len(source) == 6:
         head = _IPV4.pack(0x45, 0, 20 + length, ident, 0, _HOPS, UDP, 0)
-        head = head[:10] + checksum(head + addresses).to_bytes(2, "big") + addresses
+        head = head[:10] + checksum(head + addresses, 0).to_bytes(2, "big") + addresses
     else:
         head = _IPV6.pack(6 << 28, length, UDP, _HOPS) + addresses
     ports = source[-2:] + target[-2:]
     size = length.to_bytes(2, "big")
     # The pseudo-header has the same bytes in another order, which does not change the sum.
-    value = checksum(b"".join((ports, size, b"\0\0", data)), _pseudo(head, length, UDP))
+    value = checksum(b"".join((ports, size, b"\0\0", data)), pseudo_header(head, length, UDP))
     # A sum of zero is sent as its other form: zero would mean that there is none.
     return b"".join((head, ports, size, (value or 0xFFFF).to_bytes(2, "big"), data))
 
@@ -141,14 +153,14 @@ def unreachable(packet: bytes, what: str) -> bytes:
         message = _ICMP.pack(kind, code, 0, 0) + quote
         addresses = packet[16:20] + packet[12:16]
         head = _IPV4.pack(0x45, 0, 20 + len(message), 0, 0, _HOPS, ICMP, 0)
-        head = head[:10] + checksum(head + addresses).to_bytes(2, "big") + addresses
-        value = checksum(message)
+        head = head[:10] + checksum(head + addresses, 0).to_bytes(2, "big") + addresses
+        value = checksum(message, 0)
     else:
         kind, code = _CODES6[what]
         message = _ICMP.pack(kind, code, 0, 0) + packet[: _ERROR6 - 48]
         head = _IPV6.pack(6 << 28, len(message), ICMPV6, _HOPS)
         head += packet[24:40] + packet[8:24]
-        value = checksum(message, _pseudo(head, len(message), ICMPV6))
+        value = checksum(message, pseudo_header(head, len(message), ICMPV6))
     return head + message[:2] + value.to_bytes(2, "big") + message[4:]
 
 
@@ -176,12 +188,16 @@ def quoted(packet: bytes) -> Quoted | None:
     if outer.fragment or inner.proto != UDP or inner.version != outer.version:
         return None
     if outer.version == 4:
-        if outer.proto != ICMP or checksum(message) or checksum(packet[: outer.payload_offset]):
+        if (
+            outer.proto != ICMP
+            or checksum(message, 0)
+            or checksum(packet[: outer.payload_offset], 0)
+        ):
             return None
         unreachable, too_big = kind == 3, False
         refused = code == 3
     else:
-        pseudo = _pseudo(packet, len(message), ICMPV6)
+        pseudo = pseudo_header(packet, len(message), ICMPV6)
         if outer.proto != ICMPV6 or checksum(message, pseudo):
             return None
         unreachable, too_big = kind == 1, kind == 2

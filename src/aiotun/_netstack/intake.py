@@ -1,0 +1,119 @@
+"""Which of the packets that the program sends to a stack's device are not for the kernel.
+
+All that is intercepted without a socket passes here: datagrams, pings, ICMP errors about
+datagrams, and the fragments of all these, which are put together first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from .._kernel.abi import VNET_HDR, VNET_HDR_SIZE
+from .._packets import native
+from .._packets.fragments import Reassembler, fragment_of
+from .._packets.udp import ICMP, ICMPV6, TCP, UDP
+from .addresses import unicast
+
+if TYPE_CHECKING:
+    from .core import Core
+    from .pings import PingInterceptor
+    from .udp import UdpInterceptor
+
+__all__ = ["Intake"]
+
+_OURS = frozenset({ICMP, ICMPV6, UDP})
+
+# virtio_net.h: the checksum is partial, or has been verified; and the kind of super-packet that is
+# several datagrams.
+_NEEDS_CSUM, _DATA_VALID = 1, 2
+_UDP_L4 = 5
+
+
+class Intake:
+    """Gives packets to those who intercept them.
+
+    Attributes:
+        udp, pings: who they are; None while nobody does.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self.udp: UdpInterceptor | None = None
+        self.pings: PingInterceptor | None = None
+        self._counts = core.counts
+        self._own = core.own
+        self._loop = asyncio.get_running_loop()
+        self._fragments = Reassembler()
+
+    def take(self, packet: bytes, checked: bool = False) -> bool:
+        """Take a packet, and return whether it was for somebody here; if not, the kernel gets it.
+
+        Args:
+            packet: an IP packet, or anything else.
+            checked: whether its checksum is known to be right, or is only partial.
+        """
+        if len(packet) < 28:
+            return False
+        version = packet[0] >> 4
+        if version == 4:
+            proto = packet[9]
+            whole = not (packet[6] & 0x3F or packet[7])
+        elif version == 6:
+            proto = packet[6]
+            whole = proto != 44  # a fragment header
+        else:
+            return False
+        if proto == TCP:  # most of all packets
+            return False
+        return self._take_whole(packet, checked) if whole else self._take_fragment(packet)
+
+    def _take_whole(self, packet: bytes, checked: bool) -> bool:
+        proto = packet[9] if packet[0] >> 4 == 4 else packet[6]
+        if proto not in (ICMP, ICMPV6):  # UDP, or UDP after extension headers
+            return self.udp is not None and self.udp.take(packet, checked)
+        if self.pings is not None and self.pings.take(packet):
+            return True
+        return self.udp is not None and self.udp.take_error(packet)
+
+    def _take_fragment(self, packet: bytes) -> bool:
+        proto = fragment_of(packet)
+        if not proto:  # an atomic fragment is whole
+            return self._take_whole(packet, False)
+        if proto not in _OURS or (self.udp if proto == UDP else self.pings) is None:
+            return False
+        local = packet[16:20] if packet[0] >> 4 == 4 else packet[24:40]
+        if local in self._own or not unicast(local):
+            return False
+        before = self._fragments.dropped
+        whole = self._fragments.add(packet, self._loop.time())
+        self._counts.fragments_dropped += self._fragments.dropped - before
+        if whole is not None and not self._take_whole(whole, False):
+            # Its checksum is wrong, or nobody wants it any more.
+            self._counts.packets_refused += 1
+        return True
+
+    def take_super(self, packet: bytes, header: int) -> bool:
+        """Take what has a virtio-net header in front, of `header` bytes; see `take`."""
+        if len(packet) < header + 28:
+            return False
+        if packet[header + (9 if packet[header] >> 4 == 4 else 6)] == TCP:
+            return False  # before 64 KiB are copied
+        flags, kind, *_ = VNET_HDR.unpack_from(packet)
+        if kind != _UDP_L4:
+            # A large datagram to be fragmented (UFO) is one datagram, too.
+            return self.take(packet[header:], bool(flags & (_NEEDS_CSUM | _DATA_VALID)))
+        if self.udp is None:
+            return False
+        try:
+            datagrams = native.split(packet[:VNET_HDR_SIZE] + packet[header:], False)
+        except ValueError:
+            return False
+        taken = [self.take(each, True) for each in datagrams]
+        if not any(taken):
+            return False
+        self._counts.packets_refused += taken.count(False)
+        return True
+
+    def close(self) -> None:
+        """Forget the fragments that have come."""
+        self._fragments.clear()

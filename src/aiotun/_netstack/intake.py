@@ -13,7 +13,10 @@ from .._kernel.abi import VNET_HDR, VNET_HDR_SIZE
 from .._packets import native
 from .._packets.fragments import Reassembler, fragment_of
 from .._packets.udp import ICMP, ICMPV6, TCP, UDP
+from ..errors import DeviceClosedError
 from .addresses import unicast
+from .injector import Injector, make_injector
+from .pings import is_foreign_ping
 
 if TYPE_CHECKING:
     from .core import Core
@@ -34,16 +37,20 @@ class Intake:
     """Gives packets to those who intercept them.
 
     Attributes:
-        udp, pings: who they are; None while nobody does.
+        udp, pings: who they are. None, or one that was closed, while nobody does.
     """
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, answer_pings: bool = True) -> None:
         self.udp: UdpInterceptor | None = None
         self.pings: PingInterceptor | None = None
+        self._core = core
+        self._answer_pings = answer_pings
+        self._injector: Injector | None = None
         self._counts = core.counts
         self._own = core.own
         self._loop = asyncio.get_running_loop()
         self._fragments = Reassembler()
+        self._closed = False
 
     def take(self, packet: bytes, checked: bool = False) -> bool:
         """Take a packet, and return whether it was for somebody here; if not, the kernel gets it.
@@ -71,7 +78,11 @@ class Intake:
         proto = packet[9] if packet[0] >> 4 == 4 else packet[6]
         if proto not in (ICMP, ICMPV6):  # UDP, or UDP after extension headers
             return self.udp is not None and self.udp.take(packet, checked)
-        if self.pings is not None and self.pings.take(packet):
+        if self.pings is not None and not self.pings.closed:
+            if self.pings.take(packet):
+                return True
+        elif not self._answer_pings and is_foreign_ping(packet, self._own):
+            self._counts.packets_refused += 1
             return True
         return self.udp is not None and self.udp.take_error(packet)
 
@@ -79,7 +90,7 @@ class Intake:
         proto = fragment_of(packet)
         if not proto:  # an atomic fragment is whole
             return self._take_whole(packet, False)
-        if proto not in _OURS or (self.udp if proto == UDP else self.pings) is None:
+        if proto not in _OURS or not self._wants(proto):
             return False
         local = packet[16:20] if packet[0] >> 4 == 4 else packet[24:40]
         if local in self._own or not unicast(local):
@@ -91,6 +102,12 @@ class Intake:
             # Its checksum is wrong, or nobody wants it any more.
             self._counts.packets_refused += 1
         return True
+
+    def _wants(self, proto: int) -> bool:
+        if proto == UDP:
+            return self.udp is not None and not self.udp.closed
+        pings = self.pings is not None and not self.pings.closed
+        return pings or not self._answer_pings
 
     def take_super(self, packet: bytes, header: int) -> bool:
         """Take what has a virtio-net header in front, of `header` bytes; see `take`."""
@@ -114,6 +131,26 @@ class Intake:
         self._counts.packets_refused += taken.count(False)
         return True
 
+    async def injector(self) -> Injector:
+        """Give what sends the packets that are made here; it is made once.
+
+        Raises:
+            OSError, LinkError: as `make_injector`.
+        """
+        if self._injector is None:
+            made = await make_injector(self._core.namespace, self._core.tun)
+            if self._injector is None and not self._closed:
+                self._injector = made
+            else:  # another call was quicker, or the stack was closed
+                made.close()
+        if self._injector is None:
+            raise DeviceClosedError(f"the stack of {self._core.tun.name} was closed; open another")
+        return self._injector
+
     def close(self) -> None:
-        """Forget the fragments that have come."""
+        """Close what the stack's own closing leaves. Idempotent."""
+        self._closed = True
         self._fragments.clear()
+        if self._injector is not None:
+            self._injector.close()
+            self._injector = None

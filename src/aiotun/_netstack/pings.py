@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .core import Core
     from .injector import Injector
 
-__all__ = ["OnPing", "Ping", "PingInterceptor"]
+__all__ = ["OnPing", "Ping", "PingInterceptor", "is_foreign_ping"]
 
 # How many requests may wait for the program's answer. More are dropped and counted.
 _MOST = 256
@@ -80,10 +80,8 @@ class PingInterceptor:
         Args:
             packet: a whole IP packet, no fragment.
         """
-        header = None if self._closed else _echo_request(packet)
-        if header is None or not (
-            self._is_foreign(header.src_bytes) and self._is_foreign(header.dst_bytes)
-        ):
+        header = _foreign_request(packet, self._own)
+        if header is None:
             return False
         if self._waiting >= _MOST:
             self._counts.packets_refused += 1
@@ -91,9 +89,6 @@ class PingInterceptor:
         self._waiting += 1
         self._loop.call_soon(self._ask, packet, header, context=self._context)
         return True
-
-    def _is_foreign(self, packed: bytes) -> bool:
-        return packed not in self._own and unicast(packed)
 
     def _ask(self, packet: bytes, header: IPHeader) -> None:
         ping = _ping(packet, header)
@@ -128,6 +123,19 @@ class PingInterceptor:
         """Wait until no question is open."""
         while self._tasks:
             await asyncio.wait([*self._tasks])
+
+
+def is_foreign_ping(packet: bytes, own: frozenset[bytes]) -> bool:
+    """Whether a packet is an echo request to an address other than these."""
+    return _foreign_request(packet, own) is not None
+
+
+def _foreign_request(packet: bytes, own: frozenset[bytes]) -> IPHeader | None:
+    header = _echo_request(packet)
+    if header is None:
+        return None
+    ends = (header.src_bytes, header.dst_bytes)
+    return header if all(each not in own and unicast(each) for each in ends) else None
 
 
 def _echo_request(packet: bytes) -> IPHeader | None:

@@ -84,8 +84,13 @@ class UdpInterceptor:
         self._idle = ((self._dns_line, min(idle, _DNS_IDLE)), (self._line, idle))
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._asking: set[asyncio.Task[None]] = set()
         self._handlers: set[asyncio.Task[Any]] = set()
         self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     # Packets from clients
 
@@ -166,7 +171,11 @@ class UdpInterceptor:
             self._decided(flow, True)
             return
         local, peer = address(flow.local), address(flow.peer)
-        flow.task = ask("admit", lambda: admit(local, peer), lambda got: self._decided(flow, got))
+        task = ask("admit", lambda: admit(local, peer), lambda got: self._decided(flow, got))
+        if task is not None:
+            flow.task = task
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
 
     def _decided(self, flow: Flow, answer: bool | Refusal) -> None:
         flow.task = None
@@ -279,9 +288,9 @@ class UdpInterceptor:
             self._timer = None
 
     async def wait_closed(self) -> None:
-        """Wait until all handlers have returned."""
-        while self._handlers:
-            await asyncio.wait([*self._handlers])
+        """Wait until no question to `admit` is open. Handlers see the end of their flows."""
+        while self._asking:
+            await asyncio.wait([*self._asking])
 
 
 def _data_only(item: Item) -> bytes:

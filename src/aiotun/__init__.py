@@ -33,13 +33,14 @@ from .link import Link
 from .queue import Queue
 
 if TYPE_CHECKING:
-    from . import capture, offload, reply
+    from . import capture, netstack, offload, reply
     from ._device.bridges import create_bridge, delete_bridge
     from ._device.persistent import create_persistent, delete_persistent, list_devices
     from ._link.info import LinkEvent, LinkInfo, LinkStats, TunTapInfo
     from ._packets.ipheader import IPHeader
     from .decode import decode_frame, decode_packet, encode
     from .namespaces import Namespace, new_namespace, open_namespace
+    from .netstack import Netstack, open_netstack
     from .networkd import networkd_units
     from .transport import (
         DeviceTransport,
@@ -67,6 +68,7 @@ __all__ = [
     "LinkInfo",
     "LinkStats",
     "Namespace",
+    "Netstack",
     "NotPermittedError",
     "PacketDecodeError",
     "PacketError",
@@ -92,10 +94,12 @@ __all__ = [
     "delete_persistent",
     "encode",
     "list_devices",
+    "netstack",
     "networkd_units",
     "new_namespace",
     "offload",
     "open_namespace",
+    "open_netstack",
     "open_tap",
     "open_tun",
     "reply",
@@ -110,6 +114,7 @@ _LAZY = {
     "LinkInfo": "_link.info",
     "LinkStats": "_link.info",
     "Namespace": "namespaces",
+    "Netstack": "netstack",
     "PacketProtocol": "transport",
     "TunTapInfo": "_link.info",
     "create_bridge": "_device.bridges",
@@ -125,11 +130,12 @@ _LAZY = {
     "networkd_units": "networkd",
     "new_namespace": "namespaces",
     "open_namespace": "namespaces",
+    "open_netstack": "netstack",
 }
 
 
 def __getattr__(name: str) -> object:
-    if name in ("capture", "offload", "reply"):
+    if name in ("capture", "netstack", "offload", "reply"):
         return importlib.import_module(f".{name}", __name__)
     if name == "__version__":
         from importlib.metadata import version  # slow to import, and rarely needed

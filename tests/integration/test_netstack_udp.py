@@ -19,8 +19,8 @@ import pytest
 import aiotun
 from aiotun._netstack import flows, udp
 from aiotun._packets.fragments import fragment
-from aiotun._packets.udp import build, quoted
-from aiotun.netstack import Netstack, Ping, Refusal, UdpFlow
+from aiotun._packets.udp import build
+from aiotun.netstack import Netstack, NetstackStats, Refusal, UdpFlow
 
 from ..helpers import checksum, make_icmp_echo, need, wait_until
 
@@ -30,7 +30,7 @@ OWN = {4: "10.9.0.1", 6: "fd09::1"}
 each_host = pytest.mark.parametrize("host", HOSTS)
 
 Ways = list[tuple[str, bool]]
-WAYS: Ways = [(way, rootless) for way in ("tproxy", "listeners") for rootless in (True, False)]
+WAYS: Ways = [(way, rootless) for way in ("tproxy",) for rootless in (True, False)]
 
 
 def version(host: str) -> int:
@@ -71,7 +71,7 @@ async def heard(sock: socket.socket) -> tuple[bytes, tuple[Any, ...]]:
     """Receive a datagram, and where it came from."""
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
-    loop.add_reader(sock, lambda: ready.done() or ready.set_result(None))
+    loop.add_reader(sock, lambda: None if ready.done() else ready.set_result(None))
     try:
         async with asyncio.timeout(5):
             await ready
@@ -202,15 +202,14 @@ async def test_every_offload_mode_carries_datagrams(host: str, offload: str) -> 
 
 @each_host
 async def test_port_0_is_a_port(host: str) -> None:
-    async with aiotun.open_netstack(intercept=True) as stack:
-        async with await stack.intercept_udp(echo):
-            local = socket.inet_pton(*packed(host)) + bytes(2)
-            peer = socket.inet_pton(*packed(PEERS[version(host)])) + bytes(2)
-            await stack.tun.send(build(peer, local, b"zero", 1))
-            answer = await first(stack, host)
-            assert answer[-4:] == b"zero"
-            start = 20 if version(host) == 4 else 40
-            assert answer[start : start + 4] == bytes(4)
+    async with aiotun.open_netstack(intercept=True) as stack, await stack.intercept_udp(echo):
+        local = socket.inet_pton(*packed(host)) + bytes(2)
+        peer = socket.inet_pton(*packed(PEERS[version(host)])) + bytes(2)
+        await stack.tun.send(build(peer, local, b"zero", 1))
+        answer = await first(stack, host)
+        assert answer[-4:] == b"zero"
+        start = 20 if version(host) == 4 else 40
+        assert answer[start : start + 4] == bytes(4)
 
 
 def packed(host: str) -> tuple[int, str]:
@@ -339,7 +338,10 @@ async def test_what_nobody_receives_is_bounded_and_counted(
         sock = net.socket("8.8.8.8", 9)
         for number in range(500):
             sock.send(b"%4d" % number + bytes(996))
-        dropped = lambda: net.stack.stats.datagrams_dropped  # noqa: E731
+
+        def dropped() -> int:
+            return net.stack.stats.datagrams_dropped
+
         await wait_until(lambda: dropped() == 450)
         (flow,) = held
         assert [await flow.recv() for _ in range(50)][-1][:4] == b"  49"
@@ -372,7 +374,7 @@ async def test_a_cancelled_receiver_loses_nothing(net: Net) -> None:
                 await asyncio.sleep(0)
             receiving[number % 3].cancel()
             if number % 2:
-                await wait_until(lambda: any(task.done() for task in receiving))
+                await asyncio.wait(receiving, return_when=asyncio.FIRST_COMPLETED)
             for task in receiving:
                 task.cancel()
             done = await asyncio.gather(*receiving, return_exceptions=True)
@@ -650,7 +652,7 @@ async def test_the_client_sees_why_it_is_refused(
             sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
         for size in (3, 3000):
             sock.send(bytes(size))
-            with pytest.raises(OSError, match=".") as caught:
+            with pytest.raises(OSError, match=r"\[Errno") as caught:
                 await heard(sock)
             assert caught.value.errno == codes[version(host)]
             with contextlib.suppress(BlockingIOError):
@@ -720,7 +722,10 @@ async def test_ten_thousand_flows_where_a_hundred_may_be_open(any_net: Net) -> N
             sock.sendto(b"x", (f"9.{number >> 8}.{number & 255}.1", 7))
             if number % 50 == 49:
                 await heard(sock)
-        stats = lambda: any_net.stack.stats  # noqa: E731
+
+        def stats() -> NetstackStats:
+            return any_net.stack.stats
+
         await wait_until(lambda: stats().flows_accepted == 10_000, 20)
         assert (most, stats().flows_open, stats().flows_displaced) == (100, 100, 9_900)
         assert open_fds() == before
@@ -809,22 +814,21 @@ def too_big(packet: bytes, mtu: int) -> bytes:
 async def test_a_smaller_path_mtu_is_learned(net: Net) -> None:
     host = HOSTS[1]
     peer, local = end_of(PEERS[6], 5), end_of(host, 6)
-    async with aiotun.open_netstack(intercept=True) as stack:
-        async with await stack.intercept_udp(echo):
-            await stack.tun.send(build(peer, local, bytes(1400), 7))
-            answer = await first(stack, host)
-            assert len(answer) == 1448
-            await stack.tun.send(too_big(answer, 1300))
-            await stack.tun.send(build(peer, local, bytes(1400), 7))
-            assert [len(await first(stack, host)) > 1300 for _ in range(2)] == [False, False]
-            await stack.tun.send(too_big(answer, 100))  # nobody's MTU is below 1280
-            await stack.tun.send(build(peer, local, bytes(1400), 7))
-            assert len(await first(stack, host)) == 1280
-            await first(stack, host)
-            # Another host's is not affected.
-            other = end_of("fd09::99", 5)
-            await stack.tun.send(build(other, local, bytes(1400), 7))
-            assert len(await first(stack, host)) == 1448
+    async with aiotun.open_netstack(intercept=True) as stack, await stack.intercept_udp(echo):
+        await stack.tun.send(build(peer, local, bytes(1400), 7))
+        answer = await first(stack, host)
+        assert len(answer) == 1448
+        await stack.tun.send(too_big(answer, 1300))
+        await stack.tun.send(build(peer, local, bytes(1400), 7))
+        assert [len(await first(stack, host)) > 1300 for _ in range(2)] == [False, False]
+        await stack.tun.send(too_big(answer, 100))  # nobody's MTU is below 1280
+        await stack.tun.send(build(peer, local, bytes(1400), 7))
+        assert len(await first(stack, host)) == 1280
+        await first(stack, host)
+        # Another host's is not affected.
+        other = end_of("fd09::99", 5)
+        await stack.tun.send(build(other, local, bytes(1400), 7))
+        assert len(await first(stack, host)) == 1448
 
 
 async def test_a_path_mtu_smaller_than_the_links_reaches_the_client(net: Net) -> None:
@@ -877,7 +881,7 @@ async def test_sending_waits_where_a_shaper_holds_packets_back(net: Net) -> None
         command = "qdisc replace dev tun0 root tbf rate 20mbit burst 10kb limit 10mb"
         process = await net.stack.create_subprocess_exec(need("tc"), *command.split())
         assert await process.wait() == 0
-        with pytest.raises(BlockingIOError):
+        with pytest.raises(BlockingIOError):  # noqa: PT012 - one of them must
             for _ in range(1000):
                 flow.send_nowait(bytes(1400))
         cancelled = asyncio.create_task(flow.send(b"never sent"))
@@ -966,7 +970,7 @@ async def pong(net: Net, host: str, size: int = 8, ident: int = 7) -> bytes | No
     net.sockets.append(sock)
     sock.setblocking(False)
     data = os.urandom(size)
-    echo = make_icmp_echo(PEERS[version(host)], host, data, ident)
+    echo = make_icmp_echo(PEERS[version(host)], host, ident, 1, data)
     sock.sendto(echo[20:] if proto == 1 else echo[40:], (host, 0))
     kind = 0 if proto == 1 else 129
     async with asyncio.timeout(1):

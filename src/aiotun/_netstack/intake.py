@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING
 from .._kernel.abi import VNET_HDR, VNET_HDR_SIZE
 from .._packets import native
 from .._packets.fragments import Reassembler, fragment_of
-from .._packets.udp import ICMP, ICMPV6, TCP, UDP
+from .._packets.udp import ICMP, ICMPV6, UDP
 from ..errors import DeviceClosedError
 from .addresses import unicast
 from .injector import Injector, make_injector
 from .pings import is_foreign_ping
 
 if TYPE_CHECKING:
-    from .core import Core
+    from ..device import TunDevice
+    from ..namespaces import Namespace
+    from .counts import Counts
     from .pings import PingInterceptor
     from .udp import UdpInterceptor
 
@@ -40,17 +42,30 @@ class Intake:
         udp, pings: who they are. None, or one that was closed, while nobody does.
     """
 
-    def __init__(self, core: Core, answer_pings: bool = True) -> None:
+    def __init__(
+        self,
+        namespace: Namespace,
+        tun: TunDevice,
+        own: frozenset[bytes],
+        counts: Counts,
+        answer_pings: bool = True,
+    ) -> None:
         self.udp: UdpInterceptor | None = None
         self.pings: PingInterceptor | None = None
-        self._core = core
+        self._namespace = namespace
+        self._tun = tun
         self._answer_pings = answer_pings
         self._injector: Injector | None = None
-        self._counts = core.counts
-        self._own = core.own
+        self._own = own
+        self._counts = counts
         self._loop = asyncio.get_running_loop()
         self._fragments = Reassembler()
         self._closed = False
+
+    @property
+    def active(self) -> bool:
+        """Whether anything may be for somebody here."""
+        return self.udp is not None or self.pings is not None or not self._answer_pings
 
     def take(self, packet: bytes, checked: bool = False) -> bool:
         """Take a packet, and return whether it was for somebody here; if not, the kernel gets it.
@@ -59,7 +74,7 @@ class Intake:
             packet: an IP packet, or anything else.
             checked: whether its checksum is known to be right, or is only partial.
         """
-        if len(packet) < 28:
+        if len(packet) < 20:
             return False
         version = packet[0] >> 4
         if version == 4:
@@ -69,8 +84,6 @@ class Intake:
             proto = packet[6]
             whole = proto != 44  # a fragment header
         else:
-            return False
-        if proto == TCP:  # most of all packets
             return False
         return self._take_whole(packet, checked) if whole else self._take_fragment(packet)
 
@@ -111,10 +124,8 @@ class Intake:
 
     def take_super(self, packet: bytes, header: int) -> bool:
         """Take what has a virtio-net header in front, of `header` bytes; see `take`."""
-        if len(packet) < header + 28:
+        if len(packet) < header:
             return False
-        if packet[header + (9 if packet[header] >> 4 == 4 else 6)] == TCP:
-            return False  # before 64 KiB are copied
         flags, kind, *_ = VNET_HDR.unpack_from(packet)
         if kind != _UDP_L4:
             # A large datagram to be fragmented (UFO) is one datagram, too.
@@ -135,16 +146,21 @@ class Intake:
         """Give what sends the packets that are made here; it is made once.
 
         Raises:
+            DeviceClosedError: the stack was closed.
             OSError, LinkError: as `make_injector`.
         """
-        if self._injector is None:
-            made = await make_injector(self._core.namespace, self._core.tun)
-            if self._injector is None and not self._closed:
-                self._injector = made
-            else:  # another call was quicker, or the stack was closed
-                made.close()
-        if self._injector is None:
-            raise DeviceClosedError(f"the stack of {self._core.tun.name} was closed; open another")
+        if self._injector is not None:
+            return self._injector
+        made = await make_injector(self._namespace, self._tun)
+        if self._closed:
+            made.close()
+            raise DeviceClosedError(f"the stack of {self._tun.name} was closed; open another")
+        if self._made(made) is not made:
+            made.close()  # another call was quicker
+        return self._made(made)
+
+    def _made(self, made: Injector) -> Injector:
+        self._injector = self._injector or made
         return self._injector
 
     def close(self) -> None:

@@ -25,6 +25,18 @@ Per = Literal["flow", "client"]
 _PER: tuple[Per, ...] = ("flow", "client")
 
 
+def _check(on_flow: object, admit: object, per: object, idle: object, max_flows: object) -> None:
+    """Check the arguments of `intercept_udp`."""
+    if not callable(on_flow) or not (admit is None or callable(admit)):
+        raise TypeError(f"on_flow and admit must be functions, got {on_flow!r} and {admit!r}")
+    if per not in _PER:
+        raise ValueError(f"per must be 'flow' or 'client', got {per!r}")
+    if not isinstance(idle, int | float) or math.isnan(idle) or idle <= 0:
+        raise ValueError(f"idle must be a positive number of seconds, got {idle!r}")
+    if not isinstance(max_flows, int) or max_flows < 1:
+        raise ValueError(f"max_flows must be an int of at least 1, got {max_flows!r}")
+
+
 class DatagramInterception(abc.ABC):
     """See `Netstack`."""
 
@@ -35,8 +47,13 @@ class DatagramInterception(abc.ABC):
         """Raise RuntimeError or DeviceClosedError if this can't be intercepted now."""
 
     @abc.abstractmethod
+    def _remember(self, server: Server) -> None:
+        """Close the server with the stack."""
+
     def _serve(self, interceptor: Interceptor) -> Server:
-        """Make the server, which closes with the stack."""
+        server = Server(interceptor)
+        self._remember(server)
+        return server
 
     @overload
     async def intercept_udp(
@@ -115,20 +132,14 @@ class DatagramInterception(abc.ABC):
         A flow holds up to 256 KiB of datagrams that nobody has received, and all flows 64 MiB. What
         comes beyond that is dropped, and counted in `stats`.
         """
-        if not callable(on_flow) or not (admit is None or callable(admit)):
-            raise TypeError(f"on_flow and admit must be functions, got {on_flow!r} and {admit!r}")
-        if per not in _PER:
-            raise ValueError(f"per must be 'flow' or 'client', got {per!r}")
-        if not isinstance(idle, int | float) or math.isnan(idle) or idle <= 0:
-            raise ValueError(f"idle must be a positive number of seconds, got {idle!r}")
-        if not isinstance(max_flows, int) or max_flows < 1:
-            raise ValueError(f"max_flows must be an int of at least 1, got {max_flows!r}")
+        _check(on_flow, admit, per, idle, max_flows)
         self._check_intercepting("UDP", UdpInterceptor)
         intake = self._core.intake
         injector = await intake.injector()
         self._check_intercepting("UDP", UdpInterceptor)  # another call may have been quicker
         intake.udp = UdpInterceptor(
-            self._core,
+            self._core.own,
+            self._core.counts,
             injector,
             on_flow,
             per_client=per == "client",
@@ -170,5 +181,5 @@ class DatagramInterception(abc.ABC):
         intake = self._core.intake
         injector = await intake.injector()
         self._check_intercepting("pings", PingInterceptor)
-        intake.pings = PingInterceptor(self._core, injector, on_ping)
+        intake.pings = PingInterceptor(self._core.own, self._core.counts, injector, on_ping)
         return self._serve(intake.pings)

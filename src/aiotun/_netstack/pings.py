@@ -22,7 +22,7 @@ from .addresses import unicast
 from .asking import Refusal, ask
 
 if TYPE_CHECKING:
-    from .core import Core
+    from .counts import Counts
     from .injector import Injector
 
 __all__ = ["OnPing", "Ping", "PingInterceptor", "is_foreign_ping"]
@@ -59,9 +59,11 @@ OnPing = Callable[[Ping], Any]
 class PingInterceptor:
     """Takes echo requests, and answers those that `on_ping` says to answer."""
 
-    def __init__(self, core: Core, injector: Injector, on_ping: OnPing) -> None:
-        self._counts = core.counts
-        self._own = core.own
+    def __init__(
+        self, own: frozenset[bytes], counts: Counts, injector: Injector, on_ping: OnPing
+    ) -> None:
+        self._own = own
+        self._counts = counts
         self._injector = injector
         self._on_ping = on_ping
         self._loop = asyncio.get_running_loop()

@@ -27,7 +27,7 @@ from .asking import Refusal, ask, report
 from .flows import Flow, Item, UdpFlow
 
 if TYPE_CHECKING:
-    from .core import Core
+    from .counts import Counts
     from .injector import Injector
 
 __all__ = ["Admit", "OnFlow", "UdpInterceptor"]
@@ -56,7 +56,8 @@ class UdpInterceptor:
 
     def __init__(
         self,
-        core: Core,
+        own: frozenset[bytes],
+        counts: Counts,
         injector: Injector,
         on_flow: OnFlow,
         *,
@@ -66,8 +67,8 @@ class UdpInterceptor:
         max_flows: int,
     ) -> None:
         self.queued = 0
-        self._counts = core.counts
-        self._own = core.own
+        self._own = own
+        self._counts = counts
         self._injector = injector
         self._on_flow = on_flow
         self._per_client = per_client

@@ -28,6 +28,8 @@ def end(host: str, port: int, version: int) -> bytes:
             of one host.
     """
     family = socket.AF_INET if version == 4 else socket.AF_INET6
+    if version == 4:
+        host = host.removeprefix("::ffff:")  # as a socket for both versions has it
     try:
         packed = socket.inet_pton(family, host)
     except OSError:

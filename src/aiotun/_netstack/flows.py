@@ -91,7 +91,7 @@ class Flow:
         self.since = 0.0
         self.dns = True
         self.admitted = self.ended = False
-        self.task: asyncio.Task[Any] | None = None
+        self.task: asyncio.Future[Any] | None = None
         self.queue: deque[Item] = deque()
         self.bytes = 0  # in the queue
         self._waiters: deque[asyncio.Future[None]] = deque()
@@ -226,13 +226,13 @@ class UdpFlow(Generic[T]):
         except DeviceClosedError:
             raise StopAsyncIteration from None
 
-    def send_nowait(self, data: Buffer, source: Address | None = None) -> None:
+    def send_nowait(self, data: Buffer, source: tuple[Any, ...] | None = None) -> None:
         """Send the client a datagram, at once.
 
         Args:
             data: up to 65,507 bytes (IPv6: 65,527). What is larger than the MTU is fragmented.
-            source: the address and port that the client shall see as the sender: an address of one
-                host, of the IP version of the flow, and any port. None means `local`.
+            source: what the client sees as the sender: any host's address, of the flow's IP
+                version, and any port, as `socket.recvfrom` gives them. None means `local`.
 
         Raises:
             BlockingIOError: there is no room for it; see `send`.
@@ -246,12 +246,11 @@ class UdpFlow(Generic[T]):
         if source is None:
             sender = flow.local
         else:
-            host, port = source
-            sender = end(host, port, 4 if len(flow.peer) == 6 else 6)
+            sender = end(source[0], source[1], 4 if len(flow.peer) == 6 else 6)
         octets = data if type(data) is bytes else bytes(memoryview(data))
         flow.sender.send(flow, sender, octets)
 
-    async def send(self, data: Buffer, source: Address | None = None) -> None:
+    async def send(self, data: Buffer, source: tuple[Any, ...] | None = None) -> None:
         """Send the client a datagram.
 
         This waits only where a traffic shaper (``tc``) holds back the packets that leave the stack.

@@ -69,7 +69,7 @@ class PingInterceptor:
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._waiting = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
         self._closed = False
 
     @property
@@ -93,6 +93,9 @@ class PingInterceptor:
         return True
 
     def _ask(self, packet: bytes, header: IPHeader) -> None:
+        if self._closed:
+            self._answer(packet, False)
+            return
         ping = _ping(packet, header)
         task = ask(
             "on_ping", lambda: self._on_ping(ping), lambda answer: self._answer(packet, answer)

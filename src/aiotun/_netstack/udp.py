@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from .._packets.udp import MAX_DATA, build, parse, quoted, unreachable
 from ..errors import PacketError
 from .addresses import Address, address, unicast
-from .asking import Refusal, ask, report
+from .asking import Refusal, ask, report, result_of
 from .flows import Flow, Item, UdpFlow
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ class UdpInterceptor:
         self._idle = ((self._dns_line, min(idle, _DNS_IDLE)), (self._line, idle))
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self._asking: set[asyncio.Task[None]] = set()
-        self._handlers: set[asyncio.Task[Any]] = set()
+        self._asking: set[asyncio.Future[Any]] = set()
+        self._handlers: set[asyncio.Future[Any]] = set()
         self._closed = False
 
     @property
@@ -200,17 +200,14 @@ class UdpInterceptor:
             self.end(flow)
             return
         if inspect.isawaitable(handling):
-            task = self._loop.create_task(self._handle(flow, handling))
+            task = asyncio.ensure_future(handling)
             self._handlers.add(task)
-            task.add_done_callback(self._handlers.discard)
+            task.add_done_callback(lambda done: self._handled(flow, done))
 
-    async def _handle(self, flow: Flow, handling: Awaitable[None]) -> None:
-        try:
-            await handling
-        except Exception as error:  # noqa: BLE001 - as above
-            report("on_flow", error)
-        finally:
-            self.end(flow)
+    def _handled(self, flow: Flow, done: asyncio.Future[Any]) -> None:
+        self._handlers.discard(done)
+        result_of("on_flow", done, None)  # an error is reported
+        self.end(flow)
 
     # Answers; see `flows.Sender`
 

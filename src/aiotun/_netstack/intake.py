@@ -44,16 +44,12 @@ class Intake:
 
     def __init__(
         self,
-        namespace: Namespace,
-        tun: TunDevice,
         own: frozenset[bytes],
         counts: Counts,
         answer_pings: bool = True,
     ) -> None:
         self.udp: UdpInterceptor | None = None
         self.pings: PingInterceptor | None = None
-        self._namespace = namespace
-        self._tun = tun
         self._answer_pings = answer_pings
         self._injector: Injector | None = None
         self._own = own
@@ -142,7 +138,7 @@ class Intake:
         self._counts.packets_refused += taken.count(False)
         return True
 
-    async def injector(self) -> Injector:
+    async def injector(self, namespace: Namespace, tun: TunDevice) -> Injector:
         """Give what sends the packets that are made here; it is made once.
 
         Raises:
@@ -151,10 +147,10 @@ class Intake:
         """
         if self._injector is not None:
             return self._injector
-        made = await make_injector(self._namespace, self._tun)
+        made = await make_injector(namespace, tun)
         if self._closed:
             made.close()
-            raise DeviceClosedError(f"the stack of {self._tun.name} was closed; open another")
+            raise DeviceClosedError(f"the stack of {tun.name} was closed; open another")
         if self._made(made) is not made:
             made.close()  # another call was quicker
         return self._made(made)
@@ -164,9 +160,14 @@ class Intake:
         return self._injector
 
     def close(self) -> None:
-        """Close what the stack's own closing leaves. Idempotent."""
+        """Close what the stack's own closing leaves. Idempotent.
+
+        The device's port holds this object. So this lets go of what holds the device, which would
+        stay open until the next garbage collection.
+        """
         self._closed = True
         self._fragments.clear()
-        if self._injector is not None:
-            self._injector.close()
-            self._injector = None
+        self.udp = self.pings = None
+        injector, self._injector = self._injector, None
+        if injector is not None:
+            injector.close()

@@ -135,7 +135,7 @@ class DatagramInterception(abc.ABC):
         _check(on_flow, admit, per, idle, max_flows)
         self._check_intercepting("UDP", UdpInterceptor)
         intake = self._core.intake
-        injector = await intake.injector()
+        injector = await intake.injector(self._core.namespace, self._core.tun)
         self._check_intercepting("UDP", UdpInterceptor)  # another call may have been quicker
         intake.udp = UdpInterceptor(
             self._core.own,
@@ -179,7 +179,7 @@ class DatagramInterception(abc.ABC):
             raise TypeError(f"on_ping must be a function, got {on_ping!r}")
         self._check_intercepting("pings", PingInterceptor)
         intake = self._core.intake
-        injector = await intake.injector()
+        injector = await intake.injector(self._core.namespace, self._core.tun)
         self._check_intercepting("pings", PingInterceptor)
         intake.pings = PingInterceptor(self._core.own, self._core.counts, injector, on_ping)
         return self._serve(intake.pings)

@@ -134,7 +134,7 @@ async def open_core(options: Options) -> Prepared:
             namespace.close()
         raise
     counts = Counts()
-    intake = Intake(namespace, tun, own, counts, options.answer_pings)
+    intake = Intake(own, counts, options.answer_pings)
     if options.intercept:
         queue = tun.queues[0]
         queue.use(IntakePort(queue.port, intake))

@@ -7,8 +7,11 @@ from ipaddress import ip_address
 import dpkt
 import pytest
 
+from aiotun import IPHeader, reply
+from aiotun._netstack import answers
 from aiotun._packets import fragments, udp
 from aiotun._packets.fragments import Reassembler, fragment, fragment_of
+from aiotun.netstack import Refusal
 
 from .helpers import checksum, make_icmp_echo
 
@@ -23,6 +26,10 @@ def end(host: str, port: int) -> bytes:
 def ends(version: int) -> tuple[bytes, bytes]:
     one, other = HOSTS[version]
     return end(one, 4000), end(other, 53)
+
+
+def unreachable(packet: bytes, refusal: Refusal | None = None) -> bytes:
+    return answers.unreachable(packet, IPHeader(packet), refusal)
 
 
 def ip_of(packet: bytes) -> dpkt.ip.IP | dpkt.ip6.IP6:
@@ -135,19 +142,19 @@ def test_other_packets_are_no_datagrams(version: int) -> None:
 @pytest.mark.parametrize(
     ("what", "codes"),
     [
-        ("net", {4: (3, 0), 6: (1, 0)}),
-        ("host", {4: (3, 1), 6: (1, 3)}),
-        ("port", {4: (3, 3), 6: (1, 4)}),
-        ("prohibited", {4: (3, 13), 6: (1, 1)}),
+        (Refusal.NET, {4: (3, 0), 6: (1, 0)}),
+        (Refusal.HOST, {4: (3, 1), 6: (1, 3)}),
+        (None, {4: (3, 3), 6: (1, 4)}),
+        (Refusal.PROHIBITED, {4: (3, 13), 6: (1, 1)}),
     ],
 )
 @pytest.mark.parametrize("size", [4, 4000])
 def test_an_error_quotes_the_packet(
-    version: int, what: str, codes: dict[int, tuple[int, int]], size: int
+    version: int, what: Refusal | None, codes: dict[int, tuple[int, int]], size: int
 ) -> None:
     source, target = ends(version)
     packet = udp.build(source, target, bytes(size), 7)
-    error = udp.unreachable(packet, what)
+    error = unreachable(packet, what)
     ip = ip_of(error)
     assert (ip.src, ip.dst) == (target[:-2], source[:-2])
     icmp = ip.data
@@ -160,13 +167,21 @@ def test_an_error_quotes_the_packet(
     pseudo = target[:-2] + source[:-2] + struct.pack("!II", len(error) - start, 58)
     assert checksum((b"" if version == 4 else pseudo) + error[start:]) == 0
     # What the sender of the packet reads.
-    assert udp.quoted(error) == udp.Quoted(source, target, what == "port", 0)
+    assert udp.quoted(error) == udp.Quoted(source, target, what is None, 0)
+
+
+@each_version
+@pytest.mark.parametrize("size", [0, 1, 1000])
+def test_an_echo_reply_repeats_the_request(version: int, size: int) -> None:
+    request = make_icmp_echo(*HOSTS[version], 7, 9, random.Random(size).randbytes(size))
+    expected = (reply.icmp_echo if version == 4 else reply.icmpv6_echo)(request)
+    assert answers.echo_reply(request + b"after the end", IPHeader(request)) == expected
 
 
 def test_a_packet_too_big_tells_the_mtu() -> None:
     source, target = ends(6)
     packet = udp.build(source, target, bytes(1400), 7)
-    error = bytearray(udp.unreachable(packet, "port"))
+    error = bytearray(unreachable(packet))
     error[40:48] = struct.pack("!BBHI", 2, 0, 0, 1300)
     pseudo = bytes(error[8:40]) + struct.pack("!II", len(error) - 40, 58)
     error[42:44] = struct.pack("!H", checksum(pseudo + bytes(error[40:])))
@@ -175,7 +190,7 @@ def test_a_packet_too_big_tells_the_mtu() -> None:
 
 @each_version
 def test_a_damaged_error_says_nothing(version: int) -> None:
-    error = udp.unreachable(udp.build(*ends(version), b"abcd", 7), "port")
+    error = unreachable(udp.build(*ends(version), b"abcd", 7))
     start = 20 if version == 4 else 40
     for at in range(start, len(error)):
         damaged = bytearray(error)

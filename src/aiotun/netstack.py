@@ -13,7 +13,8 @@ from ._kernel.words import Offload
 from ._link.values import AddressArg, Route, RouteArg
 from ._netstack import closing, opening
 from ._netstack.addresses import Address
-from ._netstack.asking import Refusal
+from ._netstack.admission import Admit
+from ._netstack.answers import Refusal
 from ._netstack.core import spare_descriptors
 from ._netstack.flows import UdpFlow
 from ._netstack.interception import DatagramInterception
@@ -210,7 +211,12 @@ class Netstack(DatagramInterception):
     # Interception
 
     async def intercept_tcp(
-        self, handle: ClientHandler, *, limit: int | None = None, backlog: int = 1024
+        self,
+        handle: ClientHandler,
+        *,
+        admit: Admit | None = None,
+        limit: int | None = None,
+        backlog: int = 1024,
     ) -> Server:
         """Accept every TCP connection to an address that is not the stack's own.
 
@@ -221,6 +227,12 @@ class Netstack(DatagramInterception):
             handle: called with a reader and a writer for each connection, as the callback of
                 `asyncio.start_server`; plain or async. What it raises goes to the loop's exception
                 handler, and the connection is closed.
+            admit: asked at the first packet (SYN) of each connection, which waits: called as
+                ``admit(local, peer)`` with two addresses as `socket.getsockname` gives them, plain
+                or async. True lets the connection come; False refuses it (the client sees
+                ConnectionRefusedError), a `Refusal` with an ICMP error. It is canceled when the
+                client is gone. What it raises goes to the loop's exception handler, and the
+                connection is refused.
             limit: how many connections may be open at once; more are reset, and counted as refused.
                 The default leaves each connection two of the descriptors that the program may have
                 (RLIMIT_NOFILE), so that it can be passed on.
@@ -242,10 +254,11 @@ class Netstack(DatagramInterception):
         """
         most = _positive("limit", max(spare_descriptors() // 2, 1) if limit is None else limit)
         _positive("backlog", backlog)
-        if not callable(handle):
-            raise TypeError(f"handle must be a function, got {handle!r}")
+        _function("handle", handle)
+        if admit is not None:
+            _function("admit", admit)
         self._check_intercepting("TCP", TcpInterceptor)
-        interceptor = TcpInterceptor(self._core, handle, most, backlog)
+        interceptor = TcpInterceptor(self._core, handle, admit, most, backlog)
         server = Server(interceptor)
         self._remember(server)  # before the await: a second call must not get as far
         await interceptor.start()
@@ -442,6 +455,11 @@ def open_netstack(
             txqueuelen=txqueuelen,
         )
     )
+
+
+def _function(what: str, value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"{what} must be a function, got {value!r}")
 
 
 def _positive(what: str, value: object) -> int:

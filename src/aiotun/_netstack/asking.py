@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Refusal", "ask", "report", "result_of"]
+from .answers import Refusal
 
-
-class Refusal(enum.Enum):
-    """Why something is not let in, as the client is told by ICMP; `admit` returns one."""
-
-    NET = "net"
-    """Its network is unreachable (ENETUNREACH)."""
-    HOST = "host"
-    """Its host is unreachable (EHOSTUNREACH)."""
-    PROHIBITED = "prohibited"
-    """It is forbidden (EHOSTUNREACH; IPv6: EACCES)."""
+__all__ = ["ask", "report", "result_of"]
 
 
 def ask(

@@ -14,12 +14,12 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .. import reply
 from .._packets.ipheader import IPHeader
 from .._packets.native import checksum
-from .._packets.udp import ICMP, ICMPV6, pseudo_header, unreachable
+from .._packets.udp import ICMP, ICMPV6, pseudo_header
 from .addresses import unicast
-from .asking import Refusal, ask
+from .answers import Refusal, echo_reply, unreachable
+from .asking import ask
 
 if TYPE_CHECKING:
     from .counts import Counts
@@ -94,29 +94,27 @@ class PingInterceptor:
 
     def _ask(self, packet: bytes, header: IPHeader) -> None:
         if self._closed:
-            self._answer(packet, False)
+            self._answer(packet, header, False)
             return
         ping = _ping(packet, header)
         task = ask(
-            "on_ping", lambda: self._on_ping(ping), lambda answer: self._answer(packet, answer)
+            "on_ping",
+            lambda: self._on_ping(ping),
+            lambda answer: self._answer(packet, header, answer),
         )
         if task is not None:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def _answer(self, packet: bytes, answer: bool | Refusal) -> None:
+    def _answer(self, packet: bytes, header: IPHeader, answer: bool | Refusal) -> None:
         self._waiting -= 1
-        made = None
-        if self._closed:
-            pass
-        elif isinstance(answer, Refusal):
-            made = unreachable(packet, answer.value)
-        elif answer:
-            made = reply.icmp_echo(packet) if packet[0] >> 4 == 4 else reply.icmpv6_echo(packet)
-        if answer is not True or made is None:
+        answered = answer is True and not self._closed
+        if not answered:
             self._counts.packets_refused += 1
-        if made is not None:
-            self._injector.try_send(made)
+        if answered:
+            self._injector.try_send(echo_reply(packet, header))
+        elif isinstance(answer, Refusal) and not self._closed:
+            self._injector.try_send(unreachable(packet, header, answer))
 
     def close(self) -> None:
         """Take no more; the questions that are open are cancelled. Idempotent."""

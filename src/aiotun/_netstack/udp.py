@@ -20,10 +20,12 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from .._packets.udp import MAX_DATA, build, parse, quoted, unreachable
+from .._packets.ipheader import IPHeader
+from .._packets.udp import MAX_DATA, build, parse, quoted
 from ..errors import PacketError
 from .addresses import Address, address, unicast
-from .asking import Refusal, ask, report, result_of
+from .answers import Refusal, unreachable
+from .asking import ask, report, result_of
 from .flows import Flow, Item, UdpFlow
 
 if TYPE_CHECKING:
@@ -185,8 +187,8 @@ class UdpInterceptor:
         if answer is not True:
             self._counts.flows_refused += 1
             self._counts.packets_refused += self._remove(flow)
-            what = answer.value if isinstance(answer, Refusal) else "port"
-            self._injector.try_send(unreachable(flow.first, what))
+            refusal = answer if isinstance(answer, Refusal) else None
+            self._injector.try_send(unreachable(flow.first, IPHeader(flow.first), refusal))
             return
         flow.first = b""
         flow.admitted = True

@@ -24,7 +24,6 @@ __all__ = [
     "parse",
     "pseudo_header",
     "quoted",
-    "unreachable",
 ]
 
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
@@ -128,40 +127,6 @@ def build(source: bytes, target: bytes, data: bytes, ident: int) -> bytes:
     value = checksum(b"".join((ports, size, b"\0\0", data)), pseudo_header(head, length, UDP))
     # A sum of zero is sent as its other form: zero would mean that there is none.
     return b"".join((head, ports, size, (value or 0xFFFF).to_bytes(2, "big"), data))
-
-
-# ICMP's and ICMPv6's type and code of each error (RFC 792, RFC 1812 section 5.2.7.1, RFC 4443
-# section 3.1).
-_CODES4 = {"net": (3, 0), "host": (3, 1), "port": (3, 3), "prohibited": (3, 13)}
-_CODES6 = {"net": (1, 0), "prohibited": (1, 1), "host": (1, 3), "port": (1, 4)}
-
-# How large an error may be together with what it quotes (RFC 1812 section 4.3.2.3, RFC 4443
-# section 2.4).
-_ERROR4, _ERROR6 = 576, 1280
-
-
-def unreachable(packet: bytes, what: str) -> bytes:
-    """Make the ICMP error that says that a packet's destination is unreachable.
-
-    Args:
-        packet: a valid IP packet. The error comes from its destination.
-        what: ``"net"``, ``"host"``, ``"port"`` or ``"prohibited"``.
-    """
-    if packet[0] >> 4 == 4:
-        kind, code = _CODES4[what]
-        quote = packet[: _ERROR4 - 28]
-        message = _ICMP.pack(kind, code, 0, 0) + quote
-        addresses = packet[16:20] + packet[12:16]
-        head = _IPV4.pack(0x45, 0, 20 + len(message), 0, 0, _HOPS, ICMP, 0)
-        head = head[:10] + checksum(head + addresses, 0).to_bytes(2, "big") + addresses
-        value = checksum(message, 0)
-    else:
-        kind, code = _CODES6[what]
-        message = _ICMP.pack(kind, code, 0, 0) + packet[: _ERROR6 - 48]
-        head = _IPV6.pack(6 << 28, len(message), ICMPV6, _HOPS)
-        head += packet[24:40] + packet[8:24]
-        value = checksum(message, pseudo_header(head, len(message), ICMPV6))
-    return head + message[:2] + value.to_bytes(2, "big") + message[4:]
 
 
 class Quoted(NamedTuple):

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 from ._kernel.words import Offload
 from ._link.values import AddressArg, Route, RouteArg
 from ._netstack import closing, opening
-from ._netstack.addresses import Address
 from ._netstack.admission import Admit
 from ._netstack.answers import Refusal
 from ._netstack.core import spare_descriptors
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from ._netstack.opening import Options, Prepared
 
 __all__ = [
-    "Address",
     "Netstack",
     "NetstackOpener",
     "NetstackStats",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .counts import Counts
     from .injector import Injector
 
-__all__ = ["OnPing", "Ping", "PingInterceptor", "is_foreign_ping"]
+__all__ = ["OnPing", "Ping", "PingInterceptor", "echo_request", "is_foreign_ping"]
 
 # How many requests may wait for the program's answer. More are dropped and counted.
 _MOST = 256
@@ -134,14 +134,14 @@ def is_foreign_ping(packet: bytes, own: frozenset[bytes]) -> bool:
 
 
 def _foreign_request(packet: bytes, own: frozenset[bytes]) -> IPHeader | None:
-    header = _echo_request(packet)
+    header = echo_request(packet)
     if header is None:
         return None
     ends = (header.src_bytes, header.dst_bytes)
     return header if all(each not in own and unicast(each) for each in ends) else None
 
 
-def _echo_request(packet: bytes) -> IPHeader | None:
+def echo_request(packet: bytes) -> IPHeader | None:
     """Parse an echo request; None if it is anything else, or invalid."""
     try:
         header = IPHeader(packet)

@@ -72,6 +72,7 @@ def test_the_reference_leaves_out_what_queues_have_for_other_modules() -> None:
         "enable",
         "from_fd",
         "name",
+        "offloads",
         "offload",
         "vnet_header_size",
     }

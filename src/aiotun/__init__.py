@@ -11,8 +11,10 @@ kernel::
 import importlib
 from typing import TYPE_CHECKING
 
+from ._device.options import TapOptions, TunOptions
 from ._link.values import LinkAddress, Route
 from ._queue.packetio import PacketIO, PacketStats
+from ._queue.port import Offloads
 from .device import Device, TapDevice, TunDevice, open_tap, open_tun
 from .errors import (
     AiotunError,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from ._device.bridges import create_bridge, delete_bridge
     from ._device.persistent import create_persistent, delete_persistent, list_devices
     from ._link.info import LinkEvent, LinkInfo, LinkStats, TunTapInfo
+    from ._netstack.relay import relay
     from ._packets.ipheader import IPHeader
     from .decode import decode_frame, decode_packet, encode
     from .namespaces import Namespace, new_namespace, open_namespace
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
         PacketProtocol,
         create_tap_endpoint,
         create_tun_endpoint,
+        endpoint,
     )
 
     __version__: str
@@ -70,6 +74,7 @@ __all__ = [
     "Namespace",
     "Netstack",
     "NotPermittedError",
+    "Offloads",
     "PacketDecodeError",
     "PacketError",
     "PacketIO",
@@ -80,7 +85,9 @@ __all__ = [
     "ResourceLimitError",
     "Route",
     "TapDevice",
+    "TapOptions",
     "TunDevice",
+    "TunOptions",
     "TunTapInfo",
     "TunUnavailableError",
     "capture",
@@ -93,6 +100,7 @@ __all__ = [
     "delete_bridge",
     "delete_persistent",
     "encode",
+    "endpoint",
     "list_devices",
     "netstack",
     "networkd_units",
@@ -102,6 +110,7 @@ __all__ = [
     "open_netstack",
     "open_tap",
     "open_tun",
+    "relay",
     "reply",
 ]
 
@@ -126,11 +135,13 @@ _LAZY = {
     "delete_bridge": "_device.bridges",
     "delete_persistent": "_device.persistent",
     "encode": "decode",
+    "endpoint": "transport",
     "list_devices": "_device.persistent",
     "networkd_units": "networkd",
     "new_namespace": "namespaces",
     "open_namespace": "namespaces",
     "open_netstack": "netstack",
+    "relay": "_netstack.relay",
 }
 
 
@@ -140,7 +151,7 @@ def __getattr__(name: str) -> object:
     if name == "__version__":
         from importlib.metadata import version  # slow to import, and rarely needed
 
-        return version(__name__)
+        return version("aiotun")  # as text: PyInstaller then includes the metadata
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f".{_LAZY[name]}", __name__)

@@ -18,6 +18,8 @@ from ._netstack.core import spare_descriptors
 from ._netstack.flows import UdpFlow
 from ._netstack.interception import DatagramInterception
 from ._netstack.pings import Ping
+from ._netstack.pipe import PipeStats, pipe
+from ._netstack.relay import RelayCounts, RelayStats, relay
 from ._netstack.server import Server
 from ._netstack.tcp import ClientHandler, TcpInterceptor
 from .device import TunDevice
@@ -35,10 +37,15 @@ __all__ = [
     "NetstackOpener",
     "NetstackStats",
     "Ping",
+    "PipeStats",
     "Refusal",
+    "RelayCounts",
+    "RelayStats",
     "Server",
     "UdpFlow",
     "open_netstack",
+    "pipe",
+    "relay",
 ]
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)

@@ -47,12 +47,12 @@ def begin(control: _socket.socket) -> bool:
     step = "user"
     try:
         unshare(CLONE_NEWUSER)
-        # The user stays the same inside. A program that is run there has no capabilities then,
-        # while this process, which made the namespace, keeps its own.
+        # The user is root inside. Else the interfaces' files in /sys would belong to the real root.
+        # A program that is run there becomes the same user as outside again (`launch`).
         step = "map"
         write("/proc/self/setgroups", "deny")  # else gid_map may not be written
-        write("/proc/self/uid_map", f"{uid} {uid} 1")
-        write("/proc/self/gid_map", f"{gid} {gid} 1")
+        write("/proc/self/uid_map", f"0 {uid} 1")
+        write("/proc/self/gid_map", f"0 {gid} 1")
         step = "net"
         unshare(CLONE_NEWNET)
         fds = [open_file(f"/proc/self/ns/{kind}", os.O_RDONLY) for kind in ("user", "net")]

@@ -15,6 +15,9 @@ from ._netstack import closing, opening
 from ._netstack.admission import Admit
 from ._netstack.answers import Refusal
 from ._netstack.core import spare_descriptors
+from ._netstack.flows import UdpFlow
+from ._netstack.interception import DatagramInterception
+from ._netstack.pings import Ping
 from ._netstack.pipe import PipeStats, pipe
 from ._netstack.relay import RelayCounts, RelayStats, relay
 from ._netstack.server import Server
@@ -33,11 +36,13 @@ __all__ = [
     "Netstack",
     "NetstackOpener",
     "NetstackStats",
+    "Ping",
     "PipeStats",
     "Refusal",
     "RelayCounts",
     "RelayStats",
     "Server",
+    "UdpFlow",
     "open_netstack",
     "pipe",
     "relay",
@@ -68,12 +73,20 @@ class NetstackStats:
     flows_refused: int = 0
     """UDP flows that were refused: by `admit`, or because a limit was reached."""
     flows_expired: int = 0
-    """UDP flows that were closed because nothing came for a while, or to make room."""
+    """UDP flows that were closed because nothing came or went for a while."""
+    flows_displaced: int = 0
+    """UDP flows that were closed to make room for others."""
+    flows_unreachable: int = 0
+    """Answers in UDP flows that the client's host refused: nobody had the port any more."""
+    datagrams_dropped: int = 0
+    """Datagrams that nobody had received when their flow's queue was full, or when it ended."""
+    fragments_dropped: int = 0
+    """Fragments of intercepted packets that were invalid, or of which others did not come."""
     packets_refused: int = 0
-    """Packets that the stack itself dropped."""
+    """Packets that the stack itself dropped: those of what was refused, and unanswered pings."""
 
 
-class Netstack:
+class Netstack(DatagramInterception):
     """A TCP/IP stack; see `open_netstack`.
 
     One that is not closed warns (`ResourceWarning`) when it is collected, and is closed then.
@@ -324,6 +337,7 @@ class Netstack:
         for server in self._servers:
             server.close()
         self._servers = []
+        self._core.intake.close()
         return True
 
     def _check_open(self) -> None:
@@ -388,6 +402,7 @@ def open_netstack(
     mtu: int = 1500,
     offload: Offload = "split",
     intercept: bool = False,
+    answer_pings: bool = True,
     namespace: Namespace | None = None,
     name: str | None = None,
     txqueuelen: int | None = None,
@@ -417,6 +432,8 @@ def open_netstack(
         offload: as for `open_tun`. ``"raw"`` is twice as fast as ``"split"`` where packets are only
             passed on to a device or a program that takes super-packets.
         intercept: whether the stack answers for addresses that are not its own.
+        answer_pings: whether a stack that intercepts answers echo requests to addresses that are
+            not its own. False leaves them to `intercept_ping`; others are dropped, and counted.
         namespace: a `Namespace` to be used instead of a private one; it stays open. Only one stack
             in a namespace can intercept.
         name: the interface's name, `tun0` in a private namespace by default. It must not exist.
@@ -450,6 +467,7 @@ def open_netstack(
             mtu=mtu,
             offload=offload,
             intercept=intercept,
+            answer_pings=answer_pings,
             namespace=namespace,
             name=name,
             txqueuelen=txqueuelen,

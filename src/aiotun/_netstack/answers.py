@@ -1,6 +1,6 @@
-"""What a stack answers in the place of an address that it does not let be reached; pure functions.
+"""What a stack answers in the place of the address that is asked; pure functions.
 
-Each takes the packet that is refused, and its header, and returns the packet for its sender.
+Each takes a packet and its header, and returns the packet for its sender.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import struct
 from .._packets import native
 from .._packets.ipheader import IPHeader
 
-__all__ = ["Refusal", "reset", "unreachable"]
+__all__ = ["Refusal", "echo_reply", "reset", "unreachable"]
 
 _HOPS = 64
 _TCP, _ICMP, _ICMPV6 = 6, 1, 58
@@ -67,6 +67,14 @@ def unreachable(packet: bytes, header: IPHeader, refusal: Refusal | None) -> byt
     quoted = packet[: _QUOTED[version]]
     message = bytes([3 if version == 4 else 1, code, 0, 0, 0, 0, 0, 0]) + quoted
     return _packet(header, _ICMP if version == 4 else _ICMPV6, message, 2)
+
+
+def echo_reply(packet: bytes, header: IPHeader) -> bytes:
+    """Answer an echo request, whole and valid. IPv4 options are left out."""
+    version = header.version
+    message = packet[header.payload_offset + 4 : header.total_length]
+    kind = 0 if version == 4 else 129
+    return _packet(header, _ICMP if version == 4 else _ICMPV6, bytes([kind, 0, 0, 0]) + message, 2)
 
 
 def _packet(refused: IPHeader, protocol: int, payload: bytes, place: int) -> bytes:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from ..queue import Queue
-    from .core import Counts
+    from .counts import Counts
 
 __all__ = ["Gate", "Guard", "Seen", "guard", "unguard"]
 

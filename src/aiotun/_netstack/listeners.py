@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .._packets.ipheader import IPHeader
     from ..device import TunDevice
     from ..namespaces import Namespace
-    from .core import Counts
+    from .counts import Counts
 
 __all__ = ["Listeners"]
 

@@ -11,6 +11,7 @@ kernel::
 import importlib
 from typing import TYPE_CHECKING
 
+from ._device.options import TapOptions, TunOptions
 from ._link.values import LinkAddress, Route
 from ._queue.packetio import PacketIO, PacketStats
 from ._queue.port import Offloads
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         PacketProtocol,
         create_tap_endpoint,
         create_tun_endpoint,
+        endpoint,
     )
 
     __version__: str
@@ -83,7 +85,9 @@ __all__ = [
     "ResourceLimitError",
     "Route",
     "TapDevice",
+    "TapOptions",
     "TunDevice",
+    "TunOptions",
     "TunTapInfo",
     "TunUnavailableError",
     "capture",
@@ -96,6 +100,7 @@ __all__ = [
     "delete_bridge",
     "delete_persistent",
     "encode",
+    "endpoint",
     "list_devices",
     "netstack",
     "networkd_units",
@@ -130,6 +135,7 @@ _LAZY = {
     "delete_bridge": "_device.bridges",
     "delete_persistent": "_device.persistent",
     "encode": "decode",
+    "endpoint": "transport",
     "list_devices": "_device.persistent",
     "networkd_units": "networkd",
     "new_namespace": "namespaces",
@@ -145,7 +151,7 @@ def __getattr__(name: str) -> object:
     if name == "__version__":
         from importlib.metadata import version  # slow to import, and rarely needed
 
-        return version(__name__)
+        return version("aiotun")  # as text: PyInstaller then includes the metadata
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f".{_LAZY[name]}", __name__)

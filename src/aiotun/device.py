@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Itera
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, Self, TypeVar, Unpack
 
 from ._device import options as device_options
-from ._device.adopting import adopt
 from ._device.opening import Opened, Opening
 from ._device.options import TapOptions, TunOptions
 from ._kernel import ioctl, threads
 from ._kernel.interface import Interface
+from ._kernel.limits import naming_limits
 from ._kernel.namespaces import NetnsArg
 from ._kernel.words import Mode, Offload, parse_mac
 from ._queue.packetio import PacketIO, PacketStats
@@ -112,6 +112,8 @@ class Device(PacketIO):
             LinkError: the namespace that `netns` names does not exist, or has no such interface.
             ResourceLimitError: no thread can be started, or no file descriptor is left.
         """
+        with naming_limits():  # even an import needs a file descriptor
+            from ._device.adopting import adopt
         opened, packets = adopt(
             cls._mode, [fd, *more], netns=netns, packet_info=packet_info, offload=offload
         )
@@ -395,7 +397,10 @@ class TapDevice(Device):
 
 
 class Opener(Generic[D]):
-    """The result of `open_tun` and `open_tap`: await it, or use it with ``async with``; once."""
+    """The result of `open_tun` and `open_tap`; use it once.
+
+    Await it, or use it with ``async with``, or call `open_blocking`.
+    """
 
     __slots__ = ("_device", "_device_class", "_options", "_used")
 
@@ -452,12 +457,38 @@ class Opener(Generic[D]):
             f"use '{mode}'"
         )
 
+    def open_blocking(self) -> D:
+        """Open the device without an event loop; for code that can't await where it opens.
+
+        This blocks the calling thread, and the event loop if one runs in it, until the device is
+        open: a few milliseconds, and about a tenth of a second the first time, when the module that
+        talks to netlink is loaded. The device belongs to the event loop that first awaits it. Close
+        it yourself: ``close()`` needs no loop.
+
+        Raises:
+            RuntimeError: the opener was used before.
+            AiotunError: as awaiting the opener raises.
+
+        *Cancellation*: if a signal's handler raises, as Ctrl-C does, every step is undone first.
+        """
+        opening = self._begin()
+        return self._device_of(
+            threads.run_blocking(opening.run, on_cancel=opening.abort, undo=opening.undo)
+        )
+
     async def _open(self) -> D:
+        opening = self._begin()
+        return self._device_of(
+            await threads.run(opening.run, on_cancel=opening.abort, undo=opening.undo)
+        )
+
+    def _begin(self) -> Opening:
         if self._used:
             raise RuntimeError("an opener can be used once; call open_tun or open_tap again")
         self._used = True
-        opening = Opening(self._options)
-        opened = await threads.run(opening.run, on_cancel=opening.abort, undo=opening.undo)
+        return Opening(self._options)
+
+    def _device_of(self, opened: Opened) -> D:
         wanted = self._options
         packets = PacketFormat(
             wanted.mode, wanted.offload, wanted.packet_info, accepted=opened.offloads
@@ -465,11 +496,13 @@ class Opener(Generic[D]):
         return self._device_class(opened, packets)
 
 
+@device_options.spell_out(TunOptions)
 def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[TunDevice]:
     """Open a TUN device, and create it if it does not exist.
 
     This checks the arguments and returns an opener. Await the opener to open the device, or use it
-    with ``async with``, which also closes the device at the end. An opener can be used once.
+    with ``async with``, which also closes the device at the end. Code that can't await calls
+    ``open_blocking()`` of the opener. An opener can be used once.
 
     If a step fails, or the opening is cancelled, every step is undone: all fds are closed, and an
     interface that was created is deleted. On an interface that existed, the addresses and routes
@@ -494,6 +527,8 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
             ``onlink`` allows a gateway that is in none of the device's networks.
         mtu (int): the link's IP MTU in bytes, 68 to 65535; IPv6 needs at least 1280.
         txqueuelen (int): how many packets each queue holds in the kernel, 0 to 524288.
+        gso_max_segs, gso_max_size (int): how many segments, and how many bytes, a super-packet that
+            is received has at most, 1 to 65535 and 1 to 65536: see `Link.set_gso_max`.
         up (bool): whether to bring the link up, which is the default; False leaves it as it is.
         netns: the network namespace to open the device in: a `Namespace`, a name under /run/netns,
             a path, or an open fd. The program itself stays in its own namespace. A missing one is
@@ -504,11 +539,15 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
         exclusive (bool): whether to fail if the interface exists.
         offload: ``"off"``, the default, for plain packets. With ``"split"`` the kernel hands over
             up to 64 KiB at a time, which aiotun splits into packets no larger than the MTU, and
-            `send_many` merges runs of one flow: the packets are the same, but this is faster. With
+            `send_many` merges the packets of each flow: they are the same, but this is faster. With
             ``"raw"`` each packet has a 10-byte virtio-net header and up to 64 KiB, both when it is
             received and when it is sent.
         packet_info (bool): whether each packet has the kernel's 4-byte ``tun_pi`` header in front.
-        napi (bool): whether the kernel uses NAPI for the packets that are sent here (IFF_NAPI).
+        napi (bool or ``"threaded"``): whether the kernel uses NAPI for the packets that are sent
+            here (IFF_NAPI). ``"threaded"`` also makes it receive them in a kernel thread for each
+            queue, until the interface is deleted. That takes CAP_SYS_ADMIN and CAP_NET_ADMIN in the
+            interface's namespace, or a private namespace of this program, and Linux 5.12.
+            The page *Performance* says when it pays.
         ipv6_autoconf (bool): whether the kernel gives the interface an IPv6 link-local address and
             solicits routers when the link comes up. False also removes a link-local address that
             the kernel has already made. By default this is not changed. Addresses that you add are
@@ -546,6 +585,7 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
     return Opener(TunDevice, device_options.check("tun", name, **options))
 
 
+@device_options.spell_out(TapOptions)
 def open_tap(name: str | None = None, **options: Unpack[TapOptions]) -> Opener[TapDevice]:
     """Open a TAP device, and create it if it does not exist.
 

@@ -15,12 +15,11 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from .._kernel import ioctl, namespaces
+from .._kernel import ioctl, namespaces, napi
 from .._kernel.abi import VNET_HDR_SIZE, Iff, OffloadFlag
 from .._kernel.interface import Interface
 from .._link.netlink import in_session
 from .._link.values import DEFAULT_METRICS
-from .._queue.judging import known_offloads
 from .._queue.port import Offloads
 from ..errors import AiotunError, DeviceBusyError, DeviceMismatchError, LinkError
 from .options import Options
@@ -78,6 +77,7 @@ class Opening:
         self._before: Before | None = None
         self._persist_before: bool | None = None
         self._carrier_before: bool | None = None
+        self._threaded_before: bool | None = None
         self._aborted = threading.Event()
 
     def abort(self) -> None:
@@ -118,6 +118,9 @@ class Opening:
                 in_session(self._restore_link)
             if self._carrier_before is not None and not self._created:
                 ioctl.set_carrier(self._fds[0], self._name, self._carrier_before)
+            if self._threaded_before is False and not self._created:
+                namespaces.setns(namespace.fd)
+                napi.set_threaded(self._name, False)
         finally:
             self._close_queues()
 
@@ -178,6 +181,8 @@ class Opening:
         if info.tuntap is not None and self._is_shared(info.tuntap, super_packets):
             # The other programs rely on the offloads that they set.
             if super_packets:
+                from .._queue.judging import known_offloads
+
                 self._offloads = known_offloads(info.name)
             return
         # A persistent device keeps the header size and the offloads of the last program.
@@ -235,6 +240,8 @@ class Opening:
         if wanted.carrier is not None:
             self._carrier_before = info.carrier
             ioctl.set_carrier(self._fds[0], self._name, wanted.carrier)
+        if wanted.napi == "threaded":
+            self._threaded_before = napi.set_threaded(self._name, True)
         await self._configure(session, info)
         self._check_aborted()
         return await session.get(index)
@@ -250,6 +257,8 @@ class Opening:
             ("MAC", "address", wanted.mac, info.mac),
             ("MTU", "mtu", wanted.mtu, info.mtu),
             ("queue length", "txqlen", wanted.txqueuelen, info.txqueuelen),
+            ("GSO segments", "gso_max_segs", wanted.gso_max_segs, info.gso_max_segs),
+            ("GSO size", "gso_max_size", wanted.gso_max_size, info.gso_max_size),
         ):
             if new is not None and new != old:
                 what = f"set the {option} to {new}"

@@ -49,8 +49,11 @@ _TABLE_LOCAL = 255
 _RTN_LOCAL = 2
 
 _SETTABLE = frozenset(
-    {"address", "af_spec", "ifalias", "ifname", "master", "mtu", "net_ns_fd", "state", "txqlen"}
-)
+    {
+        "address", "af_spec", "gso_max_segs", "gso_max_size", "ifalias", "ifname", "master", "mtu",
+        "net_ns_fd", "state", "txqlen",
+    }
+)  # fmt: skip
 
 _HINTS = {
     errno.ENODEV: "look for it with 'ip link'; it may have been deleted or renamed",
@@ -332,11 +335,14 @@ class Session:
         except LinkError as error:
             if error.errno != errno.ENODEV:
                 raise
-            raise LinkError(
-                errno.ENODEV,
-                f"there is no interface {named} in this network namespace; {_HINTS[errno.ENODEV]}",
-                named,
-            ) from error.__cause__
+            text = f"there is no interface {named} in this network namespace; {_HINTS[error.errno]}"
+            if isinstance(which, int) and name and (other := await self.find(name)) is not None:
+                text = (
+                    f"this {name} was deleted or moved, and the {name} that is here now is another "
+                    f"interface (number {other.index}, not {which}); open the device again, or use "
+                    f"aiotun.Link({name!r}) for the one that is here"
+                )
+            raise LinkError(errno.ENODEV, text, named) from error.__cause__
         return message
 
     async def _info(self, message: link_messages.Message) -> LinkInfo:

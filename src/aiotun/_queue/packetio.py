@@ -7,23 +7,32 @@ import asyncio
 import dataclasses
 import itertools
 import operator
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence, Sized
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from .._kernel.words import DecodeErrors, Mode
 from ..errors import DeviceClosedError, PacketDecodeError
+from .closing import AsyncClosing
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from typing_extensions import Buffer
 
     from ..decode import IP, IP6, Ethernet
     from .port import PacketFormat
 
-__all__ = ["BUDGET", "Decoded", "PacketIO", "PacketStats", "take_one"]
+__all__ = [
+    "BUDGET",
+    "Arriving",
+    "Decoded",
+    "PacketIO",
+    "PacketStats",
+    "checked_limit",
+    "send_all",
+    "take_one",
+]
 
 T = TypeVar("T")
+P = TypeVar("P")
 
 BUDGET = 256
 """How many packets may be read or written before the loop gets a turn.
@@ -56,7 +65,7 @@ class PacketStats:
         return PacketStats(*(a + b for a, b in zip(mine, theirs, strict=True)))
 
 
-class PacketIO(abc.ABC):
+class PacketIO(AsyncClosing):
     """Packets in and out. A TUN device carries IP packets, a TAP device Ethernet frames.
 
     *Cancellation*: a cancelled call has taken nothing from the device and lost nothing. Receiving
@@ -134,7 +143,7 @@ class PacketIO(abc.ABC):
             TypeError, ValueError: `limit` is not an int, or below 1.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
-        most = _checked_limit("recv_many", limit)
+        most = checked_limit("recv_many", limit)
         return self._receive(lambda io: io._take_many(most))
 
     @abc.abstractmethod
@@ -167,7 +176,8 @@ class PacketIO(abc.ABC):
         Raises:
             TypeError, ValueError: `limit` is not an int, or below 1.
         """
-        return _Batches(self, _checked_limit("batches", limit))
+        most = checked_limit("batches", limit)
+        return Arriving(self._receive, lambda io: io._take_many(most))
 
     def decoded(self, errors: DecodeErrors = "skip") -> AsyncIterator[Any]:
         """Iterate over packets as dpkt objects; needs the extra ``aiotun[dpkt]``.
@@ -207,8 +217,11 @@ class PacketIO(abc.ABC):
         *Cancellation*: a cancelled call has sent nothing.
         """
 
-    async def send_many(self, packets: Iterable[Buffer]) -> int:
-        """Send packets in order; waits only while the kernel's send buffer is full.
+    def send_many(self, packets: Iterable[Buffer]) -> Coroutine[Any, Any, int]:
+        """Send packets, in order within each flow; waits only while the send buffer is full.
+
+        With ``offload="split"`` packets of one flow are merged, also if packets of other flows are
+        between them, so they may overtake those. Otherwise all packets are sent in order.
 
         After every 256 packets the loop gets a turn. An iterable is asked for so many at a time.
 
@@ -217,26 +230,14 @@ class PacketIO(abc.ABC):
 
         Raises:
             LinkDownError, PacketError, DeviceClosedError, DeviceLostError: as `send`. Whatever is
-                raised, a cancellation too, has an attribute `sent`: how many packets went before.
+                raised, also a cancellation, has two more attributes. `sent` is how many packets
+                were sent. `unsent` is a list of the others, in order, beginning with the packet
+                that could not be sent. Without ``offload="split"`` it is ``packets[sent:]``. If the
+                kernel refuses a packet, all packets before it were sent, and none after it. If
+                `packets` has no length (a generator, for example), `unsent` has only those that
+                were taken from it.
         """
-        sent = 0
-        try:
-            self._bind()
-            for chunk in _chunks(packets):
-                if sent:
-                    await asyncio.sleep(0)
-                while chunk:
-                    written = self._send_at_once(chunk)
-                    sent += written
-                    if written == len(chunk):
-                        break
-                    chunk = chunk[written:]  # a copy: the caller may change the list meanwhile
-                    await self.send(chunk.pop(0))  # which meets whatever is in the way
-                    sent += 1
-        except BaseException as error:
-            error.sent = sent  # type: ignore[attr-defined]  # promised on foreign classes, too
-            raise
-        return sent
+        return send_all(self._bind, packets, self._send_at_once, self.send)
 
     @abc.abstractmethod
     def send_nowait(self, packet: Buffer) -> None:
@@ -285,17 +286,6 @@ class PacketIO(abc.ABC):
     def stats(self) -> PacketStats:
         """A snapshot of what only this program can know; see `PacketStats`."""
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
     # What the methods above are made of. The _take functions never wait: BlockingIOError.
 
     @property
@@ -324,12 +314,16 @@ class PacketIO(abc.ABC):
     def _bind(self) -> object:
         """Check that this belongs to the running loop, and is usable."""
 
-    def _send_at_once(self, packets: list[Buffer]) -> int:
-        """Send as many packets as possible without waiting, in order; give how many.
+    def _send_at_once(self, packets: list[Buffer]) -> Sequence[int]:
+        """Send as many packets as possible without waiting, in order within each flow.
 
-        Raises nothing: the caller meets any error when it sends the next packet by itself.
+        Raises nothing: the caller meets any error when it sends the first packet that is left by
+        itself. An invalid packet is only left first when all before it went, and none after it.
+
+        Returns:
+            Where in `packets` those are that are left, in order.
         """
-        return 0
+        return range(len(packets))
 
     @abc.abstractmethod
     def _take(self) -> bytes: ...
@@ -349,26 +343,72 @@ def take_one(io: PacketIO) -> bytes:
     return io._take()
 
 
-class _Batches:
-    """An iterator, not a generator: a generator that was cancelled once would be exhausted."""
+class Arriving(Generic[T]):
+    """Iterates over what `take` gives, until the source is closed here.
 
-    __slots__ = ("_source", "_take")
+    An iterator, not a generator: a generator that was cancelled once would be exhausted.
+    """
 
-    def __init__(self, source: PacketIO, limit: int) -> None:
-        self._source = source
-        self._take: Callable[[PacketIO], list[bytes]] = lambda io: io._take_many(limit)
+    __slots__ = ("_receive", "_take")
+
+    def __init__(
+        self,
+        receive: Callable[[Callable[[Any], T]], Coroutine[Any, Any, T]],
+        take: Callable[[Any], T],
+    ) -> None:
+        self._receive = receive
+        self._take = take
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> list[bytes]:
+    async def __anext__(self) -> T:
         try:
-            return await self._source._receive(self._take)
+            return await self._receive(self._take)
         except DeviceClosedError:
             raise StopAsyncIteration from None
 
 
-def _checked_limit(method: str, limit: object) -> int:
+async def send_all(
+    bind: Callable[[], object],
+    packets: Iterable[P],
+    at_once: Callable[[list[P]], Sequence[int]],
+    send: Callable[[P], Coroutine[Any, Any, None]],
+) -> int:
+    """Send packets, a budget at a time; see `PacketIO.send_many`.
+
+    Args:
+        at_once: sends as many as possible without waiting, and raises nothing. It returns where in
+            its list those are that are left, in order; see `PacketIO._send_at_once`.
+        send: sends one packet, waits if it must, and meets whatever is in the way.
+    """
+    sent = 0
+    chunk: list[P] = []
+    chunks = _chunks(packets)
+    try:
+        bind()
+        for chunk in chunks:
+            if sent:
+                await asyncio.sleep(0)
+            while left := at_once(chunk):
+                sent += len(chunk) - len(left)
+                chunk = [chunk[place] for place in left]  # a copy: the list is the caller's
+                await send(chunk[0])
+                sent += 1
+                del chunk[0]
+            sent += len(chunk)
+            chunk = []
+    except BaseException as error:
+        unsent = [*chunk]
+        if isinstance(packets, Sized):
+            unsent += itertools.chain.from_iterable(chunks)
+        error.sent = sent  # type: ignore[attr-defined]  # promised on foreign classes, too
+        error.unsent = unsent  # type: ignore[attr-defined]  # likewise
+        raise
+    return sent
+
+
+def checked_limit(method: str, limit: object) -> int:
     """Give how many packets may be taken at once; a limit may be any int from 1."""
     try:
         number = operator.index(limit)  # type: ignore[arg-type]  # this is the check
@@ -380,7 +420,7 @@ def _checked_limit(method: str, limit: object) -> int:
     return min(number, BUDGET)
 
 
-def _chunks(packets: Iterable[Buffer]) -> Iterator[list[Buffer]]:
+def _chunks(packets: Iterable[P]) -> Iterator[list[P]]:
     """Give a budget's worth of packets at a time.
 
     What an iterable gives before it raises is sent first.
@@ -388,10 +428,10 @@ def _chunks(packets: Iterable[Buffer]) -> Iterator[list[Buffer]]:
     if type(packets) is list and 0 < len(packets) <= BUDGET:
         yield packets  # as nearly always: no need to copy it
         return
-    # A list is copied: the caller may change it while this waits.
-    source = iter(packets[:] if isinstance(packets, list) else packets)
+    # A list, or the like, is copied: the caller may change it while this waits.
+    source = iter(list(packets) if isinstance(packets, Sized) else packets)
     while True:
-        chunk: list[Buffer] = []
+        chunk: list[P] = []
         failure: Exception | None = None
         try:
             chunk.extend(itertools.islice(source, BUDGET))

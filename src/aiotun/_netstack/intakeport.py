@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from .._packets.udp import TCP
@@ -46,7 +46,7 @@ class IntakePort(Port):
         if not (self._intake.active and self._concerns(packet) and self._take(packet)):
             self.inner.write(fd, packet)
 
-    def write_many(self, fd: int, packets: list[Buffer]) -> int:
+    def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
         if not self._intake.active:
             return self.inner.write_many(fd, packets)
         done = 0  # how many were written or taken
@@ -54,15 +54,12 @@ class IntakePort(Port):
             if not self._concerns(packet):
                 continue
             # All before it first: where one of them can't be written, none after it counts as sent.
-            if done < at:
-                done += self.inner.write_many(fd, packets[done:at])
-                if done < at:
-                    return done
-            if self._take(packet):
-                done += 1
+            if done < at and (left := self.inner.write_many(fd, packets[done:at])):
+                return [*(done + place for place in left), *range(at, len(packets))]
+            done = at + self._take(packet)
         if done < len(packets):
-            done += self.inner.write_many(fd, packets[done:])
-        return done
+            return [done + place for place in self.inner.write_many(fd, packets[done:])]
+        return ()
 
     def drop_rest(self) -> None:
         self.inner.drop_rest()

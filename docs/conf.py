@@ -19,7 +19,8 @@ extensions = [
 ]
 exclude_patterns = ["_static"]
 source_suffix = {".md": "markdown"}
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "substitution"]
+myst_substitutions = {"version": version}
 myst_heading_anchors = 3
 
 # Docstrings write `recv`. If a public name matches, Sphinx makes it a link, and otherwise code.

@@ -54,15 +54,11 @@ class IntakePort(Port):
             if not self._concerns(packet):
                 continue
             # All before it first: where one of them can't be written, none after it counts as sent.
-            if done < at:
-                if left := self.inner.write_many(fd, packets[done:at]):
-                    return [*(done + each for each in left), *range(at, len(packets))]
-                done = at
-            if self._take(packet):
-                done += 1
+            if done < at and (left := self.inner.write_many(fd, packets[done:at])):
+                return [*(done + place for place in left), *range(at, len(packets))]
+            done = at + self._take(packet)
         if done < len(packets):
-            left = self.inner.write_many(fd, packets[done:])
-            return [done + each for each in left]
+            return [done + place for place in self.inner.write_many(fd, packets[done:])]
         return ()
 
     def drop_rest(self) -> None:

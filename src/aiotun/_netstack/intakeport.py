@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from .._packets import native
 from .._packets.ipheader import IPHeader
 from .._packets.udp import TCP
 from .._queue.port import Port
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["IntakePort"]
 
-_SYN_OR_RST = 0x06
 # As in `_packets.ipheader`: the headers of IPv6 that may stand before that of TCP.
 _EXTENSIONS = frozenset({0, 43, 44, 51, 60})
 
@@ -49,20 +49,19 @@ class IntakePort(Port):
         return self.inner.pending
 
     def write(self, fd: int, packet: Buffer) -> None:
-        if not (self._intake.active and self._concerns(packet) and self._take(packet)):
+        if not (self._intake.active and self._find([packet], 0) == 0 and self._take(packet)):
             self.inner.write(fd, packet)
 
     def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
         if not self._intake.active:
             return self.inner.write_many(fd, packets)
         done = 0  # how many were written or taken
-        for at, packet in enumerate(packets):
-            if not self._concerns(packet):
-                continue
+        at = -1
+        while (at := self._find(packets, at + 1)) < len(packets):
             # All before it first: where one of them can't be written, none after it counts as sent.
             if done < at and (left := self.inner.write_many(fd, packets[done:at])):
                 return [*(done + place for place in left), *range(at, len(packets))]
-            done = at + self._take(packet)
+            done = at + self._take(packets[at])
         if done < len(packets):
             return [done + place for place in self.inner.write_many(fd, packets[done:])]
         return ()
@@ -70,29 +69,8 @@ class IntakePort(Port):
     def drop_rest(self) -> None:
         self.inner.drop_rest()
 
-    def _concerns(self, packet: Buffer) -> bool:
-        """Whether the intake is asked about a packet; quickly, as it mostly is not.
-
-        It is asked about all but TCP; where TCP is admitted also about what may open or end an
-        attempt to connect: segments with SYN or RST, and fragments.
-        """
-        if type(packet) is not bytes:
-            return True
-        at = self._header
-        try:
-            if packet[at] >> 4 != 4:
-                if packet[at + 6] != TCP:
-                    return True
-                return self._intake.tcp is not None and packet[at + 53] & _SYN_OR_RST != 0
-            if packet[at + 9] != TCP:
-                return True
-            if self._intake.tcp is None:
-                return False
-            if packet[at] != 0x45 or packet[at + 6] & 0x3F or packet[at + 7]:
-                return True  # options, or a fragment
-            return packet[at + 33] & _SYN_OR_RST != 0
-        except IndexError:
-            return False  # the kernel knows what is wrong with it
+    def _find(self, packets: list[Buffer], start: int) -> int:
+        return native.find_other(packets, start, self._header, self._intake.tcp is not None)
 
     def _take(self, packet: Buffer) -> bool:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from .._packets.udp import TCP
@@ -46,23 +46,22 @@ class IntakePort(Port):
         if not (self._intake.active and self._concerns(packet) and self._take(packet)):
             self.inner.write(fd, packet)
 
-    def write_many(self, fd: int, packets: list[Buffer]) -> int:
+    def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
         if not self._intake.active:
             return self.inner.write_many(fd, packets)
-        done = 0  # how many were written or taken
+        done = 0  # all before this one were written or taken
         for at, packet in enumerate(packets):
             if not self._concerns(packet):
                 continue
             # All before it first: where one of them can't be written, none after it counts as sent.
             if done < at:
-                done += self.inner.write_many(fd, packets[done:at])
-                if done < at:
-                    return done
+                left = self.inner.write_many(fd, packets[done:at])
+                if left:
+                    return [*(done + each for each in left), *range(at, len(packets))]
+                done = at
             if self._take(packet):
                 done += 1
-        if done < len(packets):
-            done += self.inner.write_many(fd, packets[done:])
-        return done
+        return [done + each for each in self.inner.write_many(fd, packets[done:])]
 
     def drop_rest(self) -> None:
         self.inner.drop_rest()

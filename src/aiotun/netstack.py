@@ -176,12 +176,17 @@ class Netstack(DatagramInterception):
         *Cancellation*, *Concurrency*: as there.
         """
         self._check_open()
+        self._leave_port(sockets.SOCK_STREAM, port)
         started = await self.namespace.start_server(client_connected_cb, host, port, **options)
         self._remember(started)
         return started
 
     async def create_datagram_endpoint(
-        self, protocol_factory: Callable[[], P], *args: Any, **options: Any
+        self,
+        protocol_factory: Callable[[], P],
+        local_addr: tuple[str, int] | None = None,
+        remote_addr: tuple[str, int] | None = None,
+        **options: Any,
     ) -> tuple[asyncio.DatagramTransport, P]:
         """Make a UDP endpoint of the stack; see `Namespace.create_datagram_endpoint`.
 
@@ -189,7 +194,11 @@ class Netstack(DatagramInterception):
 
         *Cancellation*, *Concurrency*: as there.
         """
-        return await self.namespace.create_datagram_endpoint(protocol_factory, *args, **options)
+        if local_addr is not None:
+            self._leave_port(sockets.SOCK_DGRAM, local_addr[1])
+        return await self.namespace.create_datagram_endpoint(
+            protocol_factory, local_addr, remote_addr, **options
+        )
 
     async def create_subprocess_exec(
         self, *args: Any, **options: Any
@@ -268,6 +277,10 @@ class Netstack(DatagramInterception):
         self._remember(server)  # before the await: a second call must not get as far
         await interceptor.start()
         return server
+
+    def _leave_port(self, kind: int, port: object) -> None:
+        if self._core.mechanism is not None and isinstance(port, int):
+            self._core.mechanism.give_up(kind, port)
 
     def _check_intercepting(self, what: str, kind: type) -> None:
         self._check_open()

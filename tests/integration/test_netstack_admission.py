@@ -19,14 +19,23 @@ from .stacks import client_of
 HOSTS = ["192.0.2.1", "2001:db8::1"]
 
 
+@pytest.fixture(params=["tproxy", "listeners"])
+def mechanism(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("AIOTUN_NETSTACK", request.param)
+    name: str = request.param
+    return name
+
+
 @pytest.fixture
-async def stack() -> AsyncIterator[aiotun.Netstack]:
+async def stack(mechanism: str) -> AsyncIterator[aiotun.Netstack]:
     async with aiotun.open_netstack(intercept=True) as opened:
         yield opened
 
 
 @pytest.fixture(params=["off", "split", "raw"])
-async def any_stack(request: pytest.FixtureRequest) -> AsyncIterator[aiotun.Netstack]:
+async def any_stack(
+    request: pytest.FixtureRequest, mechanism: str
+) -> AsyncIterator[aiotun.Netstack]:
     async with aiotun.open_netstack(intercept=True, offload=request.param) as opened:
         yield opened
 
@@ -223,10 +232,12 @@ async def test_the_stacks_own_servers_need_no_admission() -> None:
             assert await hear(client, "10.77.0.1") == b"hello"
 
 
-async def test_the_port_is_there_only_while_it_is_needed(stack: aiotun.Netstack) -> None:
+async def test_the_port_is_there_only_while_it_is_needed(
+    stack: aiotun.Netstack, mechanism: str
+) -> None:
     before = stack.tun.queues[0].port
     async with await stack.intercept_tcp(greet):
-        assert stack.tun.queues[0].port is before
+        assert (stack.tun.queues[0].port is before) == (mechanism == "tproxy")
     async with await stack.intercept_tcp(greet, admit=plain(True)):
         assert stack.tun.queues[0].port is not before
     assert stack.tun.queues[0].port is before

@@ -30,7 +30,7 @@ OWN = {4: "10.9.0.1", 6: "fd09::1"}
 each_host = pytest.mark.parametrize("host", HOSTS)
 
 Ways = list[tuple[str, bool]]
-WAYS: Ways = [(way, rootless) for way in ("tproxy",) for rootless in (True, False)]
+WAYS: Ways = [(way, rootless) for way in ("tproxy", "listeners") for rootless in (True, False)]
 
 
 def version(host: str) -> int:

@@ -120,14 +120,24 @@ class Admission:
             if key in self._held:
                 self._expire(key)
             return False
-        if flags & (_SYN | _ACK) != _SYN or not self._concerns(header):
+        if flags & (_SYN | _ACK) != _SYN:
             return False
+        if not self._concerns(header):
+            return self._refuses_own(seen)
         return self._opens(key, seen, sequence)
 
     def _concerns(self, header: IPHeader) -> bool:
         """Whether the kernel would deliver it, and not to one of the stack's own servers."""
         source, target, own = header.src_bytes, header.dst_bytes, self._core.own
         return target not in own and source not in own and _unicast(source) and _unicast(target)
+
+    def _refuses_own(self, syn: Seen) -> bool:
+        """Refuse what is sent to an own address and would reach a socket of ours."""
+        mechanism, header = self._mechanism, syn.header
+        if header.dst_bytes in self._core.own and mechanism.shadows(socket.SOCK_STREAM, header):
+            self._gate.answer(reset(syn.packet, header))
+            return True
+        return False
 
     def _opens(self, key: bytes, syn: Seen, sequence: int) -> bool:
         now = self._loop.time()
@@ -185,7 +195,7 @@ class Admission:
         try:
             decided = checked(await verdict) if isinstance(verdict, Awaitable) else verdict
             if decided is True and not self._ready(held.syn.header):
-                await self._mechanism.prepare(socket.SOCK_STREAM, held.syn.header)
+                decided = await self._mechanism.prepare(socket.SOCK_STREAM, held.syn.header)
         except Exception as error:  # noqa: BLE001 - as above
             decided = False
             self._report(error)
@@ -212,7 +222,7 @@ class Admission:
 
     def _report(self, error: Exception) -> None:
         self._loop.call_exception_handler(
-            {"message": "aiotun refused a connection: 'admit' failed", "exception": error}
+            {"message": "aiotun refused a connection", "exception": error}
         )
 
     def _ready(self, header: IPHeader) -> bool:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from .._packets.ipheader import IPHeader
@@ -150,24 +150,24 @@ class Gate(Port):
         if not self._keeps(packet):
             self.inner.write(fd, packet)
 
-    def write_many(self, fd: int, packets: list[Buffer]) -> int:
+    def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
         done = 0
         while done < len(packets):
             # Those before the next one that a guard is asked about go in one call: they may be
             # merged. The guard is asked only once they are written.
             found = find_opening(packets, done, self._header, _UDP in self._guards)
             if done < found:
-                written = self.inner.write_many(fd, packets[done:found])
-                done += written
-                if done < found:
-                    break
+                left = self.inner.write_many(fd, packets[done:found])
+                if left:
+                    return [*(done + at for at in left), *range(found, len(packets))]
+                done = found
             if found < len(packets):
                 try:
                     self.write(fd, packets[found])
                 except (OSError, TypeError, ValueError, BufferError):
                     break  # it meets the error when it is written by itself
                 done += 1
-        return done
+        return range(done, len(packets))
 
     def _keeps(self, packet: Buffer) -> bool:
         if find_opening([packet], 0, self._header, _UDP in self._guards):

@@ -39,7 +39,10 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from .._packets.ipheader import IPHeader
 
-__all__ = ["Mechanism", "Receiver", "make_transparent"]
+__all__ = ["SO_BINDTODEVICE", "Mechanism", "Receiver", "make_transparent"]
+
+SO_BINDTODEVICE = 25
+"""asm-generic/socket.h. Not every version of Python has it."""
 
 # in.h, in6.h
 _IP_TRANSPARENT, _IP_RECVORIGDSTADDR = 19, 20
@@ -95,12 +98,19 @@ class Mechanism(abc.ABC):
         """Whether a socket waits for what this packet, sent to another address, opens."""
 
     @abc.abstractmethod
-    async def prepare(self, kind: int, header: IPHeader) -> None:
-        """Have a socket wait for what this packet opens.
+    async def prepare(self, kind: int, header: IPHeader) -> bool:
+        """Have a socket wait for what this packet opens; False where the kernel can't have one.
 
         Raises:
-            OSError, LinkError: none can be made.
+            OSError, LinkError: none can be made now.
         """
+
+    def shadows(self, kind: int, header: IPHeader) -> bool:
+        """Whether one of the sockets would get this packet, sent to one of the stack's own."""
+        return False
+
+    def give_up(self, kind: int, port: int) -> None:  # noqa: B027 - nothing to do, mostly
+        """Leave a port to a server of the stack."""
 
 
 def make_transparent(sock: socket.socket) -> None:

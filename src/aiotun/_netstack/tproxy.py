@@ -7,7 +7,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from .mechanism import Mechanism, Receiver, make_transparent
+from .mechanism import SO_BINDTODEVICE, Mechanism, Receiver, make_transparent
 from .nftables import PORT, RECEIVERS
 
 if TYPE_CHECKING:
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from ..namespaces import Namespace
 
 __all__ = ["Tproxy"]
-
-# Python's socket module has it, but not on every version: asm-generic/socket.h
-_SO_BINDTODEVICE = 25
 
 
 class Tproxy(Mechanism):
@@ -44,7 +41,7 @@ class Tproxy(Mechanism):
                     raise
                 made.append(sock)
                 make_transparent(sock)
-                sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, self._tun)
+                sock.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, self._tun)
                 sock.bind((address, PORT))
                 if kind == socket.SOCK_STREAM:
                     sock.listen(receiver.backlog)
@@ -59,8 +56,8 @@ class Tproxy(Mechanism):
     def ready(self, kind: int, header: IPHeader) -> bool:
         return True
 
-    async def prepare(self, kind: int, header: IPHeader) -> None:
-        """Nothing is missing."""
+    async def prepare(self, kind: int, header: IPHeader) -> bool:
+        return True
 
     def stop(self, kind: int) -> None:
         receiver, made = self._started.pop(kind, (None, []))

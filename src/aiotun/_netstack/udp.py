@@ -269,7 +269,7 @@ class UdpInterceptor:
             return
         self._counts.flows_open -= flow.admitted
         self._counts.datagrams_dropped += self._remove(flow)
-        if flow.task is not None:
+        if flow.task is not None and not self._loop.is_closed():
             flow.task.cancel()
 
     def _remove(self, flow: Flow) -> int:
@@ -281,11 +281,11 @@ class UdpInterceptor:
     def close(self) -> None:
         """End all flows. Idempotent."""
         self._closed = True
-        for flow in [*self._flows.values()]:
-            self.end(flow)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        for flow in [*self._flows.values()]:
+            self.end(flow)
 
     async def wait_closed(self) -> None:
         """Wait until no question to `admit` is open. Handlers see the end of their flows."""

@@ -156,11 +156,9 @@ class Gate(Port):
             # Those before the next one that a guard is asked about go in one call: they may be
             # merged. The guard is asked only once they are written.
             found = find_opening(packets, done, self._header, _UDP in self._guards)
-            if done < found:
-                left = self.inner.write_many(fd, packets[done:found])
-                if left:
-                    return [*(done + at for at in left), *range(found, len(packets))]
-                done = found
+            if done < found and (left := self.inner.write_many(fd, packets[done:found])):
+                return [*(done + place for place in left), *range(found, len(packets))]
+            done = found
             if found < len(packets):
                 try:
                     self.write(fd, packets[found])

@@ -49,19 +49,17 @@ class IntakePort(Port):
     def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
         if not self._intake.active:
             return self.inner.write_many(fd, packets)
-        done = 0  # all before this one were written or taken
+        done = 0  # how many were written or taken
         for at, packet in enumerate(packets):
             if not self._concerns(packet):
                 continue
             # All before it first: where one of them can't be written, none after it counts as sent.
-            if done < at:
-                left = self.inner.write_many(fd, packets[done:at])
-                if left:
-                    return [*(done + each for each in left), *range(at, len(packets))]
-                done = at
-            if self._take(packet):
-                done += 1
-        return [done + each for each in self.inner.write_many(fd, packets[done:])]
+            if done < at and (left := self.inner.write_many(fd, packets[done:at])):
+                return [*(done + place for place in left), *range(at, len(packets))]
+            done = at + self._take(packet)
+        if done < len(packets):
+            return [done + place for place in self.inner.write_many(fd, packets[done:])]
+        return ()
 
     def drop_rest(self) -> None:
         self.inner.drop_rest()

@@ -38,6 +38,32 @@ def version(host: str) -> int:
     return 6 if ":" in host else 4
 
 
+def check(table: udp.UdpInterceptor) -> None:
+    """Assert the invariants of a table of flows; see its docstring."""
+    flows = table._flows
+    assert flows == {**table._line, **table._dns_line}
+    assert len(flows) == len(table._line) + len(table._dns_line)
+    assert not any(flow.ended for flow in flows.values())
+    assert table.queued == sum(flow.bytes for flow in flows.values())
+    assert len(flows) <= table._most
+    expires = any(line and idle < float("inf") for line, idle in table._idle)
+    assert expires == (table._timer is not None) or not flows
+
+
+@pytest.fixture(autouse=True)
+def checked_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    def checking(method: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(table: udp.UdpInterceptor, *args: Any) -> Any:
+            result = method(table, *args)
+            check(table)
+            return result
+
+        return checked
+
+    for name in ("take", "take_error", "send", "close", "_expire"):
+        monkeypatch.setattr(udp.UdpInterceptor, name, checking(getattr(udp.UdpInterceptor, name)))
+
+
 class Net:
     """A stack, and this namespace as its client."""
 
@@ -310,6 +336,59 @@ async def test_a_client_is_one_flow_wherever_it_sends_to(any_net: Net, host: str
         sock.sendto(b"back", (stranger, 65000))
         assert await flow.recv() == (b"back", (stranger, 65000))
         assert any_net.stack.stats.flows_open == 1
+
+
+WORLD = "1.2.3.4"
+
+
+class Heard(asyncio.DatagramProtocol):
+    """Gives what it receives to a function, with the sender."""
+
+    def __init__(self, function: Callable[[bytes, Any], None]) -> None:
+        self._function = function
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self._function(data, addr)
+
+
+async def test_two_stun_servers_see_the_same_address(net: Net) -> None:
+    """A client's flow is passed on by one socket, and strangers reach the client by it."""
+    loop = asyncio.get_running_loop()
+    seen: list[Any] = []
+    servers: dict[tuple[str, int], Any] = {}
+    transports: list[asyncio.DatagramTransport] = []
+
+    async def endpoint(function: Callable[[bytes, Any], None]) -> asyncio.DatagramTransport:
+        transport, _ = await loop.create_datagram_endpoint(
+            lambda: Heard(function), local_addr=("127.0.0.1", 0)
+        )
+        transports.append(transport)
+        return transport
+
+    async def pass_on(flow: UdpFlow[tuple[bytes, tuple[str, int]]]) -> None:
+        # Outside is the loopback network here, and a flow's answers can't come from there.
+        outside = await endpoint(lambda data, sender: flow.send_nowait(data, (WORLD, sender[1])))
+        async for data, local in flow:
+            outside.sendto(data, servers[local])
+
+    for host in ("8.8.8.8", "9.9.9.9"):
+        server = await endpoint(lambda data, sender: seen.append(sender))
+        servers[host, 3478] = server.get_extra_info("sockname")
+    stranger = await endpoint(lambda data, sender: None)
+    async with await net.stack.intercept_udp(pass_on, per="client"):
+        sock = net.socket(family=socket.AF_INET)
+        for host, port in servers:
+            sock.sendto(b"who am I?", (host, port))
+        await wait_until(lambda: len(seen) == 2)
+        assert seen[0] == seen[1]
+        stranger.sendto(b"found you", seen[0])
+        port = stranger.get_extra_info("sockname")[1]
+        assert await heard(sock) == (b"found you", (WORLD, port))
+        assert net.stack.stats.flows_accepted == 1
+    for transport in transports:
+        transport.close()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
 
 
 async def test_a_slow_handler_does_not_stall_the_others(net: Net) -> None:
@@ -1012,10 +1091,9 @@ def test_a_stack_can_be_closed_after_its_loop() -> None:
 async def test_a_capture_sees_what_is_intercepted(net: Net, tmp_path: Path) -> None:
     from aiotun.capture import PcapWriter
 
-    with PcapWriter(tmp_path / "all.pcap", mode="tun") as writer:
-        with net.stack.tun.capture(writer):
-            async with await net.stack.intercept_udp(echo):
-                assert await ask(net.socket("8.8.8.8", 9), b"find me") == b"find me"
+    with PcapWriter(tmp_path / "all.pcap", mode="tun") as writer, net.stack.tun.capture(writer):
+        async with await net.stack.intercept_udp(echo):
+            assert await ask(net.socket("8.8.8.8", 9), b"find me") == b"find me"
     assert (tmp_path / "all.pcap").read_bytes().count(b"find me") == 2
 
 

@@ -52,6 +52,12 @@ _DNS_IDLE = 5.0
 class UdpInterceptor:
     """Gives datagrams to flows, and each new flow to a handler.
 
+    Invariants, which the tests assert after each packet and each call of the timer:
+
+    - A flow that has not ended is in the table and in one of the two lines, and no other flow is.
+    - `queued` is what the queues of these flows hold.
+    - A timer is set while there are flows, unless none of them expires. It may be early.
+
     Attributes:
         queued: the bytes that wait in all flows.
     """

@@ -176,7 +176,8 @@ class Netstack(DatagramInterception):
         *Cancellation*, *Concurrency*: as there.
         """
         self._check_open()
-        self._leave_port(sockets.SOCK_STREAM, port)
+        if self._core.mechanism is not None and isinstance(port, int):
+            self._core.mechanism.give_up(port)
         started = await self.namespace.start_server(client_connected_cb, host, port, **options)
         self._remember(started)
         return started
@@ -194,8 +195,6 @@ class Netstack(DatagramInterception):
 
         *Cancellation*, *Concurrency*: as there.
         """
-        if local_addr is not None:
-            self._leave_port(sockets.SOCK_DGRAM, local_addr[1])
         return await self.namespace.create_datagram_endpoint(
             protocol_factory, local_addr, remote_addr, **options
         )
@@ -277,10 +276,6 @@ class Netstack(DatagramInterception):
         self._remember(server)  # before the await: a second call must not get as far
         await interceptor.start()
         return server
-
-    def _leave_port(self, kind: int, port: object) -> None:
-        if self._core.mechanism is not None and isinstance(port, int):
-            self._core.mechanism.give_up(kind, port)
 
     def _check_intercepting(self, what: str, kind: type) -> None:
         self._check_open()

@@ -137,7 +137,7 @@ async def open_core(options: Options) -> Prepared:
         if done.tproxy:
             core.mechanism = Tproxy(namespace, tun.name)
         else:
-            core.mechanism = Listeners(namespace, tun, done.own, counts)
+            core.mechanism = Listeners(namespace, tun.name)
     undo_at_close = options.intercept and not owns
     place = NamespaceFd(os.dup(namespace.fileno())) if undo_at_close else None
     return Prepared(core, done.control, owns, place)

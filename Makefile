@@ -9,7 +9,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test test-others test-all test-peers fuzz soak lint docs bench bench-vpn bench-tap bench-peers bench-report clean
-.PHONY: coverage dist test-dist test-lowest audit
+.PHONY: coverage dist test-dist test-lowest audit man
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -80,6 +80,9 @@ audit: ## check what aiotun and its extras install for known vulnerabilities
 
 coverage: ## measure the branch coverage of src/aiotun; build/coverage/html has each line
 	@python=$$(tools/python.sh) && tools/venv.sh .venvs/coverage "$$python" coverage && tools/coverage.sh $(ARGS)
+
+man: ## make the man page docs/aiotun.8 from the texts of the command's --help
+	@$(call venv,none) && .venv/bin/python tools/manual.py >docs/aiotun.8
 
 clean: ## remove the files that the other targets made
 	@rm -rf .venv .venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/aiotun/_packets/_speedups*.so

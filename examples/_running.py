@@ -67,11 +67,11 @@ class Delivery:
                     await self._device.send_many(packets)
                     break
                 except aiotun.LinkDownError as error:
-                    self._dropped["the link is down"] += len(packets) - error.sent
+                    self._dropped["the link is down"] += len(error.unsent)
                     break
                 except aiotun.PacketError as error:
                     self._dropped["refused by the kernel"] += 1
-                    packets = packets[error.sent + 1 :]
+                    packets = error.unsent[1:]
 
 
 async def report(

@@ -5,6 +5,7 @@ import copy
 import errno
 import fcntl
 import gc
+import inspect
 import ipaddress
 import os
 import pickle
@@ -21,6 +22,7 @@ import pytest
 import aiotun
 from aiotun._device import options as device_options
 from aiotun._kernel import ioctl
+from aiotun.networkd import NetworkdOptions
 
 Open = Callable[..., Any]
 
@@ -42,6 +44,30 @@ def nothing_done(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         patch.setattr(socket, "socket", _forbidden)
         patch.setattr(threading.Thread, "start", _forbidden)
         yield
+
+
+@pytest.mark.parametrize(
+    ("function", "own", "options"),
+    [
+        (aiotun.open_tun, ["name"], aiotun.TunOptions),
+        (aiotun.open_tap, ["name"], aiotun.TapOptions),
+        (aiotun.create_tun_endpoint, ["factory", "name"], aiotun.TunOptions),
+        (aiotun.create_tap_endpoint, ["factory", "name"], aiotun.TapOptions),
+        (aiotun.networkd_units, ["name", "mode"], NetworkdOptions),
+    ],
+)
+def test_a_signature_shows_each_option_with_its_default(
+    function: Callable[..., Any], own: list[str], options: Any
+) -> None:
+    parameters = inspect.signature(function).parameters
+    assert list(parameters)[: len(own)] == own
+    assert {*parameters} == {*own} | options.__optional_keys__
+    assert all(each.kind is each.KEYWORD_ONLY for each in [*parameters.values()][len(own) :])
+    assert (parameters["queues"].default, parameters["queues"].annotation) == (1, "int")
+    assert parameters["offload"].default == "off"
+    described = function.__doc__ or ""
+    if function is aiotun.open_tun:
+        assert [name for name in parameters if name not in described] == []
 
 
 LONG = "a" * 16
@@ -132,6 +158,12 @@ WRONG: list[tuple[str, Any, type[Exception]]] = [
     ("txqueuelen", 524_289, ValueError),
     ("txqueuelen", 2**32, ValueError),
     ("txqueuelen", "500", TypeError),
+    ("gso_max_segs", 0, ValueError),
+    ("gso_max_segs", 65_536, ValueError),
+    ("gso_max_segs", 45.0, TypeError),
+    ("gso_max_size", 0, ValueError),
+    ("gso_max_size", 65_537, ValueError),
+    ("gso_max_size", "64k", TypeError),
     ("netns", 1.5, TypeError),
     ("netns", True, TypeError),
     ("netns", b"name", TypeError),
@@ -337,6 +369,9 @@ class TestRight:
             ("mtu", 65_521),
             ("txqueuelen", 0),
             ("txqueuelen", 524_288),
+            ("gso_max_segs", 1),
+            ("gso_max_segs", 65_535),
+            ("gso_max_size", 65_536),
             ("owner", 0),
             ("owner", "root"),
             ("group", 0),

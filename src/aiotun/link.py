@@ -208,6 +208,38 @@ class Link:
 
         await self._request(work)
 
+    async def set_gso_max(self, *, segs: int | None = None, size: int | None = None) -> None:
+        """Limit the super-packets that the kernel sends to the link (IFLA_GSO_MAX_SEGS, _SIZE).
+
+        A tunnel asks for super-packets that fit one run of datagrams: see
+        `aiotun.runs.segments_for`. A TCP connection keeps the limits that it began with.
+
+        Args:
+            segs: how many segments a super-packet has at most, from 1.
+            size: how many bytes it has at most, with its headers; 65536 on a TUN or TAP device.
+
+        Raises:
+            TypeError: neither of them was given, or one is not an int.
+            ValueError: a number is negative or does not fit into 32 bits.
+            LinkError: the interface can't have this limit, or there is no such link or namespace.
+            NotPermittedError: CAP_NET_ADMIN is missing.
+        """
+        attributes = {}
+        if segs is not None:
+            _check_number(segs, "a number of segments", _U32)
+            attributes["gso_max_segs"] = segs
+        if size is not None:
+            _check_number(size, "a size", _U32)
+            attributes["gso_max_size"] = size
+        if not attributes:
+            raise TypeError("set_gso_max needs 'segs', 'size' or both")
+        texts = [f"{name} to {value}" for name, value in attributes.items()]
+        await self._set(
+            f"set {' and '.join(texts)}",
+            f"'ip -d link show {self.name}' shows the largest (tso_max_segs, tso_max_size)",
+            **attributes,
+        )
+
     async def set_alias(self, text: str) -> None:
         """Set the link's alias, a free text (IFLA_IFALIAS); an empty text removes it.
 

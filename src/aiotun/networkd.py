@@ -21,14 +21,12 @@ _NAME = re.compile(r"(?!\d+\Z)[A-Za-z0-9_.@+-]+")
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\$?")
 
 _AT_OPENING = "let the program set it when it opens the device"
+_IN_A_LINK_FILE = "set it in a .link file for udev ({}= in systemd.link(5)), or " + _AT_OPENING
 # The options that a networkd file can't express: name, default, and what to do instead.
 _UNSAYABLE: list[tuple[str, object, str]] = [
-    (
-        "txqueuelen",
-        None,
-        "set it in a .link file for udev (TransmitQueueLength= in systemd.link(5)), or "
-        + _AT_OPENING,
-    ),
+    ("txqueuelen", None, _IN_A_LINK_FILE.format("TransmitQueueLength")),
+    ("gso_max_segs", None, _IN_A_LINK_FILE.format("GenericSegmentOffloadMaxSegments")),
+    ("gso_max_size", None, _IN_A_LINK_FILE.format("GenericSegmentOffloadMaxBytes")),
     ("netns", None, "leave it out, and run another networkd in that namespace"),
     ("exclusive", False, "leave it out: networkd always uses a device that exists already"),
     ("napi", False, _AT_OPENING),
@@ -47,6 +45,7 @@ class NetworkdOptions(device_options.TapOptions, total=False):
     vnet_header: bool
 
 
+@device_options.spell_out(NetworkdOptions)
 def networkd_units(
     name: str, mode: Mode = "tun", **options: Unpack[NetworkdOptions]
 ) -> dict[str, str]:
@@ -74,8 +73,9 @@ def networkd_units(
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: an argument is invalid, or networkd has no setting for it: `txqueuelen`,
-            `netns`, `exclusive`, `napi`, `carrier`, `sndbuf`, ``persist=False``, and routes with
-            ``up=False``. These options are accepted with their default value.
+            `gso_max_segs`, `gso_max_size`, `netns`, `exclusive`, `napi`, `carrier`, `sndbuf`,
+            ``persist=False``, and routes with ``up=False``. These options are accepted with their
+            default value.
 
     Source: ``systemd.netdev(5)``, ``systemd.network(5)``.
     """

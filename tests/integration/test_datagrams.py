@@ -180,6 +180,7 @@ async def test_a_datagram_that_is_too_long_is_a_packet_error_and_changes_nothing
         with pytest.raises(PacketError) as caught:
             await one.send_many([bytes(100)] * 3 + [bytes(65_508)] * 2, other.address)
         assert (caught.value.sent, caught.value.errno) == (3, errno.EMSGSIZE)
+        assert [len(each) for each in caught.value.unsent] == [65_508] * 2
         assert (one.stats.fallbacks, one.stats.runs_sent) == (0, 1)
         await collect(other, 3)
         await one.send(bytes(65_507), other.address)
@@ -340,7 +341,7 @@ async def test_a_refused_datagram_is_a_packet_error_and_counted() -> None:
         assert (caught.value.errno, caught.value.sent) == (errno.ENETUNREACH, 0)
         with pytest.raises(PacketError) as caught:
             one.send_many_nowait([b"a"] * 5, nowhere)
-        assert caught.value.sent == 0
+        assert (caught.value.sent, caught.value.unsent) == (0, [b"a"] * 5)
         assert one.stats.refused == {errno.ENETUNREACH: 3}
         await one.send(b"fits", other.address)
         assert await other.recv() == (b"fits", one.address)

@@ -224,6 +224,7 @@ class TestNotPermitted:
             ({"addresses": ["10.0.0.1/24"]}, "add the address 10.0.0.1/24"),
             ({"mtu": 1400}, "set the MTU to 1400"),
             ({"txqueuelen": 5}, "set the queue length to 5"),
+            ({"gso_max_segs": 5}, "set the GSO segments to 5"),
             ({"routes": ["10.1.0.0/16"]}, "add the route 10.1.0.0/16"),
             ({"mac": "02:00:00:00:00:01"}, "set the MAC to 02:00:00:00:00:01"),
             ({"bridge": "br0"}, "set the master to br0"),

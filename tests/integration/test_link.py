@@ -188,6 +188,8 @@ class TestInfo:
                 vnet_header=False,
                 attached=False,
             ),
+            gso_max_segs=shown["gso_max_segs"],
+            gso_max_size=shown["gso_max_size"],
         )
 
     async def test_every_tun_option(self, make: Callable[..., str]) -> None:
@@ -222,6 +224,17 @@ class TestInfo:
             await Link("nowhere0").info()
         assert (caught.value.errno, caught.value.filename) == (errno.ENODEV, "nowhere0")
         assert "ip link" in str(caught.value)
+
+    async def test_a_link_says_that_its_name_belongs_to_another_interface_now(self) -> None:
+        async with open_tap("again0", persist=True) as tap:
+            ip("link del again0")
+            ip("tuntap add again0 mode tap")
+            for request in (tap.link.info, tap.link.up, tap.link.events().__aenter__):
+                with pytest.raises(LinkError, match="is another interface") as caught:
+                    await request()
+                assert (caught.value.errno, caught.value.filename) == (errno.ENODEV, "again0")
+                assert "open the device again" in str(caught.value)
+        assert (await Link("again0").info()).index != tap.index
 
     async def test_stats_count_packets_dropped_by_the_kernel(self, tap: str) -> None:
         """A queue of length 0 drops all packets: here the neighbor request for a datagram."""
@@ -293,6 +306,30 @@ class TestSetting:
                 await device.link.set_txqueuelen(10**8)
             await device.link.set_txqueuelen(524_288)
             assert (await device.link.info()).txqueuelen == 524_288
+
+    async def test_set_gso_max_limits_what_the_kernel_sends(self, tap: str) -> None:
+        link = Link(tap)
+        await link.set_gso_max(segs=45)
+        assert (show(tap)["gso_max_segs"], show(tap)["gso_max_size"]) == (45, 65_536)
+        await link.set_gso_max(size=60_000)
+        await link.set_gso_max(segs=44, size=61_000)
+        info = await link.info()
+        assert (info.gso_max_segs, info.gso_max_size) == (44, 61_000)
+        assert (show(tap)["gso_max_segs"], show(tap)["gso_max_size"]) == (44, 61_000)
+
+    @pytest.mark.parametrize("limits", [{"segs": 65_536}, {"size": 100_000}])
+    async def test_a_gso_limit_that_the_kernel_refuses(
+        self, tap: str, limits: dict[str, int]
+    ) -> None:
+        before = show(tap)
+        with pytest.raises(LinkError, match="tso_max_size") as caught:
+            await Link(tap).set_gso_max(**limits)
+        assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, tap)
+        assert show(tap) == before
+
+    async def test_set_gso_max_needs_a_limit(self, tap: str) -> None:
+        with pytest.raises(TypeError, match="'segs', 'size' or both"):
+            await Link(tap).set_gso_max()
 
     async def test_set_alias_sets_and_removes_the_alias(self, tap: str) -> None:
         link = Link(tap)

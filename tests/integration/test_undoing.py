@@ -59,6 +59,8 @@ EVERYTHING: dict[str, Any] = {
     "routes": ["10.90.0.0/16 via 10.9.0.9", "10.80.0.0/16 metric 8", "fd90::/64", "default"],
     "mtu": 1300,
     "txqueuelen": 33,
+    "gso_max_segs": 45,
+    "gso_max_size": 60_000,
     "mac": "02:00:00:00:00:99",
     "bridge": "br1",
     "sndbuf": 100_000,
@@ -75,6 +77,7 @@ def old_device(name: str = "old0", *, up: bool = True, multi_queue: bool = False
     """Make a persistent TAP with a configuration, and return its state."""
     make(name, "tap", *(["multi_queue"] if multi_queue else []))
     ip("link", "set", name, "address", "02:00:00:00:00:08", "mtu", "1480", "txqueuelen", "88")
+    ip("link", "set", name, "gso_max_segs", "77", "gso_max_size", "65000")
     if up:
         ip("link", "set", name, "up")
         for address in OLD_ADDRESSES:
@@ -417,6 +420,8 @@ THERE: dict[str, Any] = {
     "routes": ["10.90.0.0/16 via 10.9.0.9"],
     "mtu": 1300,
     "txqueuelen": 33,
+    "gso_max_segs": 45,
+    "gso_max_size": 60_000,
 }
 
 

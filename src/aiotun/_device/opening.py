@@ -20,6 +20,7 @@ from .._kernel.abi import VNET_HDR_SIZE, Iff, OffloadFlag
 from .._kernel.interface import Interface
 from .._link.netlink import in_session
 from .._link.values import DEFAULT_METRICS
+from .._queue.port import Offloads
 from ..errors import AiotunError, DeviceBusyError, DeviceMismatchError, LinkError
 from .options import Options
 
@@ -53,6 +54,7 @@ class Opened(NamedTuple):
 
     fds: list[int]
     interface: Interface
+    offloads: Offloads
 
 
 class _AbortedError(Exception):
@@ -67,6 +69,7 @@ class Opening:
         self._fds: list[int] = []
         self._name = ""
         self._created = False
+        self._offloads = Offloads(0)
         # The functions that undo the steps done on an interface that existed before, in the order
         # of the steps.
         self._undo_steps: list[Undo] = []
@@ -97,7 +100,8 @@ class Opening:
             self._undo_all(namespace)
             del namespace  # otherwise the error's traceback would keep the namespace open
             raise
-        return Opened(self._fds, Interface(info.name, info.index, info.mtu, namespace))
+        interface = Interface(info.name, info.index, info.mtu, namespace)
+        return Opened(self._fds, interface, self._offloads)
 
     def undo(self, opened: Opened) -> None:
         """Undo an opening that succeeded after its task was cancelled."""
@@ -171,14 +175,21 @@ class Opening:
         super_packets = self._options.offload != "off"
         # gVisor's netlink has no `tuntap`. Its devices have the headers that they are opened with.
         if info.tuntap is not None and self._is_shared(info.tuntap, super_packets):
-            return  # the other programs rely on the offloads that they set
+            # The other programs rely on the offloads that they set.
+            if super_packets:
+                from .._queue.judging import known_offloads
+
+                self._offloads = known_offloads(info.name)
+            return
         # A persistent device keeps the header size and the offloads of the last program.
         if super_packets:
             ioctl.set_vnet_header_size(self._fds[0], self._name, VNET_HDR_SIZE)
+            self._offloads = ~Offloads(0)
             try:
                 ioctl.set_offload(self._fds[0], self._name, _OFFLOADS | _USO)
             except DeviceMismatchError:
                 ioctl.set_offload(self._fds[0], self._name, _OFFLOADS)
+                self._offloads = ~Offloads.USO
             return
         try:
             ioctl.set_offload(self._fds[0], self._name, OffloadFlag(0))
@@ -240,6 +251,8 @@ class Opening:
             ("MAC", "address", wanted.mac, info.mac),
             ("MTU", "mtu", wanted.mtu, info.mtu),
             ("queue length", "txqlen", wanted.txqueuelen, info.txqueuelen),
+            ("GSO segments", "gso_max_segs", wanted.gso_max_segs, info.gso_max_segs),
+            ("GSO size", "gso_max_size", wanted.gso_max_size, info.gso_max_size),
         ):
             if new is not None and new != old:
                 what = f"set the {option} to {new}"

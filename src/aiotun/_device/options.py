@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, NamedTuple, TypedDict, TypeVar
 
@@ -21,8 +22,9 @@ from .._link.values import (
     parse_route,
 )
 
-__all__ = ["Options", "TapOptions", "TunOptions", "check", "check_words", "switch"]
+__all__ = ["Options", "TapOptions", "TunOptions", "check", "check_words", "spell_out", "switch"]
 
+F = TypeVar("F", bound=Callable[..., object])
 T = TypeVar("T")
 
 # The kernel's limits (ip.h, tun.c). An IP packet has at most 65,535 bytes, and a TAP's limit is
@@ -30,6 +32,9 @@ T = TypeVar("T")
 _MTU_MIN, _MTU_MAX = 68, {"tun": 65_535, "tap": 65_521}
 
 _S32 = 0x7FFF_FFFF
+
+# netdevice.h: GSO_MAX_SEGS and GSO_LEGACY_MAX_SIZE, a TUN or TAP device's tso_max_size.
+_GSO_MAX_SEGS, _GSO_MAX_SIZE = 65_535, 65_536
 
 
 # Names that ip(8) and other libraries use for our options, if difflib would not find our name.
@@ -59,6 +64,8 @@ class Options(NamedTuple):
     routes: list[Route]
     mtu: int | None
     txqueuelen: int | None
+    gso_max_segs: int | None
+    gso_max_size: int | None
     up: bool
     mac: str | None
     bridge: str | None
@@ -76,7 +83,11 @@ class Options(NamedTuple):
 
 
 class TunOptions(TypedDict, total=False):
-    """The keyword arguments of `open_tun`, which describes them."""
+    """The keyword arguments of `open_tun`, which describes them.
+
+    A function of your own that passes them on has the parameter
+    ``**options: Unpack[aiotun.TunOptions]``.
+    """
 
     queues: int
     multi_queue: bool | None
@@ -84,6 +95,8 @@ class TunOptions(TypedDict, total=False):
     routes: Iterable[RouteArg | Route]
     mtu: int | None
     txqueuelen: int | None
+    gso_max_segs: int | None
+    gso_max_size: int | None
     up: bool
     netns: NetnsArg | None
     persist: bool | None
@@ -115,6 +128,8 @@ def check(
     routes: Iterable[RouteArg | Route] = (),
     mtu: int | None = None,
     txqueuelen: int | None = None,
+    gso_max_segs: int | None = None,
+    gso_max_size: int | None = None,
     up: bool = True,
     mac: str | None = None,
     bridge: str | None = None,
@@ -148,6 +163,10 @@ def check(
         _check_range("mtu", mtu, _MTU_MIN, _MTU_MAX[mode])
     if txqueuelen is not None:
         _check_range("txqueuelen", txqueuelen, 0, abi.MAX_QUEUE_LENGTH)
+    if gso_max_segs is not None:
+        _check_range("gso_max_segs", gso_max_segs, 1, _GSO_MAX_SEGS)
+    if gso_max_size is not None:
+        _check_range("gso_max_size", gso_max_size, 1, _GSO_MAX_SIZE)
     if sndbuf is not None:
         _check_range("sndbuf", sndbuf, 1, _S32)
     check_offload(offload)
@@ -175,6 +194,8 @@ def check(
         routes=link_routes,
         mtu=mtu,
         txqueuelen=txqueuelen,
+        gso_max_segs=gso_max_segs,
+        gso_max_size=gso_max_size,
         up=switch("up", up),
         mac=None if mac is None else parse_mac(mac),
         bridge=None if bridge is None else check_name(bridge),
@@ -190,6 +211,32 @@ def check(
         carrier=None if carrier is None else switch("carrier", carrier),
         sndbuf=sndbuf,
     )
+
+
+def spell_out(options: Any) -> Callable[[F], F]:
+    """Give a function the signature that it has for type checkers, at run time too.
+
+    So help(), completion in a shell and the reference show each keyword argument, with its type and
+    its default, instead of ``**options``.
+
+    Args:
+        options: the TypedDict of the function's keyword arguments, which `check` has too. A switch
+            that `check` does not have is off by default.
+    """
+
+    def spelled_out(function: F) -> F:
+        own, known = inspect.signature(function), inspect.signature(check).parameters
+        kept = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        words = [word for word in known if word in options.__optional_keys__]
+        more = [
+            inspect.Parameter(word, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool)
+            for word in sorted(options.__optional_keys__ - known.keys())
+        ]
+        parameters = [*kept, *(known[word] for word in words), *more]
+        function.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]  # what inspect reads
+        return function
+
+    return spelled_out
 
 
 def check_words(function: str, given: Iterable[str], options: Any) -> None:

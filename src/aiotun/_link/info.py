@@ -65,6 +65,8 @@ class LinkInfo:
         alias: the link's alias, a free text, or None.
         txqueuelen: how many packets the transmit queue can hold.
         tuntap: the properties of a TUN or TAP device; None for other links.
+        gso_max_segs, gso_max_size: how many segments and how many bytes a super-packet for the link
+            has at most; 0 if the kernel does not report it.
 
     Source: RTM_NEWLINK (``linux/rtnetlink.h``, ``linux/if_link.h``).
     """
@@ -79,6 +81,8 @@ class LinkInfo:
     alias: str | None
     txqueuelen: int
     tuntap: TunTapInfo | None
+    gso_max_segs: int = 0
+    gso_max_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,8 @@ def link_info(message: Message, master: str | None) -> LinkInfo:
         alias=text(message.get("ifalias")) or None,
         txqueuelen=message.get("txqlen", 0),
         tuntap=_tuntap(message),
+        gso_max_segs=message.get("gso_max_segs") or 0,
+        gso_max_size=message.get("gso_max_size") or 0,
     )
 
 

@@ -9,10 +9,11 @@ system call raises. Every fd has a `Port` (here), a `SplitPort` (``offload="spli
 from __future__ import annotations
 
 import dataclasses
+import enum
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from .._kernel.abi import PI_SIZE, READ_SIZE, VNET_HDR_SIZE
@@ -23,7 +24,19 @@ if TYPE_CHECKING:
 
     from .._kernel.words import Mode, Offload
 
-__all__ = ["TUN_ENDS", "Counts", "PacketFormat", "Port", "SocketPort", "copy_into", "socket_ends"]
+__all__ = [
+    "TUN_ENDS",
+    "Counts",
+    "Offloads",
+    "PacketFormat",
+    "Port",
+    "SocketPort",
+    "copy_into",
+    "is_packet",
+    "socket_ends",
+]
+
+_ETHERNET_HEADER = 14
 
 # Where read_into puts what does not fit, so that no packet is cut without our noticing. Nobody
 # reads it, so all queues of all threads may share it.
@@ -34,6 +47,17 @@ TUN_ENDS = frozenset({errno.EBADFD, errno.EBADF})
 """What a TUN or TAP queue says once its interface was deleted, or its number is no longer ours."""
 
 
+class Offloads(enum.Flag):
+    """The kinds of super-packets that the kernel exchanges with a device; see `Device.offloads`."""
+
+    TSO4 = 1
+    """TCP over IPv4."""
+    TSO6 = 2
+    """TCP over IPv6."""
+    USO = 4
+    """UDP over IPv4 and IPv6, from Linux 6.2 on."""
+
+
 class PacketFormat(NamedTuple):
     """What packets look like to the user of a queue."""
 
@@ -41,6 +65,12 @@ class PacketFormat(NamedTuple):
     offload: Offload = "off"
     packet_info: bool = False
     vnet_bytes: int = VNET_HDR_SIZE  # of the kernel's virtio-net header, where there is one
+    accepted: Offloads = ~Offloads(0)  # by the kernel, or by a socket's other end
+
+    @property
+    def offloads(self) -> Offloads:
+        """The super-packets that may be sent; none without a virtio-net header."""
+        return Offloads(0) if self.offload == "off" else self.accepted
 
     @property
     def vnet_header_size(self) -> int:
@@ -106,12 +136,15 @@ class Port:
         """Read packets until none waits, or there are `limit`. Never empty: else it raises."""
         return native.read_many(fd, READ_SIZE, limit)
 
-    def write_many(self, fd: int, packets: list[Buffer]) -> int:
-        """Write as many packets as go without waiting; give how many.
+    def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
+        """Write as many packets as go without waiting.
 
         Raises nothing: the first packet left over meets the error when it is written by itself.
+
+        Returns:
+            Where in `packets` those are that were not written, in order.
         """
-        return native.write_many(fd, packets)
+        return range(native.write_many(fd, packets), len(packets))
 
     def drop_rest(self) -> None:
         """Drop and count what the port keeps; the fd is about to be given up."""
@@ -157,6 +190,14 @@ def socket_ends(family: int, kind: int) -> frozenset[int]:
     if kind == socket.SOCK_SEQPACKET:
         ends |= {errno.ENODATA}
     return ends
+
+
+def is_packet(packet: Buffer, mode: Mode) -> bool:
+    """Whether a TUN or TAP device without headers of its own takes this; it looks no further."""
+    with memoryview(packet) as view, view.cast("B") as octets:
+        if mode == "tap":
+            return len(octets) >= _ETHERNET_HEADER
+        return len(octets) > 0 and octets[0] >> 4 in (4, 6)
 
 
 def copy_into(octets: memoryview, packet: bytes) -> int:

@@ -12,14 +12,19 @@ import os
 from typing import TYPE_CHECKING
 
 from .._packets import native
-from .port import TUN_ENDS, Port, SocketPort, copy_into, socket_ends
+from .port import TUN_ENDS, Offloads, Port, SocketPort, copy_into, socket_ends
+from .rawport import RawPort
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from typing_extensions import Buffer
 
     from .port import Counts, PacketFormat
 
 __all__ = ["SplitPort", "make_port"]
+
+_UDP = 5  # VIRTIO_NET_HDR_GSO_UDP_L4
 
 _read_split = native.read_split
 _write_merged = native.write_merged
@@ -42,9 +47,9 @@ class SplitPort(Port):
         self._header = format.vnet_bytes
         self._no_header = bytes(self._header)
         self._rest: list[bytes] = []  # the next packet is the last one here
-        # Types of super-packets (gso_type) that this kernel was seen to refuse. Some kernels reject
-        # valid ones with EINVAL, so we stop merging those.
-        self._refused_types: set[int] = set()
+        # Types of super-packets (gso_type) that this kernel refuses. Some kernels reject valid ones
+        # with EINVAL, so we stop merging those.
+        self._refused_types: set[int] = set() if Offloads.USO in format.offloads else {_UDP}
 
     # Receiving
 
@@ -103,20 +108,30 @@ class SplitPort(Port):
     def write(self, fd: int, packet: Buffer) -> None:
         _write(fd, b"".join((self._no_header, packet)))
 
-    def write_many(self, fd: int, packets: list[Buffer]) -> int:
+    def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
+        left: Sequence[int] = range(len(packets))
+        udp = _UDP not in self._refused_types
+        if self._refused_types <= {_UDP}:
+            left = _write_merged(fd, packets, self._frames, self._header, udp)
+        return self._write_left(fd, packets, left, udp) if left else left
+
+    def _write_left(
+        self, fd: int, packets: list[Buffer], left: Sequence[int], udp: bool
+    ) -> Sequence[int]:
+        """Write as `write_many`, but what this kernel refuses to take merged as packets."""
+        places: list[int] = []  # of the packets of all super-packets, in `left`
         done = 0
         try:
-            if not self._refused_types:
-                done = _write_merged(fd, packets, self._frames, self._header)
-            if done < len(packets):
-                for super_packet in native.merge(packets[done:], self._frames):
-                    written = self._write_super(fd, super_packet)
-                    done += written
-                    if written < native.packets_in(super_packet):
-                        break
+            for super_packet in native.merge(
+                [packets[at] for at in left], self._frames, udp, places
+            ):
+                written = self._write_super(fd, super_packet)
+                done += written
+                if written < native.packets_in(super_packet):
+                    break
         except (OSError, TypeError, ValueError, BufferError):
             pass  # the first packet left over meets it again
-        return done
+        return [left[place] for place in sorted(places[done:])] if places else left
 
     def _write_super(self, fd: int, super_packet: bytes) -> int:
         """Write a super-packet, or its packets where the kernel refuses it; give how many."""
@@ -151,4 +166,6 @@ def make_port(format: PacketFormat, socket_of: tuple[int, int] | None = None) ->
     ends = TUN_ENDS if socket_of is None else socket_ends(*socket_of)
     if format.offload == "split":
         return SplitPort(format, None, ends)
-    return Port(format) if socket_of is None else SocketPort(format, None, ends)
+    if socket_of is not None:
+        return SocketPort(format, None, ends)
+    return RawPort(format) if format.offload == "raw" else Port(format)

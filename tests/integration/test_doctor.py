@@ -309,7 +309,7 @@ class TestPackages:
     def test_kernels_that_corrupt_runs_of_datagrams_are_a_note(
         self, release: str, status: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(doctor_command.platform, "release", lambda: release)
+        monkeypatch.setattr("platform.release", lambda: release)
         assert doctor_command._udp_runs().status == status
 
 

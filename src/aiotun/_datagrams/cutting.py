@@ -24,6 +24,12 @@ def cut(sizes: Sequence[int], largest: int, full_tails: bool = True) -> list[tup
     Returns:
         The first index of each run, and the one after its last. Single datagrams are runs of one.
     """
+    count = len(sizes)
+    if full_tails and count and 0 < sizes[0] <= largest and count <= segments_for(sizes[0]):
+        # As nearly always: all in one run, which takes less time to see than stretches.
+        same = sizes.count(sizes[0])
+        if same == count or (same == count - 1 and 0 < sizes[-1] < sizes[0]):
+            return [(0, count)]
     runs: list[tuple[int, int]] = []
     stretches = [[size, len(list(group))] for size, group in itertools.groupby(sizes)]
     at = 0

@@ -31,7 +31,7 @@ from .._kernel.udp import (
 from .._packets import native
 from .._queue.port import TUN_ENDS
 from ..errors import PacketError, PacketTruncatedError
-from .addresses import Address
+from .addresses import Address, packed
 from .counts import Counts
 from .cutting import cut
 from .icmp import read_errors
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 __all__ = ["DatagramPort"]
 
 Datagrams = tuple[list[bytes], Address]
+
+_send_run = native.send_run
 
 _READ_BYTES = 65_535  # no datagram and no run is longer
 
@@ -258,18 +260,41 @@ class DatagramPort:
 
         Raises nothing: the first datagram left over meets the error when it is sent by itself.
         """
-        done = 0
+        done = self._write_at_once(datagrams, address)
+        if done or not datagrams:
+            return done
         sizes = _sizes(datagrams)
         with contextlib.suppress(OSError, BufferError):
             while done < len(sizes):
                 largest = self._largest_to(address)
                 for start, end in cut(sizes[done:] if done else sizes, largest, self._full_tails):
                     count = end - start
-                    went = self._write_run(datagrams[done : done + count], sizes[done], address)
+                    run = datagrams
+                    if count < len(datagrams):
+                        run = datagrams[done : done + count]
+                    went = self._write_run(run, sizes[done], address)
                     done += went
                     if went < count:
                         break  # the path takes no such runs: cut again
         return done
+
+    def _write_at_once(self, datagrams: list[Buffer], address: Address | None) -> int:
+        """Send all datagrams as one run if that is possible; give how many, all or none."""
+        largest = self._largest_to(address)
+        if not (largest and self._full_tails):
+            return 0
+        where = None if address is None else packed(address)
+        try:
+            count = _send_run(self._sock.fileno(), datagrams, where, largest)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self._note_errors()
+            return 0  # the caller meets the error again
+        if count:
+            self.counts.datagrams_sent += count
+            self.counts.runs_sent += 1
+        return count
 
     def _write_run(self, run: Sequence[Buffer], size: int, address: Address | None) -> int:
         """Send a run, or only its first datagram where it can't go at once; give how many."""

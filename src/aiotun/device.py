@@ -543,7 +543,11 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
             ``"raw"`` each packet has a 10-byte virtio-net header and up to 64 KiB, both when it is
             received and when it is sent.
         packet_info (bool): whether each packet has the kernel's 4-byte ``tun_pi`` header in front.
-        napi (bool): whether the kernel uses NAPI for the packets that are sent here (IFF_NAPI).
+        napi (bool or ``"threaded"``): whether the kernel uses NAPI for the packets that are sent
+            here (IFF_NAPI). ``"threaded"`` also makes it receive them in a kernel thread for each
+            queue, until the interface is deleted. That takes CAP_SYS_ADMIN and CAP_NET_ADMIN in the
+            interface's namespace, or a private namespace of this program, and Linux 5.12.
+            The page *Performance* says when it pays.
         ipv6_autoconf (bool): whether the kernel gives the interface an IPv6 link-local address and
             solicits routers when the link comes up. False also removes a link-local address that
             the kernel has already made. By default this is not changed. Addresses that you add are

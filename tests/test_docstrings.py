@@ -15,7 +15,14 @@ import aiotun
 from .helpers import ROOT
 
 # The modules that users import from.
-MODULES = ("aiotun", "aiotun.capture", "aiotun.offload", "aiotun.reply", "aiotun.testing")
+MODULES = (
+    "aiotun",
+    "aiotun.capture",
+    "aiotun.offload",
+    "aiotun.reply",
+    "aiotun.runs",
+    "aiotun.testing",
+)
 
 RAISES = re.compile(r"\braises?\b", re.IGNORECASE)
 CANCELLATION = re.compile(r"^\s*\*?Cancellation\*?[:,]", re.MULTILINE)

@@ -33,7 +33,7 @@ from .link import Link
 from .queue import Queue
 
 if TYPE_CHECKING:
-    from . import capture, offload, reply
+    from . import capture, offload, reply, runs
     from ._device.bridges import create_bridge, delete_bridge
     from ._device.persistent import create_persistent, delete_persistent, list_devices
     from ._link.info import LinkEvent, LinkInfo, LinkStats, TunTapInfo
@@ -99,6 +99,7 @@ __all__ = [
     "open_tap",
     "open_tun",
     "reply",
+    "runs",
 ]
 
 
@@ -129,7 +130,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> object:
-    if name in ("capture", "offload", "reply"):
+    if name in ("capture", "offload", "reply", "runs"):
         return importlib.import_module(f".{name}", __name__)
     if name == "__version__":
         from importlib.metadata import version  # slow to import, and rarely needed

@@ -28,6 +28,7 @@ Invariants, which `check_invariants` (in `tests`) asserts around every callback 
 - `_free` + `_budget` is what may still be read before the loop has a turn: 0 to `BUDGET`.
 - A task waits in `_receivers` only while the loop watches the fd; in `_senders` only while it
   watches for room; in the group's line only while it watches every open queue.
+- A task waits in `_parked` only while a pool of runs that has no free buffer knows that line.
 - A lost or closed queue is not watched, has no nudge under way, and nobody waits in its lines.
 """
 
@@ -40,11 +41,12 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from ._kernel.abi import READ_SIZE
 from ._kernel.words import Offload, check_offload
+from ._packets.runs import Layout, Pool, Run
 from ._queue import refusals
 from ._queue.fdowner import Group, QueueBase
 from ._queue.judging import judge
 from ._queue.lookahead import TURNS
-from ._queue.packetio import BUDGET, PacketIO, take_one
+from ._queue.packetio import BUDGET, NoBufferError, PacketIO, take_one
 from ._queue.waiting import Waiter
 from .errors import AiotunError, DeviceClosedError
 
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
 __all__ = ["Queue"]
 
 T = TypeVar("T")
+
+_ETHERNET_HEADER = 14
 
 
 class Queue(QueueBase):
@@ -166,6 +170,12 @@ class Queue(QueueBase):
             except BlockingIOError:
                 wait = True
 
+    async def _wait_for_buffer(self, pool: Pool) -> None:
+        while not pool.free:
+            loop = self._bind()
+            pool.wake(self._parked)
+            await Waiter(loop, self._parked)
+
     def take(self, take: Callable[[PacketIO], T]) -> T:
         """Take packets now.
 
@@ -215,6 +225,24 @@ class Queue(QueueBase):
             self._drained = True
         self._spend(taken)
         return batch
+
+    def _take_run(self, pool: Pool, layout: Layout) -> Run:
+        if not pool.free:
+            raise NoBufferError
+        port = self.port.for_runs()
+        if port is not self.port:
+            self.use(port)
+        before, after, align, _, limit = layout
+        # A packet is no longer than the MTU, and is not padded to be.
+        most = (self._interface.mtu or 0) + (_ETHERNET_HEADER if port.format.mode == "tap" else 0)
+        buffer = pool.free[-1]
+        layout = Layout(before, after, align, most, limit)
+        count, size, last, stride, drained = port.read_run(self._fd, buffer, layout)
+        pool.free.pop()
+        if drained:
+            self._drained = True
+        self._spend(count)
+        return Run(buffer, before, stride, size, last, count, pool)
 
     def _spend(self, packets: int) -> None:
         free = self._free
@@ -351,6 +379,13 @@ class Queue(QueueBase):
         if self._senders or self._fd < 0:  # closed while `send_many` gave the loop a turn
             return 0
         return self.port.write_many(self._fd, packets)
+
+    def _send_run_at_once(
+        self, buffer: memoryview, start: int, stride: int, lengths: list[int]
+    ) -> int:
+        if self._senders or self._fd < 0:
+            return 0
+        return self.port.write_run(self._fd, buffer, start, stride, lengths)
 
     async def _send_waiting(self, packet: Buffer) -> None:
         loop = self._bind()

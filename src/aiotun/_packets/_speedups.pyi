@@ -11,4 +11,23 @@ def read_split(fd: int, frame: bool, limit: int, /) -> tuple[list[bytes], int]: 
 def split(super_packet: Buffer, frame: bool = False, /) -> list[bytes]: ...
 def merge(packets: Iterable[Buffer], frame: bool = False, udp: bool = True, /) -> list[bytes]: ...
 def write_merged(fd: int, packets: Iterable[Buffer], frame: bool, /) -> int: ...
+def read_run(
+    fd: int,
+    first: bytes | None,
+    buffer: memoryview,
+    layout: tuple[int, int, int, int, int],
+    frame: bool,
+    header: int,
+    /,
+) -> tuple[int, int, int, int, bytes | None, bool]: ...
+def write_run(
+    fd: int,
+    buffer: Buffer,
+    start: int,
+    stride: int,
+    lengths: list[int],
+    frame: bool,
+    header: int,
+    /,
+) -> int: ...
 def checksum(data: Buffer, initial: int = 0, /) -> int: ...

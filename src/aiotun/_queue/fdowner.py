@@ -63,6 +63,7 @@ class QueueBase(PacketIO):
         # Who waits.
         "_receivers",
         "_senders",
+        "_parked",
         # How much may be read before the loop has a turn.
         "_budget",
         "_free",
@@ -89,7 +90,9 @@ class QueueBase(PacketIO):
         self._fd = fd
         self._interface = interface
         self._receivers, self._senders = Line(), Line()
-        lines = [self._receivers, self._senders] + ([] if shared is None else [shared])
+        self._parked = Line()  # those who can't receive before a run's buffer is free
+        lines = [self._receivers, self._senders, self._parked]
+        lines += [] if shared is None else [shared]
         self._watch = FdWatch(self, *lines)
         self._group: weakref.ref[Group] | None = None
         self.use(port)
@@ -245,6 +248,7 @@ class QueueBase(PacketIO):
             self._watch.stop(self._fd)
             self._receivers.dismiss()
             self._senders.dismiss()
+            self._parked.dismiss()
         fd, self._fd = self._fd, -1
         self._why_closed = why
         self._free = 0
@@ -356,6 +360,7 @@ class QueueBase(PacketIO):
             self._watch.stop(self._fd)
             self._receivers.dismiss()
             self._senders.dismiss()
+            self._parked.dismiss()
             if (group := self._peers()) is not None:
                 group.lose(self)
         # Another one: the traceback of what is raised holds this queue, which must not hold it.

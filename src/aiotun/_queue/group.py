@@ -7,6 +7,7 @@ packets go to. The reading and writing itself is each queue's own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import itertools
 from collections import deque
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from .._kernel.words import Mode
 from .._packets.flow import flow_hash
+from .._packets.runs import Layout, Pool, Run
 from ..errors import (
     AiotunError,
     DeviceClosedError,
@@ -45,6 +47,7 @@ class QueueGroup(PacketIO):
         "_lost",
         "_offer",
         "_open",
+        "_parked",
         "_ready",
         "_undecodable",
         "_unwatched",
@@ -66,6 +69,7 @@ class QueueGroup(PacketIO):
         self._unwatched: set[QueueBase] = set(queues)
         self._offer: QueueBase | None = None  # the queue that is resuming a task right now
         self.resuming: QueueBase | None = None  # the last one that resumed a task of its own
+        self._parked = Line()  # tasks that can't receive before a run's buffer is free
         self._budget = BUDGET
         self._undecodable = 0
         for queue in queues:
@@ -101,11 +105,13 @@ class QueueGroup(PacketIO):
             self._lost = None
         if not self._open:
             self.line.dismiss()
+            self._parked.dismiss()
 
     def lose(self, queue: QueueBase) -> None:
         """Note that a queue found the interface gone."""
         self._lost = queue
         self.line.dismiss()
+        self._parked.dismiss()
 
     def choose_again(self) -> None:
         """Note that a queue was disabled or enabled."""
@@ -192,6 +198,17 @@ class QueueGroup(PacketIO):
             pass  # what we have goes first; the next call meets the loss again
         return batch
 
+    def _take_run(self, pool: Pool, layout: Layout) -> Run:
+        run = self._take_with(lambda queue: queue._take_run(pool, layout))
+        self._budget -= run.count - 1
+        return run
+
+    async def _wait_for_buffer(self, pool: Pool) -> None:
+        while not pool.free:
+            loop = self._bind()
+            pool.wake(self._parked)
+            await Waiter(loop, self._parked)
+
     def recv_nowait(self) -> bytes:
         self._check_open()
         if self.line:
@@ -219,6 +236,24 @@ class QueueGroup(PacketIO):
                     break
         except (AiotunError, TypeError, ValueError, BufferError):
             pass  # the first packet left over meets it again
+        return sent
+
+    def _send_run_at_once(
+        self, buffer: memoryview, start: int, stride: int, lengths: list[int]
+    ) -> int:
+        sent = 0
+
+        def queue_for(index: int) -> QueueBase:
+            at = start + index * stride
+            return self._queue_for(buffer[at : at + lengths[index]])
+
+        with contextlib.suppress(AiotunError):  # the first packet left over meets it again
+            for queue, indices in itertools.groupby(range(len(lengths)), queue_for):
+                end = sent + len(list(indices))
+                part = lengths[sent:end]
+                sent += queue._send_run_at_once(buffer, start + sent * stride, stride, part)
+                if sent < end:
+                    break
         return sent
 
     def send_nowait(self, packet: Buffer) -> None:

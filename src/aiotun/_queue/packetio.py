@@ -7,10 +7,12 @@ import asyncio
 import dataclasses
 import itertools
 import operator
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from .._kernel.abi import READ_SIZE
 from .._kernel.words import DecodeErrors, Mode
+from .._packets.runs import LIMIT, Layout, Pool, Run, place
 from ..errors import DeviceClosedError, PacketDecodeError
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from ..decode import IP, IP6, Ethernet
 
-__all__ = ["BUDGET", "Decoded", "PacketIO", "PacketStats", "take_one"]
+__all__ = ["BUDGET", "Decoded", "NoBufferError", "PacketIO", "PacketStats", "take_one"]
 
 T = TypeVar("T")
 
@@ -48,11 +50,16 @@ class PacketStats:
     split_fallbacks: int = 0
     """Super-packets that the kernel refused, sent as segments instead."""
     segments_dropped: int = 0
-    """Segments of a super-packet that were still waiting when their queue was closed."""
+    """Packets that were still waiting when their queue was closed: segments of a super-packet, or
+    what `recv_run` had read and kept for the next run."""
 
     def __add__(self, other: PacketStats) -> PacketStats:
         mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
         return PacketStats(*(a + b for a, b in zip(mine, theirs, strict=True)))
+
+
+class NoBufferError(Exception):
+    """No buffer of a pool is free. Users never see this error: `recv_run` waits for one."""
 
 
 class PacketIO(abc.ABC):
@@ -135,6 +142,45 @@ class PacketIO(abc.ABC):
         """
         most = _checked_limit("recv_many", limit)
         return self._receive(lambda io: io._take_many(most))
+
+    async def recv_run(
+        self, pool: Pool, *, before: int = 16, after: int = 16, align: int = 16, limit: int = 45
+    ) -> Run:
+        """Receive packets of one pair of addresses into one buffer, without an object for each.
+
+        Waits for a packet, and returns what is ready and fits one run: the segments of a
+        super-packet, or packets that come singly, of one size. Only the last may be shorter. What
+        ends a run is the first of the next, or of what any other method returns.
+
+        Args:
+            pool: where the buffer is from. The run holds it until `Run.release`. While none is
+                free, this waits and reads nothing.
+            before, after: how many bytes of room are in front of each packet, and behind it.
+            align: each packet is padded with zeros to a multiple of so many bytes, but not beyond
+                the MTU. The padding is between the packet and the room behind it.
+            limit: how many packets at most, up to 256.
+
+        Returns:
+            A run whose ``start`` is `before`.
+
+        Raises:
+            TypeError, ValueError: an argument is not an int, or is out of range; or the device has
+                ``offload="raw"`` or packet information.
+            DeviceClosedError, DeviceLostError: as `recv`.
+        """
+        checked = _checked_layout(pool, before, after, align, limit)
+        if self._header_bytes:
+            raise ValueError(
+                "recv_run needs packets without a header: offload='off' or 'split', and "
+                "packet_info=False"
+            )
+        while True:
+            if not pool.free:
+                await self._wait_for_buffer(pool)
+            try:
+                return await self._receive(lambda io: io._take_run(pool, checked))
+            except NoBufferError:
+                continue
 
     @abc.abstractmethod
     def recv_nowait(self) -> bytes:
@@ -237,6 +283,43 @@ class PacketIO(abc.ABC):
             raise
         return sent
 
+    async def send_run(
+        self, run: Run, *, before: int = 0, sizes: Sequence[int] | None = None
+    ) -> int:
+        """Send the packets of a run in order, merged as by `send_many`, without an object for each.
+
+        Nobody may change or release the run before this returns.
+
+        Args:
+            run: from `recv_run`, or made by the program.
+            before: how many bytes at the beginning of each packet to leave out.
+            sizes: how many bytes to send of each packet; by default all that follow `before`.
+
+        Returns:
+            How many packets were sent, which is all of them.
+
+        Raises:
+            ValueError: not one size for each packet, or a packet would end outside the buffer.
+            LinkDownError, PacketError, DeviceClosedError, DeviceLostError: as `send_many`, with
+                `sent`.
+        """
+        lengths = run.lengths(before, sizes)
+        self._bind()
+        start, sent = run.start + before, 0
+        if run.count <= LIMIT:
+            sent = self._send_run_at_once(run.buffer, start, run.stride, lengths)
+            if sent == run.count:
+                return sent
+        left = range(sent, run.count)
+        starts = [start + index * run.stride for index in left]
+        try:
+            return sent + await self.send_many(
+                [run.buffer[at : at + lengths[i]] for at, i in zip(starts, left, strict=True)]
+            )
+        except BaseException as error:
+            error.sent += sent  # type: ignore[attr-defined]  # set by send_many
+            raise
+
     @abc.abstractmethod
     def send_nowait(self, packet: Buffer) -> None:
         """Send one packet without waiting; see `send`.
@@ -325,6 +408,31 @@ class PacketIO(abc.ABC):
         """
         return 0
 
+    def _send_run_at_once(
+        self, buffer: memoryview, start: int, stride: int, lengths: list[int]
+    ) -> int:
+        """Send as many packets of a run as possible without waiting, as `_send_at_once`."""
+        return 0
+
+    @abc.abstractmethod
+    async def _wait_for_buffer(self, pool: Pool) -> None:
+        """Wait until a buffer of the pool may be free.
+
+        Raises:
+            DeviceClosedError, DeviceLostError: as `recv`.
+        """
+
+    def _take_run(self, pool: Pool, layout: Layout) -> Run:
+        """Take a run; where nothing better is known, of one packet."""
+        if not pool.free:
+            raise NoBufferError
+        packet = self._take()
+        buffer = pool.free.pop()
+        measures = place(buffer, layout, [packet])
+        assert measures is not None
+        count, size, last, stride = measures
+        return Run(buffer, layout.before, stride, size, last, count, pool)
+
     @abc.abstractmethod
     def _take(self) -> bytes: ...
 
@@ -372,6 +480,29 @@ def _checked_limit(method: str, limit: object) -> int:
     if number < 1:
         raise ValueError(f"{method} needs a limit of at least 1, not {number}")
     return min(number, BUDGET)
+
+
+def _checked_layout(pool: Pool, before: int, after: int, align: int, limit: int) -> Layout:
+    """Check the arguments of `recv_run`. Whoever takes the run sets how far to pad."""
+    if not isinstance(pool, Pool):
+        raise TypeError(f"recv_run needs an aiotun.runs.Pool, not {type(pool).__name__}")
+    for what, number, least, most in (
+        ("before", before, 0, READ_SIZE),
+        ("after", after, 0, READ_SIZE),
+        ("align", align, 1, 4096),
+        ("limit", limit, 1, LIMIT),
+    ):
+        if type(number) is not int:
+            raise TypeError(f"{what} must be an int, not {type(number).__name__}")
+        if not least <= number <= most:
+            raise ValueError(f"{what} must be {least} to {most}, got {number}")
+    needed = before + READ_SIZE + align + after
+    if pool.size < needed:
+        raise ValueError(
+            f"the pool's buffers have {pool.size} bytes, and the longest packet with its room "
+            f"needs {needed}; make it with Pool(..., size={needed})"
+        )
+    return Layout(before, after, align, 0, limit)
 
 
 def _chunks(packets: Iterable[Buffer]) -> Iterator[list[Buffer]]:

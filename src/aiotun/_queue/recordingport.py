@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from .._kernel.abi import READ_SIZE
 from ..capture import Capture, PcapWriter
-from .port import Port, copy_into
+from .port import Port, Taken, copy_into
 
 if TYPE_CHECKING:
     from typing import Protocol
 
     from typing_extensions import Buffer
 
+    from .._packets.runs import Layout
     from ..capture import Direction
 
     class Captured(Protocol):
@@ -84,6 +85,24 @@ class RecordingPort(Port):
         self._record(batch, "in")
         return batch
 
+    def for_runs(self) -> Port:
+        self.inner = self.inner.for_runs()
+        return self
+
+    def read_run(self, fd: int, buffer: memoryview, layout: Layout) -> Taken:
+        taken = self.inner.read_run(fd, buffer, layout)
+        count, size, last, stride, _ = taken
+        lengths = [size] * (count - 1) + [last]
+        self._record(_packets_in(buffer, layout.before, stride, lengths), "in")
+        return taken
+
+    def write_run(
+        self, fd: int, buffer: memoryview, start: int, stride: int, lengths: list[int]
+    ) -> int:
+        done = self.inner.write_run(fd, buffer, start, stride, lengths)
+        self._record(_packets_in(buffer, start, stride, lengths[:done]), "out")
+        return done
+
     def write(self, fd: int, packet: Buffer) -> None:
         self.inner.write(fd, packet)
         self._record((packet,), "out")
@@ -103,3 +122,9 @@ class RecordingPort(Port):
             for recorder in self.recorders:
                 for writer in recorder:
                     writer.record(bare, direction)
+
+
+def _packets_in(
+    buffer: memoryview, start: int, stride: int, lengths: list[int]
+) -> list[memoryview]:
+    return [buffer[start + index * stride :][:length] for index, length in enumerate(lengths)]

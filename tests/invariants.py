@@ -1,7 +1,8 @@
-"""The invariants of a queue. Every test asserts them after each call of the event loop to a queue.
+"""The invariants of a served fd: a queue's, or a datagram socket's.
 
-They are the sentences of `aiotun.queue`'s docstring. The library itself doesn't check them, so they
-cost its users nothing.
+Every test asserts them after each call of the event loop to one. They are the sentences of
+`aiotun._queue.serving`'s docstring. The library itself doesn't check them, so they cost its users
+nothing.
 """
 
 import weakref
@@ -12,7 +13,7 @@ import pytest
 
 from aiotun._packets.runs import Pool
 from aiotun._queue.packetio import BUDGET
-from aiotun.queue import Queue
+from aiotun._queue.serving import ServedFd
 
 __all__ = ["check", "install"]
 
@@ -22,7 +23,7 @@ _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 _CHECKED = ("_readable", "_rest_ready", "_writable", "_link_down", "release")
 
 
-def check(queue: Queue) -> None:
+def check(queue: ServedFd) -> None:
     """Assert the invariants that hold while none of the queue's tasks is being resumed."""
     watch, group = queue._watch, queue._peers()
     assert queue._free == 0, "tasks may read first, but no task is being resumed"
@@ -53,7 +54,7 @@ def check(queue: Queue) -> None:
 
 
 def _checking(method: Callable[..., Any]) -> Callable[..., Any]:
-    def checked(queue: Queue, *args: Any) -> Any:
+    def checked(queue: ServedFd, *args: Any) -> Any:
         # A call from within a resumed task (which closes the queue, for example) is checked later:
         # the invariants hold again when that task has returned to the loop.
         inside = queue._resuming
@@ -74,4 +75,4 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Pool, "__init__", noted)
     for name in _CHECKED:
-        monkeypatch.setattr(Queue, name, _checking(getattr(Queue, name)))
+        monkeypatch.setattr(ServedFd, name, _checking(getattr(ServedFd, name)))

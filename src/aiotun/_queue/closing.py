@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import errno
 import os
 import threading
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from .._kernel import threads
 
 if TYPE_CHECKING:
+    from types import TracebackType
 
     class Closable(Protocol):
         """What is needed of a queue."""
@@ -23,7 +25,27 @@ if TYPE_CHECKING:
         def release(self, why: str) -> int: ...
 
 
-__all__ = ["Closing", "close_queues", "running_loop"]
+__all__ = ["AsyncClosing", "Closing", "close_queues", "running_loop"]
+
+
+class AsyncClosing(abc.ABC):
+    """What `async with` closes."""
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    async def aclose(self) -> None: ...
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
 
 
 class Closing:

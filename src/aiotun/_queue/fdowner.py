@@ -1,35 +1,43 @@
-"""What a queue is before any packet passes: the owner of an fd, until that ends.
+"""The owner of an fd, from the first use until the end, before any packet passes.
 
 Here is who may use the fd (`_bind`), and how it ends: closed by us, detached, lost, or collected.
-`queue.py` has the packets.
+`serving.py` has who may read or write it now. The packets are a queue's or a datagram socket's.
 """
 
 from __future__ import annotations
 
 import abc
 import asyncio
-import dataclasses
 import os
 import warnings
 import weakref
-from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-from .._kernel import ioctl
 from .._kernel.interface import Interface
-from .._kernel.words import Mode, Offload
-from ..errors import DeviceClosedError, DeviceLostError, PacketError
+from ..errors import AiotunError, DeviceClosedError, DeviceLostError
 from . import refusals
-from .closing import Closing, close_queues, running_loop
+from .closing import AsyncClosing, Closing, close_queues, running_loop
 from .fdwatch import FdWatch
 from .lookahead import Lookahead
-from .packetio import BUDGET, PacketIO, PacketStats
-from .port import Port
+from .packetio import BUDGET
 from .waiting import Line
 
-__all__ = ["Group", "QueueBase"]
+__all__ = ["FdOwner", "Group", "Keeper"]
 
-T = TypeVar("T")
+
+class Keeper(Protocol):
+    """What an owner needs of the port that reads and writes its fd.
+
+    Attributes:
+        ends: the errnos that say that nothing will ever come or go here again.
+        pending: how many packets the port itself keeps, where no poll sees them.
+    """
+
+    ends: frozenset[int]
+    pending: int
+
+    def drop_rest(self) -> None:
+        """Drop and count what the port keeps; the fd is about to be given up."""
 
 
 class Group(Protocol):
@@ -46,7 +54,7 @@ class Group(Protocol):
     def lose(self, queue: Any) -> None: ...
 
 
-class QueueBase(PacketIO):
+class FdOwner(AsyncClosing):
     """An fd, the port that reads and writes it, the loop that watches it, and its end."""
 
     __slots__ = (  # noqa: RUF023 - by role
@@ -56,10 +64,8 @@ class QueueBase(PacketIO):
         "_interface",
         "_watch",
         "_group",
-        # What is read and written, and how; both functions are the port's.
+        # What is read and written, and how.
         "port",
-        "_read",
-        "_write",
         # Who waits.
         "_receivers",
         "_senders",
@@ -73,7 +79,6 @@ class QueueBase(PacketIO):
         # How it ended.
         "_lost",
         "_why_closed",
-        "_disabled",
         "closing",
     )
 
@@ -81,7 +86,7 @@ class QueueBase(PacketIO):
         self,
         fd: int,
         interface: Interface,
-        port: Port,
+        port: Keeper,
         *,
         shared: Line | None = None,
     ) -> None:
@@ -95,31 +100,25 @@ class QueueBase(PacketIO):
         lines += [] if shared is None else [shared]
         self._watch = FdWatch(self, *lines)
         self._group: weakref.ref[Group] | None = None
-        self.use(port)
+        self.port: Keeper = port
         self._budget = BUDGET
         self._free = 0
-        self._drained = self._resuming = self._disabled = False
+        self._drained = self._resuming = False
         self._ahead = Lookahead()
         self._lost: DeviceLostError | None = None
         self._why_closed = ""
         self.closing: Closing | None = None
 
-    def use(self, port: Port) -> None:
-        """Have packets pass through this port from now on."""
-        self.port: Port = port
-        # The hot path would look them up for each packet.
-        self._read, self._write = port.read, port.write
-
     # The event loop
 
     def _bind(self) -> asyncio.AbstractEventLoop:
-        """Check that this queue is of the running loop, and usable."""
+        """Check that this is of the running loop, and usable."""
         loop = asyncio.get_running_loop()
         if self._watch.loop is not loop:
             if self._watch.loop is not None:
                 raise RuntimeError(
                     f"{self!r} belongs to another event loop, the one that first awaited it; "
-                    "open the device in the loop that uses it"
+                    "open it in the loop that uses it"
                 )
             self._watch.bind(loop)
         if self._fd < 0 or self._lost is not None:
@@ -152,27 +151,10 @@ class QueueBase(PacketIO):
     def _peers(self) -> Group | None:
         return self._group() if self._group is not None else None
 
-    @abc.abstractmethod
-    def watch(self) -> None:
-        """Have the loop call when there is a packet: in the fd, or kept by the port."""
-
-    @abc.abstractmethod
-    def take(self, take: Callable[[PacketIO], T]) -> T:
-        """Take packets now.
-
-        Raises:
-            BlockingIOError: there is none.
-        """
-
     def end_free(self) -> None:
         """Have every further packet of this wake-up ask whether somebody waits for it."""
         self._budget += self._free
         self._free = 0
-
-    @property
-    def wanted(self) -> bool:
-        """Whether tasks wait for a packet of this queue in particular."""
-        return bool(self._receivers)
 
     def _somebody_waits(self) -> bool:
         if self._receivers:
@@ -180,64 +162,26 @@ class QueueBase(PacketIO):
         group = self._peers()
         return group is not None and bool(group.line)
 
-    # Queueing in the kernel
-
-    def disable(self) -> None:
-        """Stop the kernel choosing this queue (TUNSETQUEUE, IFF_DETACH_QUEUE).
-
-        Packets that wait in it are dropped by the kernel. A task that waits here goes on waiting.
-
-        Raises:
-            DeviceMismatchError: the device was not opened multi-queue, or it is disabled already.
-            DeviceClosedError, DeviceLostError: as `recv`.
-        """
-        self._set_enabled(False)
-
-    def enable(self) -> None:
-        """Let the kernel choose this queue again (TUNSETQUEUE, IFF_ATTACH_QUEUE).
-
-        Raises:
-            DeviceMismatchError: the device was not opened multi-queue, or it is enabled already.
-            DeviceClosedError, DeviceLostError: as `recv`.
-        """
-        self._set_enabled(True)
-
-    def _set_enabled(self, on: bool) -> None:
-        self.check_open()
-        ioctl.set_queue(self._fd, self._interface.name, on)
-        self._disabled = not on
-        if (group := self._peers()) is not None:
-            group.choose_again()
-
-    @property
-    def disabled(self) -> bool:
-        """Whether `disable` took this queue out of the kernel's choice."""
-        return self._disabled
-
     # Closing
 
     def close(self) -> None:
+        """Close at once; may be called again.
+
+        Whoever waits is woken with `DeviceClosedError`. In a running loop the fd is closed in a
+        thread; `aclose` waits for that, also after this.
+        """
         close_queues([self])
 
     async def aclose(self) -> None:
+        """Close, and wait until the kernel is done with it; may be called again, also at once.
+
+        Raises nothing: what was lost or closed before is closed all the same.
+
+        *Cancellation*: everything is closed all the same, only the waiting ends.
+        """
         close_queues([self])
         if self.closing is not None:
             await self.closing.wait()
-
-    def detach(self) -> int:
-        """Give the fd up, open and unregistered, for another process or `Queue.from_fd`.
-
-        It stays non-blocking and close-on-exec. Whoever waits is woken with `DeviceClosedError`;
-        this queue is closed.
-
-        Returns:
-            The fd, which is the caller's to close.
-
-        Raises:
-            DeviceClosedError: it was closed or detached before.
-        """
-        self.check_open(lost_too=False)
-        return self.release("was detached; go on with its fd, or open the device again")
 
     def release(self, why: str) -> int:
         """Take the fd out of the loop, wake everybody, and give it away: the order matters.
@@ -260,9 +204,11 @@ class QueueBase(PacketIO):
 
     @property
     def closed(self) -> bool:
+        """Whether this was closed here. What was lost must be closed, too."""
         return self._fd < 0
 
     def fileno(self) -> int:
+        """The file descriptor, for `select` and its like; -1 once closed."""
         return self._fd
 
     def __del__(self) -> None:
@@ -273,70 +219,18 @@ class QueueBase(PacketIO):
         watch, fd = self._watch, self._fd
         if not watch.alive or watch.loop is None:
             self._fd = -1
+            self.port.drop_rest()
             os.close(fd)
         elif watch.loop is running_loop() or not watch.loop.is_running():
             os.close(self.release("was not closed"))
         else:
             # Collected in another thread: only the loop's own may take the fd out of it.
             self._fd = -1
+            self.port.drop_rest()
             watch.loop.call_soon_threadsafe(_close_collected, watch, fd)
         warnings.warn(
             f"unclosed {shown}; call aclose()", ResourceWarning, source=self, stacklevel=1
         )
-
-    def __reduce__(self) -> tuple[Callable[..., QueueBase], tuple[Any, ...]]:
-        """A duplicate of this queue, on its way to another process.
-
-        multiprocessing sends queues: as arguments of a Process (spawn or forkserver), or over its
-        Connections and Queues. This one stays open; close it where only the other should be used.
-
-        Raises:
-            TypeError: pickled in any other way, or copied.
-            DeviceClosedError, DeviceLostError: as `recv`.
-        """
-        from .handover import reduce_queue
-
-        return reduce_queue(self)
-
-    def __repr__(self) -> str:
-        state = "closed" if self._fd < 0 else f"fd={self._fd}"
-        return f"<Queue of {self._interface.name} {state}>"
-
-    # State
-
-    @property
-    def name(self) -> str:
-        """The interface's present name."""
-        return self._interface.name
-
-    @property
-    def offload(self) -> Offload:
-        """What packets look like here: ``"raw"`` ones have a virtio-net header."""
-        return self.port.format.offload
-
-    @property
-    def vnet_header_size(self) -> int:
-        """The size in bytes of the virtio-net header, 10 or 12; 0 with ``offload="off"``.
-
-        With ``"raw"`` each packet begins with it, both ways; with ``"split"`` the program does not
-        see it.
-        """
-        return self.port.format.vnet_header_size
-
-    @property
-    def stats(self) -> PacketStats:
-        return PacketStats(*dataclasses.astuple(self.port.counts))
-
-    @property
-    def _mode(self) -> Mode:
-        return self.port.format.mode
-
-    @property
-    def _header_bytes(self) -> int:
-        return self.port.format.header_bytes
-
-    def _count_undecodable(self) -> None:
-        self.port.counts.undecodable += 1
 
     # Errors
 
@@ -344,10 +238,13 @@ class QueueBase(PacketIO):
         if self._fd < 0:
             raise self._closed_error()
         if lost_too and self._lost is not None:
-            raise refusals.lost(self._lost.errno, self._interface.name)
+            raise self._lost_error(self._lost.errno)
 
     def _closed_error(self) -> DeviceClosedError:
         return DeviceClosedError(f"this queue of {self._interface.name} {self._why_closed}")
+
+    def _lost_error(self, code: int | None) -> DeviceLostError:
+        return refusals.lost(code, self._interface.name)
 
     def _lose(self, code: int | None) -> DeviceLostError:
         """Take a queue whose interface is gone out of the loop, once, and tell all who wait.
@@ -355,7 +252,7 @@ class QueueBase(PacketIO):
         The kernel reports an error on such an fd for ever: a loop that watched it would spin.
         """
         if self._lost is None:
-            self._lost = refusals.lost(code, self._interface.name)
+            self._lost = self._lost_error(code)
             self._resuming = False
             self._watch.stop(self._fd)
             self._receivers.dismiss()
@@ -363,25 +260,19 @@ class QueueBase(PacketIO):
             self._parked.dismiss()
             if (group := self._peers()) is not None:
                 group.lose(self)
-        # Another one: the traceback of what is raised holds this queue, which must not hold it.
-        return refusals.lost(code, self._interface.name)
+        # Another one: the traceback of what is raised holds this object, which must not hold it.
+        return self._lost_error(code)
 
     def _read_error(self, error: OSError) -> Exception:
-        if self._fd < 0:
-            return self._closed_error()
-        if error.errno in self.port.ends:
-            return self._lose(error.errno)
-        return refusals.unread(error, self._interface.name)
+        return self._ending(error) or refusals.unread(error, self._interface.name)
 
-    def _write_error(self, error: OSError) -> Exception:
+    def _ending(self, error: OSError) -> AiotunError | None:
+        """Tell that a call failed because the fd was closed or lost; None if for another reason."""
         if self._fd < 0:
             return self._closed_error()
         if error.errno in self.port.ends:
             return self._lose(error.errno)
-        made = refusals.refused(error, self._interface.name, self.port.format)
-        if isinstance(made, PacketError):
-            self.port.counts.refused += 1
-        return made
+        return None
 
 
 def _close_collected(watch: FdWatch, fd: int) -> None:

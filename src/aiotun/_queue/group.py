@@ -31,7 +31,7 @@ from .waiting import Line, Waiter
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from .fdowner import QueueBase
+    from .queuebase import QueueBase
 
 __all__ = ["QueueGroup"]
 

@@ -8,23 +8,32 @@ import dataclasses
 import itertools
 import operator
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from .._kernel.abi import READ_SIZE
 from .._kernel.words import DecodeErrors, Mode
 from .._packets.runs import LIMIT, Layout, Pool, Run, place
 from ..errors import DeviceClosedError, PacketDecodeError
+from .closing import AsyncClosing
+from .runio import NoBufferError, checked_layout, receive_run
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from typing_extensions import Buffer
 
     from ..decode import IP, IP6, Ethernet
 
-__all__ = ["BUDGET", "Decoded", "NoBufferError", "PacketIO", "PacketStats", "take_one"]
+__all__ = [
+    "BUDGET",
+    "Arriving",
+    "Decoded",
+    "PacketIO",
+    "PacketStats",
+    "checked_limit",
+    "send_all",
+    "take_one",
+]
 
 T = TypeVar("T")
+P = TypeVar("P")
 
 BUDGET = 256
 """How many packets may be read or written before the loop gets a turn.
@@ -58,11 +67,7 @@ class PacketStats:
         return PacketStats(*(a + b for a, b in zip(mine, theirs, strict=True)))
 
 
-class NoBufferError(Exception):
-    """No buffer of a pool is free. Users never see this error: `recv_run` waits for one."""
-
-
-class PacketIO(abc.ABC):
+class PacketIO(AsyncClosing):
     """Packets in and out. A TUN device carries IP packets, a TAP device Ethernet frames.
 
     *Cancellation*: a cancelled call has taken nothing from the device and lost nothing. Receiving
@@ -140,7 +145,7 @@ class PacketIO(abc.ABC):
             TypeError, ValueError: `limit` is not an int, or below 1.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
-        most = _checked_limit("recv_many", limit)
+        most = checked_limit("recv_many", limit)
         return self._receive(lambda io: io._take_many(most))
 
     async def recv_run(
@@ -168,19 +173,15 @@ class PacketIO(abc.ABC):
                 ``offload="raw"`` or packet information.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
-        checked = _checked_layout(pool, before, after, align, limit)
+        checked = checked_layout(pool, before, after, align, limit)
         if self._header_bytes:
             raise ValueError(
                 "recv_run needs packets without a header: offload='off' or 'split', and "
                 "packet_info=False"
             )
-        while True:
-            if not pool.free:
-                await self._wait_for_buffer(pool)
-            try:
-                return await self._receive(lambda io: io._take_run(pool, checked))
-            except NoBufferError:
-                continue
+        return await receive_run(
+            pool, self._wait_for_buffer, self._receive, lambda io: io._take_run(pool, checked)
+        )
 
     @abc.abstractmethod
     def recv_nowait(self) -> bytes:
@@ -212,7 +213,8 @@ class PacketIO(abc.ABC):
         Raises:
             TypeError, ValueError: `limit` is not an int, or below 1.
         """
-        return _Batches(self, _checked_limit("batches", limit))
+        most = checked_limit("batches", limit)
+        return Arriving(self._receive, lambda io: io._take_many(most))
 
     def decoded(self, errors: DecodeErrors = "skip") -> AsyncIterator[Any]:
         """Iterate over packets as dpkt objects; needs the extra ``aiotun[dpkt]``.
@@ -252,7 +254,7 @@ class PacketIO(abc.ABC):
         *Cancellation*: a cancelled call has sent nothing.
         """
 
-    async def send_many(self, packets: Iterable[Buffer]) -> int:
+    def send_many(self, packets: Iterable[Buffer]) -> Coroutine[Any, Any, int]:
         """Send packets in order; waits only while the kernel's send buffer is full.
 
         After every 256 packets the loop gets a turn. An iterable is asked for so many at a time.
@@ -264,24 +266,7 @@ class PacketIO(abc.ABC):
             LinkDownError, PacketError, DeviceClosedError, DeviceLostError: as `send`. Whatever is
                 raised, a cancellation too, has an attribute `sent`: how many packets went before.
         """
-        sent = 0
-        try:
-            self._bind()
-            for chunk in _chunks(packets):
-                if sent:
-                    await asyncio.sleep(0)
-                while chunk:
-                    written = self._send_at_once(chunk)
-                    sent += written
-                    if written == len(chunk):
-                        break
-                    chunk = chunk[written:]  # a copy: the caller may change the list meanwhile
-                    await self.send(chunk.pop(0))  # which meets whatever is in the way
-                    sent += 1
-        except BaseException as error:
-            error.sent = sent  # type: ignore[attr-defined]  # promised on foreign classes, too
-            raise
-        return sent
+        return send_all(self._bind, packets, self._send_at_once, self.send)
 
     async def send_run(
         self, run: Run, *, before: int = 0, sizes: Sequence[int] | None = None
@@ -367,17 +352,6 @@ class PacketIO(abc.ABC):
     def stats(self) -> PacketStats:
         """A snapshot of what only this program can know; see `PacketStats`."""
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
     # What the methods above are made of. The _take functions never wait: BlockingIOError.
 
     @property
@@ -416,7 +390,7 @@ class PacketIO(abc.ABC):
 
     @abc.abstractmethod
     async def _wait_for_buffer(self, pool: Pool) -> None:
-        """Wait until a buffer of the pool may be free.
+        """Wait until the pool of a run's buffers may have one.
 
         Raises:
             DeviceClosedError, DeviceLostError: as `recv`.
@@ -451,26 +425,65 @@ def take_one(io: PacketIO) -> bytes:
     return io._take()
 
 
-class _Batches:
-    """An iterator, not a generator: a generator that was cancelled once would be exhausted."""
+class Arriving(Generic[T]):
+    """Iterates over what `take` gives, until the source is closed here.
 
-    __slots__ = ("_source", "_take")
+    An iterator, not a generator: a generator that was cancelled once would be exhausted.
+    """
 
-    def __init__(self, source: PacketIO, limit: int) -> None:
-        self._source = source
-        self._take: Callable[[PacketIO], list[bytes]] = lambda io: io._take_many(limit)
+    __slots__ = ("_receive", "_take")
+
+    def __init__(
+        self,
+        receive: Callable[[Callable[[Any], T]], Coroutine[Any, Any, T]],
+        take: Callable[[Any], T],
+    ) -> None:
+        self._receive = receive
+        self._take = take
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> list[bytes]:
+    async def __anext__(self) -> T:
         try:
-            return await self._source._receive(self._take)
+            return await self._receive(self._take)
         except DeviceClosedError:
             raise StopAsyncIteration from None
 
 
-def _checked_limit(method: str, limit: object) -> int:
+async def send_all(
+    bind: Callable[[], object],
+    packets: Iterable[P],
+    at_once: Callable[[list[P]], int],
+    send: Callable[[P], Coroutine[Any, Any, None]],
+) -> int:
+    """Send packets in order, a budget at a time; see `PacketIO.send_many`.
+
+    Args:
+        at_once: sends as many as possible without waiting, and raises nothing.
+        send: sends one packet, waits if it must, and meets whatever is in the way.
+    """
+    sent = 0
+    try:
+        bind()
+        for chunk in _chunks(packets):
+            if sent:
+                await asyncio.sleep(0)
+            while chunk:
+                written = at_once(chunk)
+                sent += written
+                if written == len(chunk):
+                    break
+                chunk = chunk[written:]  # a copy: the caller may change the list meanwhile
+                await send(chunk.pop(0))
+                sent += 1
+    except BaseException as error:
+        error.sent = sent  # type: ignore[attr-defined]  # promised on foreign classes, too
+        raise
+    return sent
+
+
+def checked_limit(method: str, limit: object) -> int:
     """Give how many packets may be taken at once; a limit may be any int from 1."""
     try:
         number = operator.index(limit)  # type: ignore[arg-type]  # this is the check
@@ -482,30 +495,7 @@ def _checked_limit(method: str, limit: object) -> int:
     return min(number, BUDGET)
 
 
-def _checked_layout(pool: Pool, before: int, after: int, align: int, limit: int) -> Layout:
-    """Check the arguments of `recv_run`. Whoever takes the run sets how far to pad."""
-    if not isinstance(pool, Pool):
-        raise TypeError(f"recv_run needs an aiotun.runs.Pool, not {type(pool).__name__}")
-    for what, number, least, most in (
-        ("before", before, 0, READ_SIZE),
-        ("after", after, 0, READ_SIZE),
-        ("align", align, 1, 4096),
-        ("limit", limit, 1, LIMIT),
-    ):
-        if type(number) is not int:
-            raise TypeError(f"{what} must be an int, not {type(number).__name__}")
-        if not least <= number <= most:
-            raise ValueError(f"{what} must be {least} to {most}, got {number}")
-    needed = before + READ_SIZE + align + after
-    if pool.size < needed:
-        raise ValueError(
-            f"the pool's buffers have {pool.size} bytes, and the longest packet with its room "
-            f"needs {needed}; make it with Pool(..., size={needed})"
-        )
-    return Layout(before, after, align, 0, limit)
-
-
-def _chunks(packets: Iterable[Buffer]) -> Iterator[list[Buffer]]:
+def _chunks(packets: Iterable[P]) -> Iterator[list[P]]:
     """Give a budget's worth of packets at a time.
 
     What an iterable gives before it raises is sent first.
@@ -516,7 +506,7 @@ def _chunks(packets: Iterable[Buffer]) -> Iterator[list[Buffer]]:
     # A list is copied: the caller may change it while this waits.
     source = iter(packets[:] if isinstance(packets, list) else packets)
     while True:
-        chunk: list[Buffer] = []
+        chunk: list[P] = []
         failure: Exception | None = None
         try:
             chunk.extend(itertools.islice(source, BUDGET))

@@ -712,7 +712,7 @@ def test_both_paths_seal_and_open_random_traffic_alike(mtu: int, seed: int, path
         if opened is None:
             # Streams of the same addresses that differ in what the fast path compares.
             heads = {(each[0], each[:4] if each[0] >> 4 == 4 else each[4:8]) for each in packets}
-            assert len(heads) > 1 or len(expected[0]) % 4
+            assert len(heads) > 1 or len(expected[0]) % 4 or len(packets) == 1
             assert world.b.receive(expected, A, world.now) == packets
         else:
             found = [view[:size] for view, size in zip(opened[0].views(), opened[1], strict=True)]
@@ -739,7 +739,7 @@ def test_the_last_run_before_a_counter_needs_more_than_32_bits() -> None:
         assert (opened is not None) is fast
 
 
-@pytest.mark.parametrize("count", [1, 2, 9])
+@pytest.mark.parametrize("count", [2, 3, 9])
 def test_a_run_that_is_not_in_order_is_left_to_the_lists_unchanged(count: int) -> None:
     """A run with a message that is forged, replayed, lost before, or of another receiver."""
     world = wide_world()
@@ -797,7 +797,7 @@ def test_without_a_session_or_an_owner_a_run_is_left_to_the_lists() -> None:
     assert Sealer(world.a).seal(packets_run(packets), world.now) is None
     world.ping()
     before = kept(world)
-    stranger = written([Packet(version=6)])
+    stranger = written([Packet(version=6)] * 2)
     assert Sealer(world.a).seal(packets_run(stranger), world.now) is None
     assert kept(world) == before
     world.now += 180

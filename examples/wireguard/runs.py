@@ -8,7 +8,6 @@ reference. Here `None` means that the run is theirs: something in it is out of s
 several senders or of an old session, or a handshake has to begin first. Nothing has changed then.
 """
 
-import struct
 import sys
 from array import array
 from collections import deque
@@ -22,6 +21,7 @@ from aiotun.runs import Run
 from .cookies import Endpoint
 from .interface import Interface
 from .messages import DATA, OVERHEAD_BYTES
+from .peer import Peer
 from .session import Session
 
 __all__ = ["Opener", "Packets", "Sealer"]
@@ -34,8 +34,7 @@ _LITTLE = sys.byteorder == "little"  # the words of a message are, whatever the 
 _ZEROS = memoryview(bytes(4 * _MOST)).cast("I")
 _TYPES = memoryview(DATA * _MOST).cast("I")
 _NO_DATA = repeat(None)  # for encrypt_into: no associated data
-_HEADER = struct.Struct("<4s4sQ")
-_COUNTER = struct.Struct("<Q")
+_SOURCE_4, _SOURCE_6 = (3,), (2, 3, 4, 5)  # the words of the address in an IP header
 
 _call_all = deque[object](maxlen=0).extend
 """Make all calls of a `map`, in C."""
@@ -61,8 +60,8 @@ class _Layout:
     def __init__(
         self, buffer: memoryview, stride: int, target: memoryview, *, sealing: bool
     ) -> None:
-        self.buffer = buffer
-        count = self.most = min(_MOST, buffer.nbytes // stride)
+        self.buffer, self.target = buffer, target
+        count = self.most = min(_MOST, min(buffer.nbytes, target.nbytes) // stride)
         starts = range(0, count * stride, stride)
         packet = slice(_HEAD, stride - _TAG), slice(_HEAD, stride)
         source, result = packet if sealing else packet[::-1]
@@ -72,6 +71,9 @@ class _Layout:
         self.results = [target[start:][result] for start in starts]
         words = Run(buffer, 0, stride, stride, stride, count).words
         self.types, self.indices, self.low, self.high = map(words, (0, 4, 8, 12))
+        # The words of each packet's IP header.
+        packets = Run(target, _HEAD, stride, stride - OVERHEAD_BYTES, 0, count)
+        self.inner = [packets.words(offset) for offset in range(0, stride - OVERHEAD_BYTES, 4)[:6]]
 
     def write_counters(self, first: int, count: int) -> None:
         low, high = first & 0xFFFFFFFF, first >> 32
@@ -114,48 +116,30 @@ class Sealer:
                 padded with zeros between (section 5.4.6).
         """
         buffer, count, stride = run.buffer, run.count, run.stride
-        if run.start != _HEAD or stride % 4 or run.last < 20 or not _LITTLE:
+        if count < 2 or run.start != _HEAD or stride % 4 or run.last < 20 or not _LITTLE:
             return None
-        version = buffer[_HEAD] >> 4
-        destination = buffer[32:36] if version == 4 else buffer[40:56]
+        destination = buffer[32:36] if buffer[_HEAD] < 0x60 else buffer[40:56]
         peer = self._interface.owner(destination.tobytes())
-        if peer is None or (session := peer.ready(now)) is None:
+        if peer is None or peer.endpoint is None or (session := peer.ready(now)) is None:
             return None
-        first = session.sent
-        if (first & 0xFFFFFFFF) + count > 0xFFFFFFFF or peer.endpoint is None:
+        first, whole = session.sent, count - 1
+        layout = self._layouts.of(buffer, stride, buffer, sealing=True)
+        if count > layout.most or (first & 0xFFFFFFFF) + count > 0xFFFFFFFF:
             return None
+        layout.write_counters(first, count)
+        layout.types[:count] = _TYPES[:count]
+        layout.indices[:count] = _ZEROS[:count]
+        seal, nonces = session.encrypt_into, layout.nonces
+        _call_all(map(seal, nonces[:whole], layout.sources, _NO_DATA, layout.results))
         # The last packet may be shorter, and is padded by itself.
-        padded = min(run.last + -run.last % 16, stride - _HEAD - _TAG)
-        if count > 1:
-            layout = self._layouts.of(buffer, stride, buffer, sealing=True)
-            if count > layout.most:
-                return None
-            whole = count - 1
-            layout.write_counters(first, count)
-            layout.types[:count] = _TYPES[:count]
-            layout.indices[:count] = _ZEROS[:count]
-            calls = map(
-                session.encrypt_into,
-                layout.nonces[:whole],
-                layout.sources,
-                _NO_DATA,
-                layout.results,
-            )
-            _call_all(calls)
-        at = (count - 1) * stride
-        packet, end = at + _HEAD, at + _HEAD + padded + _TAG
-        if count == 1:
-            _HEADER.pack_into(buffer, 0, DATA, b"", first)
-        session.encrypt_into(
-            buffer[at + 4 : packet], buffer[packet : end - _TAG], None, buffer[packet:end]
-        )
-        if count == 1:
-            buffer[4:8] = session.remote
-        else:
-            layout.indices[:count] = session.remote_words[:count]
+        at = whole * stride + _HEAD
+        end = at + min(run.last + -run.last % 16, stride - _HEAD - _TAG)
+        seal(nonces[whole], buffer[at:end], None, buffer[at : end + _TAG])
+        layout.indices[:count] = session.remote_words[:count]
         session.sent = first + count
-        peer.sent_run(session, end, now)
-        return Run(buffer, 0, stride, stride, end - at, count), peer.endpoint
+        length = end + _TAG
+        peer.sent_run(session, length, now)
+        return Run(buffer, 0, stride, stride, length - whole * stride, count), peer.endpoint
 
 
 class Opener:
@@ -167,121 +151,83 @@ class Opener:
         self._plain = memoryview(bytearray(size))
 
     def open(self, run: Run, source: Endpoint, now: float) -> Packets | None:
-        """Open a run of messages; no packets (None) where `Interface.receive` has to do it.
+        """Open a run of messages.
 
         Args:
             run: of messages without room between them.
         """
-        buffer, count, size = run.buffer, run.count, run.stride if run.count > 1 else run.last
-        if run.start or size % 4 or run.last <= OVERHEAD_BYTES or not _LITTLE:
+        count, size, last = run.count, run.stride, run.last
+        if count < 2 or run.start or size % 4 or last <= OVERHEAD_BYTES or not _LITTLE:
             return None
-        if (count - 1) * size + run.last > self._plain.nbytes:
+        session = self._interface.indices.get(run.buffer[4:8].tobytes())
+        if not isinstance(session, Session) or session is not session.peer.current:
             return None
-        index = buffer[4:8].tobytes()
-        session = self._interface.indices.get(index)
-        if not isinstance(session, Session):
+        layout = self._layouts.of(run.buffer, size, self._plain, sealing=False)
+        if now >= session.reject_at or count > layout.most:
             return None
-        peer, window = session.peer, session.window
-        first = window.next
-        if session is not peer.current or now >= session.reject_at:
+        if not _opened(session, layout, run):
             return None
-        if (first & 0xFFFFFFFF) + count > 0xFFFFFFFF:
-            return None
-        opened = self._open_one if count == 1 else self._open_many
-        if not opened(session, run, size, first):
-            return None
-        sizes = self._sizes(session, count, size, run.last)
+        sizes = self._sizes(session.peer, layout, run)
         if sizes is None:
-            # Genuine, but not to be believed as they are: the list path looks at each.
             return None
-        window.take(count)
-        peer.received_run(session, (count - 1) * size + run.last, source, now)
-        plain = size - OVERHEAD_BYTES
-        return Packets(
-            Run(self._plain, _HEAD, size, plain, run.last - OVERHEAD_BYTES, count), sizes
-        )
+        session.window.take(count)
+        session.peer.received_run(session, (count - 1) * size + last, source, now)
+        inner = size - OVERHEAD_BYTES
+        return Packets(Run(self._plain, _HEAD, size, inner, last - OVERHEAD_BYTES, count), sizes)
 
-    def _open_one(self, session: Session, run: Run, size: int, first: int) -> bool:
-        head = run.buffer[:_HEAD].tobytes()
-        if head[:4] != DATA or head[8:] != _COUNTER.pack(first):
-            return False
-        try:
-            session.decrypt_into(
-                bytes(4) + head[8:],
-                run.buffer[_HEAD:size],
-                None,
-                self._plain[_HEAD : size - _TAG],
-            )
-        except InvalidTag:
-            return False
-        return True
-
-    def _open_many(self, session: Session, run: Run, size: int, first: int) -> bool:
-        buffer, count, last = run.buffer, run.count, run.last
-        layout = self._layouts.of(buffer, size, self._plain, sealing=False)
-        index = session.local
-        if (
-            count > layout.most
-            or not layout.has_counters(first, count)
-            or layout.types[:count].tobytes() != DATA * count
-            or layout.indices[:count].tobytes() != index * count
-        ):
-            return False
-        whole = count - 1
-        at = whole * size
-        layout.indices[:count] = _ZEROS[:count]
-        try:
-            calls = map(
-                session.decrypt_into,
-                layout.nonces[:whole],
-                layout.sources,
-                _NO_DATA,
-                layout.results,
-            )
-            _call_all(calls)
-            session.decrypt_into(
-                layout.nonces[whole],
-                buffer[at + _HEAD : at + last],
-                None,
-                self._plain[at + _HEAD : at + last - _TAG],
-            )
-        except InvalidTag:
-            return False
-        finally:
-            layout.indices[:count] = memoryview(index * count).cast("I")
-        return True
-
-    def _sizes(self, session: Session, count: int, size: int, last: int) -> list[int] | None:
-        """The lengths that the IP headers name, if all packets are the peer's and alike."""
-        plain, whole = self._plain, count - 1
-        run = Run(plain, _HEAD, size, size - OVERHEAD_BYTES, last - OVERHEAD_BYTES, count)
-        at = _HEAD + whole * size
+    def _sizes(self, peer: Peer, layout: _Layout, run: Run) -> list[int] | None:
+        """The lengths that the IP headers name, if all packets are alike and the peer's."""
+        plain, whole, size = self._plain, run.count - 1, run.stride
+        at = whole * size + _HEAD
         version = plain[_HEAD] >> 4
-        if version == 4:
-            firsts, sources = run.words(0)[:whole].tobytes(), (12,)
+        if version == 4:  # the word with the length, and those of the source address
+            alike, sources, least = 0, _SOURCE_4, 20
             each, final = _number(plain, _HEAD + 2), _number(plain, at + 2)
         elif version == 6:
-            firsts, sources = run.words(4)[:whole].tobytes(), (8, 12, 16, 20)
+            alike, sources, least = 1, _SOURCE_6, 40
             each, final = _number(plain, _HEAD + 4) + 40, _number(plain, at + 4) + 40
         else:
             return None
-        least = 20 if version == 4 else 40
+        words = layout.inner[alike][:whole].tobytes()
         if (
-            firsts != firsts[:4] * whole
+            words != words[:4] * whole
             or set(plain[_HEAD : at + 1 : size].tobytes()) != {plain[_HEAD]}
-            or not least <= final <= last - OVERHEAD_BYTES
-            or (whole and not least <= each <= size - OVERHEAD_BYTES)
+            or not least <= final <= run.last - OVERHEAD_BYTES
+            or not least <= each <= size - OVERHEAD_BYTES
         ):
             return None
         address = b""
-        for offset in sources:
-            words = run.words(offset).tobytes()
-            if words != words[:4] * count:
+        for place in sources:
+            words = layout.inner[place][: whole + 1].tobytes()
+            if words != words[:4] * (whole + 1):
                 return None
             address += words[:4]
-        if self._interface.owner(address) is not session.peer:
+        if self._interface.owner(address) is not peer:
             return None
         return [each] * whole + [final]
+
+
+def _opened(session: Session, layout: _Layout, run: Run) -> bool:
+    """Decrypt messages that come next in sequence; False if one does not, or is not genuine."""
+    count, whole, first = run.count, run.count - 1, session.window.next
+    if (
+        (first & 0xFFFFFFFF) + count > 0xFFFFFFFF
+        or not layout.has_counters(first, count)
+        or layout.types[:count].tobytes() != DATA * count
+        or layout.indices[:count].tobytes() != session.local * count
+    ):
+        return False
+    at, end = whole * run.stride + _HEAD, whole * run.stride + run.last
+    layout.indices[:count] = _ZEROS[:count]
+    unseal, nonces = session.decrypt_into, layout.nonces
+    try:
+        _call_all(map(unseal, nonces[:whole], layout.sources, _NO_DATA, layout.results))
+        unseal(nonces[whole], run.buffer[at:end], None, layout.target[at : end - _TAG])
+    except InvalidTag:
+        return False
+    finally:
+        layout.indices[:count] = memoryview(session.local * count).cast("I")
+    return True
 
 
 def _number(buffer: memoryview, at: int) -> int:

@@ -34,7 +34,9 @@ _LITTLE = sys.byteorder == "little"  # the words of a message are, whatever the 
 _ZEROS = memoryview(bytes(4 * _MOST)).cast("I")
 _TYPES = memoryview(DATA * _MOST).cast("I")
 _NO_DATA = repeat(None)  # for encrypt_into: no associated data
-_SOURCE_4, _SOURCE_6 = (3,), (2, 3, 4, 5)  # the words of the address in an IP header
+# The words of the source address in an IP header.
+_SOURCE_4: tuple[int, ...] = (3,)
+_SOURCE_6: tuple[int, ...] = (2, 3, 4, 5)
 
 _call_all = deque[object](maxlen=0).extend
 """Make all calls of a `map`, in C."""

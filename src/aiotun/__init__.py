@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ._device.persistent import create_persistent, delete_persistent, list_devices
     from ._link.info import LinkEvent, LinkInfo, LinkStats, TunTapInfo
     from ._packets.ipheader import IPHeader
+    from .datagrams import DatagramSocket, DatagramStats, open_datagrams
     from .decode import decode_frame, decode_packet, encode
     from .namespaces import Namespace, new_namespace, open_namespace
     from .networkd import networkd_units
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AiotunError",
+    "DatagramSocket",
+    "DatagramStats",
     "Device",
     "DeviceBusyError",
     "DeviceClosedError",
@@ -95,6 +98,7 @@ __all__ = [
     "networkd_units",
     "new_namespace",
     "offload",
+    "open_datagrams",
     "open_namespace",
     "open_tap",
     "open_tun",
@@ -105,6 +109,8 @@ __all__ = [
 
 # Loaded on first use, so that a program that only opens a device doesn't wait for these modules.
 _LAZY = {
+    "DatagramSocket": "datagrams",
+    "DatagramStats": "datagrams",
     "DeviceTransport": "transport",
     "IPHeader": "_packets.ipheader",
     "LinkEvent": "_link.info",
@@ -125,6 +131,7 @@ _LAZY = {
     "list_devices": "_device.persistent",
     "networkd_units": "networkd",
     "new_namespace": "namespaces",
+    "open_datagrams": "datagrams",
     "open_namespace": "namespaces",
 }
 

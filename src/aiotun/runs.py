@@ -4,6 +4,6 @@
 segment. `Queue.send_run` merges and sends packets from a buffer. No packet becomes an object.
 """
 
-from ._packets.runs import Pool, Run, segments_for
+from ._packets.runs import Pool, Run
 
-__all__ = ["Pool", "Run", "segments_for"]
+__all__ = ["Pool", "Run"]

@@ -13,35 +13,10 @@ from typing import NamedTuple, Protocol, Self
 
 from .._kernel.abi import READ_SIZE
 
-__all__ = ["LIMIT", "Layout", "Pool", "Run", "leading", "padded", "place", "segments_for"]
+__all__ = ["LIMIT", "Layout", "Pool", "Run", "leading", "padded", "place"]
 
 LIMIT = 256
 """The most packets of a run; the C module has an array of this length."""
-
-_MOST_DATAGRAMS = 64  # in one call with UDP_SEGMENT; UDP_MAX_SEGMENTS, 128 since Linux 6.9
-# What fits an IPv6 packet, and an IPv4 packet with its header.
-_LONGEST_RUN = 65_487  # bytes
-
-
-def segments_for(mtu: int, overhead: int = 0) -> int:
-    """Return how many packets of a tunnel fit one run of datagrams.
-
-    A tunnel that opens its device with this as `gso_max_segs` gets super-packets that it can send
-    with one system call each.
-
-    Args:
-        mtu: the device's MTU in bytes.
-        overhead: what the tunnel adds to each packet, in bytes.
-
-    Returns:
-        45 for WireGuard with an MTU of 1420 (an overhead of 32); at least 1, and at most 64.
-
-    Raises:
-        ValueError: `mtu` is below 1, or `overhead` is negative.
-    """
-    if mtu < 1 or overhead < 0:
-        raise ValueError(f"mtu must be positive, and overhead not negative: {mtu}, {overhead}")
-    return max(1, min(_MOST_DATAGRAMS, _LONGEST_RUN // (mtu + overhead)))
 
 
 class Run:
@@ -115,9 +90,11 @@ class Run:
     def views(self) -> list[memoryview]:
         """Return all packets as views of the buffer."""
         buffer, start, stride, size = self.buffer, self.start, self.stride, self.size
-        end = start + (self.count - 1) * stride
-        views = [buffer[at : at + size] for at in range(start, end, stride)]
-        views.append(buffer[end : end + self.last])
+        last = self.count - 1
+        starts = [start + index * stride for index in range(last)]
+        views = [buffer[at : at + size] for at in starts]
+        at = start + last * stride
+        views.append(buffer[at : at + self.last])
         return views
 
     def words(self, offset: int) -> memoryview:

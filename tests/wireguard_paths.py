@@ -75,10 +75,7 @@ def by_runs(patch: pytest.MonkeyPatch) -> None:
             if opened is None:
                 packets += receive(self, run, source, now)
             else:
-                views = opened.run.views()
-                packets += [
-                    view[:size].tobytes() for view, size in zip(views, opened.sizes, strict=True)
-                ]
+                packets += opened.segments()
         return packets
 
     patch.setattr(Interface, "send", send_runs)

@@ -48,6 +48,11 @@ class Packets(NamedTuple):
     run: Run
     sizes: list[int]
 
+    def segments(self) -> list[bytes]:
+        """Copies of the packets."""
+        pairs = zip(self.run.views(), self.sizes, strict=True)
+        return [view[:size].tobytes() for view, size in pairs]
+
 
 class _Layout:
     """Views of a buffer for packets of one size: making them costs as much as sealing does.

@@ -230,6 +230,8 @@ class DatagramSocket(ServedFd):
         buffer = pool.free[-1]
         count, size, last, source = self.port.read_run(buffer)
         pool.free.pop()
+        if not self._ahead.another():
+            self._drained = True
         self._spend(count)
         return Run(buffer, 0, size, size, last, count, pool), source
 

@@ -18,7 +18,7 @@ from ._queue import refusals
 from ._queue.judging import judge
 from ._queue.packetio import take_one
 from ._queue.queuebase import QueueBase
-from ._queue.runio import NoBufferError
+from ._queue.runio import NoBufferError, padded_to
 from .errors import DeviceClosedError
 
 if TYPE_CHECKING:
@@ -144,18 +144,17 @@ class Queue(QueueBase):
         port = self.port.for_runs()
         if port is not self.port:
             self.use(port)
-        before, after, align, _, limit = layout
         # A packet is no longer than the MTU, and is not padded to be.
         most = (self._interface.mtu or 0) + (_ETHERNET_HEADER if port.format.mode == "tap" else 0)
         buffer = pool.free[-1]
         count, size, last, stride, drained = port.read_run(
-            self._fd, buffer, Layout(before, after, align, most, limit)
+            self._fd, buffer, padded_to(layout, most)
         )
         pool.free.pop()
-        if drained:
+        if drained or not self._ahead.another():
             self._drained = True
         self._spend(count)
-        return Run(buffer, before, stride, size, last, count, pool)
+        return Run(buffer, layout.before, stride, size, last, count, pool)
 
     # Sending
 

@@ -227,9 +227,10 @@ class Pool:
     def put(self, buffer: memoryview) -> None:
         """Add a buffer, and wake those who wait for one."""
         self.free.append(buffer)
-        lines, self._lines = self._lines, []
-        for line in lines:
-            line.dismiss()
+        if self._lines:
+            lines, self._lines = self._lines, []
+            for line in lines:
+                line.dismiss()
 
     def replace(self) -> None:
         """Add a new buffer in place of one that a run has kept."""

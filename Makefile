@@ -8,8 +8,8 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-others test-all test-peers fuzz soak lint docs bench bench-vpn bench-tap bench-peers bench-report clean
-.PHONY: coverage dist test-dist test-lowest audit
+.PHONY: help demo test test-others test-all test-peers fuzz soak lint docs bench bench-vpn bench-tap bench-peers bench-netstack bench-report clean
+.PHONY: coverage dist test-dist test-lowest audit man
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -63,7 +63,10 @@ bench-tap: ## benchmark QEMU guests and DHCP clients on TAP devices
 bench-peers: ## compare aiotun with other libraries, which it fetches; ARGS="forward --runs 7"
 	@$(call venv,test) && .venv/bin/python -m benchmarks.peers $(ARGS)
 
-bench-report: ## make docs/benchmarks.md and its charts from benchmarks/results/peers.json
+bench-netstack: ## compare the netstack with gVisor's, smoltcp and lwIP, which it fetches; ARGS="streams --runs 3"
+	@$(call venv,test) && .venv/bin/python -m benchmarks.netstack $(ARGS)
+
+bench-report: ## make docs/benchmarks.md and its charts from benchmarks/results
 	@$(call venv,test) && .venv/bin/python -m benchmarks.report $(ARGS)
 
 dist: ## build the sdist and the wheels into dist/, and check them
@@ -80,6 +83,9 @@ audit: ## check what aiotun and its extras install for known vulnerabilities
 
 coverage: ## measure the branch coverage of src/aiotun; build/coverage/html has each line
 	@python=$$(tools/python.sh) && tools/venv.sh .venvs/coverage "$$python" coverage && tools/coverage.sh $(ARGS)
+
+man: ## make the man page docs/aiotun.8 from the texts of the command's --help
+	@$(call venv,none) && .venv/bin/python tools/manual.py >docs/aiotun.8
 
 clean: ## remove the files that the other targets made
 	@rm -rf .venv .venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/aiotun/_packets/_speedups*.so

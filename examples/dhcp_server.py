@@ -124,13 +124,14 @@ class Server:
 
     def _ping(self, frame: bytes) -> list[bytes]:
         frame, tag = untagged(frame)
-        if frame[12:14] != b"\x08\x00" or frame[30:34] != self._address.packed:
+        if frame[12:14] != b"\x08\x00":
             return []
-        answer = reply.icmp_echo(frame[14:])
+        packet = reply.icmp_echo(frame[14:], addresses={self._address})
+        answer = reply.ethernet(frame, packet, self._mac)
         if answer is None:
             return []
         self.counters["ping"] += 1
-        return [tagged(frame[6:12] + self._mac + b"\x08\x00" + answer, tag)]
+        return [tagged(answer, tag)]
 
     def _send(self, frames: list[bytes]) -> None:
         for frame in frames:

@@ -38,7 +38,6 @@ class Host:
     def __init__(self, args: argparse.Namespace) -> None:
         self.mac: bytes = args.mac
         self.addresses = {each.ip for each in addresses_of(args)}
-        self._packed = {each.packed for each in self.addresses}
 
     def answer(self, frame: bytes) -> bytes | None:
         """Return the answer to a frame, or None if it does not ask this host for anything."""
@@ -51,14 +50,11 @@ class Host:
         if ethertype == ARP:
             return reply.arp(frame, self.mac, self.addresses)
         # Pings must be sent to this host's MAC. Only requests for a MAC go to groups.
-        if frame[:6] == self.mac:
-            packet = None
-            if ethertype == IPV4 and frame[30:34] in self._packed:
-                packet = reply.icmp_echo(frame[14:])
-            elif ethertype == IPV6 and frame[38:54] in self._packed:
-                packet = reply.icmpv6_echo(frame[14:])
+        if frame[:6] == self.mac and ethertype in (IPV4, IPV6):
+            echo = reply.icmp_echo if ethertype == IPV4 else reply.icmpv6_echo
+            packet = echo(frame[14:], addresses=self.addresses)
             if packet is not None:
-                return frame[6:12] + self.mac + ethertype + packet
+                return reply.ethernet(frame, packet, self.mac)
         if ethertype == IPV6:
             return reply.neighbour_advertisement(frame, self.mac, self.addresses)
         return None

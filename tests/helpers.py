@@ -32,6 +32,7 @@ PACKAGES = {
     "chromium": "chromium",
     "curl": "curl",
     "dhclient": "isc-dhcp-client",
+    "groff": "groff-base",
     "ip": "iproute2",
     "make": "make",
     "nsenter": "util-linux",

@@ -1,11 +1,17 @@
 """The `aiotun` command's arguments; what the demo does is in tests/integration/test_demo.py."""
 
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from aiotun import cli
+from aiotun._cli import arguments
+
+from .helpers import ROOT, need
 
 
 def test_version_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,6 +26,9 @@ def test_version_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], "required: COMMAND"),
         (["sing"], "invalid choice"),
+        (["--frob"], "unrecognized arguments: --frob"),
+        (["--frob", "doctor"], "unrecognized arguments: --frob"),
+        (["help", "sing"], "invalid choice"),
         (["demo", "--count", "0"], "a whole number above 0"),
         (["demo", "--count", "many"], "a whole number above 0"),
     ],
@@ -31,6 +40,64 @@ def test_invalid_usage_exits_with_2(
         cli.main(args)
     assert exits.value.code == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["", "demo", "networkd", "help"])
+def test_help_prints_the_help_of_a_command(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["help", *command.split()]) == 0
+    said = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main([*command.split(), "--help"])
+    assert said == capsys.readouterr().out
+    assert said.startswith(f"usage: aiotun {command}".strip())
+
+
+@pytest.mark.parametrize(
+    ("started", "expected"),
+    [
+        ("venv/bin/aiotun", "{folder}/venv/bin/aiotun dump eth0"),
+        ("my venv/bin/aiotun", "'{folder}/my venv/bin/aiotun' dump eth0"),
+        ("aiotun/__main__.py", f"{sys.executable} -m aiotun dump eth0"),
+    ],
+)
+def test_root_gets_the_whole_path_of_a_command_that_sudo_does_not_find(
+    started: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / started
+    path.parent.mkdir(parents=True)
+    path.touch(mode=0o755)
+    monkeypatch.setattr(sys, "argv", [str(path)])
+    for uid, sudo in ((0, ""), (1000, "sudo ")):
+        monkeypatch.setattr(os, "geteuid", lambda uid=uid: uid)
+        assert arguments.as_root("dump eth0") == sudo + expected.format(folder=tmp_path)
+
+
+def test_sudo_finds_a_command_in_usr_bin_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/aiotun"])
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert arguments.as_root("dump eth0") == "sudo aiotun dump eth0"
+
+
+@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the wheel's tests have no docs")
+def test_the_man_page_says_what_the_help_says() -> None:
+    """After a change of the command's texts, run `make man`."""
+    command = [sys.executable, str(ROOT / "tools" / "manual.py")]
+    made = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert (ROOT / "docs" / "aiotun.8").read_text() == made
+    assert "aiotun networkd" in made
+
+
+def test_the_man_page_has_no_warnings() -> None:
+    done = subprocess.run(
+        [need("groff"), "-man", "-Tutf8", "-ww", str(ROOT / "docs" / "aiotun.8")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
 
 
 def test_ctrl_c_while_it_is_loaded() -> None:

@@ -18,6 +18,7 @@ from .helpers import ROOT
 MODULES = (
     "aiotun",
     "aiotun.capture",
+    "aiotun.netstack",
     "aiotun.offload",
     "aiotun.reply",
     "aiotun.runs",
@@ -34,7 +35,8 @@ def public() -> Iterator[tuple[str, object]]:
         module = importlib.import_module(module_name)
         for name in module.__all__:
             value = getattr(module, name)
-            if not inspect.ismodule(value):
+            twice = module_name != "aiotun" and name in aiotun.__all__
+            if not inspect.ismodule(value) and not twice:
                 yield f"{module_name}.{name}", value
 
 
@@ -71,6 +73,7 @@ def test_the_reference_leaves_out_what_queues_have_for_other_modules() -> None:
         "enable",
         "from_fd",
         "name",
+        "offloads",
         "offload",
         "vnet_header_size",
     }

@@ -39,6 +39,7 @@ ROOMS: dict[str, set[str]] = {
     "datagrams": {"_kernel", "_packets", "errors", "queue"},
     "device": {"_kernel", "_packets", "capture", "decode", "errors", "link", "queue"},
     "networkd": {"_kernel", "device", "link"},
+    "netstack": {"_kernel", "_packets", "device", "errors", "link", "namespaces", "queue"},
     "transport": {"_kernel", "device", "errors"},
     "testing": {"_kernel", "_packets", "device", "errors", "link", "queue"},
     "__init__": {
@@ -50,6 +51,7 @@ ROOMS: dict[str, set[str]] = {
         "errors",
         "link",
         "namespaces",
+        "netstack",
         "networkd",
         "offload",
         "queue",
@@ -217,3 +219,21 @@ def test_importing_loads_neither_pyroute2_nor_dpkt() -> None:
     code = "import sys, aiotun; print({'pyroute2', 'dpkt', 'uvloop'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# The modules that opening a device needs, beyond those of asyncio. All others, and with them what
+# they import, are loaded when they are first used.
+NEEDED = {"device", "errors", "link", "queue"}
+NEEDED |= {"_device", "_kernel", "_link", "_packets", "_queue"}
+
+
+def test_importing_loads_only_what_opening_a_device_needs() -> None:
+    code = "import sys, asyncio; b = {*sys.modules}; import aiotun; print(*{*sys.modules} - b)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    others = {name for name in loaded if not name.startswith("aiotun")}
+    assert others <= {"__future__", "copy", "dataclasses", "ipaddress"}
+    ours = {name.split(".")[1] for name in loaded - others if "." in name}
+    assert ours <= NEEDED
+    rare = {"aiotun._device.adopting", "aiotun._kernel.rootless", "aiotun._kernel.rtnetlink"}
+    assert loaded & rare == set()

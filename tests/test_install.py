@@ -1,5 +1,6 @@
 """What pip builds with a C compiler and without one; the contents of an sdist; versions."""
 
+import io
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ import aiotun
 
 from .helpers import ROOT, need
 
-FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
+FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "docs/aiotun.8")
 # Files of the repository that only git and CI use.
 NOT_FOR_USERS = (".ci/", ".github/", ".gitignore", ".pre-commit-config.yaml")
 # Files that setuptools adds to each sdist.
@@ -27,8 +28,9 @@ def wheel(tmp_path: Path, **env: str) -> tuple[subprocess.CompletedProcess[str],
     """Build a wheel from a copy of the sources; return the output, and its name and files."""
     source, target = tmp_path / "source", tmp_path / "wheels"
     source.mkdir()
+    (source / "docs").mkdir()
     for name in FILES:
-        shutil.copy(ROOT / name, source)
+        shutil.copy(ROOT / name, source / name)
     ours = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
     shutil.copytree(ROOT / "src", source / "src", ignore=ours)
     base = {key: value for key, value in os.environ.items() if key != "AIOTUN_SPEEDUPS"}
@@ -124,6 +126,71 @@ def test_the_sdist_is_the_repository(tmp_path: Path) -> None:
     with tarfile.open(archive) as opened:
         names = {each.name.partition("/")[2] for each in opened if each.isfile()}
     assert {name for name in names if not name.startswith(WRITTEN)} == tracked
+
+
+def test_the_index_page_has_only_absolute_links(tmp_path: Path) -> None:
+    wheel(tmp_path, AIOTUN_SPEEDUPS="forbid")
+    (path,) = (tmp_path / "wheels").glob("*.whl")
+    with zipfile.ZipFile(path) as opened:
+        (name,) = (each for each in opened.namelist() if each.endswith("/METADATA"))
+        text = opened.read(name).decode()
+    readme = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert len(links) == len(re.findall(r"\]\(", readme)) > 5
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+    assert re.search(r"!\[[^]]*\]\(https://[^)]*/raw/main/docs/images/where.svg\)", text)
+
+
+def run_tool(name: str, *args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools" / name), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_an_sdist_does_not_depend_on_umask_times_and_order(tmp_path: Path) -> None:
+    files = {"a/x.py": b"x", "a/run": b"#!", "a/b/y.py": b"y"}
+    packed = []
+    for number, names in enumerate((list(files), list(files)[::-1])):
+        path = tmp_path / f"{number}.tar.gz"
+        with tarfile.open(path, "w:gz") as archive:
+            for name in names:
+                member = tarfile.TarInfo(name)
+                member.size, member.mtime = len(files[name]), 1000 * number
+                member.mode = (0o664, 0o600)[number] | (0o100 if name == "a/run" else 0)
+                member.uid, member.uname = number, f"user{number}"
+                archive.addfile(member, io.BytesIO(files[name]))
+        assert run_tool("repack.py", path, 1_700_000_000).returncode == 0
+        packed.append(path.read_bytes())
+        with tarfile.open(path) as archive:
+            assert {each.name: each.mode for each in archive} == {
+                "a/x.py": 0o644,
+                "a/run": 0o755,
+                "a/b/y.py": 0o644,
+            }
+            assert {each.mtime for each in archive} == {1_700_000_000}
+    assert packed[0] == packed[1]
+
+
+def test_a_search_path_and_a_path_of_this_machine_are_found(tmp_path: Path) -> None:
+    (tmp_path / "c.c").touch()
+    for name, options in (("good", []), ("bad", ["-Wl,-rpath,/opt/python/lib"])):
+        command = [need("cc"), "-shared", *options, "-o", f"{name}.so", "c.c"]
+        subprocess.run(command, cwd=tmp_path, check=True)
+    for wheel_name, module, text in (
+        ("good", "good.so", "hello"),
+        ("bad", "bad.so", "hello"),
+        ("named", "good.so", f"built in {ROOT}/src"),
+    ):
+        with zipfile.ZipFile(tmp_path / f"{wheel_name}.whl", "w") as opened:
+            opened.write(tmp_path / module, "aiotun/module.so")
+            opened.writestr("aiotun/text", text)
+    good = run_tool("check_dist.py", tmp_path / "good.whl")
+    assert (good.returncode, good.stdout, good.stderr) == (0, "", "")
+    bad = run_tool("check_dist.py", *(tmp_path / f"{each}.whl" for each in ("bad", "named")))
+    first, second = bad.stdout.splitlines()
+    assert bad.returncode == 1
+    assert first.startswith("bad.whl: aiotun/module.so has a search path: ")
+    assert "/opt/python/lib" in first
+    assert second == f"named.whl: aiotun/text names {ROOT}, a folder of this machine"
 
 
 def test_package_pyproject_and_changelog_name_the_same_version() -> None:

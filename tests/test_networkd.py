@@ -191,6 +191,7 @@ def test_the_bridge_is_not_left_to_be_found_out() -> None:
         ("netns", "blue", None),
         ("exclusive", True, False),
         ("napi", True, False),
+        ("napi", "threaded", False),
         ("carrier", False, None),
         ("carrier", True, None),
         ("sndbuf", 1, None),
@@ -407,13 +408,15 @@ def test_the_command_takes_the_same_options(
         ("tun0 ipv6_autoconf no", "'ipv6_autoconf' must be 'on' or 'off', got 'no'"),
         ("tun0 ipv6_autoconf on ipv6_autoconf off", "'ipv6_autoconf' is given twice"),
         ("tun0 ipv6_autoconf on mtu 1000", "at least 1280"),
-        ("tun0 mtu many", "mtu must be an int, got 'many'"),
+        ("tun0 mtu many", "'mtu' must be a number of bytes, got 'many'"),
         ("tun0 route default via", "'via' needs a value"),
         ("tun0 address here", "'here' is not a valid address"),
         ("tun0 address 10.0.0.1", "write '10.0.0.1/24'"),
         ("tun0 mode bridge", "mode must be 'tun' or 'tap'"),
-        ("tun0 bridge br0", "open_tap"),
-        ("tun0 netns blue", "no setting for netns='blue'"),
+        ("tun0 bridge br0", "a TUN device can't have a bridge; add 'mode tap'"),
+        ("tun0 mac 02:00:00:00:00:01", "a TUN device can't have a mac; add 'mode tap'"),
+        ("tun0 netns blue", "no setting for 'netns'"),
+        ("tun0 down route default", "leave out 'down' or the routes"),
         ("tun%d", "without '%d'"),
     ],
 )
@@ -424,6 +427,7 @@ def test_invalid_arguments_of_the_command_are_one_line(
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("aiotun: ")
     assert expected in err
+    assert "=" not in err  # no arguments of Python
 
 
 def test_a_folder_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import copy
 import errno
 import fcntl
 import gc
+import inspect
 import ipaddress
 import os
 import pickle
@@ -21,6 +22,7 @@ import pytest
 import aiotun
 from aiotun._device import options as device_options
 from aiotun._kernel import ioctl
+from aiotun.networkd import NetworkdOptions
 
 Open = Callable[..., Any]
 
@@ -42,6 +44,30 @@ def nothing_done(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         patch.setattr(socket, "socket", _forbidden)
         patch.setattr(threading.Thread, "start", _forbidden)
         yield
+
+
+@pytest.mark.parametrize(
+    ("function", "own", "options"),
+    [
+        (aiotun.open_tun, ["name"], aiotun.TunOptions),
+        (aiotun.open_tap, ["name"], aiotun.TapOptions),
+        (aiotun.create_tun_endpoint, ["factory", "name"], aiotun.TunOptions),
+        (aiotun.create_tap_endpoint, ["factory", "name"], aiotun.TapOptions),
+        (aiotun.networkd_units, ["name", "mode"], NetworkdOptions),
+    ],
+)
+def test_a_signature_shows_each_option_with_its_default(
+    function: Callable[..., Any], own: list[str], options: Any
+) -> None:
+    parameters = inspect.signature(function).parameters
+    assert list(parameters)[: len(own)] == own
+    assert {*parameters} == {*own} | options.__optional_keys__
+    assert all(each.kind is each.KEYWORD_ONLY for each in [*parameters.values()][len(own) :])
+    assert (parameters["queues"].default, parameters["queues"].annotation) == (1, "int")
+    assert parameters["offload"].default == "off"
+    described = function.__doc__ or ""
+    if function is aiotun.open_tun:
+        assert [name for name in parameters if name not in described] == []
 
 
 LONG = "a" * 16

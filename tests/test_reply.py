@@ -4,6 +4,7 @@ import ipaddress
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -489,3 +490,31 @@ def test_the_other_versions_packets_are_none(reply: Reply) -> None:
     other = Echo6() if reply is icmp_echo else Echo4()
     assert reply(other.pack()) is None
     assert reply(b"") is None
+
+
+# --- Only for given addresses --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reply", "echo", "network"),
+    [(icmp_echo, Echo4(), "10.0.0.0/24"), (icmpv6_echo, Echo6(), "fd00::/64")],
+)
+def test_only_the_given_addresses_are_answered_for(
+    reply: Callable[..., bytes | None], echo: Echo4 | Echo6, network: str
+) -> None:
+    packet, target = echo.pack(), ipaddress.ip_address(echo.target)
+    answer = reply(packet)
+    assert answer is not None
+    addresses: Any
+    for addresses in ({target}, [target], ipaddress.ip_network(network)):
+        assert reply(packet, addresses=addresses) == answer
+    other = ipaddress.ip_address("10.0.0.78")
+    for addresses in ((), {other}, {str(target)}):
+        assert reply(packet, addresses=addresses) is None
+
+
+def test_options_do_not_get_past_the_addresses() -> None:
+    packet = Echo4(start=0x46, options=bytes([1, 1, 1, 0])).pack()
+    target = ipaddress.IPv4Address(Echo4.target)
+    assert icmp_echo(packet, addresses={target}) == icmp_echo(packet) is not None
+    assert icmp_echo(packet, addresses=()) is None

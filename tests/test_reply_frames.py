@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotun.reply import arp, neighbour_advertisement
+from aiotun.reply import arp, ethernet, icmp_echo, neighbour_advertisement
 
-from .helpers import checksum
+from .helpers import checksum, make_icmp_echo
 
 OURS, THEIRS = "02:00:00:00:00:01", "02:00:00:00:00:02"
 OURS4, THEIRS4, OURS6, THEIRS6 = "10.0.0.1", "10.0.0.2", "fd00::aa:bbcc", "fd00::2"
@@ -365,3 +365,36 @@ def test_hostile_bytes_never_raise(data: bytes) -> None:
         answer = reply(buffer, OURS, ADDRESSES)
         assert buffer == data
         assert answer is None or (len(answer), answer[6:12]) == (length, mac(OURS))
+
+
+# --- An Ethernet header for an answer ------------------------------------------------------------
+
+PING = make_icmp_echo(THEIRS4, OURS4)
+
+
+@pytest.mark.parametrize("tags", [b"", b"\x81\0\0\0", b"\x88\xa8\0\x05\x81\0\0\x07"])
+@pytest.mark.parametrize("receiver", [OURS, ALL])
+def test_an_answer_goes_back_to_the_frames_sender(receiver: str, tags: bytes) -> None:
+    frame = mac(receiver) + mac(THEIRS) + tags + b"\x08\0" + PING
+    answer = icmp_echo(PING, addresses={IPv4Address(OURS4)})
+    assert answer is not None
+    expected = mac(THEIRS) + mac(OURS) + tags + b"\x08\0" + answer
+    for ours in (OURS, mac(OURS)):
+        assert ethernet(frame, answer, ours) == expected
+        assert ethernet(memoryview(bytearray(frame)), answer, ours) == expected
+
+
+@pytest.mark.parametrize(
+    ("receiver", "sender"), [(THEIRS, THEIRS), (OURS, ALL), (OURS, NOBODY), (OURS, GROUP_MAC)]
+)
+def test_frames_of_others_get_no_answer(receiver: str, sender: str) -> None:
+    assert ethernet(mac(receiver) + mac(sender) + b"\x08\0" + PING, b"answer", OURS) is None
+
+
+def test_without_an_answer_or_a_whole_header_there_is_no_frame() -> None:
+    frame = mac(OURS) + mac(THEIRS) + b"\x81\0\0\0\x08\0"
+    assert ethernet(frame, None, OURS) is None
+    for length in range(len(frame)):
+        assert ethernet(frame[:length], b"answer", OURS) is None
+    with pytest.raises(ValueError, match="multicast MAC"):
+        ethernet(frame, b"answer", ALL)

@@ -2,10 +2,12 @@
 
 import asyncio
 import errno
+import math
 import os
 import socket
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -231,6 +233,31 @@ async def through(count: int = 1000, **faults: Any) -> tuple[list[bytes], FaultC
 
 def near(count: int, rate: float, of: int = 1000) -> bool:
     return abs(count - rate * of) < 0.3 * rate * of
+
+
+async def test_a_pair_of_rates_is_for_received_and_for_sent_packets() -> None:
+    one, other = memory_pair()
+    async with FaultInjector(one, drop=(1, 0), corrupt=(0, 1)) as faulty, other:
+        await faulty.send(packet(1))
+        assert await other.recv() != packet(1)
+        await other.send(packet(2))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(faulty.recv(), 0.01)
+        assert (faulty.received.dropped, faulty.sent.dropped) == (1, 0)
+        faulty.drop = 0
+        await other.send(packet(3))
+        assert await faulty.recv() == packet(3)
+
+
+@pytest.mark.parametrize(
+    ("rate", "error"),
+    [((0.1,), TypeError), ((0, 0, 0), TypeError), ("0.1", TypeError), ((0, 1.1), ValueError)],
+)
+async def test_a_rate_is_a_number_or_a_pair(rate: Any, error: type[Exception]) -> None:
+    one, other = memory_pair()
+    async with one, other:
+        with pytest.raises(error, match="a rate must be a number"):
+            FaultInjector(one, drop=rate)
 
 
 async def test_without_faults_every_packet_passes_in_order() -> None:
@@ -657,3 +684,44 @@ async def test_a_pair_is_captured_as_any_device_is(tmp_path: Path) -> None:
             await one.recv()
     written = (tmp_path / "pair.pcap").read_bytes()
     assert [packet(each) in written for each in (1, 2, 3)] == [True, True, False]
+
+
+async def test_bandwidth_lets_packets_through_one_after_the_other() -> None:
+    """100 packets of 1,000 bytes take 80 ms at 10 Mbit/s, and stay in order."""
+    one, other = memory_pair()
+    packets = [packet(number, 1000) for number in range(100)]
+    async with FaultInjector(one, bandwidth=10e6) as faulty, other:
+        began = time.monotonic()
+        for each in packets:
+            await faulty.send(each)
+        got = [await other.recv() for _ in packets]
+        assert time.monotonic() - began >= 0.079
+        assert got == packets
+        assert faulty.sent == FaultCounts(packets=100)
+
+
+async def test_bandwidth_of_each_direction() -> None:
+    one, other = memory_pair()
+    async with FaultInjector(one, bandwidth=(math.inf, 1.0)) as faulty, other:
+        await faulty.send(packet(0, 100))
+        await other.send(packet(1, 100))
+        assert await faulty.recv() == packet(1, 100)
+        with pytest.raises(BlockingIOError):
+            other.recv_nowait()
+    assert faulty.sent.lost == 1
+
+
+async def test_a_line_of_small_bandwidth_overflows() -> None:
+    one, other = memory_pair()
+    async with FaultInjector(one, bandwidth=1.0) as faulty, other:
+        for number in range(1100):
+            await faulty.send(packet(number, 100))
+        assert faulty.sent.overflowed == 100
+
+
+@pytest.mark.parametrize("bandwidth", [0, -1.0, (1.0, 0.0), float("nan")])
+async def test_what_is_no_bandwidth(bandwidth: float | tuple[float, float]) -> None:
+    one, other = memory_pair()
+    async with one, other:
+        with pytest.raises(ValueError, match="bandwidth"):
+            FaultInjector(one, bandwidth=bandwidth)

@@ -378,6 +378,12 @@ class TestNamespace:
         path = "/run/netns/missing" if name == "missing" else "/missing/path"
         assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, path)
 
+    @pytest.mark.parametrize("path", ["/", "/dev/null", "/proc/self/status", "/proc/self/fd"])
+    def test_a_path_that_is_no_namespace_is_refused_when_it_is_opened(self, path: str) -> None:
+        with pytest.raises(LinkError, match=f"^.*{path} is not a network namespace") as caught:
+            namespaces.open_netns(path)
+        assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, path)
+
     async def test_an_fd_that_is_no_namespace_is_refused(self) -> None:
         with open("/dev/null") as file:  # noqa: ASYNC230 - never blocks
             with pytest.raises(LinkError, match="not a network namespace"):

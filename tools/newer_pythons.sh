@@ -24,44 +24,20 @@ for version in $here; do
         exit 0
     fi
 done
-command -v apt-get >/dev/null || fail "no apt-get here; install a newer Python in another way"
-
-# The server from which this machine gets Debian has unstable, too.
-mirror=$(apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' 'Created-By: Packages' |
-    awk '$1 == "Debian" && $2 == "Debian" { print $3; exit }')
-[ -n "$mirror" ] || fail "apt-get knows no Debian archive ('apt-get update' first?)"
-
-# apt-get with its own folders and an empty list of installed packages, so that it downloads all
-# dependencies.
 apt=$folder/apt
-mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$apt/sources"
-: >"$apt/status"
-cat >"$apt/sources/unstable.sources" <<END
-Types: deb
-URIs: $mirror
-Suites: unstable
-Components: main
-Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
-END
-private() {
-    program=$1
-    shift
-    "$program" -q -o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts="$apt/sources" \
-        -o Dir::State="$apt" -o Dir::State::status="$apt/status" -o Dir::Cache="$apt/cache" \
-        -o Debug::NoLocking=1 -o APT::Sandbox::User="$(id -un)" -o APT::Install-Recommends=false \
-        -o Acquire::Retries=3 -o Acquire::Languages=none \
-        -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false "$@"
+debian() {
+    tools/debian.sh "$apt" unstable "$(dpkg --print-architecture)" "$@"
 }
-private apt-get update >"$apt/log" 2>&1 || fail "apt-get update failed; see $apt/log"
+mkdir -p "$folder"
 
 wanted=""
-for version in $(private apt-cache search --names-only '^python3\.[0-9]+-venv$' |
+for version in $(debian apt-cache search --names-only '^python3\.[0-9]+-venv$' |
     sed -n 's/^python\(3\.[0-9]*\)-venv .*/\1/p'); do
     case " $(echo $here) " in *" $version "*) continue ;; esac
     [ "${version#3.}" -ge 11 ] && wanted="$wanted $version"
 done
 [ -n "$wanted" ] || fail "Debian has no newer Python"
-private apt-get install -y --download-only $(printf 'python%s-venv ' $wanted) \
+debian apt-get install -y --download-only $(printf 'python%s-venv ' $wanted) \
     >>"$apt/log" 2>&1 || fail "apt-get could not fetch them; see $apt/log"
 
 for package in "$apt"/cache/archives/*.deb; do

@@ -33,7 +33,7 @@ done
 
 (: >"$log") 2>/dev/null || fail "$folder belongs to another user; remove it, or work in a checkout of your own"
 install() {
-    if ! "$folder/bin/python" -m pip --disable-pip-version-check --no-input install --quiet "$@" \
+    if ! "$folder/bin/python" -m pip --disable-pip-version-check --no-input install "$@" \
         >>"$log" 2>&1; then
         # Show only pip's last line with ERROR; the rest is in its log.
         said=$(grep -i '^ *error' "$log" | tail -n 1)
@@ -41,6 +41,8 @@ install() {
     fi
 }
 
+if [ "$group" = none ]; then what=aiotun; else what="aiotun and what '$group' needs"; fi
+echo "installing $what; this takes a minute or two, and $log shows how far it is"
 install "pip>=25.1"  # older versions lack dependency groups
 if [ "$group" = none ]; then
     install --editable .

@@ -11,8 +11,10 @@ kernel::
 import importlib
 from typing import TYPE_CHECKING
 
+from ._device.options import TapOptions, TunOptions
 from ._link.values import LinkAddress, Route
 from ._queue.packetio import PacketIO, PacketStats
+from ._queue.port import Offloads
 from .device import Device, TapDevice, TunDevice, open_tap, open_tun
 from .errors import (
     AiotunError,
@@ -33,20 +35,23 @@ from .link import Link
 from .queue import Queue
 
 if TYPE_CHECKING:
-    from . import capture, offload, reply, runs
+    from . import capture, netstack, offload, reply, runs
     from ._device.bridges import create_bridge, delete_bridge
     from ._device.persistent import create_persistent, delete_persistent, list_devices
     from ._link.info import LinkEvent, LinkInfo, LinkStats, TunTapInfo
+    from ._netstack.relay import relay
     from ._packets.ipheader import IPHeader
     from .datagrams import DatagramSocket, DatagramStats, open_datagrams
     from .decode import decode_frame, decode_packet, encode
     from .namespaces import Namespace, new_namespace, open_namespace
+    from .netstack import Netstack, open_netstack
     from .networkd import networkd_units
     from .transport import (
         DeviceTransport,
         PacketProtocol,
         create_tap_endpoint,
         create_tun_endpoint,
+        endpoint,
     )
 
     __version__: str
@@ -70,7 +75,9 @@ __all__ = [
     "LinkInfo",
     "LinkStats",
     "Namespace",
+    "Netstack",
     "NotPermittedError",
+    "Offloads",
     "PacketDecodeError",
     "PacketError",
     "PacketIO",
@@ -81,7 +88,9 @@ __all__ = [
     "ResourceLimitError",
     "Route",
     "TapDevice",
+    "TapOptions",
     "TunDevice",
+    "TunOptions",
     "TunTapInfo",
     "TunUnavailableError",
     "capture",
@@ -94,14 +103,18 @@ __all__ = [
     "delete_bridge",
     "delete_persistent",
     "encode",
+    "endpoint",
     "list_devices",
+    "netstack",
     "networkd_units",
     "new_namespace",
     "offload",
     "open_datagrams",
     "open_namespace",
+    "open_netstack",
     "open_tap",
     "open_tun",
+    "relay",
     "reply",
     "runs",
 ]
@@ -117,6 +130,7 @@ _LAZY = {
     "LinkInfo": "_link.info",
     "LinkStats": "_link.info",
     "Namespace": "namespaces",
+    "Netstack": "netstack",
     "PacketProtocol": "transport",
     "TunTapInfo": "_link.info",
     "create_bridge": "_device.bridges",
@@ -128,21 +142,24 @@ _LAZY = {
     "delete_bridge": "_device.bridges",
     "delete_persistent": "_device.persistent",
     "encode": "decode",
+    "endpoint": "transport",
     "list_devices": "_device.persistent",
     "networkd_units": "networkd",
     "new_namespace": "namespaces",
     "open_datagrams": "datagrams",
     "open_namespace": "namespaces",
+    "open_netstack": "netstack",
+    "relay": "_netstack.relay",
 }
 
 
 def __getattr__(name: str) -> object:
-    if name in ("capture", "offload", "reply", "runs"):
+    if name in ("capture", "netstack", "offload", "reply", "runs"):
         return importlib.import_module(f".{name}", __name__)
     if name == "__version__":
         from importlib.metadata import version  # slow to import, and rarely needed
 
-        return version(__name__)
+        return version("aiotun")  # as text: PyInstaller then includes the metadata
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f".{_LAZY[name]}", __name__)

@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Itera
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, Self, TypeVar, Unpack
 
 from ._device import options as device_options
-from ._device.adopting import adopt
 from ._device.opening import Opened, Opening
 from ._device.options import TapOptions, TunOptions
 from ._kernel import ioctl, threads
 from ._kernel.interface import Interface
+from ._kernel.limits import naming_limits
 from ._kernel.namespaces import NetnsArg
 from ._kernel.words import Mode, Offload, parse_mac
 from ._queue.packetio import PacketIO, PacketStats
-from ._queue.port import PacketFormat
+from ._queue.port import Offloads, PacketFormat
 from ._queue.splitport import make_port
 from ._queue.waiting import Line
 from .errors import DeviceClosedError
@@ -113,6 +113,8 @@ class Device(PacketIO):
             LinkError: the namespace that `netns` names does not exist, or has no such interface.
             ResourceLimitError: no thread can be started, or no file descriptor is left.
         """
+        with naming_limits():  # even an import needs a file descriptor
+            from ._device.adopting import adopt
         opened, packets = adopt(
             cls._mode, [fd, *more], netns=netns, packet_info=packet_info, offload=offload
         )
@@ -159,6 +161,23 @@ class Device(PacketIO):
         see it. 12 only where `from_fd` was given such a device.
         """
         return self.queues[0].vnet_header_size
+
+    @property
+    def offloads(self) -> Offloads:
+        """The kinds of super-packets that the kernel accepts; empty with ``offload="off"``.
+
+        Before Linux 6.2 there is no `USO`. Then ``offload.merge(packets, udp=False)`` makes only
+        super-packets that a raw device passes to the kernel as they are. One of another kind is
+        sent as the packets that it consists of, which is slower (`PacketStats.split_fallbacks`).
+
+        On a device that this program opened alone, this is what the kernel took when aiotun asked
+        for it (TUNSETOFFLOAD), so it also says which kinds may be received. If other programs hold
+        the device, or `from_fd` was given it, aiotun does not change what they asked for, and the
+        kernel tells nobody what that was. Then this says which kinds the kernel's driver knows
+        (ETHTOOL_GFEATURES): it accepts these from any program, and may hand over fewer. TCP is
+        certain even where the interface can't be reached; UDP is left out there.
+        """
+        return self.queues[0].offloads
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"queues={len(self.queues)}"
@@ -227,8 +246,8 @@ class Device(PacketIO):
         return self._io.stats
 
     @property
-    def _header_bytes(self) -> int:
-        return self._io._header_bytes
+    def _format(self) -> PacketFormat:
+        return self._io._format
 
     def _bind(self) -> object:
         return self._io._bind()
@@ -395,7 +414,10 @@ class TapDevice(Device):
 
 
 class Opener(Generic[D]):
-    """The result of `open_tun` and `open_tap`: await it, or use it with ``async with``; once."""
+    """The result of `open_tun` and `open_tap`; use it once.
+
+    Await it, or use it with ``async with``, or call `open_blocking`.
+    """
 
     __slots__ = ("_device", "_device_class", "_options", "_used")
 
@@ -452,22 +474,52 @@ class Opener(Generic[D]):
             f"use '{mode}'"
         )
 
+    def open_blocking(self) -> D:
+        """Open the device without an event loop; for code that can't await where it opens.
+
+        This blocks the calling thread, and the event loop if one runs in it, until the device is
+        open: a few milliseconds, and about a tenth of a second the first time, when the module that
+        talks to netlink is loaded. The device belongs to the event loop that first awaits it. Close
+        it yourself: ``close()`` needs no loop.
+
+        Raises:
+            RuntimeError: the opener was used before.
+            AiotunError: as awaiting the opener raises.
+
+        *Cancellation*: if a signal's handler raises, as Ctrl-C does, every step is undone first.
+        """
+        opening = self._begin()
+        return self._device_of(
+            threads.run_blocking(opening.run, on_cancel=opening.abort, undo=opening.undo)
+        )
+
     async def _open(self) -> D:
+        opening = self._begin()
+        return self._device_of(
+            await threads.run(opening.run, on_cancel=opening.abort, undo=opening.undo)
+        )
+
+    def _begin(self) -> Opening:
         if self._used:
             raise RuntimeError("an opener can be used once; call open_tun or open_tap again")
         self._used = True
-        opening = Opening(self._options)
-        opened = await threads.run(opening.run, on_cancel=opening.abort, undo=opening.undo)
+        return Opening(self._options)
+
+    def _device_of(self, opened: Opened) -> D:
         wanted = self._options
-        packets = PacketFormat(wanted.mode, wanted.offload, wanted.packet_info)
+        packets = PacketFormat(
+            wanted.mode, wanted.offload, wanted.packet_info, accepted=opened.offloads
+        )
         return self._device_class(opened, packets)
 
 
+@device_options.spell_out(TunOptions)
 def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[TunDevice]:
     """Open a TUN device, and create it if it does not exist.
 
     This checks the arguments and returns an opener. Await the opener to open the device, or use it
-    with ``async with``, which also closes the device at the end. An opener can be used once.
+    with ``async with``, which also closes the device at the end. Code that can't await calls
+    ``open_blocking()`` of the opener. An opener can be used once.
 
     If a step fails, or the opening is cancelled, every step is undone: all fds are closed, and an
     interface that was created is deleted. On an interface that existed, the addresses and routes
@@ -504,11 +556,15 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
         exclusive (bool): whether to fail if the interface exists.
         offload: ``"off"``, the default, for plain packets. With ``"split"`` the kernel hands over
             up to 64 KiB at a time, which aiotun splits into packets no larger than the MTU, and
-            `send_many` merges runs of one flow: the packets are the same, but this is faster. With
+            `send_many` merges the packets of each flow: they are the same, but this is faster. With
             ``"raw"`` each packet has a 10-byte virtio-net header and up to 64 KiB, both when it is
             received and when it is sent.
         packet_info (bool): whether each packet has the kernel's 4-byte ``tun_pi`` header in front.
-        napi (bool): whether the kernel uses NAPI for the packets that are sent here (IFF_NAPI).
+        napi (bool or ``"threaded"``): whether the kernel uses NAPI for the packets that are sent
+            here (IFF_NAPI). ``"threaded"`` also makes it receive them in a kernel thread for each
+            queue, until the interface is deleted. That takes CAP_SYS_ADMIN and CAP_NET_ADMIN in the
+            interface's namespace, or a private namespace of this program, and Linux 5.12.
+            The page *Performance* says when it pays.
         ipv6_autoconf (bool): whether the kernel gives the interface an IPv6 link-local address and
             solicits routers when the link comes up. False also removes a link-local address that
             the kernel has already made. By default this is not changed. Addresses that you add are
@@ -546,6 +602,7 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
     return Opener(TunDevice, device_options.check("tun", name, **options))
 
 
+@device_options.spell_out(TapOptions)
 def open_tap(name: str | None = None, **options: Unpack[TapOptions]) -> Opener[TapDevice]:
     """Open a TAP device, and create it if it does not exist.
 

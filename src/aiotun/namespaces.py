@@ -113,8 +113,31 @@ class Namespace:
 
         TCP and UDP sockets come out of a small pool, which holds at most 31 of each kind.
         """
-        kind = type & ~(sockets.SOCK_NONBLOCK | sockets.SOCK_CLOEXEC)
-        return await self._pool.take(self._opened(), (int(family), int(kind), int(proto)))
+        return await self._pool.take(self._opened(), _kind(family, type, proto))
+
+    def socket_blocking(
+        self,
+        family: int = sockets.AF_INET,
+        type: int = sockets.SOCK_STREAM,  # noqa: A002 - as socket.socket has it
+        proto: int = 0,
+    ) -> sockets.socket:
+        """Make a socket inside, without awaiting; for code that can't, and for other threads.
+
+        This blocks for some 10 us if it comes out of the pool or a batch, and up to a few
+        milliseconds if a thread has to be started.
+
+        Args:
+            family, type, proto: as for `socket`.
+
+        Returns:
+            As `socket`: it is non-blocking. For blocking calls use ``setblocking(True)`` on it.
+
+        Raises:
+            OSError, LinkError: as `socket`.
+
+        *Concurrency*: may be called in any thread, also at the same time as `socket`.
+        """
+        return self._pool.take_blocking(self._opened(), _kind(family, type, proto))
 
     async def open_connection(
         self,
@@ -418,6 +441,10 @@ class Namespace:
                 errno.ESHUTDOWN, "this network namespace was closed; make or open it again"
             )
         return self._namespace
+
+
+def _kind(family: int, type: int, proto: int) -> tuple[int, int, int]:  # noqa: A002 - as above
+    return int(family), int(type & ~(sockets.SOCK_NONBLOCK | sockets.SOCK_CLOEXEC)), int(proto)
 
 
 class NamespaceOpener:

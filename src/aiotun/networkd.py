@@ -45,6 +45,7 @@ class NetworkdOptions(device_options.TapOptions, total=False):
     vnet_header: bool
 
 
+@device_options.spell_out(NetworkdOptions)
 def networkd_units(
     name: str, mode: Mode = "tun", **options: Unpack[NetworkdOptions]
 ) -> dict[str, str]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 from ._kernel.abi import READ_SIZE
+from ._kernel.limits import naming_limits
 from ._kernel.words import Offload, check_offload
 from ._packets.runs import Layout, Pool, Run
 from ._queue import refusals
-from ._queue.judging import judge
 from ._queue.packetio import take_one
 from ._queue.queuebase import QueueBase
 from ._queue.runio import NoBufferError, padded_to
@@ -69,6 +70,8 @@ class Queue(QueueBase):
         UDP socket reports is raised once, as a `PacketError`, and the queue goes on.
         """
         check_offload(offload)
+        with naming_limits():  # even an import needs a file descriptor
+            from ._queue.judging import judge
         interface, port = judge(fd, offload, packet_info)
         os.set_blocking(fd, False)
         os.set_inheritable(fd, False)
@@ -186,14 +189,14 @@ class Queue(QueueBase):
         except OSError as error:
             raise self._write_error(error) from error
 
-    def _send_at_once(self, packets: list[Buffer]) -> int:
+    def _send_at_once(self, packets: list[Buffer]) -> Sequence[int]:
         if self._senders or self._fd < 0:  # closed while `send_many` gave the loop a turn
-            return 0
+            return range(len(packets))
         return self.port.write_many(self._fd, packets)
 
     def _send_run_at_once(
         self, buffer: memoryview, start: int, stride: int, lengths: list[int]
-    ) -> int:
+    ) -> Sequence[int]:
         if self._senders or self._fd < 0:
-            return 0
+            return range(len(lengths))
         return self.port.write_run(self._fd, buffer, start, stride, lengths)

@@ -19,7 +19,7 @@ from .offload import checksum
 if TYPE_CHECKING:
     from collections.abc import Container
 
-__all__ = ["arp", "icmp_echo", "icmpv6_echo", "neighbour_advertisement"]
+__all__ = ["arp", "ethernet", "icmp_echo", "icmpv6_echo", "neighbour_advertisement"]
 
 _HOPS = 64  # the TTL and hop limit of a reply (RFC 1700's default)
 
@@ -55,17 +55,24 @@ _ALL_NODES = IPv6Address("ff02::1").packed
 _SOLICITED_NODE = IPv6Address("ff02::1:ff00:0").packed[:13]  # RFC 4291, section 2.7.1
 
 
-def icmp_echo(packet: bytes | bytearray | memoryview) -> bytes | None:
+def icmp_echo(
+    packet: bytes | bytearray | memoryview,
+    *,
+    addresses: Container[IPv4Address | IPv6Address] | None = None,
+) -> bytes | None:
     """Answer an ICMP echo request (RFC 792; RFC 1122, section 3.2.2.6).
 
     Args:
         packet: an IPv4 packet.
+        addresses: the addresses to answer for, as for `arp`. None answers for every unicast
+            address.
 
     Returns:
         The echo reply, or None if the packet is not an echo request that may be answered. That is
         another version, protocol or type; a fragment (reassemble it first); a source route (RFC
-        7126 advises against following one); invalid options; a truncated packet; or a multicast or
-        broadcast address as source or destination. Bytes after the packet's end are left out.
+        7126 advises against following one); invalid options; a truncated packet; a multicast or
+        broadcast address as source or destination; or a destination that is not one of the
+        `addresses`. Bytes after the packet's end are left out.
 
         The reply has the request's record route and time stamp options (``ping -R``, ``ping -T``),
         with an entry of this host: the packet's destination, and the time of the system's clock.
@@ -76,13 +83,15 @@ def icmp_echo(packet: bytes | bytearray | memoryview) -> bytes | None:
     (start, length, identity, fragment, ttl, protocol, header_sum,
      source, target, kind, icmp_sum) = _ECHO4.unpack_from(packet)  # fmt: skip
     if start >> 12 == 4 and start >> 8 > 0x45:
-        return _echo_with_options(packet)
+        return _echo_with_options(packet, addresses)
     # Version 4, a 20-byte header; not a fragment; ICMP (1); echo request (8), code 0.
     if start >> 8 != 0x45 or fragment & 0x3FFF or protocol != 1 or kind != 0x0800:
         return None
     # The source must not be in "this" network (0). Neither source nor destination may be multicast
     # or broadcast (224 and above).
     if not 0 < source[0] < 224 or target[0] >= 224:
+        return None
+    if addresses is not None and IPv4Address(target) not in addresses:
         return None
     if length != len(packet):
         if not 28 <= length < len(packet):
@@ -102,7 +111,9 @@ def icmp_echo(packet: bytes | bytearray | memoryview) -> bytes | None:
     return head + packet[24:]
 
 
-def _echo_with_options(packet: bytes | bytearray | memoryview) -> bytes | None:
+def _echo_with_options(
+    packet: bytes | bytearray | memoryview, addresses: Container[IPv4Address | IPv6Address] | None
+) -> bytes | None:
     """Answer the packet as if it had no options, and insert the reply's options."""
     size, length = (packet[0] & 15) * 4, int.from_bytes(packet[2:4], "big")
     if not size + 8 <= length <= len(packet):
@@ -114,7 +125,7 @@ def _echo_with_options(packet: bytes | bytearray | memoryview) -> bytes | None:
     plain = bytearray(packet[:20]) + packet[size:length]
     plain[0] = 0x45
     plain[2:4] = len(plain).to_bytes(2, "big")
-    answer = icmp_echo(plain)
+    answer = icmp_echo(plain, addresses=addresses)
     if answer is None:
         return None
     head = bytearray(answer[:20])
@@ -183,17 +194,24 @@ def _stamped(option: bytearray, host: bytes) -> bytes | None:
     return bytes(option)
 
 
-def icmpv6_echo(packet: bytes | bytearray | memoryview) -> bytes | None:
+def icmpv6_echo(
+    packet: bytes | bytearray | memoryview,
+    *,
+    addresses: Container[IPv4Address | IPv6Address] | None = None,
+) -> bytes | None:
     """Answer an ICMPv6 echo request (RFC 4443, sections 4.1 and 4.2).
 
     Args:
         packet: an IPv6 packet.
+        addresses: the addresses to answer for, as for `neighbour_advertisement`. None answers for
+            every unicast address.
 
     Returns:
         The echo reply, or None if the packet is not an echo request that may be answered. That is
         another version or type; a header between the IPv6 and the ICMPv6 header, such as a
-        fragment's; a truncated packet; or a multicast or unspecified address as source or
-        destination. Bytes after the packet's end are left out.
+        fragment's; a truncated packet; a multicast or unspecified address as source or
+        destination; or a destination that is not one of the `addresses`. Bytes after the packet's
+        end are left out.
     """
     if len(packet) < 48:
         return None
@@ -202,6 +220,8 @@ def icmpv6_echo(packet: bytes | bytearray | memoryview) -> bytes | None:
     if start >> 28 != 6 or following != 58 or kind != 0x8000:
         return None
     if source[0] == 0xFF or target[0] == 0xFF or source == _UNSPECIFIED:
+        return None
+    if addresses is not None and IPv6Address(target) not in addresses:
         return None
     if length + 40 != len(packet):
         if not 8 <= length < len(packet) - 40:
@@ -213,6 +233,39 @@ def icmpv6_echo(packet: bytes | bytearray | memoryview) -> bytes | None:
     icmp_sum = (icmp_sum & 0xFFFF) - (icmp_sum < 0)
     head = _ECHO6.pack(start, length, 58, _HOPS, target, source, 0x8100, icmp_sum)
     return head + packet[44:]
+
+
+def ethernet(
+    frame: bytes | bytearray | memoryview, packet: bytes | None, mac: str | bytes
+) -> bytes | None:
+    """Put the answer to a frame's packet into a frame that goes back to the sender.
+
+    The frame's EtherType stays, and so do its VLAN tags. So for a frame without tags::
+
+        answer = reply.ethernet(frame, reply.icmp_echo(frame[14:], addresses=OURS), MAC)
+
+    Args:
+        frame: the Ethernet frame to answer.
+        packet: the answer, or None if there is none.
+        mac: the MAC to answer with, as `"02:00:00:00:00:01"` or 6 bytes.
+
+    Returns:
+        The answer's frame. None if `packet` is None, if the frame has no whole header, if it is
+        addressed to another unicast MAC, or if its source is not a unicast MAC.
+
+    Raises:
+        ValueError: `mac` is not a valid unicast MAC.
+    """
+    ours = _mac(mac)
+    receiver, sender = bytes(frame[:6]), bytes(frame[6:12])
+    at = 12
+    while frame[at : at + 2] in _VLAN_TAGS:
+        at += 4
+    if packet is None or len(frame) < at + 2 or not _unicast(sender):
+        return None
+    if receiver != ours and _unicast(receiver):
+        return None
+    return sender + ours + bytes(frame[12 : at + 2]) + packet
 
 
 def arp(

@@ -14,12 +14,18 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar, Unpack
 
-from ._device.options import TapOptions, TunOptions
+from ._device.options import TapOptions, TunOptions, spell_out
 from ._kernel import ioctl
 from .device import Device, Opener, open_tap, open_tun
 from .errors import AiotunError, DeviceClosedError, DeviceLostError
 
-__all__ = ["DeviceTransport", "PacketProtocol", "create_tap_endpoint", "create_tun_endpoint"]
+__all__ = [
+    "DeviceTransport",
+    "PacketProtocol",
+    "create_tap_endpoint",
+    "create_tun_endpoint",
+    "endpoint",
+]
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
@@ -88,7 +94,8 @@ class DeviceTransport(asyncio.DatagramTransport):
     def __init__(
         self, loop: asyncio.AbstractEventLoop, device: Device, protocol: asyncio.BaseProtocol
     ) -> None:
-        # Internal: use create_tun_endpoint or create_tap_endpoint. This calls `connection_made`.
+        # Internal: use create_tun_endpoint, create_tap_endpoint or endpoint. This calls
+        # `connection_made`.
         # Raises TypeError if the protocol can't receive packets.
         super().__init__()
         self._loop = loop
@@ -446,6 +453,40 @@ def _packet_callback(protocol: asyncio.BaseProtocol) -> Callable[[bytes], object
     return lambda data: datagram_received(data, None)
 
 
+def endpoint(device: Device, protocol: asyncio.BaseProtocol) -> DeviceTransport:
+    """Give the packets of an open device to a protocol, in the running event loop.
+
+    This is not async: use it where the device is open already, for example in code that opened it
+    with ``open_blocking()``. From here on the transport owns the device and closes it.
+
+    Args:
+        device: an open device. Don't receive from it any more: a packet goes to either.
+        protocol: has `packet_received` or `datagram_received`; see `create_tun_endpoint`.
+
+    Returns:
+        The transport. `connection_made` of the protocol has been called with it.
+
+    Raises:
+        TypeError: `device` is not a device, or the protocol can't receive packets.
+        DeviceClosedError: the device is closed.
+        DeviceLostError: the interface was deleted.
+        RuntimeError: no event loop is running, or another loop uses the device.
+
+    If this raises, the caller still owns the device.
+
+    *Concurrency*: callbacks of one transport never overlap.
+    """
+    given: object = device
+    if not isinstance(given, Device):
+        text = f"device must be an open TunDevice or TapDevice, got {type(given).__name__}"
+        if isinstance(given, Opener):
+            text += "; await it, or call its open_blocking(), and pass the result"
+        raise TypeError(text)
+    device._bind()
+    return DeviceTransport(asyncio.get_running_loop(), device, protocol)
+
+
+@spell_out(TunOptions)
 async def create_tun_endpoint(
     factory: Callable[[], P], name: str | None = None, **options: Unpack[TunOptions]
 ) -> tuple[DeviceTransport, P]:
@@ -476,6 +517,7 @@ async def create_tun_endpoint(
     return await _connect(open_tun(name, **options), factory)
 
 
+@spell_out(TapOptions)
 async def create_tap_endpoint(
     factory: Callable[[], P], name: str | None = None, **options: Unpack[TapOptions]
 ) -> tuple[DeviceTransport, P]:

@@ -76,6 +76,19 @@ class TestAsRoot:
         assert statuses(found, "dpkt", "uvloop") == ["ok", "ok"]
         assert (found["C module"]["status"] == "ok") == native.SPEEDUPS
 
+    def test_without_the_c_module_the_doctor_says_how_to_build_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """pip prefers a wheel without it to the source distribution, even where it is required."""
+        monkeypatch.setattr(probe, "SPEEDUPS", False)
+        monkeypatch.delenv("AIOTUN_SPEEDUPS", raising=False)
+        (check,) = (each for each in doctor_command.examine().checks if each.name == "C module")
+        assert (check.status, check.fix) == (
+            "note",
+            "AIOTUN_SPEEDUPS=require python -m pip install --force-reinstall "
+            "--no-binary aiotun aiotun",
+        )
+
     def test_the_doctor_makes_no_interface_in_this_namespace(self) -> None:
         """The kernel numbers interfaces in order: an interface made meanwhile would leave a gap."""
         make("old0")
@@ -159,7 +172,8 @@ class TestAsAnOrdinaryUser:
         assert statuses(found, *WORKS) == ["no", "note", "ok", "note"]
         assert "CAP_NET_ADMIN" in found["create a device"]["fix"]
         assert (
-            found["attach to a device"]["fix"] == f"sudo aiotun add dev tun0 mode tun user {USER}"
+            found["attach to a device"]["fix"]
+            == f"sudo ip tuntap add dev tun0 mode tun user {USER}"
         )
         said = "private ones can be created without root, with a helper process"
         assert found["namespaces"]["said"] == said

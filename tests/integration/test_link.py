@@ -225,6 +225,17 @@ class TestInfo:
         assert (caught.value.errno, caught.value.filename) == (errno.ENODEV, "nowhere0")
         assert "ip link" in str(caught.value)
 
+    async def test_a_link_says_that_its_name_belongs_to_another_interface_now(self) -> None:
+        async with open_tap("again0", persist=True) as tap:
+            ip("link del again0")
+            ip("tuntap add again0 mode tap")
+            for request in (tap.link.info, tap.link.up, tap.link.events().__aenter__):
+                with pytest.raises(LinkError, match="is another interface") as caught:
+                    await request()
+                assert (caught.value.errno, caught.value.filename) == (errno.ENODEV, "again0")
+                assert "open the device again" in str(caught.value)
+        assert (await Link("again0").info()).index != tap.index
+
     async def test_stats_count_packets_dropped_by_the_kernel(self, tap: str) -> None:
         """A queue of length 0 drops all packets: here the neighbor request for a datagram."""
         ip(f"addr add 192.0.2.1/24 dev {tap}")

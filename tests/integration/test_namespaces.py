@@ -207,6 +207,36 @@ async def test_a_socket_is_a_plain_one_made_inside(ns: Namespace) -> None:
             sock.bind(("only0", 0))  # no such interface outside
 
 
+async def test_code_that_can_not_await_gets_sockets_too(ns: Namespace) -> None:
+    """A blocking client in another thread talks with an asynchronous server, both inside."""
+
+    def ask() -> bytes:
+        with ns.socket_blocking() as sock:
+            assert type(sock) is socket.socket
+            assert not sock.getblocking()
+            sock.settimeout(10)
+            sock.connect(("127.0.0.1", port))
+            sock.sendall(b"hello\n")
+            return sock.recv(100)
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readline())
+        writer.close()
+
+    async with await ns.start_server(echo, "127.0.0.1") as server:
+        port = server.sockets[0].getsockname()[1]
+        assert await asyncio.to_thread(ask) == b"hello\n"
+    with pytest.raises(OSError, match="Protocol not supported"):
+        ns.socket_blocking(socket.AF_INET, socket.SOCK_STREAM, 250)
+    made = [ns.socket_blocking() for _ in range(100)]
+    assert len({sock.fileno() for sock in made}) == 100
+    for sock in made:
+        sock.close()
+    await ns.aclose()
+    with pytest.raises(aiotun.LinkError):
+        ns.socket_blocking()
+
+
 async def test_what_the_kernel_refuses_is_raised_as_outside(ns: Namespace) -> None:
     with pytest.raises(OSError, match="Protocol not supported") as caught:
         await ns.socket(socket.AF_INET, socket.SOCK_STREAM, 250)

@@ -9,9 +9,11 @@ import ipaddress
 import json
 import os
 import pwd
+import signal
 import socket
 import struct
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 import pytest
 
 import aiotun
+from aiotun._device.opening import Opening
 from aiotun._kernel.abi import Iff, Ioctl, OffloadFlag
 from aiotun._link.session import Session
 from aiotun._link.values import LinkAddress, Route
@@ -36,6 +39,7 @@ from .kernel import (
     make,
     may_leave_to_us,
     names,
+    ordinary_child,
     routes,
     state,
     tun_data,
@@ -492,6 +496,12 @@ class TestNetns:
             await aiotun.open_tun("n0", netns=tmp_path / "file")
         assert names() == []
 
+    def test_a_namespace_of_another_users_process_is_not_permitted(self) -> None:
+        path = f"/proc/{os.getpid()}/ns/net"
+        said = ordinary_child(f"attempt(aiotun.open_tun('n0', netns={path!r}))")
+        assert (said["class"], said["filename"]) == ("NotPermittedError", path)
+        assert "no permission to open the network namespace" in said["strerror"]
+
     async def test_fd_that_is_not_open(self) -> None:
         fd = os.open("/", os.O_RDONLY)
         os.close(fd)
@@ -798,3 +808,105 @@ class TestAgain:
         async with aiotun.open_tun("again0", addresses=["10.0.0.1/24"], routes=["10.1.0.0/16"]):
             assert addresses("again0") == {"10.0.0.1/24"}
             assert "10.1.0.0/16" in {each["dst"] for each in routes("again0")}
+
+
+class Interrupted(BaseException):
+    """As KeyboardInterrupt, which pytest would take for the user's."""
+
+
+class TestBlocking:
+    """`open_blocking`: the same opening where nothing can be awaited."""
+
+    @both
+    def test_it_opens_without_a_loop_and_any_loop_may_use_it(
+        self, open_it: Open, mode: str
+    ) -> None:
+        device = open_it("b0", addresses=["10.0.0.1/24"], mtu=1400).open_blocking()
+        assert (device.name, device.mode, device.mtu) == ("b0", mode, 1400)
+        assert "10.0.0.1/24" in addresses("b0")
+        assert is_up("b0")
+
+        async def use() -> int:
+            async with asyncio.timeout(5):
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                    sock.sendto(b"x", ("10.0.0.2", 9))
+                return len(await device.recv())
+
+        assert asyncio.run(use()) > 0
+        device.close()
+        assert names() == []
+
+    async def test_it_opens_inside_a_running_loop(self) -> None:
+        device = aiotun.open_tun("b0", addresses=["10.0.0.1/24"]).open_blocking()
+        assert "10.0.0.1/24" in addresses("b0")
+        await device.aclose()
+        assert names() == []
+
+    def test_it_opens_in_another_namespace_and_leaves_the_thread_here(self) -> None:
+        here = os.stat("/proc/thread-self/ns/net").st_ino
+        with another_namespace() as netns:
+            with contextlib.closing(aiotun.open_tun("b0", netns=netns).open_blocking()):
+                assert names() == []
+                assert "b0" in inside(netns, "ip", "-br", "link")
+            assert os.stat("/proc/thread-self/ns/net").st_ino == here
+
+    def test_a_failed_step_is_undone(self) -> None:
+        with pytest.raises(aiotun.LinkError, match="nowhere"):
+            aiotun.open_tap("b0", bridge="nowhere").open_blocking()
+        assert names() == []
+
+    def test_an_opener_can_be_used_once(self) -> None:
+        opener = aiotun.open_tun("b0")
+        with (
+            contextlib.closing(opener.open_blocking()),
+            pytest.raises(RuntimeError, match="can be used once"),
+        ):
+            opener.open_blocking()
+
+    @pytest.fixture
+    def interrupts(self) -> Iterator[None]:
+        def interrupt(*_: object) -> None:
+            raise Interrupted
+
+        before = signal.signal(signal.SIGUSR1, interrupt)
+        yield
+        signal.signal(signal.SIGUSR1, before)
+
+    def test_an_interrupt_undoes_every_step(
+        self, interrupts: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Ctrl-C raises in the thread that waits; the thread that opens must end and undo."""
+        get, main = Session.get, threading.get_ident()
+
+        async def interrupting(session: Session, *which: Any) -> Any:
+            signal.pthread_kill(main, signal.SIGUSR1)
+            return await get(session, *which)
+
+        monkeypatch.setattr(Session, "get", interrupting)
+        with pytest.raises(Interrupted):
+            aiotun.open_tun("b0").open_blocking()
+        assert names() == []
+
+    def test_an_interrupt_after_the_last_step_undoes_them_all(
+        self, interrupts: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run, abort, main = Opening.run, Opening.abort, threading.get_ident()
+        aborted = threading.Event()
+
+        def interrupting(opening: Opening) -> Any:
+            opened = run(opening)
+            signal.pthread_kill(main, signal.SIGUSR1)
+            assert aborted.wait(5)
+            return opened
+
+        def noticing(opening: Opening) -> None:
+            abort(opening)
+            aborted.set()
+
+        make("b0")
+        before = state("b0")
+        monkeypatch.setattr(Opening, "run", interrupting)
+        monkeypatch.setattr(Opening, "abort", noticing)
+        with pytest.raises(Interrupted):
+            aiotun.open_tun("b0", mtu=1300, addresses=["10.0.0.1/24"]).open_blocking()
+        assert changes("b0", before) == []

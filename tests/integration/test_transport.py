@@ -627,3 +627,58 @@ async def test_a_cancelled_creation_leaves_no_device() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert names() == []
+
+
+# --- A device that is open already ---------------------------------------------------------------
+
+
+async def test_endpoint_gives_an_open_device_to_a_protocol() -> None:
+    device = aiotun.open_tun("tp0", addresses=[f"{OURS}/24"]).open_blocking()
+    protocol = Recorder()
+    transport = aiotun.endpoint(device, protocol)
+    assert protocol.log == ["made"]
+    assert transport.get_extra_info("device") is device
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((OURS, 0))
+        sock.sendto(b"7", (THEIRS, PORT))
+        await wait_until(lambda: bool(protocol.packets))
+        assert numbers(protocol.packets) == [7]
+        transport.sendto(udp(THEIRS, PORT, OURS, sock.getsockname()[1], b"in"))
+        assert sock.recv(10) == b"in"
+    transport.close()
+    await wait_until(lambda: device.closed)
+    await device.aclose()
+    assert protocol.log == ["made", "lost"]
+
+
+async def test_endpoint_refuses_what_is_no_open_device_and_leaves_it_alone() -> None:
+    opener = aiotun.open_tun("tp0")
+    with pytest.raises(TypeError, match=r"got Opener; await it, or call its open_blocking\(\)"):
+        aiotun.endpoint(opener, Recorder())  # type: ignore[arg-type]  # what is tested
+    async with opener as device:
+        with pytest.raises(TypeError, match="derive it from"):
+            aiotun.endpoint(device, asyncio.Protocol())
+        assert not device.closed
+    with pytest.raises(aiotun.DeviceClosedError):
+        aiotun.endpoint(device, Recorder())
+
+
+async def test_endpoint_refuses_a_device_of_another_loop() -> None:
+    async with aiotun.open_tun("tp0") as device:
+        with contextlib.suppress(BlockingIOError):
+            device.recv_nowait()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(device.recv(), 0.01)
+
+        async def elsewhere() -> None:
+            aiotun.endpoint(device, Recorder())
+
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, elsewhere())
+
+
+def test_endpoint_needs_a_running_loop() -> None:
+    with contextlib.closing(aiotun.open_tun("tp0").open_blocking()) as device:
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            aiotun.endpoint(device, Recorder())
+        assert not device.closed

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Collection, Mapping, Sequence
 
-__all__ = ["Said", "UsageError", "number_or_name", "on_or_off", "read"]
+__all__ = ["Said", "UsageError", "as_root", "number_or_name", "on_or_off", "read"]
+
+# Where sudo looks for a command by its name: the `secure_path` of Debian and Fedora.
+_SUDO_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
 # What must follow each word, for the error text. Words that are not listed need "a value".
 _NEEDS = {
@@ -94,6 +101,22 @@ def read(
             raise UsageError(f"{key!r} is given twice: {said.values[key]!r} and {text!r}")
         said.values[key] = text
     return said
+
+
+def as_root(words: str) -> str:
+    """Return the command line with which this user runs `aiotun` with these words as root.
+
+    sudo does not find a command that is in a virtual environment, so this has the whole path then.
+    """
+    started = shutil.which(sys.argv[0]) if os.path.basename(sys.argv[0]) == "aiotun" else None
+    if started is None:
+        command = f"{shlex.quote(sys.executable)} -m aiotun"
+    elif os.path.dirname(os.path.abspath(started)) in _SUDO_PATH:
+        command = "aiotun"
+    else:
+        command = shlex.quote(os.path.abspath(started))
+    sudo = "" if os.geteuid() == 0 else "sudo "
+    return f"{sudo}{command} {words}"
 
 
 def number_or_name(word: str) -> int | str:

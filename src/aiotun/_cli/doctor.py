@@ -25,6 +25,7 @@ from typing import Any, Literal
 import aiotun
 
 from . import probe
+from .arguments import as_root
 from .terminal import BOLD, DIM, GREEN, RED, YELLOW, paint, printable
 
 __all__ = ["Check", "Report", "as_json", "as_lines", "examine"]
@@ -253,7 +254,9 @@ def _speedups() -> Check:
         return Check("C module", "ok", "in use")
     if os.environ.get("AIOTUN_SPEEDUPS") == "forbid":
         return Check("C module", "note", "disabled by AIOTUN_SPEEDUPS=forbid")
-    fix = "AIOTUN_SPEEDUPS=require python -m pip install --force-reinstall aiotun"
+    # --no-binary: where only the wheel without the module fits, pip would install that again.
+    pip = "python -m pip install --force-reinstall --no-binary aiotun aiotun"
+    fix = f"AIOTUN_SPEEDUPS=require {pip}"
     return Check("C module", "note", "not in use; receiving takes a third longer", fix)
 
 
@@ -284,7 +287,7 @@ def _attaching(node: Check, may_create: bool, pyroute2: Check, user: str) -> Che
         return Check(name, "ok", ", ".join(sorted(free)))
     if may_create:
         return Check(name, "note", "this network namespace has none")
-    fix = _root(f"aiotun add dev tun0 mode tun user {user}")
+    fix = _root(f"ip tuntap add dev tun0 mode tun user {user}")
     if open_to_us:
         held = ", ".join(sorted(open_to_us))
         return Check(name, "note", f"already in use by another program: {held}", fix)
@@ -318,9 +321,7 @@ def _listening() -> Check:
     try:
         socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
     except OSError:
-        return Check(
-            name, "note", "'aiotun dump IFACE' needs CAP_NET_RAW", _root("aiotun dump IFACE")
-        )
+        return Check(name, "note", "'aiotun dump IFACE' needs CAP_NET_RAW", as_root("dump IFACE"))
     return Check(name, "ok", "'aiotun dump IFACE'")
 
 

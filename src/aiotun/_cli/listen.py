@@ -6,6 +6,7 @@ Source: packet(7), ``include/uapi/linux/if_packet.h``.
 import asyncio
 import contextlib
 import errno
+import shlex
 import socket
 import struct
 import time
@@ -13,6 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import aiotun
+
+from .arguments import as_root
 
 __all__ = ["ListenError", "Listener", "Packet", "what_is_missing"]
 
@@ -81,8 +84,9 @@ class Listener:
             opened = socket.socket(socket.AF_PACKET, kind, 0)
         except PermissionError:
             raise ListenError(
-                f"listening on {self._name} needs CAP_NET_RAW; run as root, or open a new device "
-                "with 'aiotun dump --new NAME'"
+                f"listening on {self._name} needs CAP_NET_RAW; run "
+                f"'{as_root(f'dump {shlex.quote(self._name)}')}', or open a new device with "
+                "'aiotun dump --new NAME'"
             ) from None
         except OSError as error:
             raise ListenError(f"can't listen on {self._name}: {error.strerror}") from error

@@ -14,7 +14,7 @@ import aiotun
 
 from . import arguments, demo, doctor, dump, networkd, terminal, tuntap
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 _LISTED = """\
 Each line is one device, in the words of 'aiotun add'. 'attached' at the end
@@ -50,7 +50,8 @@ examples:
 
   aiotun networkd tun0 user joe mtu 1400 address 10.0.0.1/24 \\
       route 10.2.0.0/16 via 10.0.0.2
-  sudo aiotun networkd tap0 mode tap bridge br0 --write /etc/systemd/network
+  sudo "$(command -v aiotun)" networkd tap0 mode tap bridge br0 \\
+      --write /etc/systemd/network
   sudo networkctl reload
 """
 
@@ -73,12 +74,14 @@ def _say(text: str, end: str = "\n") -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 (failed), 2 (usage) or 130 (interrupted)."""
-    parser = _parser()
+    parser = make_parser()
     # The words of `add`, `del` and `list` are arguments that argparse does not know. If we declared
     # them as positional arguments, argparse would refuse those that follow an option.
     args, words = parser.parse_known_args(argv)
     if words and (not hasattr(args, "words") or any(each.startswith("-") for each in words)):
         parser.error(f"unrecognized arguments: {' '.join(words)}")
+    if not hasattr(args, "run"):
+        parser.error("the following arguments are required: COMMAND")
     args.words = words
     status: int | None = None
     try:
@@ -106,12 +109,14 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"aiotun: {terminal.printable(message)}; see '{self.prog} --help'\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line; `tools/manual.py` writes the man page from it."""
     parser: argparse.ArgumentParser = _Parser(
         prog="aiotun", description="Create, inspect and try out Linux TUN and TAP devices."
     )
     parser.add_argument("--version", action="version", version=f"aiotun {_version()}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    # Not required=True: argparse would ask for a command before it names an unknown option.
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     said = "send pings to a TUN device, and answer them in Python"
     command = commands.add_parser("demo", help=said, description=demo.__doc__)
@@ -155,6 +160,11 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("doctor", help=said, description=doctor.__doc__)
     command.add_argument("--json", action="store_true", help="print the report as a JSON object")
     command.set_defaults(run=_run_doctor)
+
+    said = "show this text, or the help of a command"
+    command = commands.add_parser("help", help=said, description=f"{said[0].upper()}{said[1:]}.")
+    command.add_argument("command", nargs="?", metavar="COMMAND", choices=[*commands.choices])
+    command.set_defaults(run=lambda args: _run_help(parser, commands.choices, args.command))
     return parser
 
 
@@ -225,6 +235,14 @@ def _positive(text: str) -> int:
     if not (text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError("must be a whole number above 0")
     return int(text)
+
+
+def _run_help(
+    parser: argparse.ArgumentParser,
+    commands: "dict[str, argparse.ArgumentParser]",
+    command: str | None,
+) -> None:
+    _say((commands[command] if command else parser).format_help(), end="")
 
 
 def _run_list(args: argparse.Namespace) -> None:

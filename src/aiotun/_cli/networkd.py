@@ -45,6 +45,7 @@ _VALUES = {
     "netns": "netns",
     "ipv6_autoconf": "ipv6_autoconf",
 }
+_TAP_ONLY = ("bridge", "mac")
 _NUMBERS = ("user", "group", "mtu")
 _LISTS = {"address": "addresses", "route": "routes"}
 # The words that may follow the value of a repeatable word: whether they take a value themselves.
@@ -86,6 +87,24 @@ def _read(words: Sequence[str]) -> dict[str, Any]:
     said = read("networkd", words, {*_VALUES, "name", "master"}, {*_FLAGS, "down"}, _FOLLOWING)
     if "dev" not in said.values:
         raise UsageError("the device's name is missing; give 'dev NAME'")
+    # These errors of `networkd_units` name its arguments, which the user has not seen.
+    for word in _TAP_ONLY:
+        if word in said.values and said.values.get("mode", "tun") == "tun":
+            raise UsageError(f"a TUN device can't have a {word}; add 'mode tap', or leave it out")
+    if "mtu" in said.values and not said.values["mtu"].isdecimal():
+        raise UsageError(f"'mtu' must be a number of bytes, got {said.values['mtu']!r}")
+    if "netns" in said.values:
+        raise UsageError(
+            "networkd has no setting for 'netns'; leave it out, and run another networkd in that "
+            "namespace"
+        )
+    if "down" in said.flags and "route" in said.lists:
+        raise UsageError(
+            "networkd tries to add routes only once, which fails while the link is down; leave out "
+            "'down' or the routes"
+        )
+    if said.values.get("ipv6_autoconf") == "on" and int(said.values.get("mtu", "1280")) < 1280:
+        raise UsageError("'ipv6_autoconf on' needs an MTU of at least 1280; raise 'mtu'")
     found: dict[str, Any] = {_LISTS[word]: texts for word, texts in said.lists.items()}
     for word, text in said.values.items():
         found[_VALUES[word]] = number_or_name(text) if word in _NUMBERS else text

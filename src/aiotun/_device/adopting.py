@@ -10,8 +10,8 @@ from .._kernel import ioctl, namespaces, rtnetlink, threads
 from .._kernel.abi import Iff
 from .._kernel.interface import Interface
 from .._kernel.words import Mode, Offload, check_offload, mode_of
-from .._queue.judging import check_packet_info, is_another, packet_format
-from .._queue.port import PacketFormat
+from .._queue.judging import check_packet_info, is_another, known_offloads, packet_format
+from .._queue.port import Offloads, PacketFormat
 from ..errors import DeviceMismatchError, LinkError, NotPermittedError
 from .opening import Opened
 
@@ -54,11 +54,11 @@ def adopt(
         if other is not None and not namespaces.same_namespace(other.fd, namespace.fd):
             text = f"the fds are queues of two interfaces {name}, in two network namespaces"
             raise DeviceMismatchError(errno.EINVAL, f"{text}; make a device of each", name)
-    interface = _look_up(name, flags, packets, namespace, told=told, said=netns is not None)
+    interface, known = _look_up(name, flags, packets, namespace, told=told, said=netns is not None)
     for fd in fds:
         os.set_blocking(fd, False)
         os.set_inheritable(fd, False)
-    return Opened(list(fds), interface), packets
+    return Opened(list(fds), interface, known), packets._replace(accepted=known)
 
 
 def _ask(fd: int) -> tuple[str, Iff]:
@@ -108,8 +108,8 @@ def _look_up(
     *,
     told: bool,
     said: bool,
-) -> Interface:
-    """Look at the interface in its namespace: index, MTU and packet information.
+) -> tuple[Interface, Offloads]:
+    """Look at the interface in its namespace: index, MTU, packet information and offloads.
 
     Args:
         flags: from TUNGETIFF.
@@ -118,23 +118,24 @@ def _look_up(
         said: whether the caller says so.
     """
 
-    def look() -> tuple[int, int, Iff | None]:
+    def look() -> tuple[int, int, Iff | None, Offloads]:
         index = ioctl.get_index(name)
-        return index, ioctl.get_mtu(name), rtnetlink.get_flags(index)
+        return index, ioctl.get_mtu(name), rtnetlink.get_flags(index), known_offloads(name)
 
+    unknown = known_offloads(None)
     try:
-        index, mtu, found = threads.run_blocking(look, namespace.fd)
+        index, mtu, found, known = threads.run_blocking(look, namespace.fd)
     except NotPermittedError:
         # We may not go there; packets pass all the same.
-        return Interface(name, namespace=namespace)
+        return Interface(name, namespace=namespace), unknown
     except LinkError:
         if told or said:
             raise
-        return Interface(name)  # it is elsewhere, and nobody tells us where
+        return Interface(name), unknown  # it is elsewhere, and nobody tells us where
     if not told and is_another(flags, found):
         if said:
             text = f"the {name} in that network namespace is not the one that the fd is a queue of"
             raise LinkError(errno.ENODEV, f"{text}; leave netns out, or name its own", name)
-        return Interface(name)
+        return Interface(name), unknown
     check_packet_info(name, found, packets)
-    return Interface(name, index, mtu, namespace)
+    return Interface(name, index, mtu, namespace), known

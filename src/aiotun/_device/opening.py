@@ -15,11 +15,12 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from .._kernel import ioctl, namespaces
+from .._kernel import ioctl, namespaces, napi
 from .._kernel.abi import VNET_HDR_SIZE, Iff, OffloadFlag
 from .._kernel.interface import Interface
 from .._link.netlink import in_session
 from .._link.values import DEFAULT_METRICS
+from .._queue.port import Offloads
 from ..errors import AiotunError, DeviceBusyError, DeviceMismatchError, LinkError
 from .options import Options
 
@@ -53,6 +54,7 @@ class Opened(NamedTuple):
 
     fds: list[int]
     interface: Interface
+    offloads: Offloads
 
 
 class _AbortedError(Exception):
@@ -67,6 +69,7 @@ class Opening:
         self._fds: list[int] = []
         self._name = ""
         self._created = False
+        self._offloads = Offloads(0)
         # The functions that undo the steps done on an interface that existed before, in the order
         # of the steps.
         self._undo_steps: list[Undo] = []
@@ -74,6 +77,7 @@ class Opening:
         self._before: Before | None = None
         self._persist_before: bool | None = None
         self._carrier_before: bool | None = None
+        self._threaded_before: bool | None = None
         self._aborted = threading.Event()
 
     def abort(self) -> None:
@@ -97,7 +101,8 @@ class Opening:
             self._undo_all(namespace)
             del namespace  # otherwise the error's traceback would keep the namespace open
             raise
-        return Opened(self._fds, Interface(info.name, info.index, info.mtu, namespace))
+        interface = Interface(info.name, info.index, info.mtu, namespace)
+        return Opened(self._fds, interface, self._offloads)
 
     def undo(self, opened: Opened) -> None:
         """Undo an opening that succeeded after its task was cancelled."""
@@ -113,6 +118,9 @@ class Opening:
                 in_session(self._restore_link)
             if self._carrier_before is not None and not self._created:
                 ioctl.set_carrier(self._fds[0], self._name, self._carrier_before)
+            if self._threaded_before is False and not self._created:
+                namespaces.setns(namespace.fd)
+                napi.set_threaded(self._name, False)
         finally:
             self._close_queues()
 
@@ -171,14 +179,21 @@ class Opening:
         super_packets = self._options.offload != "off"
         # gVisor's netlink has no `tuntap`. Its devices have the headers that they are opened with.
         if info.tuntap is not None and self._is_shared(info.tuntap, super_packets):
-            return  # the other programs rely on the offloads that they set
+            # The other programs rely on the offloads that they set.
+            if super_packets:
+                from .._queue.judging import known_offloads
+
+                self._offloads = known_offloads(info.name)
+            return
         # A persistent device keeps the header size and the offloads of the last program.
         if super_packets:
             ioctl.set_vnet_header_size(self._fds[0], self._name, VNET_HDR_SIZE)
+            self._offloads = ~Offloads(0)
             try:
                 ioctl.set_offload(self._fds[0], self._name, _OFFLOADS | _USO)
             except DeviceMismatchError:
                 ioctl.set_offload(self._fds[0], self._name, _OFFLOADS)
+                self._offloads = ~Offloads.USO
             return
         try:
             ioctl.set_offload(self._fds[0], self._name, OffloadFlag(0))
@@ -225,6 +240,8 @@ class Opening:
         if wanted.carrier is not None:
             self._carrier_before = info.carrier
             ioctl.set_carrier(self._fds[0], self._name, wanted.carrier)
+        if wanted.napi == "threaded":
+            self._threaded_before = napi.set_threaded(self._name, True)
         await self._configure(session, info)
         self._check_aborted()
         return await session.get(index)

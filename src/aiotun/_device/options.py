@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, NamedTuple, TypedDict, TypeVar
 
 from .._kernel import abi
 from .._kernel.namespaces import NetnsArg, check_netns
-from .._kernel.words import Mode, Offload, check_offload, parse_mac
+from .._kernel.words import Mode, Napi, Offload, check_offload, parse_mac
 from .._link.values import (
     IPV6_MIN_MTU,
     AddressArg,
@@ -21,8 +22,9 @@ from .._link.values import (
     parse_route,
 )
 
-__all__ = ["Options", "TapOptions", "TunOptions", "check", "check_words", "switch"]
+__all__ = ["Options", "TapOptions", "TunOptions", "check", "check_words", "spell_out", "switch"]
 
+F = TypeVar("F", bound=Callable[..., object])
 T = TypeVar("T")
 
 # The kernel's limits (ip.h, tun.c). An IP packet has at most 65,535 bytes, and a TAP's limit is
@@ -74,14 +76,18 @@ class Options(NamedTuple):
     exclusive: bool
     offload: Offload
     packet_info: bool
-    napi: bool
+    napi: Napi
     ipv6_autoconf: bool | None
     carrier: bool | None
     sndbuf: int | None
 
 
 class TunOptions(TypedDict, total=False):
-    """The keyword arguments of `open_tun`, which describes them."""
+    """The keyword arguments of `open_tun`, which describes them.
+
+    A function of your own that passes them on has the parameter
+    ``**options: Unpack[aiotun.TunOptions]``.
+    """
 
     queues: int
     multi_queue: bool | None
@@ -99,7 +105,7 @@ class TunOptions(TypedDict, total=False):
     exclusive: bool
     offload: Offload
     packet_info: bool
-    napi: bool
+    napi: Napi
     ipv6_autoconf: bool | None
     carrier: bool | None
     sndbuf: int | None
@@ -134,7 +140,7 @@ def check(
     exclusive: bool = False,
     offload: Offload = "off",
     packet_info: bool = False,
-    napi: bool = False,
+    napi: Napi = False,
     ipv6_autoconf: bool | None = None,
     carrier: bool | None = None,
     sndbuf: int | None = None,
@@ -200,11 +206,37 @@ def check(
         exclusive=switch("exclusive", exclusive),
         offload=offload,
         packet_info=switch("packet_info", packet_info),
-        napi=switch("napi", napi),
+        napi=_napi(napi),
         ipv6_autoconf=None if ipv6_autoconf is None else switch("ipv6_autoconf", ipv6_autoconf),
         carrier=None if carrier is None else switch("carrier", carrier),
         sndbuf=sndbuf,
     )
+
+
+def spell_out(options: Any) -> Callable[[F], F]:
+    """Give a function the signature that it has for type checkers, at run time too.
+
+    So help(), completion in a shell and the reference show each keyword argument, with its type and
+    its default, instead of ``**options``.
+
+    Args:
+        options: the TypedDict of the function's keyword arguments, which `check` has too. A switch
+            that `check` does not have is off by default.
+    """
+
+    def spelled_out(function: F) -> F:
+        own, known = inspect.signature(function), inspect.signature(check).parameters
+        kept = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        words = [word for word in known if word in options.__optional_keys__]
+        more = [
+            inspect.Parameter(word, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool)
+            for word in sorted(options.__optional_keys__ - known.keys())
+        ]
+        parameters = [*kept, *(known[word] for word in words), *more]
+        function.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]  # what inspect reads
+        return function
+
+    return spelled_out
 
 
 def check_words(function: str, given: Iterable[str], options: Any) -> None:
@@ -243,6 +275,12 @@ def switch(what: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{what} must be True or False, got {value!r}")
     return value
+
+
+def _napi(value: Napi) -> Napi:
+    if isinstance(value, bool) or value == "threaded":
+        return value
+    raise TypeError(f"napi must be True, False or 'threaded', got {value!r}")
 
 
 def _iterable(what: str, values: Iterable[T]) -> Iterable[T]:

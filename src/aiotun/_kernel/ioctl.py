@@ -450,19 +450,29 @@ def get_kind(name: str) -> str | None:
     None if there is no such interface.
     """
     info = array.array("B", abi.ETHTOOL_DRVINFO.pack(abi.ETHTOOL_GDRVINFO, b"", b"", b"", b""))
-    address, _ = info.buffer_info()
-    request = bytearray(struct.pack("@16sP16x", _encoded(name), address))
-    with _request_socket(name) as sock:
-        try:
-            fcntl.ioctl(sock, Siocgif.ETHTOOL, request, True)
-        except OSError as error:
-            # gVisor does not have this request: it fails with EOPNOTSUPP for any name.
-            if error.errno == errno.ENODEV or not _exists(name):
-                return None
-            return "other"
+    try:
+        ask_ethtool(name, info)
+    except OSError as error:
+        # gVisor does not have this request: it fails with EOPNOTSUPP for any name.
+        if error.errno == errno.ENODEV or not _exists(name):
+            return None
+        return "other"
     _, driver, _, _, bus = abi.ETHTOOL_DRVINFO.unpack(info.tobytes())
     text = (bus if driver.rstrip(b"\0") == b"tun" else driver).split(b"\0")[0].decode()
     return text or "other"
+
+
+def ask_ethtool(name: str, data: "array.array[int]") -> None:
+    """SIOCETHTOOL: make a request about an interface; the kernel writes its answer into `data`.
+
+    Raises:
+        OSError: there is no such interface (ENODEV), or the kernel doesn't have the request.
+        ResourceLimitError: no file descriptor is left to ask with.
+    """
+    address, _ = data.buffer_info()
+    request = bytearray(struct.pack("@16sP16x", _encoded(name), address))
+    with _request_socket(name) as sock:
+        fcntl.ioctl(sock, Siocgif.ETHTOOL, request, True)
 
 
 def _exists(name: str) -> bool:

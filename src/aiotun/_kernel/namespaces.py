@@ -42,6 +42,8 @@ staying = threading.local()
 # sched.h
 _CLONE_NEWNET = 0x4000_0000
 
+_OWN = "/proc/thread-self/ns/net"
+
 _MAX_FD = 0x7FFF_FFFF  # a C int
 
 
@@ -80,8 +82,8 @@ def open_netns(netns: NetnsArg | None) -> int:
             None for the calling thread's own namespace.
 
     Raises:
-        LinkError: the namespace does not exist (it is not created), the fd is not open, or the
-            `Namespace` was closed.
+        LinkError: the namespace does not exist (it is not created), the path is something else,
+            the fd is not open, or the `Namespace` was closed.
         NotPermittedError: this user has no permission to open it.
         ResourceLimitError: no file descriptor is left.
     """
@@ -104,19 +106,17 @@ def _open_netns(netns: NetnsArg | None) -> int:
             text = f"netns={netns} is not an open fd; pass one that is open, a name or a path"
             raise LinkError(error.errno, text) from error
     if netns is None:
-        path = "/proc/thread-self/ns/net"
-    else:
-        path = os.fspath(netns)
-        if "/" not in path:
-            path = f"/run/netns/{path}"
+        return _open_path(_OWN)
+    path = os.fspath(netns)
+    return _open_path(path if "/" in path else f"/run/netns/{path}")
+
+
+def _open_path(path: str) -> int:
+    nsfs = os.stat(_OWN).st_dev  # all namespaces are files of one filesystem
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except PermissionError as error:
-        raise NotPermittedError(
-            error.errno,
-            f"this user has no permission to open the network namespace {path}; run as root",
-            path,
-        ) from error
+        raise _no_permission(path, error) from error
     except OSError as error:
         if error.errno in LIMITS:
             raise  # open_netns turns it into a ResourceLimitError
@@ -125,6 +125,23 @@ def _open_netns(netns: NetnsArg | None) -> int:
             f"there is no network namespace {path}; create it first, with 'ip netns add'",
             path,
         ) from error
+    if os.fstat(fd).st_dev == nsfs:
+        return fd
+    os.close(fd)
+    try:
+        os.readlink(path)
+    except PermissionError as error:
+        # Before Linux 5.11, a process of another user gives an empty folder here, and no error.
+        raise _no_permission(path, error) from error
+    except OSError:
+        pass  # a file, which is no link
+    text = f"{path} is not a network namespace; create one with 'ip netns add'"
+    raise LinkError(errno.EINVAL, text, path)
+
+
+def _no_permission(path: str, error: OSError) -> NotPermittedError:
+    text = f"this user has no permission to open the network namespace {path}; run as root"
+    return NotPermittedError(error.errno, text, path)
 
 
 class NamespaceFd:
@@ -205,7 +222,7 @@ def setns_always(fd: int) -> None:
 
 def is_here(fd: int) -> bool:
     """Whether the calling thread is in the namespace that an open fd stands for."""
-    here, there = os.stat("/proc/thread-self/ns/net"), os.fstat(fd)
+    here, there = os.stat(_OWN), os.fstat(fd)
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 

@@ -84,16 +84,44 @@ def start_thread(thread: threading.Thread) -> None:
         raise limit_error(errno.EAGAIN) from cause
 
 
-def run_blocking(function: Callable[[], T], netns: int | None = None) -> T:
+def run_blocking(
+    function: Callable[[], T],
+    netns: int | None = None,
+    *,
+    on_cancel: Callable[[], None] | None = None,
+    undo: Callable[[T], None] | None = None,
+) -> T:
     """Run a function in a short-lived thread, and block until it returns.
+
+    If a signal's handler raises meanwhile (Ctrl-C raises KeyboardInterrupt), this calls
+    `on_cancel`, waits for the function, and calls `undo` with its value in another thread.
 
     Raises:
         ResourceLimitError: no thread can be started.
         Exception: whatever the function raises.
     """
     outcome: _Outcome[T] = _Outcome()
-    thread = threading.Thread(target=outcome.fill, args=(function, netns), name="aiotun")
+    # Not Thread.join: if an exception interrupts it, CPython 3.11 takes the thread for ended.
+    over = threading.Event()
+
+    def body() -> None:
+        try:
+            outcome.fill(function, netns)
+        finally:
+            over.set()
+
+    thread = threading.Thread(target=body, name="aiotun")
     start_thread(thread)
+    try:
+        over.wait()
+    except BaseException:
+        if on_cancel is not None:
+            on_cancel()
+        over.wait()
+        if undo is not None and outcome.error is None:
+            value, give_up = outcome.get(), undo
+            run_blocking(lambda: give_up(value))
+        raise
     thread.join()
     return outcome.get()
 

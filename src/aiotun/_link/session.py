@@ -42,6 +42,7 @@ _IFA_F_NODAD = 0x02
 
 # rtnetlink.h: enum rt_scope_t
 _SCOPE_LINK = 253
+_SCOPE_HOST = 254
 _SCOPE_NOWHERE = 255
 
 _TABLE_LOCAL = 255
@@ -241,6 +242,42 @@ class Session:
             "routes() lists the present routes",
         )
 
+    async def add_local_default(self, family: int, table: int) -> None:
+        """Have `table` call every address of a family one of this host (RTN_LOCAL, by `lo`)."""
+        lo = await self.get("lo")
+        request = self._ipr.route(
+            "add",
+            family=family,
+            type="local",
+            scope=_SCOPE_HOST,
+            dst="default",
+            oif=lo.index,
+            table=table,
+        )
+        await self._ask(request, f"add a local default route to table {table}", lo.name)
+
+    async def remove_local_default(self, family: int, table: int) -> None:
+        """Undo `add_local_default`."""
+        request = self._ipr.route(
+            "del", family=family, type="local", scope=_SCOPE_NOWHERE, dst="default", table=table
+        )
+        await self._ask(request, f"remove the local default route of table {table}", "lo")
+
+    async def rule(
+        self, command: str, family: int, priority: int, table: int, **attributes: Any
+    ) -> None:
+        """Add or delete (``"del"``) a routing rule that looks a table up (RTM_NEWRULE).
+
+        Args:
+            command: ``"add"`` or ``"del"``.
+            family, priority, table: of the rule.
+            attributes: `iifname`, `suppress_prefixlen`.
+        """
+        request = self._ipr.rule(
+            command, family=family, priority=priority, table=table, **attributes
+        )
+        await self._ask(request, f"{command} the routing rule {priority}", None)
+
     async def stats(self, info: LinkInfo) -> LinkStats:
         """Return the link's counters (IFLA_STATS64)."""
         return link_messages.link_stats(await self._message(info.index, info.name))
@@ -298,11 +335,14 @@ class Session:
         except LinkError as error:
             if error.errno != errno.ENODEV:
                 raise
-            raise LinkError(
-                errno.ENODEV,
-                f"there is no interface {named} in this network namespace; {_HINTS[errno.ENODEV]}",
-                named,
-            ) from error.__cause__
+            text = f"there is no interface {named} in this network namespace; {_HINTS[error.errno]}"
+            if isinstance(which, int) and name and (other := await self.find(name)) is not None:
+                text = (
+                    f"this {name} was deleted or moved, and the {name} that is here now is another "
+                    f"interface (number {other.index}, not {which}); open the device again, or use "
+                    f"aiotun.Link({name!r}) for the one that is here"
+                )
+            raise LinkError(errno.ENODEV, text, named) from error.__cause__
         return message
 
     async def _info(self, message: link_messages.Message) -> LinkInfo:

@@ -51,13 +51,25 @@ class Pool:
             OSError: the kernel refuses.
             LinkError: the namespace's helper has gone.
         """
-        try:
-            return self._ready[kind].pop()
-        except LookupError:
-            pass
+        if (ready := self._at_hand(kind)) is not None:
+            return ready
         return await threads.run(
             lambda: self._make(kind), namespace.fd, undo=lambda made: made.close()
         )
+
+    def take_blocking(self, namespace: NamespaceFd, kind: Kind) -> socket.socket:
+        """Give a socket as `take` does. Blocks, if it has to be made."""
+        if (ready := self._at_hand(kind)) is not None:
+            return ready
+        return threads.run_blocking(
+            lambda: self._make(kind), namespace.fd, undo=lambda made: made.close()
+        )
+
+    def _at_hand(self, kind: Kind) -> socket.socket | None:
+        try:
+            return self._ready[kind].pop()
+        except LookupError:
+            return None
 
     def _make(self, kind: Kind) -> socket.socket:
         if kind not in _SILENT:

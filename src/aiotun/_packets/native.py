@@ -6,6 +6,7 @@ The environment variable AIOTUN_SPEEDUPS chooses: ``require`` makes a missing C 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from .._kernel.abi import READ_SIZE, VNET_HDR, VNET_HDR_SIZE, VNET_HDR_SIZES
 from . import runs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from typing_extensions import Buffer
 
@@ -117,31 +118,43 @@ def _write_many(fd: int, packets: list[Buffer]) -> int:
 
 
 def _write_merged(
-    fd: int, packets: Iterable[Buffer], frame: bool, header: int = VNET_HDR_SIZE
-) -> int:
+    fd: int,
+    packets: Iterable[Buffer],
+    frame: bool,
+    header: int = VNET_HDR_SIZE,
+    udp: bool = True,
+) -> Sequence[int]:
     """Merge packets, and write the results to a non-blocking fd, until a write fails.
 
     Args:
         header: the size of the virtio-net header in front of each; what goes beyond 10 bytes
             (num_buffers) is written as zero.
+        udp: whether to merge UDP: see `aiotun.offload.merge`.
 
     Returns:
-        How many of the packets were written. No error is raised for the next packet: the caller
-        writes it again by itself and meets the error then.
+        Where in `packets` those are that were not written, in order. The first of them is the first
+        packet of what could not be written, or an object that is not bytes-like; then everything
+        before it was written, and nothing after it. No error is raised for it: the caller writes it
+        again by itself and meets the error then.
 
     Raises:
-        TypeError, BufferError: a packet is not bytes-like. Nothing was written then.
+        TypeError: `packets` is not iterable.
         ValueError: `header` is neither 10 nor 12.
     """
     _check_header(header)
+    batch = list(packets)
+    good: list[bytes] = []
+    with contextlib.suppress(TypeError, ValueError, BufferError):
+        good.extend(bytes(memoryview(packet).cast("B")) for packet in batch)
+    places: list[int] = []
     written = 0
     try:
-        for super_packet in merge(packets, frame):
+        for super_packet in merge(good, frame, udp, places):
             os.write(fd, long_header(super_packet, header))
             written += packets_in(super_packet)
     except OSError:
         pass
-    return written
+    return [*sorted(places[written:]), *range(len(good), len(batch))]
 
 
 Taken = tuple[int, int, int, int, bytes | None, bool]
@@ -223,7 +236,8 @@ def _write_run(
     lengths: list[int],
     frame: bool,
     header: int,
-) -> int:
+    udp: bool = True,
+) -> Sequence[int]:
     """Write packets of a buffer to a non-blocking fd, until a write fails; merge them before.
 
     Args:
@@ -231,9 +245,10 @@ def _write_run(
         start, stride: where the first packet begins, and how far from there the next one.
         lengths: of each packet, at most 256.
         header: the size of the virtio-net header; with 0 each packet is written as it is.
+        udp: whether datagrams are merged.
 
     Returns:
-        How many were written, as `write_merged` and `write_many`.
+        Which were not written, in order; as `write_merged`.
 
     Raises:
         TypeError: `lengths` is not a list of so many.
@@ -251,7 +266,9 @@ def _write_run(
         if length < 0 or at < 0 or at + length > view.nbytes:
             raise ValueError(f"packet {index} does not end inside the buffer")
         packets.append(view[at : at + length])
-    return write_merged(fd, packets, frame, header) if header else _write_many(fd, packets)
+    if header:
+        return _write_merged(fd, packets, frame, header, udp)
+    return range(_write_many(fd, packets), len(packets))
 
 
 def _check_header(size: int) -> None:
@@ -311,9 +328,9 @@ read: Callable[[int, int], bytes] = os.read
 read_many: Callable[[int, int, int], list[bytes]] = _read_many
 read_split: Callable[..., tuple[list[bytes], int]] = _read_split
 write_many: Callable[[int, list[Buffer]], int] = _write_many
-write_merged: Callable[..., int] = _write_merged
+write_merged: Callable[..., Sequence[int]] = _write_merged
 read_run: Callable[..., Taken] = _read_run
-write_run: Callable[..., int] = _write_run
+write_run: Callable[..., Sequence[int]] = _write_run
 split: Callable[[Buffer, bool], list[bytes]]
 merge: Callable[..., list[bytes]]
 checksum: Callable[[Buffer, int], int]

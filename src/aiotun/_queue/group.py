@@ -11,9 +11,10 @@ import contextlib
 import errno
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from .._kernel.abi import READ_SIZE
 from .._kernel.words import Mode
 from .._packets.flow import flow_hash
 from .._packets.runs import Layout, Pool, Run
@@ -26,11 +27,13 @@ from ..errors import (
 )
 from .closing import close_queues
 from .packetio import BUDGET, PacketIO, PacketStats, take_one
+from .port import is_packet
 from .waiting import Line, Waiter
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from .port import PacketFormat
     from .queuebase import QueueBase
 
 __all__ = ["QueueGroup"]
@@ -224,37 +227,38 @@ class QueueGroup(PacketIO):
         self._bind()
         await self._queue_for(packet).send(packet)
 
-    def _send_at_once(self, packets: list[Buffer]) -> int:
+    def _send_at_once(self, packets: list[Buffer]) -> Sequence[int]:
         sent = 0
         try:
-            # One call for as many as go to the same queue, which may merge them.
+            if self.queues[0].offload == "split":
+                return self._send_by_queue(packets)
+            # One call for as many as go to the same queue.
             for queue, group in itertools.groupby(packets, self._queue_for):
                 run = list(group)
-                written = queue._send_at_once(run)
-                sent += written
-                if written < len(run):
+                left = queue._send_at_once(run)
+                sent += len(run) - len(left)
+                if left:
                     break
         except (AiotunError, TypeError, ValueError, BufferError):
             pass  # the first packet left over meets it again
-        return sent
+        return range(sent, len(packets))
 
-    def _send_run_at_once(
-        self, buffer: memoryview, start: int, stride: int, lengths: list[int]
-    ) -> int:
-        sent = 0
-
-        def queue_for(index: int) -> QueueBase:
-            at = start + index * stride
-            return self._queue_for(buffer[at : at + lengths[index]])
-
-        with contextlib.suppress(AiotunError):  # the first packet left over meets it again
-            for queue, indices in itertools.groupby(range(len(lengths)), queue_for):
-                end = sent + len(list(indices))
-                part = lengths[sent:end]
-                sent += queue._send_run_at_once(buffer, start + sent * stride, stride, part)
-                if sent < end:
-                    break
-        return sent
+    def _send_by_queue(self, packets: list[Buffer]) -> Sequence[int]:
+        """Send as `_send_at_once`, with one call for each queue: the more to merge."""
+        batches: dict[QueueBase, list[int]] = {}
+        place = 0
+        with contextlib.suppress(AiotunError, TypeError, ValueError, BufferError):
+            for place, packet in enumerate(packets):
+                if not is_packet(packet, self._mode) or memoryview(packet).nbytes > READ_SIZE:
+                    break  # the kernel may refuse this one: nothing behind it goes before it
+                batches.setdefault(self._queue_for(packet), []).append(place)
+            else:
+                place = len(packets)
+        left: list[int] = []
+        for queue, places in batches.items():
+            kept = queue._send_at_once([packets[each] for each in places])
+            left += [places[each] for each in kept]
+        return [*sorted(left), *range(place, len(packets))]
 
     def send_nowait(self, packet: Buffer) -> None:
         self._queue_for(packet).send_nowait(packet)
@@ -305,8 +309,8 @@ class QueueGroup(PacketIO):
         return self.queues[0]._mode
 
     @property
-    def _header_bytes(self) -> int:
-        return self.queues[0]._header_bytes
+    def _format(self) -> PacketFormat:
+        return self.queues[0]._format
 
     @property
     def _shown(self) -> str:

@@ -7,16 +7,16 @@ import os
 import socket
 import stat
 
-from .._kernel import ioctl, namespaces, rtnetlink, threads
+from .._kernel import features, ioctl, namespaces, rtnetlink, threads
 from .._kernel.abi import VNET_HDR_SIZE, VNET_HDR_SIZES, Iff
 from .._kernel.interface import Interface
 from .._kernel.limits import naming_limits
 from .._kernel.words import Offload, mode_of
 from ..errors import DeviceMismatchError, LinkError, NotPermittedError
-from .port import PacketFormat, Port
+from .port import Offloads, PacketFormat, Port
 from .splitport import make_port
 
-__all__ = ["check_packet_info", "is_another", "judge", "packet_format"]
+__all__ = ["check_packet_info", "is_another", "judge", "known_offloads", "packet_format"]
 
 # Those that keep packets apart.
 _KINDS = (socket.SOCK_DGRAM, socket.SOCK_SEQPACKET, socket.SOCK_RAW)
@@ -56,19 +56,35 @@ def judge(fd: int, offload: Offload, packet_info: bool) -> tuple[Interface, Port
     told = ioctl.get_namespace(fd)
     namespace = None if told is None else namespaces.NamespaceFd(told)
 
-    def look_up() -> Iff | None:
-        return rtnetlink.get_flags(ioctl.get_index(name))
+    def look_up() -> tuple[Iff | None, Offloads]:
+        return rtnetlink.get_flags(ioctl.get_index(name)), known_offloads(name)
 
     try:
         if namespace is None or namespaces.is_here(namespace.fd):
-            found = look_up()  # a thread would take several times as long
+            found, known = look_up()  # a thread would take several times as long
         else:
-            found = threads.run_blocking(look_up, namespace.fd)
+            found, known = threads.run_blocking(look_up, namespace.fd)
     except (LinkError, NotPermittedError):
-        found = None  # it is in a namespace that we can't look into
+        found, known = None, known_offloads(None)  # it is in a namespace that we can't look into
     if namespace is not None or not is_another(flags, found):
         check_packet_info(name, found, packets)
+    else:
+        known = known_offloads(None)
+    packets = packets._replace(accepted=known)
     return Interface(name, namespace=namespace), make_port(packets)
+
+
+def known_offloads(name: str | None) -> Offloads:
+    """Return the super-packets that the kernel accepts from a device with a virtio-net header.
+
+    For a device whose offloads are not ours to set: setting them is the only other way to find out.
+
+    Args:
+        name: a TUN or TAP interface in this thread's network namespace; None if it can't be asked.
+    """
+    if name is not None and features.has_feature(name, "tx-udp-segmentation"):
+        return ~Offloads(0)
+    return ~Offloads.USO
 
 
 def packet_format(

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from .._kernel.abi import PI_SIZE, READ_SIZE, VNET_HDR_SIZE
@@ -27,14 +28,19 @@ if TYPE_CHECKING:
 __all__ = [
     "TUN_ENDS",
     "Counts",
+    "Offloads",
     "PacketFormat",
     "Port",
     "RunPort",
     "SocketPort",
     "Taken",
     "copy_into",
+    "is_packet",
+    "packets_in",
     "socket_ends",
 ]
+
+_ETHERNET_HEADER = 14
 
 # Where read_into puts what does not fit, so that no packet is cut without our noticing. Nobody
 # reads it, so all queues of all threads may share it.
@@ -48,6 +54,17 @@ TUN_ENDS = frozenset({errno.EBADFD, errno.EBADF})
 """What a TUN or TAP queue says once its interface was deleted, or its number is no longer ours."""
 
 
+class Offloads(enum.Flag):
+    """The kinds of super-packets that the kernel exchanges with a device; see `Device.offloads`."""
+
+    TSO4 = 1
+    """TCP over IPv4."""
+    TSO6 = 2
+    """TCP over IPv6."""
+    USO = 4
+    """UDP over IPv4 and IPv6, from Linux 6.2 on."""
+
+
 class PacketFormat(NamedTuple):
     """What packets look like to the user of a queue."""
 
@@ -55,6 +72,12 @@ class PacketFormat(NamedTuple):
     offload: Offload = "off"
     packet_info: bool = False
     vnet_bytes: int = VNET_HDR_SIZE  # of the kernel's virtio-net header, where there is one
+    accepted: Offloads = ~Offloads(0)  # by the kernel, or by a socket's other end
+
+    @property
+    def offloads(self) -> Offloads:
+        """The super-packets that may be sent; none without a virtio-net header."""
+        return Offloads(0) if self.offload == "off" else self.accepted
 
     @property
     def vnet_header_size(self) -> int:
@@ -120,12 +143,15 @@ class Port:
         """Read packets until none waits, or there are `limit`. Never empty: else it raises."""
         return native.read_many(fd, READ_SIZE, limit)
 
-    def write_many(self, fd: int, packets: list[Buffer]) -> int:
-        """Write as many packets as go without waiting; give how many.
+    def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
+        """Write as many packets as go without waiting.
 
         Raises nothing: the first packet left over meets the error when it is written by itself.
+
+        Returns:
+            Where in `packets` those are that were not written, in order.
         """
-        return native.write_many(fd, packets)
+        return range(native.write_many(fd, packets), len(packets))
 
     def for_runs(self) -> Port:
         """Return the port that reads runs: this one, or one to use in place of this."""
@@ -140,15 +166,9 @@ class Port:
 
     def write_run(
         self, fd: int, buffer: memoryview, start: int, stride: int, lengths: list[int]
-    ) -> int:
+    ) -> Sequence[int]:
         """Write packets that are in a buffer, as `write_many`."""
-        return self.write_many(
-            fd,
-            [
-                buffer[start + index * stride :][:length].tobytes()
-                for index, length in enumerate(lengths)
-            ],
-        )
+        return self.write_many(fd, packets_in(buffer, start, stride, lengths))
 
     def drop_rest(self) -> None:
         """Drop and count what the port keeps; the fd is about to be given up."""
@@ -257,12 +277,12 @@ class RunPort(Port):
     def write(self, fd: int, packet: Buffer) -> None:
         self.inner.write(fd, packet)
 
-    def write_many(self, fd: int, packets: list[Buffer]) -> int:
+    def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
         return self.inner.write_many(fd, packets)
 
     def write_run(
         self, fd: int, buffer: memoryview, start: int, stride: int, lengths: list[int]
-    ) -> int:
+    ) -> Sequence[int]:
         return self.inner.write_run(fd, buffer, start, stride, lengths)
 
 
@@ -280,8 +300,25 @@ def socket_ends(family: int, kind: int) -> frozenset[int]:
     return ends
 
 
+def is_packet(packet: Buffer, mode: Mode) -> bool:
+    """Whether a TUN or TAP device without headers of its own takes this; it looks no further."""
+    with memoryview(packet) as view, view.cast("B") as octets:
+        if mode == "tap":
+            return len(octets) >= _ETHERNET_HEADER
+        return len(octets) > 0 and octets[0] >> 4 in (4, 6)
+
+
 def copy_into(octets: memoryview, packet: bytes) -> int:
     """Copy what fits of a packet into a view of bytes; give the packet's whole length."""
     kept = min(len(packet), octets.nbytes)
     octets[:kept] = packet[:kept]
     return len(packet)
+
+
+def packets_in(
+    buffer: memoryview, start: int, stride: int, lengths: list[int]
+) -> list[Buffer]:
+    """Copies of the packets of a run."""
+    return [
+        buffer[start + index * stride :][:length].tobytes() for index, length in enumerate(lengths)
+    ]

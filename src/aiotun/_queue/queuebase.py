@@ -12,7 +12,7 @@ from .._kernel.words import Mode, Offload
 from ..errors import PacketError
 from . import refusals
 from .packetio import PacketIO, PacketStats
-from .port import Port
+from .port import Offloads, PacketFormat, Port
 from .serving import ServedFd
 from .waiting import Line
 
@@ -142,6 +142,11 @@ class QueueBase(ServedFd, PacketIO):
         return self.port.format.vnet_header_size
 
     @property
+    def offloads(self) -> Offloads:
+        """The kinds of super-packets that the kernel accepts; see `Device.offloads`."""
+        return self.port.format.offloads
+
+    @property
     def stats(self) -> PacketStats:
         return PacketStats(*dataclasses.astuple(self.port.counts))
 
@@ -150,8 +155,8 @@ class QueueBase(ServedFd, PacketIO):
         return self.port.format.mode
 
     @property
-    def _header_bytes(self) -> int:
-        return self.port.format.header_bytes
+    def _format(self) -> PacketFormat:
+        return self.port.format
 
     def _count_undecodable(self) -> None:
         self.port.counts.undecodable += 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .._kernel.abi import READ_SIZE
 from ..capture import Capture, PcapWriter
-from .port import Port, Taken, copy_into
+from .port import Port, Taken, copy_into, packets_in
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -93,24 +93,27 @@ class RecordingPort(Port):
         taken = self.inner.read_run(fd, buffer, layout)
         count, size, last, stride, _ = taken
         lengths = [size] * (count - 1) + [last]
-        self._record(_packets_in(buffer, layout.before, stride, lengths), "in")
+        self._record(packets_in(buffer, layout.before, stride, lengths), "in")
         return taken
 
     def write_run(
         self, fd: int, buffer: memoryview, start: int, stride: int, lengths: list[int]
-    ) -> int:
-        done = self.inner.write_run(fd, buffer, start, stride, lengths)
-        self._record(_packets_in(buffer, start, stride, lengths[:done]), "out")
-        return done
+    ) -> Sequence[int]:
+        left = self.inner.write_run(fd, buffer, start, stride, lengths)
+        kept = frozenset(left)
+        packets = packets_in(buffer, start, stride, lengths)
+        self._record((each for place, each in enumerate(packets) if place not in kept), "out")
+        return left
 
     def write(self, fd: int, packet: Buffer) -> None:
         self.inner.write(fd, packet)
         self._record((packet,), "out")
 
-    def write_many(self, fd: int, packets: list[Buffer]) -> int:
-        done = self.inner.write_many(fd, packets)
-        self._record(packets[:done], "out")
-        return done
+    def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
+        left = self.inner.write_many(fd, packets)
+        kept = set(left)
+        self._record((each for at, each in enumerate(packets) if at not in kept), "out")
+        return left
 
     def drop_rest(self) -> None:
         self.inner.drop_rest()
@@ -122,9 +125,3 @@ class RecordingPort(Port):
             for recorder in self.recorders:
                 for writer in recorder:
                     writer.record(bare, direction)
-
-
-def _packets_in(
-    buffer: memoryview, start: int, stride: int, lengths: list[int]
-) -> list[memoryview]:
-    return [buffer[start + index * stride :][:length] for index, length in enumerate(lengths)]

@@ -86,6 +86,8 @@ def refused(error: OSError, name: str, packet_format: PacketFormat) -> AiotunErr
         why = meaning(code)
     elif packet_format.header_bytes:
         why = "look at its header, which this device was opened with, and what follows"
+        if isinstance(error.__cause__, ValueError):  # from RawPort
+            why = f"it can't be sent as a super-packet or as single packets: {error.__cause__}"
     elif packet_format.mode == "tap":
         why = "a frame begins with a 14-byte Ethernet header"
     else:

@@ -13,14 +13,19 @@ import os
 from typing import TYPE_CHECKING
 
 from .._packets import native, runs
-from .port import TUN_ENDS, Port, SocketPort, Taken, copy_into, socket_ends
+from .port import TUN_ENDS, Offloads, Port, SocketPort, Taken, copy_into, socket_ends
+from .rawport import RawPort
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from typing_extensions import Buffer
 
     from .port import Counts, PacketFormat
 
 __all__ = ["SplitPort", "make_port"]
+
+_UDP = 5  # VIRTIO_NET_HDR_GSO_UDP_L4
 
 _read_split = native.read_split
 _write_merged = native.write_merged
@@ -46,9 +51,9 @@ class SplitPort(Port):
         self._no_header = bytes(self._header)
         self._rest: list[bytes] = []  # the next packet is the last one here
         self._kept: bytes | None = None  # comes after the rest, and has a virtio-net header
-        # Types of super-packets (gso_type) that this kernel was seen to refuse. Some kernels reject
-        # valid ones with EINVAL, so we stop merging those.
-        self._refused_types: set[int] = set()
+        # Types of super-packets (gso_type) that this kernel refuses. Some kernels reject valid ones
+        # with EINVAL, so we stop merging those.
+        self._refused_types: set[int] = set() if Offloads.USO in format.offloads else {_UDP}
 
     # Receiving
 
@@ -163,30 +168,41 @@ class SplitPort(Port):
     def write(self, fd: int, packet: Buffer) -> None:
         _write(fd, b"".join((self._no_header, packet)))
 
-    def write_many(self, fd: int, packets: list[Buffer]) -> int:
+    def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
+        left: Sequence[int] = range(len(packets))
+        udp = _UDP not in self._refused_types
+        if self._refused_types <= {_UDP}:
+            left = _write_merged(fd, packets, self._frames, self._header, udp)
+        return self._write_left(fd, packets, left, udp) if left else left
+
+    def _write_left(
+        self, fd: int, packets: list[Buffer], left: Sequence[int], udp: bool
+    ) -> Sequence[int]:
+        """Write as `write_many`, but what this kernel refuses to take merged as packets."""
+        places: list[int] = []  # of the packets of all super-packets, in `left`
         done = 0
         try:
-            if not self._refused_types:
-                done = _write_merged(fd, packets, self._frames, self._header)
-            if done < len(packets):
-                for super_packet in native.merge(packets[done:], self._frames):
-                    written = self._write_super(fd, super_packet)
-                    done += written
-                    if written < native.packets_in(super_packet):
-                        break
+            for super_packet in native.merge(
+                [packets[at] for at in left], self._frames, udp, places
+            ):
+                written = self._write_super(fd, super_packet)
+                done += written
+                if written < native.packets_in(super_packet):
+                    break
         except (OSError, TypeError, ValueError, BufferError):
             pass  # the first packet left over meets it again
-        return done
+        return [left[place] for place in sorted(places[done:])] if places else left
 
     def write_run(
         self, fd: int, buffer: memoryview, start: int, stride: int, lengths: list[int]
-    ) -> int:
-        done = 0
-        if not self._refused_types:
-            done = _write_run(fd, buffer, start, stride, lengths, self._frames, self._header)
-        if done < len(lengths):
-            done += super().write_run(fd, buffer, start + done * stride, stride, lengths[done:])
-        return done
+    ) -> Sequence[int]:
+        left: Sequence[int] = range(len(lengths))
+        udp = _UDP not in self._refused_types
+        if self._refused_types <= {_UDP}:
+            left = _write_run(fd, buffer, start, stride, lengths, self._frames, self._header, udp)
+        if not left:
+            return left
+        return self._write_left(fd, packets_in(buffer, start, stride, lengths), left, udp)
 
     def _write_super(self, fd: int, super_packet: bytes) -> int:
         """Write a super-packet, or its packets where the kernel refuses it; give how many."""
@@ -225,4 +241,6 @@ def make_port(format: PacketFormat, socket_of: tuple[int, int] | None = None) ->
     ends = TUN_ENDS if socket_of is None else socket_ends(*socket_of)
     if format.offload == "split":
         return SplitPort(format, None, ends)
-    return Port(format) if socket_of is None else SocketPort(format, None, ends)
+    if socket_of is not None:
+        return SocketPort(format, None, ends)
+    return RawPort(format) if format.offload == "raw" else Port(format)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import errno
-import random
+import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from .._kernel.words import Mode, Offload
 from .._queue.packetio import PacketIO, PacketStats
-from .._queue.port import copy_into
+from .._queue.port import Offloads, PacketFormat, copy_into
 from .._queue.refusals import truncated
 from ..device import Device
 from ..errors import AiotunError, DeviceClosedError
 from ..link import Link
+from .faultyline import FaultCounts, Line, Rate
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -27,118 +28,6 @@ __all__ = ["FaultCounts", "FaultInjector"]
 
 T = TypeVar("T")
 
-_SHORTEST = 0.001  # seconds; with a delay of 0 the loop would spin while the device has no room
-
-
-@dataclasses.dataclass
-class FaultCounts:
-    """What a `FaultInjector` has done to the packets of one direction so far."""
-
-    packets: int = 0
-    """All packets that entered it."""
-    dropped: int = 0
-    delayed: int = 0
-    duplicated: int = 0
-    corrupted: int = 0
-    """Packets in which one bit was flipped."""
-    reordered: int = 0
-    """Packets that were held back until another one had passed."""
-    lost: int = 0
-    """Packets that were delayed or held back and then could not be delivered, for example because
-    the `FaultInjector` was closed."""
-
-
-class _Line:
-    """One direction, with its own random numbers."""
-
-    def __init__(
-        self, faults: FaultInjector, name: str, seed: int, deliver: Callable[[bytes], None]
-    ) -> None:
-        self.counts = FaultCounts()
-        self._faults = faults
-        # Each direction has its own generator. With a shared one, the faults would depend on the
-        # order in which the program sends and receives.
-        self._random = random.Random(f"{seed} {name}")
-        self._deliver = deliver
-        self._delayed: dict[asyncio.TimerHandle, list[bytes]] = {}
-        self._held: dict[asyncio.TimerHandle, list[bytes]] = {}  # until another packet passes
-
-    def pass_on(self, packet: bytes) -> list[bytes]:
-        """Decide what happens to this packet; return all packets to deliver now."""
-        faults, counts = self._faults, self.counts
-        # Always draw the same number of random numbers for a packet. So changing one rate does not
-        # change which packets the other faults hit.
-        drop, delay, duplicate, corrupt, reorder, bit = (self._random.random() for _ in range(6))
-        counts.packets += 1
-        if drop < faults.drop:
-            counts.dropped += 1
-            return []
-        if corrupt < faults.corrupt:
-            packet = self._corrupted(packet, bit)
-        copies = [packet]
-        if duplicate < faults.duplicate:
-            counts.duplicated += 1
-            copies.append(packet)
-        if delay < faults.delay:
-            counts.delayed += 1
-            self._keep(copies, self._delayed)
-            return []
-        if reorder < faults.reorder:
-            counts.reordered += 1
-            self._keep(copies, self._held)
-            return []
-        return copies + self._cancelled(self._held)
-
-    def _corrupted(self, packet: bytes, chance: float) -> bytes:
-        # Not in the first byte: the kernel rejects a packet that is neither IPv4 nor IPv6.
-        first = self._faults._header_bytes + 1
-        bits = (len(packet) - first) * 8
-        if bits <= 0:
-            return packet
-        place = first * 8 + int(chance * bits)
-        changed = bytearray(packet)
-        changed[place // 8] ^= 1 << place % 8
-        self.counts.corrupted += 1
-        return bytes(changed)
-
-    def _keep(self, packets: list[bytes], kept: dict[asyncio.TimerHandle, list[bytes]]) -> None:
-        """Deliver packets later, unless `_cancelled` takes them out before."""
-
-        # One timer for all of them: the loop does not promise to run two timers of the same time in
-        # order.
-        loop = asyncio.get_running_loop()
-        pause = max(self._faults.delay_by, _SHORTEST)
-
-        def release() -> None:
-            self.deliver_late(kept.pop(timer))
-
-        timer = loop.call_later(pause, release)
-        kept[timer] = packets
-
-    def deliver_late(self, packets: Iterable[bytes]) -> None:
-        """Deliver packets that no caller waits for; if the device has no room, try again later."""
-        no_room: list[bytes] = []
-        for packet in packets:
-            try:
-                self._deliver(packet)
-            except BlockingIOError:
-                no_room.append(packet)
-            except (AiotunError, OSError):
-                self.counts.lost += 1
-        if no_room:
-            self._keep(no_room, self._delayed)
-
-    def _cancelled(self, kept: dict[asyncio.TimerHandle, list[bytes]]) -> list[bytes]:
-        for timer in kept:
-            timer.cancel()
-        packets = [packet for each in kept.values() for packet in each]
-        kept.clear()
-        return packets
-
-    def end(self) -> None:
-        """Count the packets that are delayed or held back as lost."""
-        self.counts.lost += len(self._cancelled(self._delayed)) + len(self._cancelled(self._held))
-
 
 def _copy(packet: Buffer) -> bytes:
     # bytes() alone would make a packet of a number, or of a list of them.
@@ -146,11 +35,24 @@ def _copy(packet: Buffer) -> bytes:
         return view.tobytes()
 
 
+def _check_rate(rate: Rate) -> None:
+    each: tuple[object, ...] = rate if isinstance(rate, tuple) else (rate, rate)
+    numbers = [one for one in each if isinstance(one, int | float)]
+    if not len(each) == len(numbers) == 2:
+        raise TypeError(f"a rate must be a number or a pair (received, sent), got {rate!r}")
+    for one in numbers:
+        if not 0 <= one <= 1:
+            raise ValueError(f"a rate must be a number from 0 to 1, got {one}")
+
+
 class FaultInjector(PacketIO):
     """Wraps a device and can be used like one; adds faults to its traffic in both directions.
 
     For each direction, the same seed, rates and packets give the same faults. A rate is the
-    fraction of packets, 0 to 1, that have the fault. The default of all rates is 0.
+    fraction of packets, 0 to 1, that have the fault. The default of all rates is 0. One number is
+    the rate of each direction: with ``drop=0.2`` a fifth of the received packets is dropped, and a
+    fifth of the sent ones, so that a ping and its answer both pass in 64 of 100 cases. A pair has
+    the rate of received packets first: ``drop=(0.2, 0)`` drops no packet that is sent.
 
     Args:
         device: the device to wrap. Closing this closes the device. Packets that a program sends and
@@ -163,6 +65,8 @@ class FaultInjector(PacketIO):
         reorder: the rate of packets that are held back until the next packet has passed, or for
             `delay_by` at most.
         delay_by: a time in seconds.
+        bandwidth: bits a second; packets wait for those before them, and are not delivered if 1,000
+            are waiting. With offload ``"raw"`` a super-packet counts as one packet.
         seed: the seed of the random numbers.
 
     It has all packet methods of a `Device`, and its `name`, `index`, `mtu`, `mode`, `offload` and
@@ -171,8 +75,14 @@ class FaultInjector(PacketIO):
     `sent.lost`. So are packets that are still held back when this is closed. `send` raises the
     device's errors for the packets that it sends at once.
 
+    Attributes:
+        drop, delay, duplicate, corrupt, reorder, delay_by, bandwidth: as the arguments; assign to
+            change one.
+
     Raises:
-        ValueError: a rate is not between 0 and 1, or the delay is negative.
+        TypeError: a rate is neither a number nor a pair of numbers.
+        ValueError: a rate is not between 0 and 1, the delay is negative, or the bandwidth not
+            above 0.
     """
 
     __slots__ = (
@@ -183,6 +93,7 @@ class FaultInjector(PacketIO):
         "_pump",
         "_ready",
         "_waiters",
+        "bandwidth",
         "corrupt",
         "delay",
         "delay_by",
@@ -195,28 +106,32 @@ class FaultInjector(PacketIO):
         self,
         device: Device,
         *,
-        drop: float = 0.0,
-        delay: float = 0.0,
-        duplicate: float = 0.0,
-        corrupt: float = 0.0,
-        reorder: float = 0.0,
+        drop: Rate = 0.0,
+        delay: Rate = 0.0,
+        duplicate: Rate = 0.0,
+        corrupt: Rate = 0.0,
+        reorder: Rate = 0.0,
         delay_by: float = 0.05,
+        bandwidth: Rate = math.inf,
         seed: int = 0,
     ) -> None:
         for rate in (drop, delay, duplicate, corrupt, reorder):
-            if not 0 <= rate <= 1:
-                raise ValueError(f"a rate must be a number from 0 to 1, got {rate}")
+            _check_rate(rate)
         if not 0 <= delay_by < float("inf"):
             raise ValueError(f"delay_by must be a number of seconds, got {delay_by}")
+        for each in bandwidth if isinstance(bandwidth, tuple) else (bandwidth,):
+            if not each > 0:
+                raise ValueError(f"bandwidth must be bits a second, above 0, got {each}")
         self._device = device
-        self.drop: float = drop
-        self.delay: float = delay
-        self.duplicate: float = duplicate
-        self.corrupt: float = corrupt
-        self.reorder: float = reorder
+        self.drop: Rate = drop
+        self.delay: Rate = delay
+        self.duplicate: Rate = duplicate
+        self.corrupt: Rate = corrupt
+        self.reorder: Rate = reorder
         self.delay_by: float = delay_by
-        self._incoming = _Line(self, "in", seed, self._arrive)
-        self._outgoing = _Line(self, "out", seed, device.send_nowait)
+        self.bandwidth: Rate = bandwidth
+        self._incoming = Line(self, "in", seed, device._header_bytes, self._arrive)
+        self._outgoing = Line(self, "out", seed, device._header_bytes, device.send_nowait)
         self._ready: deque[bytes] = deque()  # packets to return to the next receivers
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._pump: asyncio.Task[None] | None = None  # reads while receivers wait; otherwise None
@@ -263,6 +178,11 @@ class FaultInjector(PacketIO):
     def vnet_header_size(self) -> int:
         """The size of the device's virtio-net header."""
         return self._device.vnet_header_size
+
+    @property
+    def offloads(self) -> Offloads:
+        """The device's offloads."""
+        return self._device.offloads
 
     @property
     def link(self) -> Link:
@@ -404,8 +324,8 @@ class FaultInjector(PacketIO):
         return self._device.mode
 
     @property
-    def _header_bytes(self) -> int:
-        return self._device._header_bytes
+    def _format(self) -> PacketFormat:
+        return self._device._format
 
     def _count_undecodable(self) -> None:
         self._device._count_undecodable()

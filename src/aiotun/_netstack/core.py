@@ -1,0 +1,54 @@
+"""What the parts of one stack share."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+from typing import TYPE_CHECKING
+
+from .counts import Counts
+from .intake import Intake
+
+if TYPE_CHECKING:
+    from ..device import TunDevice
+    from ..namespaces import Namespace
+    from .mechanism import Mechanism
+
+__all__ = ["Core", "spare_descriptors"]
+
+# Descriptors that are left to the rest of the program.
+_RESERVED = 64
+
+
+@dataclasses.dataclass(eq=False)
+class Core:
+    """The stack without its public face.
+
+    Attributes:
+        namespace: where its sockets are made.
+        tun: the device.
+        own: the stack's own addresses, packed: nothing that is sent to them is intercepted.
+        mechanism: how everything else is caught; None where the stack does not intercept.
+        counts: for `Netstack.stats`.
+        intake: who gets the packets that are not for the kernel.
+        closing: whether the stack is being closed, or was.
+    """
+
+    namespace: Namespace
+    tun: TunDevice
+    own: frozenset[bytes]
+    mechanism: Mechanism | None
+    counts: Counts
+    intake: Intake
+    closing: bool = False
+
+
+def spare_descriptors() -> int:
+    """Give how many descriptors connections and flows may use, by RLIMIT_NOFILE.
+
+    A connection that is passed on takes two.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        limit = 1 << 20
+    return max(limit - _RESERVED, limit // 2)

@@ -1,0 +1,475 @@
+"""The kernel of a private namespace as a TCP/IP stack for packets that the program has in hand."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import socket as sockets
+import warnings
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
+
+from ._kernel.words import Offload
+from ._link.values import AddressArg, Route, RouteArg
+from ._netstack import closing, opening
+from ._netstack.admission import Admit
+from ._netstack.answers import Refusal
+from ._netstack.core import spare_descriptors
+from ._netstack.flows import UdpFlow
+from ._netstack.interception import DatagramInterception
+from ._netstack.pings import Ping
+from ._netstack.pipe import PipeStats, pipe
+from ._netstack.relay import RelayCounts, RelayStats, relay
+from ._netstack.server import Server
+from ._netstack.tcp import ClientHandler, TcpInterceptor
+from .device import TunDevice
+from .errors import DeviceClosedError
+from .namespaces import Namespace
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from ._namespaces.connections import Servers
+    from ._netstack.opening import Options, Prepared
+
+__all__ = [
+    "Netstack",
+    "NetstackOpener",
+    "NetstackStats",
+    "Ping",
+    "PipeStats",
+    "Refusal",
+    "RelayCounts",
+    "RelayStats",
+    "Server",
+    "UdpFlow",
+    "open_netstack",
+    "pipe",
+    "relay",
+]
+
+P = TypeVar("P", bound=asyncio.BaseProtocol)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NetstackStats:
+    """What a stack has counted since it was opened, and what is open now.
+
+    Of packets the kernel counts more: ``await stack.tun.link.stats()``.
+    """
+
+    connections_open: int = 0
+    """TCP connections that `intercept_tcp` accepted and that have not ended."""
+    connections_accepted: int = 0
+    """TCP connections that `intercept_tcp` accepted."""
+    connections_refused: int = 0
+    """TCP connections that were refused: by `admit`, or because a limit was reached."""
+    connections_expired: int = 0
+    """TCP connections whose client went away while `admit` was asked."""
+    flows_open: int = 0
+    """UDP flows that are open."""
+    flows_accepted: int = 0
+    """UDP flows that `intercept_udp` gave to its function."""
+    flows_refused: int = 0
+    """UDP flows that were refused: by `admit`, or because a limit was reached."""
+    flows_expired: int = 0
+    """UDP flows that were closed because nothing came or went for a while."""
+    flows_displaced: int = 0
+    """UDP flows that were closed to make room for others."""
+    flows_unreachable: int = 0
+    """Answers in UDP flows that the client's host refused: nobody had the port any more."""
+    datagrams_dropped: int = 0
+    """Datagrams that nobody had received when their flow's queue was full, or when it ended."""
+    fragments_dropped: int = 0
+    """Fragments of intercepted packets that were invalid, or of which others did not come."""
+    packets_refused: int = 0
+    """Packets that the stack itself dropped: those of what was refused, and unanswered pings."""
+
+
+class Netstack(DatagramInterception):
+    """A TCP/IP stack; see `open_netstack`.
+
+    One that is not closed warns (`ResourceWarning`) when it is collected, and is closed then.
+
+    *Concurrency*: belongs to the event loop in which it was opened. Methods may be called at the
+    same time, from any number of its tasks.
+    """
+
+    def __init__(self, prepared: Prepared) -> None:
+        # Internal: use open_netstack.
+        self._prepared = prepared
+        self._core = prepared.core
+        self._servers: list[Server | asyncio.AbstractServer] = []
+        self._closed = False
+
+    @property
+    def tun(self) -> TunDevice:
+        """The device: packets that the stack sends are received here, and packets sent arrive."""
+        return self._core.tun
+
+    @property
+    def namespace(self) -> Namespace:
+        """The namespace whose kernel the stack is."""
+        return self._core.namespace
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed here."""
+        return self._closed
+
+    @property
+    def stats(self) -> NetstackStats:
+        """A snapshot of what the stack has counted; see `NetstackStats`."""
+        return NetstackStats(*dataclasses.astuple(self._core.counts))
+
+    def __repr__(self) -> str:
+        return f"<Netstack {self.tun.name}{' closed' if self._closed else ''}>"
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied or pickled.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(f"{self!r} can't be copied or pickled: use the same object everywhere")
+
+    # What the namespace has
+
+    async def socket(
+        self,
+        family: int = sockets.AF_INET,
+        type: int = sockets.SOCK_STREAM,  # noqa: A002 - as socket.socket has it
+        proto: int = 0,
+    ) -> sockets.socket:
+        """Make a socket of the stack; see `Namespace.socket`.
+
+        Raises: as there.
+
+        *Cancellation*, *Concurrency*: as there.
+        """
+        return await self.namespace.socket(family, type, proto)
+
+    async def open_connection(
+        self, host: str, port: int, **options: Any
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open a TCP connection through the stack; see `Namespace.open_connection`.
+
+        Raises: as there.
+
+        *Cancellation*, *Concurrency*: as there.
+        """
+        return await self.namespace.open_connection(host, port, **options)
+
+    async def start_server(
+        self,
+        client_connected_cb: ClientHandler,
+        host: str | Sequence[str] | None = None,
+        port: int = 0,
+        **options: Any,
+    ) -> asyncio.Server | Servers:
+        """Start a TCP server at the stack's own addresses; see `Namespace.start_server`.
+
+        Closing the stack closes the server.
+
+        Raises: as there; DeviceClosedError if the stack was closed.
+
+        *Cancellation*, *Concurrency*: as there.
+        """
+        self._check_open()
+        started = await self.namespace.start_server(client_connected_cb, host, port, **options)
+        self._remember(started)
+        return started
+
+    async def create_datagram_endpoint(
+        self, protocol_factory: Callable[[], P], *args: Any, **options: Any
+    ) -> tuple[asyncio.DatagramTransport, P]:
+        """Make a UDP endpoint of the stack; see `Namespace.create_datagram_endpoint`.
+
+        Raises: as there.
+
+        *Cancellation*, *Concurrency*: as there.
+        """
+        return await self.namespace.create_datagram_endpoint(protocol_factory, *args, **options)
+
+    async def create_subprocess_exec(
+        self, *args: Any, **options: Any
+    ) -> asyncio.subprocess.Process:
+        """Start a program whose network is the stack; see `Namespace.create_subprocess_exec`.
+
+        Raises: as there.
+
+        *Cancellation*, *Concurrency*: as there.
+        """
+        return await self.namespace.create_subprocess_exec(*args, **options)
+
+    async def create_subprocess_shell(
+        self, cmd: str | bytes, **options: Any
+    ) -> asyncio.subprocess.Process:
+        """Start a shell command in the stack; see `Namespace.create_subprocess_shell`.
+
+        Raises: as there.
+
+        *Cancellation*, *Concurrency*: as there.
+        """
+        return await self.namespace.create_subprocess_shell(cmd, **options)
+
+    # Interception
+
+    async def intercept_tcp(
+        self,
+        handle: ClientHandler,
+        *,
+        admit: Admit | None = None,
+        limit: int | None = None,
+        backlog: int = 1024,
+    ) -> Server:
+        """Accept every TCP connection to an address that is not the stack's own.
+
+        ``writer.get_extra_info("sockname")`` is what the client asked for. Any unicast address
+        works, with any port.
+
+        Args:
+            handle: called with a reader and a writer for each connection, as the callback of
+                `asyncio.start_server`; plain or async. What it raises goes to the loop's exception
+                handler, and the connection is closed.
+            admit: asked at the first packet (SYN) of each connection, which waits: called as
+                ``admit(local, peer)`` with two addresses as `socket.getsockname` gives them, plain
+                or async. True lets the connection come; False refuses it (the client sees
+                ConnectionRefusedError), a `Refusal` with an ICMP error. It is canceled when the
+                client is gone. What it raises goes to the loop's exception handler, and the
+                connection is refused.
+            limit: how many connections may be open at once; more are reset, and counted as refused.
+                The default leaves each connection two of the descriptors that the program may have
+                (RLIMIT_NOFILE), so that it can be passed on.
+            backlog: how many connections may wait until the loop accepts them.
+
+        Returns:
+            A server, which is closed with the stack at the latest.
+
+        Raises:
+            TypeError, ValueError: an argument is invalid.
+            RuntimeError: the stack was opened without ``intercept=True``, or TCP is intercepted
+                already.
+            DeviceClosedError: the stack was closed.
+            OSError, LinkError: no socket can be made.
+
+        *Cancellation*: nothing is intercepted.
+
+        *Concurrency*: one server at a time.
+        """
+        most = _positive("limit", max(spare_descriptors() // 2, 1) if limit is None else limit)
+        _positive("backlog", backlog)
+        _function("handle", handle)
+        if admit is not None:
+            _function("admit", admit)
+        self._check_intercepting("TCP", TcpInterceptor)
+        interceptor = TcpInterceptor(self._core, handle, admit, most, backlog)
+        server = Server(interceptor)
+        self._remember(server)  # before the await: a second call must not get as far
+        await interceptor.start()
+        return server
+
+    def _check_intercepting(self, what: str, kind: type) -> None:
+        self._check_open()
+        if self._core.mechanism is None:
+            raise RuntimeError(
+                "this stack answers only for its own addresses; open it with "
+                "open_netstack(intercept=True)"
+            )
+        for server in self._servers:
+            if isinstance(server, Server) and not server.closed and server.is_of(kind):
+                raise RuntimeError(f"this stack intercepts {what} already; close that server first")
+
+    def _remember(self, server: Server | asyncio.AbstractServer) -> None:
+        self._servers = [
+            each for each in self._servers if not (isinstance(each, Server) and each.closed)
+        ]
+        self._servers.append(server)
+
+    # Closing
+
+    def close(self) -> None:
+        """Close at once; may be called again. `aclose` closes in an orderly way.
+
+        Connections are reset, but nobody has a turn to carry the resets to their peers.
+        """
+        if self._begin_closing():
+            closing.reset_now(self._prepared)
+            closing.close_now(self._prepared)
+
+    async def aclose(self) -> None:
+        """Close the stack; may be called again, also at once.
+
+        Its servers are closed. Then every connection is reset: whoever waits for one gets
+        ConnectionAbortedError, and the peers are told, for which those who read `tun` have a turn
+        (some milliseconds at most). Then `tun` is closed, and `namespace` if the stack made it.
+
+        Raises nothing.
+
+        *Cancellation*: everything is closed all the same, only the waiting ends.
+        """
+        if self._begin_closing():
+            try:
+                await closing.reset(self._prepared)
+            finally:
+                closing.close_now(self._prepared)
+        await self.tun.aclose()
+        if self._prepared.owns_namespace:
+            await self.namespace.aclose()
+
+    def _begin_closing(self) -> bool:
+        if self._closed:
+            return False
+        self._closed = self._core.closing = True
+        for server in self._servers:
+            server.close()
+        self._servers = []
+        self._core.intake.close()
+        return True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise DeviceClosedError(f"the stack of {self.tun.name} was closed; open another")
+
+    async def __aenter__(self) -> Self:
+        self._check_open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
+        if not getattr(self, "_closed", True):
+            warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+
+class NetstackOpener:
+    """What `open_netstack` returns; await it or use ``async with``, once."""
+
+    def __init__(self, options: Options) -> None:
+        # Internal: use open_netstack.
+        self._options = options
+        self._used = False
+        self._entered: Netstack | None = None
+
+    def __await__(self) -> Generator[Any, None, Netstack]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Netstack:
+        self._entered = await self._open()
+        return self._entered
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        entered, self._entered = self._entered, None
+        if entered is not None:
+            await entered.aclose()
+
+    async def _open(self) -> Netstack:
+        if self._used:
+            raise RuntimeError("an opener can be used once; call open_netstack again")
+        self._used = True
+        return Netstack(await opening.open_core(self._options))
+
+
+def open_netstack(
+    *,
+    addresses: Iterable[AddressArg] = (),
+    routes: Iterable[RouteArg | Route] = opening.DEFAULT_ROUTES,
+    mtu: int = 1500,
+    offload: Offload = "split",
+    intercept: bool = False,
+    answer_pings: bool = True,
+    namespace: Namespace | None = None,
+    name: str | None = None,
+    txqueuelen: int | None = None,
+) -> NetstackOpener:
+    """Make the kernel of a private namespace a TCP/IP stack for packets of this program.
+
+    ::
+
+        async with aiotun.open_netstack(addresses=["10.0.0.2/24"]) as stack:
+            pump = asyncio.create_task(aiotun.relay(stack.tun, vpn))
+            reader, writer = await stack.open_connection("10.0.0.1", 80)
+
+    What the stack sends is received at its `tun`, and what is sent there arrives at the stack. No
+    root is needed where the kernel allows user namespaces; see `new_namespace`.
+
+    With ``intercept=True`` the stack answers for every address: `intercept_tcp` accepts what is
+    asked of any address and port, the kernel answers echo requests, and what nobody accepts is
+    refused as by a host.
+
+    Args:
+        addresses: the stack's own addresses, as for `open_tun`. A stack that only intercepts needs
+            none. One that opens connections does.
+        routes: where the stack sends its packets by `tun`, as for `open_tun`: everywhere, by
+            default. The default for IPv6 is left out where the kernel has no IPv6, or `mtu` is too
+            small for it.
+        mtu: the largest packet in bytes, 68 to 65535.
+        offload: as for `open_tun`. ``"raw"`` is twice as fast as ``"split"`` where packets are only
+            passed on to a device or a program that takes super-packets.
+        intercept: whether the stack answers for addresses that are not its own.
+        answer_pings: whether a stack that intercepts answers echo requests to addresses that are
+            not its own. False leaves them to `intercept_ping`; others are dropped, and counted.
+        namespace: a `Namespace` to be used instead of a private one; it stays open. Only one stack
+            in a namespace can intercept.
+        name: the interface's name, `tun0` in a private namespace by default. It must not exist.
+        txqueuelen: how many packets the device holds for the program, as for `open_tun`.
+
+    Returns:
+        An opener of a `Netstack`: await it, or enter it with ``async with``, which closes the stack
+        at the end.
+
+    Raises:
+        TypeError, ValueError: an argument is invalid.
+
+    Awaiting or entering it raises:
+        NotPermittedError: the kernel refuses a namespace, or ``/dev/net/tun`` can't be opened; the
+            text says who forbids it and what would allow it.
+        TunUnavailableError: this machine has no TUN/TAP driver.
+        LinkError: the kernel refuses an address, a route or another step, or the helper process
+            can't be started.
+        ResourceLimitError: no thread can be started, or no descriptor or memory is left.
+        ValueError: the environment variable ``AIOTUN_NETSTACK`` (for tests: ``tproxy`` or
+            ``listeners`` forces how connections are intercepted) has another value.
+
+    *Cancellation*: waits for the step under way (some 20 ms); then nothing is left.
+
+    *Concurrency*: any number may be opened at once.
+    """
+    return NetstackOpener(
+        opening.check(
+            addresses=addresses,
+            routes=routes,
+            mtu=mtu,
+            offload=offload,
+            intercept=intercept,
+            answer_pings=answer_pings,
+            namespace=namespace,
+            name=name,
+            txqueuelen=txqueuelen,
+        )
+    )
+
+
+def _function(what: str, value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"{what} must be a function, got {value!r}")
+
+
+def _positive(what: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{what} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{what} must be at least 1, got {value}")
+    return value

@@ -69,6 +69,7 @@ class FdOwner(AsyncClosing):
         # Who waits.
         "_receivers",
         "_senders",
+        "_parked",
         # How much may be read before the loop has a turn.
         "_budget",
         "_free",
@@ -94,7 +95,9 @@ class FdOwner(AsyncClosing):
         self._fd = fd
         self._interface = interface
         self._receivers, self._senders = Line(), Line()
-        lines = [self._receivers, self._senders] + ([] if shared is None else [shared])
+        self._parked = Line()  # those who can't receive before a run's buffer is free
+        lines = [self._receivers, self._senders, self._parked]
+        lines += [] if shared is None else [shared]
         self._watch = FdWatch(self, *lines)
         self._group: weakref.ref[Group] | None = None
         self.port: Keeper = port
@@ -189,6 +192,7 @@ class FdOwner(AsyncClosing):
         if self._watch.alive:
             self._receivers.dismiss()
             self._senders.dismiss()
+            self._parked.dismiss()
         fd, self._fd = self._fd, -1
         self._why_closed = why
         self._free = 0
@@ -253,6 +257,7 @@ class FdOwner(AsyncClosing):
             self._watch.stop(self._fd)
             self._receivers.dismiss()
             self._senders.dismiss()
+            self._parked.dismiss()
             if (group := self._peers()) is not None:
                 group.lose(self)
         # Another one: the traceback of what is raised holds this object, which must not hold it.

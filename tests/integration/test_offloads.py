@@ -20,7 +20,7 @@ from aiotun.offload import GsoType, VnetHeader, merge
 from aiotun.queue import Queue
 
 from ..test_gso import Packet, run_of, written
-from .kernel import another_namespace, held, make, ordinary_child
+from .kernel import another_namespace, child, held, make, ordinary_child
 from .rig import OURS, PORT, THEIRS
 from .test_from_fd import TUN, raw_open
 
@@ -168,6 +168,27 @@ def features_know_udp() -> bool:
     finally:
         os.close(fd)
     return known
+
+
+@pytest.mark.parametrize("offload", ["split", "raw"])
+def test_further_devices_take_no_more_memory(offload: str) -> None:
+    said = child(
+        f"""
+        def resident():
+            with open("/proc/self/status") as file:
+                return next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
+
+        async def main():
+            found = []
+            for _ in range(4):
+                async with aiotun.open_tun(offload={offload!r}):
+                    found.append(resident())
+            print(json.dumps(found))
+
+        asyncio.run(main())
+        """
+    )
+    assert said[-1] - said[0] < 4096  # kB; once it was 16 MiB
 
 
 DATAGRAMS = written(run_of(Packet(protocol="udp"), [100] * 10))

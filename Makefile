@@ -9,7 +9,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test test-others test-all test-peers fuzz soak lint docs bench bench-vpn bench-tap bench-peers bench-report clean
-.PHONY: coverage dist test-dist test-lowest audit man
+.PHONY: coverage dist test-dist test-lowest audit man test-free-threaded
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -35,6 +35,12 @@ test-all: test test-others ## run the tests on every Python
 
 test-peers: ## run the tests that exchange packets with other implementations
 	@$(call venv,test) && .venv/bin/python -m pytest -m peers $(ARGS)
+
+test-free-threaded: ## two threads at once, on a free-threaded Python, which it builds; ARGS=SECONDS
+	@python=$$(tools/free_threaded.sh) && \
+		AIOTUN_SPEEDUPS=require tools/venv.sh .venvs/free-threaded "$$python" none && \
+		.venvs/free-threaded/bin/python -W error -m tests.parallel $(ARGS) && \
+		.venvs/free-threaded/bin/python -W error -m aiotun demo --count 1
 
 fuzz: ## fuzz every parser for a minute in all; ARGS="SECONDS TARGET ...", ARGS=--help
 	@$(call venv,fuzz) && .venv/bin/python -m fuzz $(ARGS)

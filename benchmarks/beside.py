@@ -101,6 +101,8 @@ CASES = {
     **{name: Case(WORKER, name, [cost(None)]) for name in WAKES},
     "split-recv": Case(WORKER, "split-recv", [cost(0.7)]),
     "split-send_many": Case(WORKER, "split-send_many", [cost(None), SENT]),
+    "split-four-flows": Case(WORKER, "split-four-flows", [cost(0.5), SENT]),
+    "split-no-merge": Case(WORKER, "split-no-merge", [cost(1.1), SENT]),
     "captured": Case(WORKER, "captured", [cost(0.25), SENT]),
     **{f"python-{name}": Case(PYTHON, name, figures) for name, figures in OFF.items()},
     "forward-split": Case(FORWARDER, "split", PASSED),

@@ -52,11 +52,12 @@ def ip_packet(protocol: int, source: str, target: str, body: bytes, checksum_at:
     return header + addresses + bytes(sealed)
 
 
-def tcp_segments(source: str, target: str) -> list[bytes]:
-    """Consecutive segments of one flow."""
+def tcp_segments(source: str, target: str, flows: int = 1) -> list[bytes]:
+    """Consecutive segments of each flow, the flows in turn."""
     packets = []
     for number in range(BATCH):
-        fields = (1000, 2000, 1 + number * SEGMENT, 1, 0x50, 0x10, 512, 0, 0)
+        sequence = 1 + number // flows * SEGMENT
+        fields = (1000 + number % flows, 2000, sequence, 1, 0x50, 0x10, 512, 0, 0)
         body = struct.pack("!HHIIBBHHH", *fields) + bytes(SEGMENT)
         packets.append(ip_packet(socket.IPPROTO_TCP, source, target, body, 16))
     return packets
@@ -219,6 +220,8 @@ async def main(number: int) -> None:
         body = struct.pack("!HHHH", 9, socks[2].getsockname()[1], 64, 0) + bytes(56)
         packet = ip_packet(socket.IPPROTO_UDP, f"{off_net}.2", f"{off_net}.1", body, 6)
         segments = tcp_segments(f"{split_net}.2", "192.0.2.1")
+        mixed = tcp_segments(f"{split_net}.2", "192.0.2.1", 4)
+        apart = tcp_segments(f"{split_net}.2", "192.0.2.1", BATCH)
         writer = await stack.enter_async_context(PcapWriter(os.devnull))
 
         async def captured() -> tuple[float, float]:
@@ -239,6 +242,8 @@ async def main(number: int) -> None:
             "split-wake": lambda: one_by_one.wake(many=False),
             "split-wake-many": lambda: one_by_one.wake(many=True),
             "split-send_many": lambda: send_segments(split, segments),
+            "split-four-flows": lambda: send_segments(split, mixed),
+            "split-no-merge": lambda: send_segments(split, apart),
             "captured": captured,
         }
         print(f"ready {number}\n{aiotun.__file__}", flush=True)

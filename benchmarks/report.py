@@ -21,8 +21,37 @@ PARTS = {
     "queues": "Queues and processes",
     "opening": "Opening and closing",
     "growth": "Scaling",
+    # Of `benchmarks.netstack`.
+    "netstack streams": "Netstack: TCP",
+    "netstack datagrams": "Netstack: UDP",
+    "netstack opening": "Netstack: opening and memory",
 }
-MORE = ("Gbit/s", "packets/s")  # units for which more is better
+# What the summary shows: the part, its table, what a reader knows it as, and aiotun's rows.
+CHOSEN = (
+    ("forward", "one TCP stream, with offload", "one TCP stream, offload", "split raw"),
+    ("forward", "4 TCP streams, with offload", "four TCP streams, offload", "split raw"),
+    ("forward", "one TCP stream, without offload", "one TCP stream, no offload", ""),
+    ("forward", "4 TCP streams, without offload", "four TCP streams, no offload", ""),
+    (
+        "forward",
+        "the forwarder's processor time, one TCP stream, with offload",
+        "processor time, offload",
+        "split raw",
+    ),
+    (
+        "forward",
+        "the forwarder's processor time, one TCP stream, without offload",
+        "processor time, no offload",
+        "",
+    ),
+    ("echo", "4000 flood pings, one at a time: mean", "a ping and its answer, mean", ""),
+    ("echo", "4000 flood pings: 99th percentile", "the same, 99th percentile", ""),
+    ("cost", "to read a packet of 84 bytes", "read 84 bytes, in batches", ""),
+    ("cost", "to read a packet of 84 bytes", "read 84 bytes, one by one", "one by one"),
+    ("forward", "resident memory, once each", "memory at rest", ""),
+)
+SHOWN = ("C", "tun-rs", "wireguard-go", "pytun", "water", "asyncssh")
+MORE = ("Gbit/s", "packets/s", "connections/s")  # units for which more is better
 # Tables without a chart: the numbers alone are as clear.
 NO_CHART = ("resident memory", "99th percentile", ": lost", "1 waiting", "waiting packets")
 
@@ -30,12 +59,35 @@ INTRO = """# Benchmarks
 
 This page compares aiotun with other libraries for the same purpose. All programs do the same work
 on the same machine and take turns within one run. `benchmarks/README.md` says what is measured,
-and how. To measure on your machine, run `make bench-peers`.
+and how. To measure on your machine, run `make bench-peers` and `make bench-netstack`.
 
 A bar shows the median, and the line on it reaches from the smallest sample to the largest. The
 last column of a table is the ratio of the medians; in brackets are the smallest and largest ratio
 within a run. `C` is a program that makes only the system calls. aiotun runs on asyncio's own
 event loop, unless a row says uvloop.
+"""
+SUMMARY = """## Summary
+
+Medians. The best of a row is bold. aiotun's `raw` gives the program super-packets as the kernel has
+them, and `split` gives it ordinary packets.
+"""
+REASONS = """
+How can a Python program pass one in C? Both spend most of their time in the kernel. The C program
+reads a packet and writes it. aiotun's C module makes the same calls, but reads a batch and then
+writes a batch, into memory that it keeps, and the receiver is woken up less often. Where packets
+come one at a time, Python costs up to a microsecond more for each. It also needs more memory.
+"""
+# The two charts that say most.
+CHARTS = [
+    line
+    for name in (
+        "forward-one-tcp-stream-with-offload",
+        "echo-4000-flood-pings-one-at-a-time-mean",
+    )
+    for line in (f"![{name.replace('-', ' ')}](benchmarks/{name}.svg)", "")
+]
+TARGETS = """These are the project's own targets, next to other libraries and next to C.
+A ratio that is shown as 1.00x and missed is below 1 before rounding.
 """
 
 
@@ -56,6 +108,46 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
     ]
 
 
+def summary(parts: Mapping[str, Any]) -> list[str]:
+    """One row for each of `CHOSEN`: aiotun's figures and those of the others, with its unit."""
+    lines = []
+    for part, what, known_as, kinds in CHOSEN:
+        tables = parts.get(part, {}).get("tables", ())
+        table = next((each for each in tables if each["what"] == what), None)
+        if table is None:
+            continue
+        rows = [row for row in table["rows"] if not is_target(row)]
+        found = {
+            row["name"].removesuffix(": at rest"): statistics.median(row["samples"])
+            for row in rows
+            if not row["name"].endswith(": most")
+        }
+        offload = what.endswith("with offload")
+        ours = [f"aiotun {kind}" for kind in kinds.split()] if offload else ["aiotun"]
+        if kinds == "one by one":
+            ours = ["aiotun, one by one"]
+        others = [f"{name}, offload" if offload else name for name in SHOWN]
+        others = [
+            name if name in found else plain for name, plain in zip(others, SHOWN, strict=True)
+        ]
+        shown = [name for name in [*ours, *others] if name in found]
+        best = (max if unit_of(rows) in MORE else min)(found[name] for name in shown)
+
+        def cell(name: str, found: Mapping[str, float] = found, best: float = best) -> str:
+            if name not in found:
+                return ""
+            text = plain_number(found[name])
+            return f"**{text}**" if found[name] == best else text
+
+        own = " / ".join(
+            f"{cell(name)} ({name.partition(' ')[2]})" if offload else cell(name) for name in ours
+        )
+        lines.append((f"{known_as}, {unit_of(rows)}", own, *map(cell, others)))
+    if not lines:
+        return []
+    return [SUMMARY, *markdown_table(("", "aiotun", *SHOWN), lines), REASONS, *CHARTS]
+
+
 def targets(machines: Sequence[Mapping[str, Any]]) -> list[str]:
     """All figures that have a target, in one table with a column for each machine."""
     goals: dict[str, str] = {}
@@ -71,7 +163,7 @@ def targets(machines: Sequence[Mapping[str, Any]]) -> list[str]:
                 figures[-1][name] = f"{row['label']} {verdict}"
     rows = [(name, goal, *(each.get(name, "") for each in figures)) for name, goal in goals.items()]
     head = ("", "target", *(machine_of(parts) for parts in machines))
-    return ["## Targets", "", *markdown_table(head, rows), ""]
+    return ["## Targets", "", TARGETS, *markdown_table(head, rows), ""]
 
 
 def machine_of(parts: Mapping[str, Any]) -> str:
@@ -140,10 +232,14 @@ def measured_on(parts: Mapping[str, Any]) -> list[str]:
 def write(results: Path, docs: Path) -> None:
     """Write the page and the charts, from the file of `benchmarks.peers --json`.
 
-    Files next to it named ``peers-*.json`` are from other machines. The page describes these
-    machines and shows their figures that have a target.
+    If there is a file ``netstack.json`` next to it, of `benchmarks.netstack --json`, the page has
+    its parts, too. Files next to it named ``peers-*.json`` are from other machines. The page
+    describes these machines and shows their figures that have a target.
     """
     parts = json.loads(results.read_text())
+    netstack = results.with_name("netstack.json")
+    if netstack.exists():
+        parts |= json.loads(netstack.read_text())
     others = [
         json.loads(each.read_text())
         for each in sorted(results.parent.glob(f"{results.stem}-*.json"))
@@ -152,7 +248,7 @@ def write(results: Path, docs: Path) -> None:
     pictures.mkdir(parents=True, exist_ok=True)
     for old in pictures.glob("*.svg"):
         old.unlink()
-    lines = [INTRO, *targets([parts, *others])]
+    lines = [INTRO, *summary(parts), *targets([parts, *others])]
     for part, title in PARTS.items():
         if part in parts:
             lines += section(title, parts[part]["tables"], pictures)

@@ -19,7 +19,8 @@ extensions = [
 ]
 exclude_patterns = ["_static"]
 source_suffix = {".md": "markdown"}
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "substitution"]
+myst_substitutions = {"version": version}
 myst_heading_anchors = 3
 
 # Docstrings write `recv`. If a public name matches, Sphinx makes it a link, and otherwise code.
@@ -28,7 +29,7 @@ add_module_names = False
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
-autodoc_preserve_defaults = True
+# Not autodoc_preserve_defaults: it reads the defaults from the source, where open_tun has **options.
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False

@@ -67,11 +67,11 @@ class Delivery:
                     await self._device.send_many(packets)
                     break
                 except aiotun.LinkDownError as error:
-                    self._dropped["the link is down"] += len(packets) - error.sent
+                    self._dropped["the link is down"] += len(error.unsent)
                     break
                 except aiotun.PacketError as error:
                     self._dropped["refused by the kernel"] += 1
-                    packets = packets[error.sent + 1 :]
+                    packets = error.unsent[1:]
 
 
 async def report(
@@ -118,8 +118,11 @@ async def until_signal(name: str, *work: Coroutine[Any, Any, None]) -> None:
             raise result
 
 
-def run(main: Coroutine[Any, Any, None], uvloop: bool = False) -> int:
-    """Run a program's coroutine and return its exit status; if it fails, print one line."""
+def run(main: Coroutine[Any, Any, int | None], uvloop: bool = False) -> int:
+    """Run a program's coroutine and return its exit status; if it fails, print one line.
+
+    The status is the coroutine's result, or 0 if it has none.
+    """
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     try:
         if uvloop:
@@ -130,10 +133,9 @@ def run(main: Coroutine[Any, Any, None], uvloop: bool = False) -> int:
                 raise ValueError("uvloop is not installed: pip install 'aiotun[uvloop]'") from None
             factory = module.new_event_loop
         with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(main)
+            return runner.run(main) or 0
     except (aiotun.AiotunError, OSError, ValueError) as error:
         print(f"{sys.argv[0]}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before the device was open
         return 130
-    return 0

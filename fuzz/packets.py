@@ -1,9 +1,13 @@
 """Packets and frames: decoding, encoding, the header view, the answers, the lines of `dump`."""
 
+import io
 from ipaddress import IPv4Network, IPv6Network
 
 from aiotun import IPHeader, PacketDecodeError, decode_frame, decode_packet, encode, reply
 from aiotun._cli.describe import describe
+from aiotun._netstack.pings import echo_request
+from aiotun._packets.fragments import Reassembler, fragment_of
+from aiotun._packets.udp import build, parse, quoted
 
 from ._target import Target
 
@@ -83,6 +87,26 @@ def describing(data: bytes) -> None:
         assert len(line) < 1000
 
 
+def datagrams(data: bytes) -> None:
+    """What a stack reads of packets from strangers: the input is several packets, each cut off."""
+    stream, reassembler, given = io.BytesIO(data), Reassembler(), 0
+    while head := stream.read(2):
+        packet = stream.read(int.from_bytes(head, "big"))
+        quoted(packet)
+        parsed = parse(packet)
+        assert parsed is None or build(*parsed, 0)[-len(parsed[2]) or 65535 :] == parsed[2]
+        echo_request(packet)
+        if not fragment_of(packet):
+            continue
+        given += 1
+        whole = reassembler.add(packet, 0.0)
+        if whole is not None:
+            assert IPHeader(whole).total_length == len(whole)
+            assert not fragment_of(whole)
+    reassembler.clear()
+    assert reassembler.dropped <= given
+
+
 TARGETS = [
     Target(
         "decode",
@@ -101,6 +125,12 @@ TARGETS = [
         "raises nothing; an answer is no longer than the request (ARP 42 bytes, neighbor "
         "advertisement 86, plus 4 for a VLAN 0 tag), goes back to its sender, and is not answered "
         "itself",
+    ),
+    Target(
+        "datagrams",
+        datagrams,
+        "reading datagrams, pings, ICMP errors and fragments raises nothing; what is put together "
+        "is a whole packet; no fragment counts twice",
     ),
     Target(
         "describe",

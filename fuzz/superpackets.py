@@ -12,6 +12,7 @@ import socket
 from typing import Any
 
 from aiotun._packets import gso, native
+from aiotun._packets.flow import flow_hash
 from aiotun.offload import VnetHeader
 from tests.test_gso import LINKS, Packet, run_of
 
@@ -104,23 +105,28 @@ def splitting(data: bytes) -> None:
 
 
 def merging(data: bytes) -> None:
-    """Merge runs of packets, some of them damaged, and split the result again."""
+    """Merge interleaved runs of packets, some of them damaged, and split the result again."""
     choices = Choices(data)
-    frame, batch = bool(choices.getrandbits(1)), _packets(choices)
-    merged = MODULE.merge([exact(packet) for packet in batch], frame)
-    assert merged == gso.merge(batch, frame)
+    frame, batch = bool(choices.getrandbits(1)), _interleaved(choices)
+    places: list[int] = []
+    merged = MODULE.merge([exact(packet) for packet in batch], frame, True, places)
+    order: list[int] = []
+    assert merged == gso.merge(batch, frame, True, order)
+    assert places == order
+    assert sorted(places) == list(range(len(batch)))
     if MODULE is not gso:
         exactly = [exact(packet) for packet in batch]
-        assert MODULE.write_merged(FAR, exactly, frame) == len(batch)
+        assert MODULE.write_merged(FAR, exactly, frame) == []
         assert native._read_many(NEAR, 1 << 17, 99) == merged
-        assert MODULE.write_merged(FAR, exactly, frame, 12) == len(batch)
+        assert MODULE.write_merged(FAR, exactly, frame, 12) == []
         longer = [each[:10] + bytes(2) + each[10:] for each in merged]
         assert native._read_many(NEAR, 1 << 17, 99) == longer
     assert len(merged) <= len(batch)
     again = [part for whole in merged for part in _split(whole, frame) or []]
     assert [_comparable(part, frame) for part in again] == [
-        _comparable(part, frame) for part in batch
+        _comparable(batch[place], frame) for place in places
     ]
+    _in_order(batch, places, frame)
     for whole in merged:
         _split(damaged(choices, whole), frame)
     initial = choices.choice((0, 0xFFFF, 2**64 - 1, 2**70))
@@ -137,9 +143,28 @@ def _packets(choices: Choices) -> list[bytes]:
         flags=choices.choice((0x10, 0x18, 0x11, 0xFF)),
         options=choices.choice((b"", b"", b"\x06\0\1\4\0\0\0\0", b"\x2b\0\1\4\0\0\0\0" * 2)),
         sequence=choices.choice((1, 0xFFFFFFF0)),
+        ports=choices.choice(((1000, 2000), (1000, 2001))),
     )
     sizes = sorted((choices.randrange(60) for _ in range(choices.randrange(1, 6))), reverse=True)
     return [damaged(choices, bytes(packet)) for packet in run_of(first, sizes)]
+
+
+def _interleaved(choices: Choices) -> list[bytes]:
+    """Several runs, whose packets come in turn; runs may have the same flow."""
+    runs = [_packets(choices) for _ in range(choices.choice((1, 1, 2, 3)))]
+    longest = max(map(len, runs))
+    return [run[turn] for turn in range(longest) for run in runs if turn < len(run)]
+
+
+def _in_order(batch: list[bytes], places: list[int], frame: bool) -> None:
+    """The packets of each flow keep their order, and so do those that have none."""
+    last: dict[tuple[int, bytes], int] = {}
+    for place in places:
+        packet, ip = batch[place], _ip_header(batch[place], frame)
+        protocol = ip + (9 if packet[ip : ip + 1] < b"\x50" else 6)
+        flow = flow_hash(packet, 0, frame=frame), packet[protocol : protocol + 1]
+        assert last.get(flow, -1) < place
+        last[flow] = place
 
 
 def damaged(choices: Choices, data: bytes) -> bytes:
@@ -151,13 +176,18 @@ def damaged(choices: Choices, data: bytes) -> bytes:
     return bytes(changed) or b"\0"
 
 
-def _comparable(packet: bytes, frame: bool) -> bytes:
-    """Remove what `merge` may change: the IPv4 identification of a don't-fragment packet."""
+def _ip_header(packet: bytes, frame: bool) -> int:
     start = 0
     if frame:
         start = 14
         while packet[start - 2 : start] in (b"\x81\0", b"\x88\xa8"):
             start += 4
+    return start
+
+
+def _comparable(packet: bytes, frame: bool) -> bytes:
+    """Remove what `merge` may change: the IPv4 identification of a don't-fragment packet."""
+    start = _ip_header(packet, frame)
     head = packet[start : start + 20]
     if len(head) == 20 and head[0] >> 4 == 4 and head[6] & 0x40:
         return packet[: start + 4] + packet[start + 6 : start + 10] + packet[start + 12 :]
@@ -182,6 +212,7 @@ TARGETS = [
         "merge",
         merging,
         "raises nothing; the C module and its Python twin give the same; split gives back the "
-        "packets, except the IPv4 identification of those that must not be fragmented",
+        "packets, except the IPv4 identification of those that must not be fragmented; the packets "
+        "of each flow keep their order",
     ),
 ]

@@ -148,7 +148,7 @@ def programs(code: str) -> list[str]:
 # Numbers that differ from run to run: 0.222 and 0.1/0.2/0.3, but not 10.0.0.1 or 1.2.3; times of
 # day; whole milliseconds; the identifier that ping chooses.
 _VARYING = re.compile(
-    r"\d\d:\d\d:\d\d\.\d+|(?<![\d.])\d+\.\d+(?![\d.]*\d)|\b\d+(?=ms\b)|(?<=\bid )\d+"
+    r"\d\d:\d\d:\d\d\.\d+|(?<![\d.])\d+\.\d+(?![\d.]*\d)|\b\d+(?= ?ms\b)|(?<=\bid )\d+"
 )
 
 

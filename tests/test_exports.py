@@ -37,7 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "queue": {"_kernel", "_packets", "capture", "decode", "errors"},
     "device": {"_kernel", "capture", "decode", "errors", "link", "queue"},
     "networkd": {"_kernel", "device", "link"},
-    "netstack": {"_kernel", "device", "errors", "link", "namespaces"},
+    "netstack": {"_kernel", "_packets", "device", "errors", "link", "namespaces", "queue"},
     "transport": {"_kernel", "device", "errors"},
     "testing": {"_kernel", "device", "errors", "link", "queue"},
     "__init__": {

@@ -28,6 +28,7 @@ from wireguard.interface import Interface
 from aiotun import IPHeader, PacketDecodeError, decode_frame, decode_packet, reply
 from aiotun._cli import arguments, networkd
 from aiotun._packets import gso
+from aiotun._packets.fragments import Reassembler
 from aiotun.offload import VnetHeader
 from fuzz import _kernel, _mutating, _runs, packets, words
 from fuzz._target import Choices, Target
@@ -112,6 +113,7 @@ PLANTED: dict[str, Break] = {
     "decode": _raising(packets, "decode_frame"),
     "header": _replacing(IPHeader, "fragment", None),
     "reply": _changing(reply, "icmp_echo", _longer),
+    "datagrams": _changing(Reassembler, "add", lambda whole: whole and whole[:-1]),
     "describe": _changing(packets, "describe", lambda found: (found[0] + "\x1b[2J", found[1])),
     "vnet-header": _changing(VnetHeader, "pack", lambda data: data[::-1]),
     "split": _changing(gso, "split", lambda parts: parts[:-1]),

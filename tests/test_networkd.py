@@ -191,6 +191,7 @@ def test_the_bridge_is_not_left_to_be_found_out() -> None:
         ("netns", "blue", None),
         ("exclusive", True, False),
         ("napi", True, False),
+        ("napi", "threaded", False),
         ("carrier", False, None),
         ("carrier", True, None),
         ("sndbuf", 1, None),

@@ -16,7 +16,7 @@ class Contender:
     peer: str
     command: tuple[str, ...]
     napi_threads: bool = False
-    """Whether the kernel should receive from its device in a thread: `_field.napi_threads`."""
+    """Whether the kernel receives from its devices in threads, which other figures leave out."""
 
 
 def _python(module: str, *options: str, interpreter: str = str(PYTHON)) -> tuple[str, ...]:

@@ -113,19 +113,6 @@ def configure(
     )
 
 
-def napi_threads(device: str, *, netns: str | None = None) -> None:
-    """Make the kernel receive from this device, which was opened for NAPI, in a separate thread.
-
-    sysfs shows the namespace in which it was mounted, so it is mounted again in the device's.
-    """
-    into = [f"--net={netns}"] if netns else []
-    script = f"mount -t sysfs sysfs /mnt && echo 1 >/mnt/class/net/{device}/threaded"
-    command = ["nsenter", *into, "unshare", "-m", "sh", "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise BenchError(f"can't start a NAPI thread for {device}: {done.stderr.strip()}")
-
-
 class Far:
     """Another network namespace, with a sink and perhaps an iperf3 server in it."""
 
@@ -183,9 +170,6 @@ def forwarder(
     ip(f"link set dev {names[1]} netns {far.pid}")
     configure(names[0], f"10.81.{number}.1/24")
     configure(names[1], f"10.81.{number}.2/24", netns=far.netns)
-    if contender.napi_threads:
-        napi_threads(names[0])
-        napi_threads(names[1], netns=far.netns)
     time.sleep(0.1)  # some programs print on stderr that the device was down
     program.check()
     return Forwarder(program, *names, f"10.81.{number}.2", far.pid)

@@ -3,6 +3,14 @@
     sudo python examples/wireguard wg0.conf --name wg0 &
     sudo wg show wg0
 
+Without root, for one program or for all that use a proxy (SOCKS5, and HTTP's CONNECT):
+
+    python examples/wireguard wg0.conf -- curl https://example.org
+    python examples/wireguard wg0.conf --proxy 127.0.0.1:1080
+
+Nothing else on the machine is touched then. Names are asked of the file's DNS servers, through the
+tunnel.
+
 Needs `cryptography` (pip install 'aiotun[examples]'). Prints "ready NAME" when it serves, and ends
 cleanly on SIGINT and SIGTERM. At SIGUSR1 it prints the output of `wg show` and the counts of
 dropped messages on stderr.
@@ -24,6 +32,7 @@ def main() -> int:
 
     from wireguard.config import ConfigError, read
     from wireguard.peer import Timers
+    from wireguard.private import serve_command, serve_proxy
     from wireguard.service import Options, serve
 
     parser = argparse.ArgumentParser(
@@ -32,7 +41,9 @@ def main() -> int:
     parser.add_argument("config", type=Path, metavar="CONFIG", help="wg-quick's configuration file")
     parser.add_argument("--name", help="the interface's name (default: the file's)")
     parser.add_argument("--control", type=Path, help="the control socket (default: where wg looks)")
+    parser.add_argument("--proxy", metavar="HOST:PORT", help="offer a proxy into the tunnel here")
     parser.add_argument("--uvloop", action="store_true", help="run on uvloop")
+    parser.add_argument("command", nargs="*", metavar="COMMAND", help="run this in the tunnel")
     parser.add_argument(
         "--handshakes",
         type=int,
@@ -56,7 +67,19 @@ def main() -> int:
         return 2
     except KeyboardInterrupt:  # while a peer's name can't be resolved
         return 130
-    return run(serve(config, options), options.uvloop)  # type: ignore[attr-defined]
+    uvloop: bool = options.uvloop  # type: ignore[attr-defined]
+    command: list[str] = options.command  # type: ignore[attr-defined]
+    proxy: str | None = options.proxy  # type: ignore[attr-defined]
+    if command and proxy:
+        parser.error("give either --proxy or a COMMAND")
+    if command:
+        return run(serve_command(config, options, command), uvloop)
+    if proxy:
+        host, _, port = proxy.rpartition(":")
+        if not port.isdecimal() or int(port) > 65535:
+            parser.error(f"--proxy {proxy} is not HOST:PORT")
+        return run(serve_proxy(config, options, host.strip("[]") or "127.0.0.1", int(port)), uvloop)
+    return run(serve(config, options), uvloop)
 
 
 if __name__ == "__main__":

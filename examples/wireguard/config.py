@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 from pathlib import Path
 
 from .allowedips import Network
@@ -55,6 +55,8 @@ class Config:
     mtu: int = 1420  # wg-quick's default, for a path with an MTU of 1,500
     routes: bool = True
     peers: list[PeerConfig] = field(default_factory=list)
+    dns: list[str] = field(default_factory=list)  # name servers
+    search: list[str] = field(default_factory=list)  # domains
     ignored: list[str] = field(default_factory=list)  # ignored keys, as the file spells them
 
 
@@ -130,10 +132,21 @@ def _set_interface(config: Config, key: str, value: str) -> None:
                 raise ValueError("only off and auto are known here")
             config.routes = value.lower() == "auto"
         case ignored if ignored in _IGNORED:
+            if ignored == "dns":
+                _set_dns(config, value)
             if key not in config.ignored:
                 config.ignored.append(key)
         case _:
             raise ValueError("unknown here")
+
+
+def _set_dns(config: Config, value: str) -> None:
+    """Addresses are name servers; anything else is a search domain."""
+    for each in _words(value):
+        try:
+            config.dns.append(str(ip_address(each)))
+        except ValueError:
+            config.search.append(each)
 
 
 def _set_peer(peer: PeerConfig, key: str, value: str) -> None:

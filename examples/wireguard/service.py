@@ -8,8 +8,10 @@ import socket
 import sys
 import time
 from collections import Counter
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from time import CLOCK_BOOTTIME, clock_gettime
+from typing import Any
 
 from _datagrams import Address, DatagramSocket, Run, bind
 from _running import BATCH, QUEUE, Delivery, report, until_signal
@@ -21,7 +23,7 @@ from .config import Config
 from .interface import Interface
 from .peer import Timers
 
-__all__ = ["Options", "serve"]
+__all__ = ["Options", "Service", "opened", "serve"]
 
 
 def _now() -> float:
@@ -108,6 +110,15 @@ class Service:
             # A little later, so that the tick finds a timer due despite the clocks' rounding.
             self._timer = loop.call_later(max(0.0, due - _now()) + 0.001, self._due.set)
 
+    def work(self) -> list[Coroutine[Any, Any, None]]:
+        """What has to run, concurrently."""
+        return [
+            self.from_device(),
+            self.keep_time(),
+            self.delivery.run(),
+            report(self.tun, self.socks, self.show),
+        ]
+
     def show(self, lost: Counter[str]) -> str:
         lost = lost + self._nowhere
         return status.text(self.tun.name, self.port, self.interface, lost, _now())
@@ -145,15 +156,18 @@ def open_sockets(port: int, mark: int) -> list[DatagramSocket]:
     return socks
 
 
-def routes_of(config: Config) -> tuple[list[str], list[str]]:
-    """Return the routes to the peers, and notes about routes that are not made."""
+def routes_of(config: Config, *, private: bool = False) -> tuple[list[str], list[str]]:
+    """Return the routes to the peers, and notes about routes that are not made.
+
+    In a private namespace a route may cover everything: our own datagrams leave from outside.
+    """
     if not config.routes:
         return [], []
     routes: list[str] = []
     notes: list[str] = []
     own = [str(address.network) for address in config.addresses]
     for network in {net for peer in config.peers for net in peer.allowed_ips}:
-        if network.prefixlen == 0:
+        if network.prefixlen == 0 and not private:
             # It would also route our own datagrams into the tunnel; wg-quick prevents that with
             # rules by fwmark.
             notes.append(f"no route for {network} is made: add one that leaves out the endpoints")
@@ -162,10 +176,14 @@ def routes_of(config: Config) -> tuple[list[str], list[str]]:
     return routes, notes
 
 
-async def serve(config: Config, options: Options) -> None:
-    """Open everything, print "ready NAME", and run until a signal comes."""
-    routes, notes = routes_of(config)
-    for note in [*(f"{key} is ignored" for key in config.ignored), *notes]:
+@contextlib.asynccontextmanager
+async def opened(
+    config: Config, options: Options, netns: aiotun.Namespace | None = None
+) -> AsyncIterator[Service]:
+    """Open the sockets here, and the device in `netns`."""
+    routes, notes = routes_of(config, private=netns is not None)
+    ignored = [key for key in config.ignored if netns is None or key.lower() != "dns"]
+    for note in [*(f"{key} is ignored" for key in ignored), *notes]:
         print(f"note: {note}", file=sys.stderr)
     async with contextlib.AsyncExitStack() as stack:
         socks = open_sockets(config.listen_port, config.mark)
@@ -174,6 +192,7 @@ async def serve(config: Config, options: Options) -> None:
         tun = await stack.enter_async_context(
             aiotun.open_tun(
                 options.name,
+                netns=netns,
                 addresses=config.addresses,
                 routes=routes,
                 mtu=config.mtu,
@@ -189,16 +208,16 @@ async def serve(config: Config, options: Options) -> None:
             timers=options.timers,
             handshakes=options.handshakes,
         )
-        service = Service(tun, interface, socks, config.mark)
-        path = options.control or control.FOLDER / f"{tun.name}.sock"
+        yield Service(tun, interface, socks, config.mark)
+
+
+async def serve(config: Config, options: Options) -> None:
+    """Open everything, print "ready NAME", and run until a signal comes."""
+    async with contextlib.AsyncExitStack() as stack:
+        service = await stack.enter_async_context(opened(config, options))
+        path = options.control or control.FOLDER / f"{service.tun.name}.sock"
         try:
             await stack.enter_async_context(control.serve(path, service.uapi))
         except OSError as error:
             print(f"note: no control socket: {error}", file=sys.stderr)
-        await until_signal(
-            tun.name,
-            service.from_device(),
-            service.keep_time(),
-            service.delivery.run(),
-            report(tun, socks, service.show),
-        )
+        await until_signal(service.tun.name, *service.work())

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ._device.bridges import create_bridge, delete_bridge
     from ._device.persistent import create_persistent, delete_persistent, list_devices
     from ._link.info import LinkEvent, LinkInfo, LinkStats, TunTapInfo
+    from ._netstack.relay import relay
     from ._packets.ipheader import IPHeader
     from .decode import decode_frame, decode_packet, encode
     from .namespaces import Namespace, new_namespace, open_namespace
@@ -109,6 +110,7 @@ __all__ = [
     "open_netstack",
     "open_tap",
     "open_tun",
+    "relay",
     "reply",
 ]
 
@@ -139,6 +141,7 @@ _LAZY = {
     "new_namespace": "namespaces",
     "open_namespace": "namespaces",
     "open_netstack": "netstack",
+    "relay": "_netstack.relay",
 }
 
 

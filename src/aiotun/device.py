@@ -235,8 +235,8 @@ class Device(PacketIO):
         return self._io.stats
 
     @property
-    def _header_bytes(self) -> int:
-        return self._io._header_bytes
+    def _format(self) -> PacketFormat:
+        return self._io._format
 
     def _bind(self) -> object:
         return self._io._bind()
@@ -539,11 +539,15 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
         exclusive (bool): whether to fail if the interface exists.
         offload: ``"off"``, the default, for plain packets. With ``"split"`` the kernel hands over
             up to 64 KiB at a time, which aiotun splits into packets no larger than the MTU, and
-            `send_many` merges runs of one flow: the packets are the same, but this is faster. With
+            `send_many` merges the packets of each flow: they are the same, but this is faster. With
             ``"raw"`` each packet has a 10-byte virtio-net header and up to 64 KiB, both when it is
             received and when it is sent.
         packet_info (bool): whether each packet has the kernel's 4-byte ``tun_pi`` header in front.
-        napi (bool): whether the kernel uses NAPI for the packets that are sent here (IFF_NAPI).
+        napi (bool or ``"threaded"``): whether the kernel uses NAPI for the packets that are sent
+            here (IFF_NAPI). ``"threaded"`` also makes it receive them in a kernel thread for each
+            queue, until the interface is deleted. That takes CAP_SYS_ADMIN and CAP_NET_ADMIN in the
+            interface's namespace, or a private namespace of this program, and Linux 5.12.
+            The page *Performance* says when it pays.
         ipv6_autoconf (bool): whether the kernel gives the interface an IPv6 link-local address and
             solicits routers when the link comes up. False also removes a link-local address that
             the kernel has already made. By default this is not changed. Addresses that you add are

@@ -22,6 +22,8 @@ ended it. The classes that are an ``OSError`` are built from ``(errno, message, 
 ``ValueError`` or ``TypeError``, before any system call.
 """
 
+from typing import Any
+
 __all__ = [
     "AiotunError",
     "DeviceBusyError",
@@ -43,7 +45,10 @@ class AiotunError(Exception):
     """The base class of aiotun's own exceptions."""
 
     sent: int
-    """How many of the caller's packets were sent before the error. Only `send_many` sets it."""
+    """How many of the caller's packets were sent. Only `send_many` sets it."""
+
+    unsent: list[Any]
+    """The caller's packets that were not sent, in order. Only `send_many` sets it."""
 
 
 class TunUnavailableError(AiotunError, OSError):

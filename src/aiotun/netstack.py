@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 from ._kernel.words import Offload
 from ._link.values import AddressArg, Route, RouteArg
 from ._netstack import closing, opening
+from ._netstack.admission import Admit
+from ._netstack.answers import Refusal
 from ._netstack.core import spare_descriptors
+from ._netstack.flows import UdpFlow
+from ._netstack.interception import DatagramInterception
+from ._netstack.pings import Ping
+from ._netstack.pipe import PipeStats, pipe
+from ._netstack.relay import RelayCounts, RelayStats, relay
 from ._netstack.server import Server
 from ._netstack.tcp import ClientHandler, TcpInterceptor
 from .device import TunDevice
@@ -25,7 +32,21 @@ if TYPE_CHECKING:
     from ._namespaces.connections import Servers
     from ._netstack.opening import Options, Prepared
 
-__all__ = ["Netstack", "NetstackOpener", "NetstackStats", "Server", "open_netstack"]
+__all__ = [
+    "Netstack",
+    "NetstackOpener",
+    "NetstackStats",
+    "Ping",
+    "PipeStats",
+    "Refusal",
+    "RelayCounts",
+    "RelayStats",
+    "Server",
+    "UdpFlow",
+    "open_netstack",
+    "pipe",
+    "relay",
+]
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
@@ -52,12 +73,20 @@ class NetstackStats:
     flows_refused: int = 0
     """UDP flows that were refused: by `admit`, or because a limit was reached."""
     flows_expired: int = 0
-    """UDP flows that were closed because nothing came for a while, or to make room."""
+    """UDP flows that were closed because nothing came or went for a while."""
+    flows_displaced: int = 0
+    """UDP flows that were closed to make room for others."""
+    flows_unreachable: int = 0
+    """Answers in UDP flows that the client's host refused: nobody had the port any more."""
+    datagrams_dropped: int = 0
+    """Datagrams that nobody had received when their flow's queue was full, or when it ended."""
+    fragments_dropped: int = 0
+    """Fragments of intercepted packets that were invalid, or of which others did not come."""
     packets_refused: int = 0
-    """Packets that the stack itself dropped."""
+    """Packets that the stack itself dropped: those of what was refused, and unanswered pings."""
 
 
-class Netstack:
+class Netstack(DatagramInterception):
     """A TCP/IP stack; see `open_netstack`.
 
     One that is not closed warns (`ResourceWarning`) when it is collected, and is closed then.
@@ -187,7 +216,12 @@ class Netstack:
     # Interception
 
     async def intercept_tcp(
-        self, handle: ClientHandler, *, limit: int | None = None, backlog: int = 1024
+        self,
+        handle: ClientHandler,
+        *,
+        admit: Admit | None = None,
+        limit: int | None = None,
+        backlog: int = 1024,
     ) -> Server:
         """Accept every TCP connection to an address that is not the stack's own.
 
@@ -198,6 +232,12 @@ class Netstack:
             handle: called with a reader and a writer for each connection, as the callback of
                 `asyncio.start_server`; plain or async. What it raises goes to the loop's exception
                 handler, and the connection is closed.
+            admit: asked at the first packet (SYN) of each connection, which waits: called as
+                ``admit(local, peer)`` with two addresses as `socket.getsockname` gives them, plain
+                or async. True lets the connection come; False refuses it (the client sees
+                ConnectionRefusedError), a `Refusal` with an ICMP error. It is canceled when the
+                client is gone. What it raises goes to the loop's exception handler, and the
+                connection is refused.
             limit: how many connections may be open at once; more are reset, and counted as refused.
                 The default leaves each connection two of the descriptors that the program may have
                 (RLIMIT_NOFILE), so that it can be passed on.
@@ -219,10 +259,11 @@ class Netstack:
         """
         most = _positive("limit", max(spare_descriptors() // 2, 1) if limit is None else limit)
         _positive("backlog", backlog)
-        if not callable(handle):
-            raise TypeError(f"handle must be a function, got {handle!r}")
+        _function("handle", handle)
+        if admit is not None:
+            _function("admit", admit)
         self._check_intercepting("TCP", TcpInterceptor)
-        interceptor = TcpInterceptor(self._core, handle, most, backlog)
+        interceptor = TcpInterceptor(self._core, handle, admit, most, backlog)
         server = Server(interceptor)
         self._remember(server)  # before the await: a second call must not get as far
         await interceptor.start()
@@ -283,6 +324,7 @@ class Netstack:
         for server in self._servers:
             server.close()
         self._servers = []
+        self._core.intake.close()
         return True
 
     def _check_open(self) -> None:
@@ -347,6 +389,7 @@ def open_netstack(
     mtu: int = 1500,
     offload: Offload = "split",
     intercept: bool = False,
+    answer_pings: bool = True,
     namespace: Namespace | None = None,
     name: str | None = None,
     txqueuelen: int | None = None,
@@ -376,6 +419,8 @@ def open_netstack(
         offload: as for `open_tun`. ``"raw"`` is twice as fast as ``"split"`` where packets are only
             passed on to a device or a program that takes super-packets.
         intercept: whether the stack answers for addresses that are not its own.
+        answer_pings: whether a stack that intercepts answers echo requests to addresses that are
+            not its own. False leaves them to `intercept_ping`; others are dropped, and counted.
         namespace: a `Namespace` to be used instead of a private one; it stays open. Only one stack
             in a namespace can intercept.
         name: the interface's name, `tun0` in a private namespace by default. It must not exist.
@@ -409,11 +454,17 @@ def open_netstack(
             mtu=mtu,
             offload=offload,
             intercept=intercept,
+            answer_pings=answer_pings,
             namespace=namespace,
             name=name,
             txqueuelen=txqueuelen,
         )
     )
+
+
+def _function(what: str, value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"{what} must be a function, got {value!r}")
 
 
 def _positive(what: str, value: object) -> int:

@@ -150,12 +150,18 @@ def split(super_packet: Buffer, *, frame: bool = False) -> list[bytes]:
 def merge(packets: Iterable[Buffer], *, frame: bool = False, udp: bool = True) -> list[bytes]:
     """Merge packets of one flow into super-packets, as the kernel accepts them.
 
-    A packet is merged with the one before it if it continues it. Both must have the same addresses,
-    ports and options. TCP segments must also have the same acknowledgment and window, consecutive
-    sequence numbers, and no flag but ACK (and PSH, which ends the super-packet). No payload may be
-    larger than the first one, and a smaller one ends the super-packet. The checksums of both
-    packets are verified before, because the kernel does not verify them again. Only adjacent
-    packets are merged, so the order does not change.
+    A packet is merged with the previous packet of its flow if it continues it. Both must have the
+    same addresses, ports and options. TCP segments must also have the same acknowledgment and
+    window, consecutive sequence numbers, and no flag but ACK (and PSH, which ends the
+    super-packet). No payload may be larger than the first one, and a smaller one ends the
+    super-packet. The checksums of both packets are verified before, because the kernel does not
+    verify them again.
+
+    Packets of several flows may be interleaved. The packets of each flow stay in order, and a
+    super-packet takes the place of its first packet, so it may overtake packets of other flows. A
+    packet whose ports are unknown, such as a fragment or an ICMP packet, keeps its place among all
+    packets between its addresses. What is not IP keeps its place among all packets. Up to 128
+    flows can be merged at the same time; with more, the one that was begun first ends.
 
     Args:
         packets: IP packets of at most 65,535 bytes, or Ethernet frames. A packet that can't be
@@ -165,8 +171,8 @@ def merge(packets: Iterable[Buffer], *, frame: bool = False, udp: bool = True) -
 
     Returns:
         As many items or fewer, each with a 10-byte virtio-net header in front. The header is all
-        zero if nothing was merged. `split` returns the original packets, except for the IPv4
-        identification of packets that must not be fragmented.
+        zero for a packet that was not merged. For each flow, `split` returns the original packets,
+        except for the IPv4 identification of packets that must not be fragmented.
 
     Raises:
         TypeError: a packet is not bytes-like.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 from ._kernel.abi import READ_SIZE
@@ -166,7 +167,7 @@ class Queue(QueueBase):
         except OSError as error:
             raise self._write_error(error) from error
 
-    def _send_at_once(self, packets: list[Buffer]) -> int:
+    def _send_at_once(self, packets: list[Buffer]) -> Sequence[int]:
         if self._senders or self._fd < 0:  # closed while `send_many` gave the loop a turn
-            return 0
+            return range(len(packets))
         return self.port.write_many(self._fd, packets)

@@ -2,9 +2,12 @@
 
 import ast
 import asyncio
+import contextlib
+import errno
 import functools
 import inspect
 import os
+import pty
 import queue
 import re
 import shutil
@@ -12,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -23,13 +27,32 @@ import pytest
 from ..documents import SILENT, Block, Command, blocks_of, matches, pages, programs
 from ..helpers import ROOT, need
 
+TUTORIAL = ("first-packets", "ping-responder", "vpn")
 PAGES = [page for page in pages() if blocks_of(page)]
 
 
-class Shell:
-    """One shell for all blocks of a page, with the programs that it has started."""
+# What an interactive shell says of its jobs: "[1] 4711", "[1]+  Terminated   python look.py".
+_JOB = re.compile(r"\[\d+\][ +-]")
 
-    def __init__(self, folder: Path) -> None:
+
+def session(leader: int) -> list[int]:
+    """The processes of the session that this process leads."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            pid, _, rest = path.read_text().partition(" (")
+            if int(rest.rpartition(")")[2].split()[3]) == leader:
+                found.append(int(pid))
+    return found
+
+
+class Shell:
+    """One shell for all blocks of a page, with the programs that it has started.
+
+    An interactive one has a terminal and jobs, like the shell of a person who types the commands.
+    """
+
+    def __init__(self, folder: Path, *, interactive: bool = False) -> None:
         programs = folder / ".bin"
         programs.mkdir()
         # The tests run as root in these namespaces, so sudo has nothing to do.
@@ -41,37 +64,57 @@ class Shell:
             program.chmod(0o755)
         path = [str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]
         env = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+        command, ends = ["bash", "--noprofile", "--norc"], (subprocess.PIPE, subprocess.PIPE)
+        if interactive:
+            ours, theirs = pty.openpty()
+            settings = termios.tcgetattr(theirs)
+            settings[1] &= ~termios.ONLCR
+            settings[3] &= ~termios.ECHO
+            termios.tcsetattr(theirs, termios.TCSANOW, settings)
+            command, ends = ["setsid", "--ctty", *command, "--noediting", "-i"], (theirs, theirs)
         self._process = subprocess.Popen(
-            ["bash", "--noprofile", "--norc"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            command,
+            stdin=ends[0],
+            stdout=ends[1],
             stderr=subprocess.STDOUT,
             text=True,
             cwd=folder,
             env={
                 **env,
+                "PS1": "",
+                "PS2": "",
+                "NO_COLOR": "1",
                 "USER": "root",
                 "PATH": ":".join(path),
                 "PYTHONUNBUFFERED": "1",
                 "COLUMNS": "80",
             },
-            start_new_session=True,
+            start_new_session=not interactive,  # setsid does it
         )
+        self._input, self._output = self._process.stdin, self._process.stdout
+        if interactive:
+            os.close(theirs)
+            self._input, self._output = os.fdopen(os.dup(ours), "w"), os.fdopen(ours)
         self._lines: queue.Queue[str] = queue.Queue()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line.rstrip("\n"))
+        assert self._output is not None
+        try:
+            for line in self._output:
+                if not _JOB.match(line):
+                    self._lines.put(line.rstrip("\n"))
+        except OSError as error:  # the terminal's other side has been closed
+            if error.errno != errno.EIO:
+                raise
 
     def run(self, command: Command) -> str | None:
         """Run a command; return what is wrong with its output, or None."""
-        assert self._process.stdin is not None
+        assert self._input is not None
         end = f"---{time.monotonic_ns()}---"
-        self._process.stdin.write(f"{command.text}\necho {end} $?\n")
-        self._process.stdin.flush()
+        self._input.write(f"{command.text}\necho {end} $?\n")
+        self._input.flush()
         printed: list[str] = []
         status: str | None = None
         # The output of a background program may come at any time.
@@ -96,14 +139,13 @@ class Shell:
         return f"status {status}; it printed\n" + "\n".join(printed)
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        assert self._input is not None
+        self._input.close()
         for number in (signal.SIGTERM, signal.SIGKILL):
-            # End the whole group. Without a terminal, background programs are in it as well.
-            try:
-                os.killpg(self._process.pid, number)
-            except ProcessLookupError:
-                break
+            # End the whole session: the jobs of an interactive shell have groups of their own.
+            for pid in session(self._process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
             try:
                 self._process.wait(5)
             except subprocess.TimeoutExpired:
@@ -112,9 +154,9 @@ class Shell:
             if not self._reader.is_alive():
                 break
         self._process.wait()
-        self._reader.join(5)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._reader.join()
+        assert self._output is not None
+        self._output.close()
 
 
 @pytest.fixture
@@ -157,6 +199,31 @@ def test_a_page_does_what_it_says(page: Path, folder: Path, shell: Shell) -> Non
                     assert problem is None, f"{page}:{block.line}: {command.text}: {problem}"
     for thread in threads:
         thread.join()
+
+
+def test_the_tutorial_can_be_typed_into_one_shell(folder: Path) -> None:
+    """Page after page, in the shell of a person: the jobs of one page do not disturb the next."""
+    need("bash")
+    need("setsid")
+    tutorial = [ROOT / "docs" / "tutorial" / f"{page}.md" for page in TUTORIAL]
+    assert {*tutorial} == {*(ROOT / "docs" / "tutorial").glob("*.md")} - {
+        ROOT / "docs" / "tutorial" / "index.md"
+    }
+    shell = Shell(folder, interactive=True)
+    try:
+        for page in tutorial:
+            for block in blocks_of(page):
+                if block.not_run is None and block.file is not None:
+                    (folder / block.file).write_text(block.text)
+                elif block.not_run is None and block.language == "console":
+                    for program in programs(block.code):
+                        need(program)
+                    for command in block.commands:
+                        problem = shell.run(command)
+                        assert problem is None, f"{page}:{block.line}: {command.text}: {problem}"
+            assert shell.run(Command("jobs", [])) is None, f"{page} leaves a program running"
+    finally:
+        shell.close()
 
 
 def knock(threads: list[threading.Thread], address: str) -> None:

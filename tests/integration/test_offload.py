@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -256,6 +256,46 @@ async def test_send_many_writes_one_super_packet() -> None:
         assert [r.sock.recv(100) for _ in packets] == [packet[28:] for packet in packets]
 
 
+@contextlib.contextmanager
+def receivers(count: int) -> Iterator[list[socket.socket]]:
+    with contextlib.ExitStack() as stack:
+        socks = []
+        for _ in range(count):
+            sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            sock.bind((OURS, 0))
+            sock.setblocking(False)
+            socks.append(sock)
+        yield socks
+
+
+def for_each(socks: list[socket.socket], count: int) -> list[bytes]:
+    """Numbered packets for all sockets in turn."""
+    return [
+        sealed(udp(THEIRS, PORT, OURS, sock.getsockname()[1], struct.pack("!I", place)))
+        for place in range(count)
+        for sock in socks
+    ]
+
+
+def arrived(sock: socket.socket) -> list[int]:
+    numbers: list[int] = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            numbers += struct.unpack("!I", sock.recv(100))
+    return numbers
+
+
+@pytest.mark.parametrize("queues", [1, 4])
+async def test_interleaved_flows_are_merged_each_by_itself(queues: int) -> None:
+    """The kernel counts a packet for each flow, and each socket receives its own, in order."""
+    async with rig("split", queues=queues) as r:
+        with receivers(8) as socks:
+            before = (await r.tun.link.stats()).rx_packets
+            assert await r.tun.send_many(for_each(socks, 30)) == 240
+            assert (await r.tun.link.stats()).rx_packets == before + len(socks)
+            assert [arrived(sock) for sock in socks] == [list(range(30))] * 8
+
+
 def sealed(packet: bytes) -> bytes:
     """Set the DF bit and the checksums of a UDP packet."""
     header = VnetHeader(1, GsoType.UDP_L4, 0, 60_000)
@@ -276,13 +316,13 @@ async def test_a_kernel_that_refuses_super_packets(
             raise OSError(22, "Invalid argument")
         return os.write(fd, data)
 
-    def write_merged(fd: int, packets: list[bytes], frame: bool, *rest: int) -> int:
+    def write_merged(fd: int, packets: list[bytes], frame: bool, *rest: int) -> range:
         done = 0
         with contextlib.suppress(OSError):
             for whole in merge(packets, frame=frame):
                 write(fd, whole)
                 done += len(split(whole, frame=frame))
-        return done
+        return range(done, len(packets))
 
     monkeypatch.setattr("aiotun._queue.splitport._write", write)
     monkeypatch.setattr("aiotun._queue.splitport._write_merged", write_merged)
@@ -306,6 +346,24 @@ async def test_a_packet_that_any_kernel_refuses() -> None:
             await r.tun.send_many([*good, b"\0 is no IP version", *good])
         assert getattr(caught.value, "sent", None) == 3
         assert r.tun.stats == PacketStats(refused=1)
+
+
+BAD = {"empty": b"", "another version": b"\0" * 40, "long": b"\x45" * (8 << 20), "a number": 7}
+
+
+@pytest.mark.parametrize("queues", [1, 3])
+@pytest.mark.parametrize("bad", BAD)
+async def test_an_invalid_packet_stops_interleaved_flows(bad: str, queues: int) -> None:
+    """All packets before it are written, whatever their flow, and none after it."""
+    async with rig("split", queues=queues) as r:
+        with receivers(5) as socks:
+            packets: list[Any] = for_each(socks, 8)
+            packets.insert(17, BAD[bad])
+            with pytest.raises((PacketError, TypeError)) as caught:
+                await r.tun.send_many(packets)
+            assert getattr(caught.value, "sent", None) == 17
+            found = [arrived(sock) for sock in socks]
+            assert found == [[0, 1, 2, 3]] * 2 + [[0, 1, 2]] * 3
 
 
 async def test_send_many_in_the_middle_of_a_failure() -> None:

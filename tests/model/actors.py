@@ -243,6 +243,7 @@ async def _put(world: World, op: Op, how: str, flow: Flow, count: int, bad_at: i
     before = _kernel_packets(world) if how == "list" else None
     alone, calls = not world.sending, world.calls_to_send
     sent = 0
+    unsent: Any = None
     error: BaseException | None = None
     world.sending.append(op)
     try:
@@ -261,6 +262,7 @@ async def _put(world: World, op: Op, how: str, flow: Flow, count: int, bad_at: i
         error = caught
         if how in ("list", "generator"):
             sent = getattr(caught, "sent", -1)
+            unsent = getattr(caught, "unsent", None)
     finally:
         world.sending.remove(op)
         if len(world.fds) > 1:
@@ -270,6 +272,11 @@ async def _put(world: World, op: Op, how: str, flow: Flow, count: int, bad_at: i
             _judge(world, op, how, error, bad_at, sent, alone)
         if sent < 0:
             raise Fault("sent", f"{op.what} raised {error!r}, which has no attribute sent")
+        if error is not None and how in ("list", "generator"):
+            # All are of one flow, and of a generator only those count that were taken.
+            others = datas[sent:] if how == "list" else datas[sent:][: len(unsent or ())]
+            if unsent != others:
+                raise Fault("unsent", f"{op.what} raised {error!r} with sent={sent}, {unsent=}")
         _account(world, op, packets, sent, count if error is None else None)
         # A long list gives the loop turns, in which other tasks may have sent.
         alone = alone and not world.sending and world.calls_to_send == calls

@@ -34,11 +34,10 @@ class Wire:
                     self.sent[target] += await target.send_many(waiting)
                     break
                 except (LinkDownError, aiotun.PacketError) as error:
-                    gone: int = error.sent
-                    self.sent[target] += gone
+                    self.sent[target] += error.sent
                     self.refused[target] += 1
                     self.stage.ledger.packets["refused"] += 1
-                    waiting = waiting[gone + 1 :]
+                    waiting = error.unsent[1:]
 
     async def flap(self, flows: list[Flow]) -> None:
         """Take the links down and up and change their MTU and carrier, at random times."""

@@ -82,7 +82,10 @@ async def main(one: bool, napi: bool, offload: Literal["off", "split", "raw"]) -
         for (count,) in orders():
             tell(*await opened_often(names[0], int(count)))
         return
-    devices = [await aiotun.open_tun(name, up=False, offload=offload, napi=napi) for name in names]
+    devices = [
+        await aiotun.open_tun(name, up=False, offload=offload, napi="threaded" if napi else False)
+        for name in names
+    ]
     tun = devices[0]
     ready(names[0])
     if mode == "echo":

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from .._kernel import ioctl, namespaces
+from .._kernel import ioctl, namespaces, napi
 from .._kernel.abi import VNET_HDR_SIZE, Iff, OffloadFlag
 from .._kernel.interface import Interface
 from .._link.netlink import in_session
@@ -77,6 +77,7 @@ class Opening:
         self._before: Before | None = None
         self._persist_before: bool | None = None
         self._carrier_before: bool | None = None
+        self._threaded_before: bool | None = None
         self._aborted = threading.Event()
 
     def abort(self) -> None:
@@ -117,6 +118,9 @@ class Opening:
                 in_session(self._restore_link)
             if self._carrier_before is not None and not self._created:
                 ioctl.set_carrier(self._fds[0], self._name, self._carrier_before)
+            if self._threaded_before is False and not self._created:
+                namespaces.setns(namespace.fd)
+                napi.set_threaded(self._name, False)
         finally:
             self._close_queues()
 
@@ -236,6 +240,8 @@ class Opening:
         if wanted.carrier is not None:
             self._carrier_before = info.carrier
             ioctl.set_carrier(self._fds[0], self._name, wanted.carrier)
+        if wanted.napi == "threaded":
+            self._threaded_before = napi.set_threaded(self._name, True)
         await self._configure(session, info)
         self._check_aborted()
         return await session.get(index)

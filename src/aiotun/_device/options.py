@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypedDict, TypeVar
 
 from .._kernel import abi
 from .._kernel.namespaces import NetnsArg, check_netns
-from .._kernel.words import Mode, Offload, check_offload, parse_mac
+from .._kernel.words import Mode, Napi, Offload, check_offload, parse_mac
 from .._link.values import (
     IPV6_MIN_MTU,
     AddressArg,
@@ -76,7 +76,7 @@ class Options(NamedTuple):
     exclusive: bool
     offload: Offload
     packet_info: bool
-    napi: bool
+    napi: Napi
     ipv6_autoconf: bool | None
     carrier: bool | None
     sndbuf: int | None
@@ -105,7 +105,7 @@ class TunOptions(TypedDict, total=False):
     exclusive: bool
     offload: Offload
     packet_info: bool
-    napi: bool
+    napi: Napi
     ipv6_autoconf: bool | None
     carrier: bool | None
     sndbuf: int | None
@@ -140,7 +140,7 @@ def check(
     exclusive: bool = False,
     offload: Offload = "off",
     packet_info: bool = False,
-    napi: bool = False,
+    napi: Napi = False,
     ipv6_autoconf: bool | None = None,
     carrier: bool | None = None,
     sndbuf: int | None = None,
@@ -206,7 +206,7 @@ def check(
         exclusive=switch("exclusive", exclusive),
         offload=offload,
         packet_info=switch("packet_info", packet_info),
-        napi=switch("napi", napi),
+        napi=_napi(napi),
         ipv6_autoconf=None if ipv6_autoconf is None else switch("ipv6_autoconf", ipv6_autoconf),
         carrier=None if carrier is None else switch("carrier", carrier),
         sndbuf=sndbuf,
@@ -275,6 +275,12 @@ def switch(what: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{what} must be True or False, got {value!r}")
     return value
+
+
+def _napi(value: Napi) -> Napi:
+    if isinstance(value, bool) or value == "threaded":
+        return value
+    raise TypeError(f"napi must be True, False or 'threaded', got {value!r}")
 
 
 def _iterable(what: str, values: Iterable[T]) -> Iterable[T]:

@@ -11,6 +11,7 @@ The program sends one line and waits for its answer before it sends the next:
 
     socket FAMILY TYPE PROTO COUNT      the sockets
     open FLAGS PATH                     the file
+    sysfs FLAGS PATH                    the file below /sys, as it is in the network namespace
 
 The answer is ``ok`` with file descriptors, or an errno as text. The first answer comes unasked. It
 brings the two namespaces, or names the step that failed, and its errno.
@@ -24,8 +25,13 @@ from io import BufferedReader
 __all__ = ["main"]
 
 # sched.h
+CLONE_NEWNS = 0x0002_0000
 CLONE_NEWUSER = 0x1000_0000
 CLONE_NEWNET = 0x4000_0000
+
+# mount.h
+MS_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
+MS_REC_SLAVE = 0x4000 | 0x80000
 
 
 def main(requests: BufferedReader) -> None:
@@ -33,7 +39,12 @@ def main(requests: BufferedReader) -> None:
     control = _socket.socket(fileno=os.dup(requests.fileno()))
     try:
         if begin(control):
+            mounted = False
             for line in requests:
+                if line.startswith(b"sysfs ") and not mounted:
+                    mounted = mount_sysfs(control)
+                    if not mounted:
+                        continue
                 do(control, line)
     except OSError:  # the program has ended in the middle of a request
         pass
@@ -47,12 +58,12 @@ def begin(control: _socket.socket) -> bool:
     step = "user"
     try:
         unshare(CLONE_NEWUSER)
-        # The user stays the same inside. A program that is run there has no capabilities then,
-        # while this process, which made the namespace, keeps its own.
+        # The user is root inside. Else the interfaces' files in /sys would belong to the real root.
+        # A program that is run there becomes the same user as outside again (`launch`).
         step = "map"
         write("/proc/self/setgroups", "deny")  # else gid_map may not be written
-        write("/proc/self/uid_map", f"{uid} {uid} 1")
-        write("/proc/self/gid_map", f"{gid} {gid} 1")
+        write("/proc/self/uid_map", f"0 {uid} 1")
+        write("/proc/self/gid_map", f"0 {gid} 1")
         step = "net"
         unshare(CLONE_NEWNET)
         fds = [open_file(f"/proc/self/ns/{kind}", os.O_RDONLY) for kind in ("user", "net")]
@@ -61,6 +72,36 @@ def begin(control: _socket.socket) -> bool:
         return False
     answer(control, fds)
     return True
+
+
+def mount_sysfs(control: _socket.socket) -> bool:
+    """Mount the /sys of the network namespace; False, and the errno as an answer, if refused.
+
+    The mount namespace is this process's own from then on, so nobody else sees it. What is mounted
+    or unmounted outside happens here too, so this process keeps no file system in use.
+    """
+    try:
+        own_sysfs()
+    except (OSError, ImportError) as error:
+        control.send(str(getattr(error, "errno", None) or 38).encode())  # ENOSYS
+        return False
+    return True
+
+
+def own_sysfs() -> None:
+    """Give the calling thread a mount namespace of its own, with its network namespace's /sys."""
+    import ctypes
+
+    unshare(CLONE_NEWNS)
+    libc = ctypes.CDLL(None, use_errno=True)
+    for source, target, flags in (
+        (b"none", b"/", MS_REC_SLAVE),
+        (b"sysfs", b"/sys", MS_NOSUID_NODEV_NOEXEC),
+    ):
+        kind = source if source == b"sysfs" else None
+        if libc.mount(source, target, kind, ctypes.c_ulong(flags), None) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
 
 
 def do(control: _socket.socket, line: bytes) -> None:

@@ -73,10 +73,9 @@ def enter(user: int, net: int, resolv_conf: bytes | None) -> None:
     Raises:
         OSError: the kernel refuses; its filename says what.
     """
+    uid, gid = os.geteuid(), os.getegid()
     if user >= 0:
         call("setns", user, CLONE_NEWUSER)
-        # A program that root starts would be root inside the user namespace, with capabilities.
-        call("prctl", PR_SET_SECUREBITS, SECBIT_NOROOT_LOCKED, 0, 0, 0)
     call("setns", net, CLONE_NEWNET)
     try:
         call("unshare", CLONE_NEWNS)
@@ -91,6 +90,22 @@ def enter(user: int, net: int, resolv_conf: bytes | None) -> None:
     except OSError as error:
         if resolv_conf is not None and error.filename != "/sys":
             raise
+    if user >= 0:
+        become_again(uid, gid)
+
+
+def become_again(uid: int, gid: int) -> None:
+    """Become the same user as outside again, without capabilities.
+
+    In the user namespace the user is root, and a program would have all capabilities. So the
+    program gets a user namespace inside that one.
+    """
+    call("unshare", CLONE_NEWUSER)
+    write("/proc/self/setgroups", b"deny")  # else gid_map may not be written
+    write("/proc/self/uid_map", b"%d 0 1" % uid)
+    write("/proc/self/gid_map", b"%d 0 1" % gid)
+    # A program that root starts would be root in there as well.
+    call("prctl", PR_SET_SECUREBITS, SECBIT_NOROOT_LOCKED, 0, 0, 0)
 
 
 def hide_resolvers() -> None:

@@ -17,8 +17,11 @@ import threading
 import weakref
 from typing import Protocol
 
+from .helper import own_sysfs
+
 __all__ = [
     "Place",
+    "here",
     "key_of",
     "make_socket",
     "make_sockets",
@@ -52,6 +55,17 @@ class Place(Protocol):
             LinkError: this place has gone.
         """
 
+    def open_sysfs(self, path: str, flags: int) -> int:
+        """Open a file below /sys, which shows the namespace in which it was mounted.
+
+        So it is mounted again, where nobody else sees it. The calling thread may have mounts of its
+        own afterwards, so it must be one that ends soon. The fd is the caller's to close.
+
+        Raises:
+            OSError: mount(2) or open(2) failed.
+            LinkError: this place has gone.
+        """
+
 
 class _Thread:
     """The calling thread itself."""
@@ -68,6 +82,10 @@ class _Thread:
 
     def open_file(self, path: str, flags: int) -> int:
         return os.open(path, flags)
+
+    def open_sysfs(self, path: str, flags: int) -> int:
+        own_sysfs()
+        return os.open(path, flags | os.O_CLOEXEC)
 
 
 class _Local(threading.local):
@@ -120,3 +138,8 @@ def make_sockets(family: int, kind: int, proto: int, count: int) -> list[socket.
 def open_file(path: str, flags: int) -> int:
     """Open a file where the calling thread stands; see `Place.open_file`."""
     return _local.place.open_file(path, flags)
+
+
+def here() -> Place:
+    """Give the place where the calling thread stands, for another thread to use."""
+    return _local.place

@@ -26,9 +26,6 @@ from . import helper, interpreters, places, refusals
 from .limits import LIMITS, limit_error
 from .namespaces import NamespaceFd
 
-if sys.version_info < (3, 12):
-    import ctypes  # noqa: F401 - a forked helper needs it, and must import nothing
-
 __all__ = ["Helper", "start"]
 
 # How long a helper may take for an answer. It takes microseconds, and some milliseconds to start.
@@ -117,6 +114,10 @@ class Helper:
 
     def open_file(self, path: str, flags: int) -> int:
         (fd,) = self._ask(f"open {flags} {path}")
+        return fd
+
+    def open_sysfs(self, path: str, flags: int) -> int:
+        (fd,) = self._ask(f"sysfs {flags} {path}")
         return fd
 
     def _ask(self, line: str) -> list[int]:
@@ -270,6 +271,8 @@ def _spawn(control: socket.socket) -> _Child | None:
 
 def _fork(control: socket.socket) -> _Child:
     """Run the helper in a copy of this program: it may be frozen, without an interpreter."""
+    import ctypes  # noqa: F401 - the helper needs it, and must import nothing
+
     with warnings.catch_warnings():
         # Python warns of locks that other threads hold at this moment. The helper takes none.
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from .abi import Iff
 
-__all__ = ["DecodeErrors", "Mode", "Offload", "check_offload", "mode_of", "parse_mac"]
+__all__ = ["DecodeErrors", "Mode", "Napi", "Offload", "check_offload", "mode_of", "parse_mac"]
 
 Mode = Literal["tun", "tap"]
 """A TUN device carries IP packets, a TAP device Ethernet frames."""
@@ -17,6 +17,9 @@ Offload = Literal["off", "split", "raw"]
 
 ``"off"``: the kernel hands over none. ``"split"``: they are split. ``"raw"``: the user gets them.
 """
+
+Napi = bool | Literal["threaded"]
+"""Whether the kernel uses NAPI for what is sent to it, and in a thread of its own."""
 
 DecodeErrors = Literal["skip", "raise"]
 """What `decoded` does with bytes that are not a valid packet: count and skip them, or raise."""

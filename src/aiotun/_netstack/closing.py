@@ -52,13 +52,15 @@ def reset_now(prepared: Prepared) -> None:
 async def reset(prepared: Prepared) -> None:
     """Reset every connection, and let those who read the device carry the resets to the peers."""
     found = await threads.run(lambda: _find(prepared), or_here=True)
-    while found:
+    while True:
         some, found = found[:_AT_ONCE], found[_AT_ONCE:]
         _destroy(prepared, some)
-        for _ in range(_TURNS):
+        for _ in range(_TURNS):  # also for what admission answered
             await asyncio.sleep(0)
             if not _holds_packets(prepared):
                 break
+        if not found:
+            break
 
 
 def _holds_packets(prepared: Prepared) -> bool:

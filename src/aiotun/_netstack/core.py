@@ -6,30 +6,18 @@ import dataclasses
 import resource
 from typing import TYPE_CHECKING
 
+from .counts import Counts
+from .intake import Intake
+
 if TYPE_CHECKING:
     from ..device import TunDevice
     from ..namespaces import Namespace
     from .mechanism import Mechanism
 
-__all__ = ["Core", "Counts", "spare_descriptors"]
+__all__ = ["Core", "spare_descriptors"]
 
 # Descriptors that are left to the rest of the program.
 _RESERVED = 64
-
-
-@dataclasses.dataclass(slots=True)
-class Counts:
-    """What a stack counts, in the order of `NetstackStats`' fields."""
-
-    connections_open: int = 0
-    connections_accepted: int = 0
-    connections_refused: int = 0
-    connections_expired: int = 0
-    flows_open: int = 0
-    flows_accepted: int = 0
-    flows_refused: int = 0
-    flows_expired: int = 0
-    packets_refused: int = 0
 
 
 @dataclasses.dataclass(eq=False)
@@ -42,6 +30,7 @@ class Core:
         own: the stack's own addresses, packed: nothing that is sent to them is intercepted.
         mechanism: how everything else is caught; None where the stack does not intercept.
         counts: for `Netstack.stats`.
+        intake: who gets the packets that are not for the kernel.
         closing: whether the stack is being closed, or was.
     """
 
@@ -49,7 +38,8 @@ class Core:
     tun: TunDevice
     own: frozenset[bytes]
     mechanism: Mechanism | None
-    counts: Counts = dataclasses.field(default_factory=Counts)
+    counts: Counts
+    intake: Intake
     closing: bool = False
 
 

@@ -34,7 +34,10 @@ from __future__ import annotations
 
 import abc
 import socket
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from .._packets.ipheader import IPHeader
 
 __all__ = ["Mechanism", "Receiver", "make_transparent"]
 
@@ -61,7 +64,13 @@ class Receiver(Protocol):
 
 
 class Mechanism(abc.ABC):
-    """One of the two; see above. Belongs to the loop that opened the stack."""
+    """One of the two; see above. Belongs to the loop that opened the stack.
+
+    Attributes:
+        on_demand: whether sockets are made when a packet for them is seen.
+    """
+
+    on_demand = False
 
     @abc.abstractmethod
     async def start(self, kind: int, receiver: Receiver) -> None:
@@ -80,6 +89,18 @@ class Mechanism(abc.ABC):
     @abc.abstractmethod
     def stop(self, kind: int) -> None:
         """Stop catching: the receiver's sockets are removed and closed. Idempotent."""
+
+    @abc.abstractmethod
+    def ready(self, kind: int, header: IPHeader) -> bool:
+        """Whether a socket waits for what this packet, sent to another address, opens."""
+
+    @abc.abstractmethod
+    async def prepare(self, kind: int, header: IPHeader) -> None:
+        """Have a socket wait for what this packet opens.
+
+        Raises:
+            OSError, LinkError: none can be made.
+        """
 
 
 def make_transparent(sock: socket.socket) -> None:

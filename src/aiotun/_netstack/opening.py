@@ -22,6 +22,9 @@ from ..errors import LinkError
 from ..namespaces import Namespace, NamespaceOpener, new_namespace
 from . import diag, nftables, routing
 from .core import Core
+from .counts import Counts
+from .intake import Intake
+from .intakeport import IntakePort
 from .tproxy import Tproxy
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ class Options(NamedTuple):
     tun: dict[str, Any]
     ipv6_default: Route | None
     intercept: bool
+    answer_pings: bool
 
 
 class Prepared(NamedTuple):
@@ -61,6 +65,7 @@ def check(
     mtu: int,
     offload: Any,
     intercept: bool,
+    answer_pings: bool,
     namespace: Namespace | None,
     name: str | None,
     txqueuelen: int | None,
@@ -71,6 +76,7 @@ def check(
         TypeError, ValueError: one is invalid.
     """
     switch("intercept", intercept)
+    switch("answer_pings", answer_pings)
     if namespace is not None and not isinstance(namespace, Namespace):
         raise TypeError(
             f"namespace must be a Namespace, got {namespace!r}; open_namespace makes one"
@@ -95,7 +101,7 @@ def check(
     ipv6_default = None
     if routes is DEFAULT_ROUTES and mtu >= IPV6_MIN_MTU:
         ipv6_default = parse_route(DEFAULT_ROUTES[1])
-    return Options(namespace or new_namespace(), tun, ipv6_default, intercept)
+    return Options(namespace or new_namespace(), tun, ipv6_default, intercept, answer_pings)
 
 
 async def open_core(options: Options) -> Prepared:
@@ -127,7 +133,12 @@ async def open_core(options: Options) -> Prepared:
         if owns:
             namespace.close()
         raise
-    core = Core(namespace, tun, own, caught)
+    counts = Counts()
+    intake = Intake(own, counts, options.answer_pings)
+    if options.intercept:
+        queue = tun.queues[0]
+        queue.use(IntakePort(queue.port, intake))
+    core = Core(namespace, tun, own, caught, counts, intake)
     undo_at_close = options.intercept and not owns
     place = NamespaceFd(os.dup(namespace.fileno())) if undo_at_close else None
     return Prepared(core, control, owns, place)

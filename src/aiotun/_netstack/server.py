@@ -43,7 +43,10 @@ class Server:
         return isinstance(self._interceptor, kind)
 
     def close(self) -> None:
-        """Accept nothing more, at once; may be called again. What was accepted goes on."""
+        """Accept nothing more, at once; may be called again.
+
+        TCP connections that were accepted go on. UDP flows end.
+        """
         self._interceptor.close()
 
     async def wait_closed(self) -> None:

@@ -16,8 +16,10 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from .._kernel.limits import LIMITS
+from .admission import Admission
 
 if TYPE_CHECKING:
+    from .admission import Admit
     from .core import Core
 
 __all__ = ["ClientHandler", "TcpInterceptor"]
@@ -44,8 +46,16 @@ _ONE_CONNECTION = {
 class TcpInterceptor:
     """A receiver of listening sockets (`mechanism.Receiver`), and what they accept."""
 
-    def __init__(self, core: Core, handle: ClientHandler, limit: int, backlog: int) -> None:
+    def __init__(
+        self,
+        core: Core,
+        handle: ClientHandler,
+        admit: Admit | None,
+        limit: int,
+        backlog: int,
+    ) -> None:
         self._core = core
+        self._admit = admit
         self._handle = handle
         self._limit = limit
         self.backlog: int = backlog
@@ -56,15 +66,22 @@ class TcpInterceptor:
         # Given up for a moment to accept a connection that is then refused.
         self._spare = _spare()
         self._closed = False
+        self._admission: Admission | None = None
 
     async def start(self) -> None:
         """Begin to accept."""
-        assert self._core.mechanism is not None
+        mechanism = self._core.mechanism
+        assert mechanism is not None
         try:
-            await self._core.mechanism.start(socket.SOCK_STREAM, self)
+            if self._admit is not None or mechanism.on_demand:
+                self._admission = Admission(self._core, self._admit, self._is_full)
+            await mechanism.start(socket.SOCK_STREAM, self)
         except BaseException:
             self.close()
             raise
+
+    def _is_full(self) -> bool:
+        return self._open >= self._limit
 
     def close(self) -> None:
         """Accept no more; connections go on."""
@@ -73,12 +90,16 @@ class TcpInterceptor:
         self._closed = True
         assert self._core.mechanism is not None
         self._core.mechanism.stop(socket.SOCK_STREAM)
+        if self._admission is not None:
+            self._admission.close()
         spare, self._spare = self._spare, -1
         if spare >= 0:
             os.close(spare)
 
     async def wait_closed(self) -> None:
-        """Nothing is left to wait for."""
+        """Wait until no call of `admit` is under way."""
+        if self._admission is not None:
+            await self._admission.wait_closed()
 
     @property
     def closed(self) -> bool:
@@ -105,7 +126,7 @@ class TcpInterceptor:
                     continue
                 self._pause_or_refuse(listening, error)
                 return
-            if self._open >= self._limit:
+            if self._is_full():
                 self._refuse(sock)
                 continue
             sock.setblocking(False)

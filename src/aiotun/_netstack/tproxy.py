@@ -11,6 +11,7 @@ from .mechanism import Mechanism, Receiver, make_transparent
 from .nftables import PORT, RECEIVERS
 
 if TYPE_CHECKING:
+    from .._packets.ipheader import IPHeader
     from ..namespaces import Namespace
 
 __all__ = ["Tproxy"]
@@ -54,6 +55,12 @@ class Tproxy(Mechanism):
         self._started[kind] = receiver, made
         for sock in made:
             receiver.add(sock)
+
+    def ready(self, kind: int, header: IPHeader) -> bool:
+        return True
+
+    async def prepare(self, kind: int, header: IPHeader) -> None:
+        """Nothing is missing."""
 
     def stop(self, kind: int) -> None:
         receiver, made = self._started.pop(kind, (None, []))

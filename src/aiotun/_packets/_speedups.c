@@ -23,10 +23,13 @@
  *   Merging              make_part          gso._part
  *                        alike              the comparison of `same` in gso._Run.take
  *                        verified           gso._verified
+ *                        open_run, open_new, close_run   flowtable.FlowTable
+ *                        make_way           gso._make_way
  *                        begin, take        gso._Run.__init__, gso._Run.take
+ *                        sort_into_runs     gso._runs
  *                        put_headers, give  gso._Run.whole
- *                        merge_into, merge  gso.merge
- *                        write_merged       native._write_merged
+ *                        merge              gso.merge
+ *                        write_merged, left_over         native._write_merged
  *   Checksum             checksum           gso.checksum
  *   The module
  *
@@ -36,10 +39,10 @@
  *   objects that all calls share, `read_buffer` and `guesses`; where CPython has no lock
  *   (Py_GIL_DISABLED), each thread has its own. So no Python code may run between a read into
  *   `read_buffer` and the last use of the bytes: it could read into it, too.
- *   Only `again`, which runs signal handlers, the conversions of arguments and `list_of_packets`
- *   run Python code. They must be called before a read or after a failed one.
+ *   Only `again`, which runs signal handlers, the conversions of arguments and `all_bytes` run
+ *   Python code. They must be called before a read or after a failed one.
  * - `guesses` holds only guesses. A wrong one costs a copy, never a wrong result.
- * - The stack: at most 17 KiB, nearly all of it for `struct run` in `merge_into`. Threads may have
+ * - The stack: at most 17 KiB, nearly all of it for the pieces in `give`. Threads may have
  *   stacks of 64 KiB (threading.stack_size, and musl's are not much larger).
  */
 #include <pyconfig.h>
@@ -418,7 +421,8 @@ struct layers {
 	size_t ip, transport, payload;
 };
 
-/* Find the headers, up to the end of TCP or UDP. Return NULL, or an error text. */
+/* Find the headers, up to the end of TCP or UDP. Return NULL, or an error text. `version` is always
+ * set, and is 0 if there is no IP header; `ip` is set if there is one. */
 static const char *find_layers(const uint8_t *packet, size_t length, int frame, struct layers *l)
 {
 	size_t ip = 0, size;
@@ -432,8 +436,10 @@ static const char *find_layers(const uint8_t *packet, size_t length, int frame, 
 	}
 	l->version = ip < length ? packet[ip] >> 4 : 0;
 	if ((l->version != 4 && l->version != 6) ||
-	    (frame && get16(packet + ip - 2) != (l->version == 4 ? 0x0800 : 0x86dd)))
+	    (frame && get16(packet + ip - 2) != (l->version == 4 ? 0x0800 : 0x86dd))) {
+		l->version = 0;
 		return "the packet is neither IPv4 nor IPv6";
+	}
 	l->ip = ip;
 	size = length - ip;
 	if (l->version == 4) {
@@ -814,25 +820,29 @@ struct part {
 	const uint8_t *packet;
 	size_t length;
 	struct layers l;
-	int last; /* no packet may follow in the same super-packet */
+	int known;  /* all headers are */
+	int usable; /* the packet may be merged */
+	int last;   /* no packet may follow in the same super-packet */
 };
 
-/* Fill in a part. Return whether the packet may be merged; if not, the layers may be unset. */
-static int make_part(struct part *p, const uint8_t *packet, size_t length, int frame)
+/* Fill in a part. */
+static void make_part(struct part *p, const uint8_t *packet, size_t length, int frame)
 {
 	const uint8_t *transport;
 
-	p->packet = packet;
-	p->length = length;
-	p->last = 0;
-	if (find_layers(packet, length, frame, &p->l) || p->l.payload == length ||
-	    p->l.ip > MOST_LINK || p->l.transport != p->l.ip + (p->l.version == 4 ? 20 : 40))
-		return 0;
+	*p = (struct part){.packet = packet, .length = length};
+	p->known = !find_layers(packet, length, frame, &p->l);
+	if (!p->known || p->l.payload == length || p->l.ip > MOST_LINK ||
+	    p->l.transport != p->l.ip + (p->l.version == 4 ? 20 : 40))
+		return;
 	transport = packet + p->l.transport;
-	if (p->l.protocol == UDP)
-		return get16(transport + 4) == length - p->l.transport && get16(transport + 6) != 0;
+	if (p->l.protocol == UDP) {
+		p->usable = get16(transport + 4) == length - p->l.transport &&
+			    get16(transport + 6) != 0;
+		return;
+	}
+	p->usable = (transport[12] & 0xf) == 0 && (transport[13] & ~PSH) == ACK;
 	p->last = (transport[13] & PSH) != 0;
-	return (transport[12] & 0xf) == 0 && (transport[13] & ~PSH) == ACK;
 }
 
 /* Return whether the packet's checksums are valid. */
@@ -874,78 +884,242 @@ static int alike(const struct part *a, const struct part *b)
 		same(a, b, transport + 18, a->l.payload));
 }
 
-/* Packets of one flow, each of which continues the one before. A run of one packet may be a packet
- * that can't be merged. */
-struct run {
-	struct part first, latest;
-	int count;
-	size_t head, size, length; /* of the headers, of each payload but the last, and of all so far */
-	int open;		   /* another packet may follow */
-	struct iovec parts[1 + MOST_PACKETS]; /* the headers, and every payload */
+#define NONE (-1)
+#define MOST_OPEN 128 /* runs */
+#define BUCKETS 256   /* of the flow table */
+
+/* A packet of a batch: in which run it is, and the run itself if it is the first one. A run is
+ * packets of one flow, each of which continues the one before; or a packet that can't be merged.
+ * Indexes are those of packets in the batch. */
+struct member {
+	struct part part;
+	int next; /* the next packet of the same run, or NONE */
+	int left; /* it was not written: see left_over */
+	/* The run that begins with this packet. */
+	int count;  /* of its packets; 0 if this packet is not the first one */
+	int latest; /* its last packet */
+	size_t head, size, length; /* of headers, of each payload but the last, of all so far */
+	/* Its place in the flow table. */
+	uint32_t hash;
+	int other;	  /* another one in the same bucket, or NONE */
+	int older, newer; /* the ones opened before and after it, or NONE */
 };
 
-/* Begin a run with a packet; `usable` is what make_part returned. */
-static void begin(struct run *r, const struct part *p, int usable)
+/* The open runs by flow: see flowtable.py. */
+struct flows {
+	struct member *batch;
+	struct member *recent; /* the run that was opened or taken last, or NULL: the likeliest */
+	int count, oldest, newest;
+	int buckets[BUCKETS]; /* set once the first run is opened */
+};
+
+/* Return a packet's addresses. */
+static const uint8_t *addresses(const struct part *p)
 {
-	r->first = r->latest = *p;
-	r->count = 1;
-	r->length = p->length;
-	r->head = usable ? p->l.payload : 0;
-	r->size = p->length - r->head;
-	r->open = usable && !p->last;
-	r->parts[1] = (struct iovec){(void *)(p->packet + r->head), r->size};
+	return p->packet + p->l.ip + (p->l.version == 4 ? 12 : 8);
 }
 
-/* Add a packet if it continues the run and its checksums are valid. Return whether. */
-static int take(struct run *r, const struct part *p)
+/* Return whether two packets with IP headers have the same addresses. */
+static int same_addresses(const struct part *a, const struct part *b)
 {
-	const struct layers *l = &r->first.l;
-	size_t size = p->length - p->l.payload;
-	const uint8_t *ip = p->packet + l->ip, *before = r->latest.packet + l->ip;
+	if (a->l.version != b->l.version)
+		return 0;
+	/* memcmp is faster with a length that the compiler knows. */
+	return a->l.version == 4 ? memcmp(addresses(a), addresses(b), 8) == 0
+				 : memcmp(addresses(a), addresses(b), 32) == 0;
+}
 
-	if (!r->open || size > r->size || r->length + size - l->ip > LONGEST ||
-	    !alike(&r->first, p))
+/* Return whether two packets belong to the same flow. */
+static int same_flow(const struct part *a, const struct part *b)
+{
+	return memcmp(a->packet + a->l.transport, b->packet + b->l.transport, 4) == 0 &&
+	       a->l.protocol == b->l.protocol && same_addresses(a, b);
+}
+
+/* Return a hash of a packet's flow. If many flows have the same, a batch takes longer. */
+static uint32_t hash_of(const struct part *p)
+{
+	uint64_t words[4] = {0}, hash = get32(p->packet + p->l.transport); /* the ports */
+
+	memcpy(words, addresses(p), p->l.version == 4 ? 8 : 32);
+	for (int at = 0; at < (p->l.version == 4 ? 1 : 4); at++) {
+		hash = (hash ^ words[at]) * 0x9e3779b97f4a7c15u;
+		hash ^= hash >> 32;
+	}
+	return (uint32_t)hash;
+}
+
+/* Return the open run of a packet's flow, or NULL. Set the packet's hash. */
+static struct member *open_run(const struct flows *f, struct member *m)
+{
+	if (f->recent && same_flow(&f->recent->part, &m->part)) {
+		m->hash = f->recent->hash;
+		return f->recent;
+	}
+	m->hash = hash_of(&m->part);
+	for (int at = f->count ? f->buckets[m->hash % BUCKETS] : NONE; at != NONE;
+	     at = f->batch[at].other) {
+		struct member *run = &f->batch[at];
+
+		if (run->hash == m->hash && same_flow(&run->part, &m->part))
+			return run;
+	}
+	return NULL;
+}
+
+static void close_run(struct flows *f, struct member *run)
+{
+	int index = (int)(run - f->batch), *link = &f->buckets[run->hash % BUCKETS];
+
+	while (*link != index)
+		link = &f->batch[*link].other;
+	*link = run->other;
+	*(run->older == NONE ? &f->oldest : &f->batch[run->older].newer) = run->newer;
+	*(run->newer == NONE ? &f->newest : &f->batch[run->newer].older) = run->older;
+	f->count--;
+	if (f->recent == run)
+		f->recent = NULL;
+}
+
+/* Open a run whose flow has none. `hash` must be set. */
+static void open_new(struct flows *f, struct member *run)
+{
+	int index = (int)(run - f->batch), *bucket = &f->buckets[run->hash % BUCKETS];
+
+	if (f->count == 0)
+		memset(f->buckets, 0xff, sizeof f->buckets); /* NONE */
+	if (f->count == MOST_OPEN)
+		close_run(f, &f->batch[f->oldest]);
+	run->other = *bucket;
+	*bucket = index;
+	run->older = f->newest;
+	run->newer = NONE;
+	*(f->newest == NONE ? &f->oldest : &f->batch[f->newest].newer) = index;
+	f->newest = index;
+	f->recent = run;
+	f->count++;
+}
+
+/* Close the runs that must stay before a packet whose headers are not all known: see gso.py. */
+static void make_way(struct flows *f, const struct part *p)
+{
+	size_t room = p->length - p->l.ip;
+	int all = p->l.version == 0 || room < (p->l.version == 4 ? 20 : 40) || room > LONGEST;
+
+	for (int at = f->oldest, newer; at != NONE; at = newer) {
+		newer = f->batch[at].newer;
+		if (all || same_addresses(&f->batch[at].part, p))
+			close_run(f, &f->batch[at]);
+	}
+}
+
+/* Begin a run with a packet. */
+static void begin(struct member *run, int index)
+{
+	run->count = 1;
+	run->latest = index;
+	run->length = run->part.length;
+	run->head = run->part.usable ? run->part.l.payload : 0;
+	run->size = run->length - run->head;
+}
+
+/* Add a packet to an open run if it continues the run and its checksums are valid. Return whether. */
+static int take(struct flows *f, struct member *run, int index)
+{
+	struct part *first = &run->part, *latest = &f->batch[run->latest].part;
+	const struct part *p = &f->batch[index].part;
+	const struct layers *l = &first->l;
+	size_t size = p->length - p->l.payload;
+	const uint8_t *ip = p->packet + l->ip, *before = latest->packet + l->ip;
+
+	if (size > run->size || run->length + size - l->ip > LONGEST)
+		return 0;
+	if (l->protocol == TCP &&
+	    get32(p->packet + p->l.transport + 4) !=
+		    (uint32_t)(get32(first->packet + l->transport + 4) + run->length - l->payload))
+		return 0;
+	if (!alike(first, p))
 		return 0;
 	/* A packet that must not be fragmented needs no identification (RFC 6864, section 4). */
 	if (l->version == 4 && !(get16(ip + 6) & 0x4000) &&
 	    get16(ip + 4) != (uint16_t)(get16(before + 4) + 1))
 		return 0;
-	if (r->count >= (l->protocol == UDP ? MOST_DATAGRAMS : MOST_PACKETS) ||
-	    out_of_proportion((size_t)r->count + 1, l->payload, r->length + size))
+	if (run->count >= (l->protocol == UDP ? MOST_DATAGRAMS : MOST_PACKETS) ||
+	    out_of_proportion((size_t)run->count + 1, l->payload, run->length + size))
 		return 0;
-	if (l->protocol == TCP &&
-	    get32(p->packet + l->transport + 4) !=
-		    (uint32_t)(get32(r->first.packet + l->transport + 4) + r->length - l->payload))
+	if (!verified(p) || (run->count == 1 && !verified(first)))
 		return 0;
-	if (!verified(p) || (r->count == 1 && !verified(&r->first)))
-		return 0;
-	r->latest = *p;
-	r->parts[++r->count] = (struct iovec){(void *)(p->packet + l->payload), size};
-	r->length += size;
-	r->open = size == r->size && !p->last;
+	f->batch[run->latest].next = index;
+	run->latest = index;
+	run->count++;
+	run->length += size;
+	f->recent = run;
+	if (size < run->size || p->last)
+		close_run(f, run);
 	return 1;
 }
 
-/* Write the headers of a super-packet that is complete, the virtio-net header of `size` bytes first. */
-static void put_headers(const struct run *r, uint8_t *header, size_t size)
+/* Sort the first `end` packets of a list of bytes into runs, each at the place of its first packet:
+ * see flowtable.py. Return a new array with all packets, or NULL with an exception. */
+static struct member *sort_into_runs(PyObject *packets, Py_ssize_t end, int frame, int udp)
 {
-	const struct layers *l = &r->first.l;
+	struct flows f;
+
+	f.count = 0;
+	f.oldest = f.newest = NONE;
+	f.recent = NULL;
+	if (end > INT_MAX || !(f.batch = PyMem_Malloc((size_t)(end + 1) * sizeof *f.batch))) {
+		PyErr_NoMemory();
+		return NULL;
+	}
+	for (int index = 0; index < end; index++) {
+		PyObject *packet = PyList_GetItem(packets, index);
+		struct member *m = &f.batch[index], *run;
+		struct part *p = &m->part;
+
+		make_part(p, (const uint8_t *)PyBytes_AsString(packet),
+			  (size_t)PyBytes_Size(packet), frame);
+		m->next = NONE;
+		m->count = m->left = 0;
+		if (!p->known) {
+			make_way(&f, p);
+			begin(m, index);
+			continue;
+		}
+		p->usable = p->usable && (udp || p->l.protocol == TCP);
+		run = open_run(&f, m);
+		if (run && p->usable && take(&f, run, index))
+			continue;
+		if (run)
+			close_run(&f, run);
+		begin(m, index);
+		if (p->usable && !p->last && index + 1 < end)
+			open_new(&f, m);
+	}
+	return f.batch;
+}
+
+/* Write the headers of a run's super-packet, the virtio-net header of `size` bytes first. */
+static void put_headers(const struct member *batch, const struct member *run, uint8_t *header,
+			size_t size)
+{
+	const struct layers *l = &run->part.l;
 	uint8_t *packet = header + size, *transport;
-	size_t length = r->length - l->transport, offset = l->protocol == TCP ? 16 : 6;
-	uint16_t fields[4] = {(uint16_t)l->payload, (uint16_t)r->size, (uint16_t)l->transport,
+	size_t length = run->length - l->transport, offset = l->protocol == TCP ? 16 : 6;
+	uint16_t fields[4] = {(uint16_t)l->payload, (uint16_t)run->size, (uint16_t)l->transport,
 			      (uint16_t)offset};
 
 	memset(header, 0, size);
-	memcpy(packet, r->first.packet, r->head);
-	if (r->count == 1)
+	memcpy(packet, run->part.packet, run->head);
+	if (run->count == 1)
 		return; /* the packet may have no layers */
 	transport = packet + l->transport;
 	header[0] = NEEDS_CSUM;
 	header[1] = l->protocol == UDP ? GSO_UDP_L4 : l->version == 4 ? GSO_TCPV4 : GSO_TCPV6;
 	memcpy(header + 2, fields, sizeof fields);
-	seal_ip(packet, l, r->length);
+	seal_ip(packet, l, run->length);
 	if (l->protocol == TCP)
-		transport[13] |= r->latest.packet[l->transport + 13];
+		transport[13] |= batch[run->latest].part.packet[l->transport + 13];
 	else
 		put16(transport + 4, (unsigned)length);
 	/* The uncomplemented sum of the pseudo-header: the kernel adds the rest. */
@@ -955,110 +1129,125 @@ static void put_headers(const struct run *r, uint8_t *header, size_t size)
 /* Where super-packets go: into a list, or to an fd if the list is NULL. */
 struct sink {
 	PyObject *list;
+	PyObject *places; /* a list of the packets' indexes as they go, or NULL */
 	int fd;
-	int no_udp; /* datagrams are not merged */
 	size_t header; /* bytes of a virtio-net header */
-	unsigned long written; /* packets */
 };
 
-/* Write a super-packet in pieces. Return as write_packet. */
-static int write_pieces(int fd, const struct run *r, size_t length)
-{
-	ssize_t result = writev(fd, r->parts, 1 + r->count);
-
-	return result >= 0 && (size_t)result == length ? 0 : -1;
-}
-
-/* Give the run to the sink: a super-packet, or its only packet with an empty header. Return 0, or
- * -1 if the sink takes no more: with an exception for a list, without one for an fd. */
-static int give(struct run *r, struct sink *sink)
+/* Give a run to the sink: a super-packet, or its only packet with an empty header. Return 0, or -1
+ * if the sink takes no more: with an exception for a list, without one for an fd. */
+static int give(const struct member *batch, const struct member *run, const struct sink *sink)
 {
 	uint8_t headers[LONG_HEADER + MOST_HEADERS], *out;
-	size_t length = sink->header + r->length;
+	struct iovec parts[1 + MOST_PACKETS]; /* the headers, and every payload */
+	size_t length = sink->header + run->length;
+	int count = 0;
 	PyObject *made;
 
-	put_headers(r, headers, sink->header);
-	r->parts[0] = (struct iovec){headers, sink->header + r->head};
-	if (!sink->list) {
-		if (write_pieces(sink->fd, r, length) < 0)
+	put_headers(batch, run, headers, sink->header);
+	parts[count++] = (struct iovec){headers, sink->header + run->head};
+	for (int at = (int)(run - batch); at != NONE; at = batch[at].next) {
+		const struct part *p = &batch[at].part;
+
+		parts[count++] = (struct iovec){(void *)(p->packet + run->head),
+						p->length - run->head};
+		if (sink->places && append(sink->places, PyLong_FromLong(at)) < 0)
 			return -1;
-		sink->written += (unsigned long)r->count;
-		return 0;
+	}
+	if (!sink->list) {
+		ssize_t written = writev(sink->fd, parts, count);
+
+		return written >= 0 && (size_t)written == length ? 0 : -1;
 	}
 	made = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
 	out = made ? (uint8_t *)PyBytes_AsString(made) : NULL;
-	for (int part = 0; made && part <= r->count; part++) {
-		memcpy(out, r->parts[part].iov_base, r->parts[part].iov_len);
-		out += r->parts[part].iov_len;
+	for (int part = 0; made && part < count; part++) {
+		memcpy(out, parts[part].iov_base, parts[part].iov_len);
+		out += parts[part].iov_len;
 	}
 	return append(sink->list, made);
 }
 
-/* Replace the items of a list that are not bytes by bytes. Return 0, or -1 with an exception. */
-static int all_bytes(PyObject *list)
+/* Replace the items of a list that are not bytes by bytes. Return how many are bytes from the
+ * beginning: fewer than all with an exception. */
+static Py_ssize_t all_bytes(PyObject *list)
 {
-	for (Py_ssize_t index = 0, end = PyList_Size(list); index < end; index++) {
+	Py_ssize_t index = 0;
+
+	for (Py_ssize_t end = PyList_Size(list); index < end; index++) {
 		PyObject *item = PyList_GetItem(list, index), *made;
 
 		if (PyBytes_CheckExact(item))
 			continue;
 		if (!(made = bytes_of(item)) || PyList_SetItem(list, index, made) < 0)
-			return -1;
+			break;
 	}
-	return 0;
+	return index;
 }
 
-/* Merge a list of bytes, in order, and give the results to the sink. Return as `give`. */
-static int merge_into(struct sink *sink, PyObject *packets, int frame)
+/* Give runs to the sink, in order. Return where this ended: after the last packet, or at the first
+ * packet of the run that the sink did not take. */
+static int give_all(const struct member *batch, int end, const struct sink *sink)
 {
-	struct run run;
+	int index = 0;
 
-	run.count = 0;
-	for (Py_ssize_t index = 0, end = PyList_Size(packets); index < end; index++) {
-		PyObject *packet = PyList_GetItem(packets, index);
-		struct part part = {0};
-		int usable = make_part(&part, (const uint8_t *)PyBytes_AsString(packet),
-				       (size_t)PyBytes_Size(packet), frame);
+	while (index < end && (!batch[index].count || give(batch, &batch[index], sink) == 0))
+		index++;
+	return index;
+}
 
-		if (sink->no_udp && part.l.protocol == UDP)
-			usable = 0;
-		if (run.count && usable && take(&run, &part))
-			continue;
-		if (run.count && give(&run, sink) < 0)
-			return -1;
-		begin(&run, &part, usable);
+/* Return the indexes of the packets of all runs from the one at `from` on, in order, and those from
+ * `end` to `total`; as a list, or NULL with an exception. */
+static PyObject *left_over(struct member *batch, int from, int end, Py_ssize_t total)
+{
+	PyObject *left = PyList_New(0);
+
+	for (int index = from; left && index < end; index++) {
+		struct member *m = &batch[index];
+
+		m->left = m->left || m->count;
+		if (!m->left)
+			continue; /* its run began before */
+		if (m->next != NONE)
+			batch[m->next].left = 1;
+		if (append(left, PyLong_FromLong(index)) < 0)
+			Py_CLEAR(left);
 	}
-	return run.count ? give(&run, sink) : 0;
+	for (Py_ssize_t index = end; left && index < total; index++)
+		if (append(left, PyLong_FromSsize_t(index)) < 0)
+			Py_CLEAR(left);
+	return left;
 }
 
-/* Return the packets of an iterable as a new list of bytes, or NULL with an exception. The list is
- * new so that Python code, which the conversion may run, can't change it. */
-static PyObject *list_of_packets(PyObject *iterable)
-{
-	PyObject *packets = PySequence_List(iterable);
-
-	if (packets && all_bytes(packets) < 0)
-		Py_CLEAR(packets);
-	return packets;
-}
-
-/* merge(packets, frame, udp): see gso.py. */
+/* merge(packets, frame, udp, places): see gso.py. */
 static PyObject *speedups_merge(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
 	struct sink sink = {.header = HEADER};
+	struct member *batch = NULL;
 	PyObject *packets;
-	int frame = 0, udp = 1;
+	int frame = 0, udp = 1, end;
 
 	(void)module;
-	if (nargs < 1 || nargs > 3)
-		return PyErr_Format(PyExc_TypeError, "merge takes 1 to 3 arguments, not %zd", nargs);
+	if (nargs < 1 || nargs > 4)
+		return PyErr_Format(PyExc_TypeError, "merge takes 1 to 4 arguments, not %zd", nargs);
 	if ((nargs >= 2 && (frame = PyObject_IsTrue(args[1])) < 0) ||
-	    (nargs == 3 && (udp = PyObject_IsTrue(args[2])) < 0))
+	    (nargs >= 3 && (udp = PyObject_IsTrue(args[2])) < 0))
 		return NULL;
-	sink.no_udp = !udp;
-	packets = list_of_packets(args[0]);
-	if (packets && (sink.list = PyList_New(0)) && merge_into(&sink, packets, frame) < 0)
-		Py_CLEAR(sink.list);
+	if (nargs == 4 && args[3] != Py_None) {
+		if (!PyList_Check(args[3]))
+			return PyErr_Format(PyExc_TypeError, "merge's places must be a list");
+		sink.places = args[3];
+	}
+	/* A new list, which Python code can't change: the conversion may run some. */
+	packets = PySequence_List(args[0]);
+	if (packets && all_bytes(packets) == PyList_Size(packets) &&
+	    (batch = sort_into_runs(packets, PyList_Size(packets), frame, udp)) &&
+	    (sink.list = PyList_New(0))) {
+		end = (int)PyList_Size(packets);
+		if (give_all(batch, end, &sink) < end)
+			Py_CLEAR(sink.list);
+	}
+	PyMem_Free(batch);
 	Py_XDECREF(packets);
 	return sink.list;
 }
@@ -1067,7 +1256,9 @@ static PyObject *speedups_merge(PyObject *module, PyObject *const *args, Py_ssiz
 static PyObject *speedups_write_merged(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
 	struct sink sink = {0};
-	PyObject *packets;
+	struct member *batch = NULL;
+	PyObject *packets, *left = NULL;
+	Py_ssize_t count;
 	long fd, header;
 	int frame, udp = 1;
 
@@ -1079,14 +1270,21 @@ static PyObject *speedups_write_merged(PyObject *module, PyObject *const *args, 
 	    (frame = PyObject_IsTrue(args[2])) < 0 ||
 	    (header = header_size(args, nargs, 3)) < 0 ||
 	    (nargs == 5 && (udp = PyObject_IsTrue(args[4])) < 0) ||
-	    !(packets = list_of_packets(args[1])))
+	    !(packets = PySequence_List(args[1])))
 		return NULL;
 	sink.fd = (int)fd;
-	sink.no_udp = !udp;
 	sink.header = (size_t)header;
-	merge_into(&sink, packets, frame);
+	count = all_bytes(packets);
+	if (PyErr_Occurred() &&
+	    (PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_ValueError) ||
+	     PyErr_ExceptionMatches(PyExc_BufferError)))
+		PyErr_Clear(); /* the object is not a packet: it is the first one left over */
+	if (!PyErr_Occurred() && (batch = sort_into_runs(packets, count, frame, udp)))
+		left = left_over(batch, give_all(batch, (int)count, &sink), (int)count,
+				 PyList_Size(packets));
+	PyMem_Free(batch);
 	Py_DECREF(packets);
-	return PyLong_FromUnsignedLong(sink.written);
+	return left;
 }
 
 /* === Checksum ================================================================================= */

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from .._kernel.abi import VNET_HDR, VNET_HDR_SIZE
+from .flowtable import FlowTable
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -77,8 +78,8 @@ class _Layers(NamedTuple):
     transport: int
 
 
-def _layers(packet: bytes, frame: bool) -> _Layers:
-    """Find the headers, up to TCP or UDP; ValueError if they are truncated or others."""
+def _ip_header(packet: bytes, frame: bool) -> tuple[int, int]:
+    """Return the IP version, and where its header begins; ValueError if there is none."""
     ip = 0
     if frame:
         ip = 14
@@ -89,6 +90,12 @@ def _layers(packet: bytes, frame: bool) -> _Layers:
         frame and int.from_bytes(packet[ip - 2 : ip], "big") != _ETHERTYPES[version]
     ):
         raise ValueError("the packet is neither IPv4 nor IPv6")
+    return version, ip
+
+
+def _layers(packet: bytes, frame: bool) -> _Layers:
+    """Find the headers, up to TCP or UDP; ValueError if they are truncated or others."""
+    version, ip = _ip_header(packet, frame)
     length = len(packet) - ip
     if version == 4:
         size = (packet[ip] & 0xF) * 4
@@ -121,9 +128,9 @@ def _payload_start(packet: bytes, layers: _Layers) -> int:
     return start
 
 
-def _addresses(packet: bytes, layers: _Layers) -> bytes:
-    start, end = (12, 20) if layers.version == 4 else (8, 40)
-    return packet[layers.ip + start : layers.ip + end]
+def _addresses(packet: bytes, version: int, ip: int) -> bytes:
+    start, end = (12, 20) if version == 4 else (8, 40)
+    return packet[ip + start : ip + end]
 
 
 # Splitting
@@ -165,7 +172,7 @@ def split(super_packet: Buffer, frame: bool = False) -> list[bytes]:
         return _segments(packet, layers, payload, gso_size, partial + 0xFFFF - length)
     if _routed(packet, layers):
         raise ValueError("the packet has a source route, but no partial checksum")
-    pseudo = int.from_bytes(_addresses(packet, layers), "big") + layers.protocol
+    pseudo = int.from_bytes(_addresses(packet, layers.version, layers.ip), "big") + layers.protocol
     return _segments(packet, layers, payload, gso_size, pseudo)
 
 
@@ -287,25 +294,73 @@ def _summing(size: int) -> Callable[[bytes], int]:
 # Merging
 
 
-def merge(packets: Iterable[Buffer], frame: bool = False, udp: bool = True) -> list[bytes]:
-    """See `aiotun.offload.merge`."""
-    merged: list[bytes] = []
-    run: _Run | None = None
-    for each in packets:
+def merge(
+    packets: Iterable[Buffer],
+    frame: bool = False,
+    udp: bool = True,
+    places: list[int] | None = None,
+) -> list[bytes]:
+    """See `aiotun.offload.merge`.
+
+    Args:
+        packets, frame, udp: as there.
+        places: a list to which is added where in `packets` each one was, in their new order.
+    """
+    runs = _runs(packets, frame, udp)
+    if places is not None:
+        for run in runs:
+            places += run.places
+    return [run.whole() for run in runs]
+
+
+def _runs(packets: Iterable[Buffer], frame: bool, udp: bool) -> list[_Run]:
+    """Sort packets into runs, each at the place of its first packet; see `flowtable`."""
+    runs: list[_Run] = []
+    table: FlowTable[_Run] = FlowTable()
+    for place, each in enumerate(packets):
         packet = each if isinstance(each, bytes) else bytes(memoryview(each).cast("B"))
-        part = _part(packet, frame)
-        if part is not None and part.layers.protocol == _UDP and not udp:
-            part = None
-        if run is not None:
-            if part is not None and run.take(part):
-                continue
-            merged.append(run.whole())
-        run = _Run(part) if part is not None else None
-        if part is None:
-            merged.append(_NO_HEADER + packet)
-    if run is not None:
-        merged.append(run.whole())
-    return merged
+        try:
+            layers = _layers(packet, frame)
+            payload = _payload_start(packet, layers)
+        except ValueError:
+            _make_way(table, packet, frame)
+            runs.append(_Run(place, packet, None))
+            continue
+        part = _part(packet, layers, payload) if udp or layers.protocol == _TCP else None
+        flow = _flow(packet, layers)
+        run = table.get(flow)
+        if part is None or run is None or not run.take(place, part):
+            if run is not None:
+                table.close(flow)
+            run = _Run(place, packet, part)
+            runs.append(run)
+            if run.open:
+                table.open(flow, run)
+        elif not run.open:
+            table.close(flow)
+    return runs
+
+
+def _flow(packet: bytes, layers: _Layers) -> bytes:
+    version, ip, protocol, transport = layers
+    ports = packet[transport : transport + 4]
+    return b"".join((_addresses(packet, version, ip), ports, protocol.to_bytes(1, "big")))
+
+
+def _make_way(table: FlowTable[_Run], packet: bytes, frame: bool) -> None:
+    """Close the runs that must stay before a packet whose ports are unknown.
+
+    What is not IP, or longer than IP packets are, may be refused by the kernel. Then nothing that
+    came after it may have been written.
+    """
+    try:
+        version, ip = _ip_header(packet, frame)
+    except ValueError:
+        return table.close_all()
+    addresses = _addresses(packet, version, ip)
+    if len(addresses) < (8 if version == 4 else 32) or len(packet) - ip > _LONGEST:
+        return table.close_all()
+    return table.close_between(addresses)
 
 
 class _Part(NamedTuple):
@@ -320,12 +375,7 @@ class _Part(NamedTuple):
     last: bool  # no packet may follow, as PSH is set
 
 
-def _part(packet: bytes, frame: bool) -> _Part | None:
-    try:
-        layers = _layers(packet, frame)
-        payload = _payload_start(packet, layers)
-    except ValueError:
-        return None
+def _part(packet: bytes, layers: _Layers, payload: int) -> _Part | None:
     version, ip, protocol, transport = layers
     if transport != ip + (20 if version == 4 else 40) or payload == len(packet) or ip > _MOST_LINK:
         return None  # IP options, no payload, or too much in front of the IP header
@@ -357,73 +407,85 @@ def _part(packet: bytes, frame: bool) -> _Part | None:
 def _verified(part: _Part) -> bool:
     packet, (version, ip, protocol, transport) = part.packet, part.layers
     pseudo = protocol + len(packet) - transport
-    pseudo += int.from_bytes(_addresses(packet, part.layers), "big")
+    pseudo += int.from_bytes(_addresses(packet, version, ip), "big")
     if version == 4 and checksum(packet[ip:transport]) != 0:
         return False
     return checksum(packet[transport:], pseudo) == 0
 
 
 class _Run:
-    """Packets of one flow, each of which continues the one before."""
+    """Packets of one flow, each of which continues the one before; or one that can't be merged.
 
-    def __init__(self, first: _Part) -> None:
-        self.parts = [first]
-        self.size = len(first.packet) - first.payload  # of each payload but the last
-        self.length = len(first.packet)
-        self.open = not first.last
+    Attributes:
+        places: where in the batch its packets were.
+        open: whether another packet may follow.
+    """
 
-    def take(self, part: _Part) -> bool:
-        """Add a packet if it continues the run and its checksums are valid; return whether."""
-        first, before = self.parts[0], self.parts[-1]
+    def __init__(self, place: int, packet: bytes, first: _Part | None) -> None:
+        self.places = [place]
+        self._packet = packet
+        self._parts: list[_Part] = []
+        self.open = False
+        if first is not None:
+            self._parts.append(first)
+            self._size = len(packet) - first.payload  # of each payload but the last
+            self._length = len(packet)
+            self.open = not first.last
+
+    def take(self, place: int, part: _Part) -> bool:
+        """Add a packet if it continues the open run and its checksums are valid; return whether."""
+        first, before = self._parts[0], self._parts[-1]
         size = len(part.packet) - part.payload
         if (
-            not self.open
-            or part.same != first.same
+            part.same != first.same
             or part.layers != first.layers
             or part.payload != first.payload
-            or size > self.size
-            or self.length + size - first.layers.ip > _LONGEST
+            or size > self._size
+            or self._length + size - first.layers.ip > _LONGEST
             or (part.identity is not None and part.identity != (before.identity or 0) + 1 & 0xFFFF)
         ):
             return False
-        if len(self.parts) >= (_MOST_DATAGRAMS if first.layers.protocol == _UDP else _MOST_PACKETS):
+        if len(self._parts) >= (
+            _MOST_DATAGRAMS if first.layers.protocol == _UDP else _MOST_PACKETS
+        ):
             return False
-        if _out_of_proportion(len(self.parts) + 1, first.payload, self.length + size):
+        if _out_of_proportion(len(self._parts) + 1, first.payload, self._length + size):
             return False
         if first.layers.protocol == _TCP:
-            gone = (self.length - first.payload) & 0xFFFFFFFF
+            gone = (self._length - first.payload) & 0xFFFFFFFF
             if part.sequence != (first.sequence + gone) & 0xFFFFFFFF:
                 return False
-        if not _verified(part) or (len(self.parts) == 1 and not _verified(first)):
+        if not _verified(part) or (len(self._parts) == 1 and not _verified(first)):
             return False
-        self.parts.append(part)
-        self.length += size
-        self.open = size == self.size and not part.last
+        self.places.append(place)
+        self._parts.append(part)
+        self._length += size
+        self.open = size == self._size and not part.last
         return True
 
     def whole(self) -> bytes:
         """Return the super-packet, or the only packet, with a virtio-net header."""
-        first = self.parts[0]
-        if len(self.parts) == 1:
-            return _NO_HEADER + first.packet
+        if len(self.places) == 1:
+            return _NO_HEADER + self._packet
+        first = self._parts[0]
         version, ip, protocol, transport = first.layers
         head = bytearray(first.packet[: first.payload])
         if version == 4:
-            struct.pack_into("!H", head, ip + 2, self.length - ip)
+            struct.pack_into("!H", head, ip + 2, self._length - ip)
             struct.pack_into("!H", head, ip + 10, 0)
             struct.pack_into("!H", head, ip + 10, checksum(head[ip:transport]))
         else:
-            struct.pack_into("!H", head, ip + 4, self.length - ip - 40)
-        length = self.length - transport
+            struct.pack_into("!H", head, ip + 4, self._length - ip - 40)
+        length = self._length - transport
         # The uncomplemented sum of the pseudo-header: the kernel adds the rest (NEEDS_CSUM).
-        pseudo = protocol + length + int.from_bytes(_addresses(first.packet, first.layers), "big")
+        pseudo = protocol + length + int.from_bytes(_addresses(first.packet, version, ip), "big")
         pseudo = pseudo % 0xFFFF or 0xFFFF
         if protocol == _TCP:
             kind, offset = (_GSO_TCPV4 if version == 4 else _GSO_TCPV6), 16
-            head[transport + 13] |= self.parts[-1].packet[transport + 13]
+            head[transport + 13] |= self._parts[-1].packet[transport + 13]
         else:
             kind, offset = _GSO_UDP_L4, 6
             struct.pack_into("!H", head, transport + 4, length)
         struct.pack_into("!H", head, transport + offset, pseudo)
-        header = VNET_HDR.pack(_NEEDS_CSUM, kind, first.payload, self.size, transport, offset)
-        return b"".join((header, head, *(part.packet[part.payload :] for part in self.parts)))
+        header = VNET_HDR.pack(_NEEDS_CSUM, kind, first.payload, self._size, transport, offset)
+        return b"".join((header, head, *(part.packet[part.payload :] for part in self._parts)))

@@ -6,6 +6,7 @@ The environment variable AIOTUN_SPEEDUPS chooses: ``require`` makes a missing C 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from .._kernel.abi import READ_SIZE, VNET_HDR, VNET_HDR_SIZE, VNET_HDR_SIZES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from typing_extensions import Buffer
 
@@ -117,7 +118,7 @@ def _write_merged(
     frame: bool,
     header: int = VNET_HDR_SIZE,
     udp: bool = True,
-) -> int:
+) -> Sequence[int]:
     """Merge packets, and write the results to a non-blocking fd, until a write fails.
 
     Args:
@@ -126,22 +127,29 @@ def _write_merged(
         udp: whether to merge UDP: see `aiotun.offload.merge`.
 
     Returns:
-        How many of the packets were written. No error is raised for the next packet: the caller
-        writes it again by itself and meets the error then.
+        Where in `packets` those are that were not written, in order. The first of them is the first
+        packet of what could not be written, or an object that is not bytes-like; then everything
+        before it was written, and nothing after it. No error is raised for it: the caller writes it
+        again by itself and meets the error then.
 
     Raises:
-        TypeError, BufferError: a packet is not bytes-like. Nothing was written then.
+        TypeError: `packets` is not iterable.
         ValueError: `header` is neither 10 nor 12.
     """
     _check_header(header)
+    batch = list(packets)
+    good: list[bytes] = []
+    with contextlib.suppress(TypeError, ValueError, BufferError):
+        good.extend(bytes(memoryview(packet).cast("B")) for packet in batch)
+    places: list[int] = []
     written = 0
     try:
-        for super_packet in merge(packets, frame, udp):
+        for super_packet in merge(good, frame, udp, places):
             os.write(fd, long_header(super_packet, header))
             written += packets_in(super_packet)
     except OSError:
         pass
-    return written
+    return [*sorted(places[written:]), *range(len(good), len(batch))]
 
 
 def _check_header(size: int) -> None:
@@ -201,7 +209,7 @@ read: Callable[[int, int], bytes] = os.read
 read_many: Callable[[int, int, int], list[bytes]] = _read_many
 read_split: Callable[..., tuple[list[bytes], int]] = _read_split
 write_many: Callable[[int, list[Buffer]], int] = _write_many
-write_merged: Callable[..., int] = _write_merged
+write_merged: Callable[..., Sequence[int]] = _write_merged
 split: Callable[[Buffer, bool], list[bytes]]
 merge: Callable[..., list[bytes]]
 checksum: Callable[[Buffer, int], int]

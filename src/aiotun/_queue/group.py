@@ -7,12 +7,14 @@ packets go to. The reading and writing itself is each queue's own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from .._kernel.abi import READ_SIZE
 from .._kernel.words import Mode
 from .._packets.flow import flow_hash
 from ..errors import (
@@ -24,11 +26,13 @@ from ..errors import (
 )
 from .closing import close_queues
 from .packetio import BUDGET, PacketIO, PacketStats, take_one
+from .port import is_packet
 from .waiting import Line, Waiter
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from .port import PacketFormat
     from .queuebase import QueueBase
 
 __all__ = ["QueueGroup"]
@@ -207,19 +211,38 @@ class QueueGroup(PacketIO):
         self._bind()
         await self._queue_for(packet).send(packet)
 
-    def _send_at_once(self, packets: list[Buffer]) -> int:
+    def _send_at_once(self, packets: list[Buffer]) -> Sequence[int]:
         sent = 0
         try:
-            # One call for as many as go to the same queue, which may merge them.
+            if self.queues[0].offload == "split":
+                return self._send_by_queue(packets)
+            # One call for as many as go to the same queue.
             for queue, group in itertools.groupby(packets, self._queue_for):
                 run = list(group)
-                written = queue._send_at_once(run)
-                sent += written
-                if written < len(run):
+                left = queue._send_at_once(run)
+                sent += len(run) - len(left)
+                if left:
                     break
         except (AiotunError, TypeError, ValueError, BufferError):
             pass  # the first packet left over meets it again
-        return sent
+        return range(sent, len(packets))
+
+    def _send_by_queue(self, packets: list[Buffer]) -> Sequence[int]:
+        """Send as `_send_at_once`, with one call for each queue: the more to merge."""
+        batches: dict[QueueBase, list[int]] = {}
+        place = 0
+        with contextlib.suppress(AiotunError, TypeError, ValueError, BufferError):
+            for place, packet in enumerate(packets):
+                if not is_packet(packet, self._mode) or memoryview(packet).nbytes > READ_SIZE:
+                    break  # the kernel may refuse this one: nothing behind it goes before it
+                batches.setdefault(self._queue_for(packet), []).append(place)
+            else:
+                place = len(packets)
+        left: list[int] = []
+        for queue, places in batches.items():
+            kept = queue._send_at_once([packets[each] for each in places])
+            left += [places[each] for each in kept]
+        return [*sorted(left), *range(place, len(packets))]
 
     def send_nowait(self, packet: Buffer) -> None:
         self._queue_for(packet).send_nowait(packet)
@@ -270,8 +293,8 @@ class QueueGroup(PacketIO):
         return self.queues[0]._mode
 
     @property
-    def _header_bytes(self) -> int:
-        return self.queues[0]._header_bytes
+    def _format(self) -> PacketFormat:
+        return self.queues[0]._format
 
     @property
     def _shown(self) -> str:

@@ -7,7 +7,7 @@ import asyncio
 import dataclasses
 import itertools
 import operator
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from .._kernel.words import DecodeErrors, Mode
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from ..decode import IP, IP6, Ethernet
+    from .port import PacketFormat
 
 __all__ = [
     "BUDGET",
@@ -217,7 +218,10 @@ class PacketIO(AsyncClosing):
         """
 
     def send_many(self, packets: Iterable[Buffer]) -> Coroutine[Any, Any, int]:
-        """Send packets in order; waits only while the kernel's send buffer is full.
+        """Send packets, in order within each flow; waits only while the send buffer is full.
+
+        With ``offload="split"`` packets of one flow are merged, also if packets of other flows are
+        between them, so they may overtake those. Otherwise all packets are sent in order.
 
         After every 256 packets the loop gets a turn. An iterable is asked for so many at a time.
 
@@ -226,7 +230,12 @@ class PacketIO(AsyncClosing):
 
         Raises:
             LinkDownError, PacketError, DeviceClosedError, DeviceLostError: as `send`. Whatever is
-                raised, a cancellation too, has an attribute `sent`: how many packets went before.
+                raised, also a cancellation, has two more attributes. `sent` is how many packets
+                were sent. `unsent` is a list of the others, in order, beginning with the packet
+                that could not be sent. Without ``offload="split"`` it is ``packets[sent:]``. If the
+                kernel refuses a packet, all packets before it were sent, and none after it. If
+                `packets` has no length (a generator, for example), `unsent` has only those that
+                were taken from it.
         """
         return send_all(self._bind, packets, self._send_at_once, self.send)
 
@@ -285,8 +294,13 @@ class PacketIO(AsyncClosing):
 
     @property
     @abc.abstractmethod
+    def _format(self) -> PacketFormat:
+        """What packets look like here."""
+
+    @property
     def _header_bytes(self) -> int:
         """How many bytes of ours or the kernel's stand before the packet itself."""
+        return self._format.header_bytes
 
     @abc.abstractmethod
     def _receive(self, take: Callable[[PacketIO], T]) -> Coroutine[Any, Any, T]:
@@ -300,12 +314,16 @@ class PacketIO(AsyncClosing):
     def _bind(self) -> object:
         """Check that this belongs to the running loop, and is usable."""
 
-    def _send_at_once(self, packets: list[Buffer]) -> int:
-        """Send as many packets as possible without waiting, in order; give how many.
+    def _send_at_once(self, packets: list[Buffer]) -> Sequence[int]:
+        """Send as many packets as possible without waiting, in order within each flow.
 
-        Raises nothing: the caller meets any error when it sends the next packet by itself.
+        Raises nothing: the caller meets any error when it sends the first packet that is left by
+        itself. An invalid packet is only left first when all before it went, and none after it.
+
+        Returns:
+            Where in `packets` those are that are left, in order.
         """
-        return 0
+        return range(len(packets))
 
     @abc.abstractmethod
     def _take(self) -> bytes: ...
@@ -354,31 +372,38 @@ class Arriving(Generic[T]):
 async def send_all(
     bind: Callable[[], object],
     packets: Iterable[P],
-    at_once: Callable[[list[P]], int],
+    at_once: Callable[[list[P]], Sequence[int]],
     send: Callable[[P], Coroutine[Any, Any, None]],
 ) -> int:
-    """Send packets in order, a budget at a time; see `PacketIO.send_many`.
+    """Send packets, a budget at a time; see `PacketIO.send_many`.
 
     Args:
-        at_once: sends as many as possible without waiting, and raises nothing.
+        at_once: sends as many as possible without waiting, and raises nothing. It returns where in
+            its list those are that are left, in order; see `PacketIO._send_at_once`.
         send: sends one packet, waits if it must, and meets whatever is in the way.
     """
     sent = 0
+    chunk: list[P] = []
+    chunks = _chunks(packets)
     try:
         bind()
-        for chunk in _chunks(packets):
+        for chunk in chunks:
             if sent:
                 await asyncio.sleep(0)
-            while chunk:
-                written = at_once(chunk)
-                sent += written
-                if written == len(chunk):
-                    break
-                chunk = chunk[written:]  # a copy: the caller may change the list meanwhile
-                await send(chunk.pop(0))
+            while left := at_once(chunk):
+                sent += len(chunk) - len(left)
+                chunk = [chunk[place] for place in left]  # a copy: the list is the caller's
+                await send(chunk[0])
                 sent += 1
+                del chunk[0]
+            sent += len(chunk)
+            chunk = []
     except BaseException as error:
+        unsent = [*chunk]
+        if isinstance(packets, Sized):
+            unsent += itertools.chain.from_iterable(chunks)
         error.sent = sent  # type: ignore[attr-defined]  # promised on foreign classes, too
+        error.unsent = unsent  # type: ignore[attr-defined]  # likewise
         raise
     return sent
 
@@ -403,8 +428,8 @@ def _chunks(packets: Iterable[P]) -> Iterator[list[P]]:
     if type(packets) is list and 0 < len(packets) <= BUDGET:
         yield packets  # as nearly always: no need to copy it
         return
-    # A list is copied: the caller may change it while this waits.
-    source = iter(packets[:] if isinstance(packets, list) else packets)
+    # A list, or the like, is copied: the caller may change it while this waits.
+    source = iter(list(packets) if isinstance(packets, Sized) else packets)
     while True:
         chunk: list[P] = []
         failure: Exception | None = None

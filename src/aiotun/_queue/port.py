@@ -13,7 +13,7 @@ import enum
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from .._kernel.abi import PI_SIZE, READ_SIZE, VNET_HDR_SIZE
@@ -32,8 +32,11 @@ __all__ = [
     "Port",
     "SocketPort",
     "copy_into",
+    "is_packet",
     "socket_ends",
 ]
+
+_ETHERNET_HEADER = 14
 
 # Where read_into puts what does not fit, so that no packet is cut without our noticing. Nobody
 # reads it, so all queues of all threads may share it.
@@ -133,12 +136,15 @@ class Port:
         """Read packets until none waits, or there are `limit`. Never empty: else it raises."""
         return native.read_many(fd, READ_SIZE, limit)
 
-    def write_many(self, fd: int, packets: list[Buffer]) -> int:
-        """Write as many packets as go without waiting; give how many.
+    def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
+        """Write as many packets as go without waiting.
 
         Raises nothing: the first packet left over meets the error when it is written by itself.
+
+        Returns:
+            Where in `packets` those are that were not written, in order.
         """
-        return native.write_many(fd, packets)
+        return range(native.write_many(fd, packets), len(packets))
 
     def drop_rest(self) -> None:
         """Drop and count what the port keeps; the fd is about to be given up."""
@@ -184,6 +190,14 @@ def socket_ends(family: int, kind: int) -> frozenset[int]:
     if kind == socket.SOCK_SEQPACKET:
         ends |= {errno.ENODATA}
     return ends
+
+
+def is_packet(packet: Buffer, mode: Mode) -> bool:
+    """Whether a TUN or TAP device without headers of its own takes this; it looks no further."""
+    with memoryview(packet) as view, view.cast("B") as octets:
+        if mode == "tap":
+            return len(octets) >= _ETHERNET_HEADER
+        return len(octets) > 0 and octets[0] >> 4 in (4, 6)
 
 
 def copy_into(octets: memoryview, packet: bytes) -> int:

@@ -12,7 +12,7 @@ from .._kernel.words import Mode, Offload
 from ..errors import PacketError
 from . import refusals
 from .packetio import PacketIO, PacketStats
-from .port import Offloads, Port
+from .port import Offloads, PacketFormat, Port
 from .serving import ServedFd
 from .waiting import Line
 
@@ -155,8 +155,8 @@ class QueueBase(ServedFd, PacketIO):
         return self.port.format.mode
 
     @property
-    def _header_bytes(self) -> int:
-        return self.port.format.header_bytes
+    def _format(self) -> PacketFormat:
+        return self.port.format
 
     def _count_undecodable(self) -> None:
         self.port.counts.undecodable += 1

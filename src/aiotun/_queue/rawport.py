@@ -14,6 +14,8 @@ from .._packets import native
 from .port import TUN_ENDS, Port
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from typing_extensions import Buffer
 
     from .port import Counts, PacketFormat
@@ -61,7 +63,7 @@ class RawPort(Port):
             left.pop()
         self._unfinished = (b"", [])
 
-    def write_many(self, fd: int, packets: list[Buffer]) -> int:
+    def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
         done = native.write_many(fd, packets)
         # What stopped it may be a super-packet that the kernel refuses.
         while done < len(packets):
@@ -71,7 +73,7 @@ class RawPort(Port):
                 break  # the caller writes this packet again and meets the error then
             done += 1
             done += native.write_many(fd, packets[done:])
-        return done
+        return range(done, len(packets))
 
     def _packets_of(self, super_packet: bytes, error: OSError) -> list[bytes]:
         """Split a super-packet, the last packet first; raise `error` if that is impossible."""

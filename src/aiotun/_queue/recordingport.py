@@ -88,10 +88,11 @@ class RecordingPort(Port):
         self.inner.write(fd, packet)
         self._record((packet,), "out")
 
-    def write_many(self, fd: int, packets: list[Buffer]) -> int:
-        done = self.inner.write_many(fd, packets)
-        self._record(packets[:done], "out")
-        return done
+    def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
+        left = self.inner.write_many(fd, packets)
+        kept = set(left)
+        self._record((each for at, each in enumerate(packets) if at not in kept), "out")
+        return left
 
     def drop_rest(self) -> None:
         self.inner.drop_rest()

@@ -16,6 +16,8 @@ from .port import TUN_ENDS, Offloads, Port, SocketPort, copy_into, socket_ends
 from .rawport import RawPort
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from typing_extensions import Buffer
 
     from .port import Counts, PacketFormat
@@ -106,21 +108,30 @@ class SplitPort(Port):
     def write(self, fd: int, packet: Buffer) -> None:
         _write(fd, b"".join((self._no_header, packet)))
 
-    def write_many(self, fd: int, packets: list[Buffer]) -> int:
+    def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
+        left: Sequence[int] = range(len(packets))
+        udp = _UDP not in self._refused_types
+        if self._refused_types <= {_UDP}:
+            left = _write_merged(fd, packets, self._frames, self._header, udp)
+        return self._write_left(fd, packets, left, udp) if left else left
+
+    def _write_left(
+        self, fd: int, packets: list[Buffer], left: Sequence[int], udp: bool
+    ) -> Sequence[int]:
+        """Write as `write_many`, but what this kernel refuses to take merged as packets."""
+        places: list[int] = []  # of the packets of all super-packets, in `left`
         done = 0
         try:
-            udp = _UDP not in self._refused_types
-            if self._refused_types <= {_UDP}:
-                done = _write_merged(fd, packets, self._frames, self._header, udp)
-            if done < len(packets):
-                for super_packet in native.merge(packets[done:], self._frames, udp):
-                    written = self._write_super(fd, super_packet)
-                    done += written
-                    if written < native.packets_in(super_packet):
-                        break
+            for super_packet in native.merge(
+                [packets[at] for at in left], self._frames, udp, places
+            ):
+                written = self._write_super(fd, super_packet)
+                done += written
+                if written < native.packets_in(super_packet):
+                    break
         except (OSError, TypeError, ValueError, BufferError):
             pass  # the first packet left over meets it again
-        return done
+        return [left[place] for place in sorted(places[done:])] if places else left
 
     def _write_super(self, fd: int, super_packet: bytes) -> int:
         """Write a super-packet, or its packets where the kernel refuses it; give how many."""

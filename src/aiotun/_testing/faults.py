@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from .._kernel.words import Mode, Offload
 from .._queue.packetio import PacketIO, PacketStats
-from .._queue.port import Offloads, copy_into
+from .._queue.port import Offloads, PacketFormat, copy_into
 from .._queue.refusals import truncated
 from ..device import Device
 from ..errors import AiotunError, DeviceClosedError
@@ -319,8 +319,8 @@ class FaultInjector(PacketIO):
         return self._device.mode
 
     @property
-    def _header_bytes(self) -> int:
-        return self._device._header_bytes
+    def _format(self) -> PacketFormat:
+        return self._device._format
 
     def _count_undecodable(self) -> None:
         self._device._count_undecodable()

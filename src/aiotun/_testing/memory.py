@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, overload
 from .._kernel.interface import Interface
 from .._kernel.namespaces import NamespaceFd
 from .._kernel.words import Mode
-from .._queue.port import PacketFormat, SocketPort, socket_ends
+from .._queue.port import PacketFormat, SocketPort, is_packet, socket_ends
 from .._queue.waiting import Line
 from ..device import Device, TapDevice, TunDevice
 from ..errors import LinkError
@@ -22,11 +22,11 @@ from ..link import Link
 from ..queue import Queue
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from typing_extensions import Buffer
 
 __all__ = ["memory_pair"]
-
-_ETHERNET_HEADER = 14
 
 
 class MemoryPort(SocketPort):
@@ -35,16 +35,11 @@ class MemoryPort(SocketPort):
     __slots__ = ()
 
     def write(self, fd: int, packet: Buffer) -> None:
-        with memoryview(packet) as view, view.cast("B") as octets:
-            if self.format.mode == "tap":
-                fine = len(octets) >= _ETHERNET_HEADER
-            else:
-                fine = len(octets) > 0 and octets[0] >> 4 in (4, 6)
-        if not fine:
+        if not is_packet(packet, self.format.mode):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         os.write(fd, packet)
 
-    def write_many(self, fd: int, packets: list[Buffer]) -> int:
+    def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
         written = 0
         try:
             for packet in packets:
@@ -52,7 +47,7 @@ class MemoryPort(SocketPort):
                 written += 1
         except (OSError, TypeError, ValueError, BufferError):
             pass  # the caller writes this packet again and meets the error then
-        return written
+        return range(written, len(packets))
 
 
 class _MemoryLink(Link):

@@ -1,0 +1,317 @@
+"""Holds SYNs: until `admit` has decided about a connection, and a socket waits for it.
+
+A client whose SYN is neither delivered nor answered repeats it, for some minutes at most. So there
+is time to decide, and then the SYN is written, or answered with a reset or an ICMP error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+import struct
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from .answers import Refusal, reset, unreachable
+from .gate import Seen, guard, unguard
+
+if TYPE_CHECKING:
+    from .._packets.ipheader import IPHeader
+    from .core import Core
+
+__all__ = ["Admission", "Admit", "Verdict", "checked", "name_of"]
+
+Name = tuple[Any, ...]
+"""An address as `socket.getsockname` gives it: host and port, and with IPv6 two numbers more."""
+
+Verdict = bool | Refusal
+
+Admit = Callable[[Name, Name], Verdict | Awaitable[Verdict]]
+"""Decides about a connection or a flow from `peer` to `local`: ``admit(local, peer)``."""
+
+_TCP = 6
+_SYN, _RST, _ACK = 0x02, 0x04, 0x10
+_START = struct.Struct("!4sI5xB")  # ports, sequence number, flags
+_TCP_HEADER = 20
+
+# How many SYNs are held: in all, and for one destination (address and port).
+_HELD_MAX, _HELD_FOR_ONE = 4096, 512
+
+# After how long without another SYN a client is given up, in seconds. A Linux client repeats the
+# first after a second, and each after at most twice the time before.
+_FIRST_PATIENCE, _PATIENCE = 5.0, 2.5
+_SWEEP = 1.0
+
+# A SYN may be repeated at the very moment in which it is decided about. So this many decisions are
+# remembered, for so many seconds.
+_REMEMBERED_MAX, _REMEMBERED = 4096, 60.0
+
+
+class _Held:
+    """A SYN that waits."""
+
+    def __init__(self, syn: Seen, sequence: int, now: float) -> None:
+        self.syn = syn
+        self.sequence = sequence
+        self.destination = _destination(syn.header)
+        self.seen = now
+        self.until = now + _FIRST_PATIENCE
+        self.task: asyncio.Task[None] | None = None
+
+    def repeat(self, now: float) -> None:
+        """The client has sent it again."""
+        self.until = now + max(_FIRST_PATIENCE, _PATIENCE * (now - self.seen))
+        self.seen = now
+
+
+class Admission:
+    """The guard of TCP; see `gate`.
+
+    Args:
+        core: the stack.
+        admit: None admits everything; then only what has no socket yet is held.
+        full: whether no more connections are wanted.
+    """
+
+    def __init__(self, core: Core, admit: Admit | None, full: Callable[[], bool]) -> None:
+        assert core.mechanism is not None
+        self._core = core
+        self._mechanism = core.mechanism
+        self._admit = admit
+        self._full = full
+        self._loop = asyncio.get_running_loop()
+        self._held: dict[bytes, _Held] = {}
+        self._for_one: Counter[tuple[bytes, int | None]] = Counter()
+        self._decided: dict[bytes, tuple[int, Verdict, float]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._gate = guard(core.tun.queues[0], _TCP, self._see, core.counts)
+
+    def close(self) -> None:
+        """Hold nothing more. What is held is refused with a reset."""
+        for key in list(self._held):
+            held = self._release(key)
+            self._carry_out(held.syn, False)
+        unguard(self._core.tun.queues[0], _TCP)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def wait_closed(self) -> None:
+        """Wait until no call of `admit` is under way."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    # The guard
+
+    def _see(self, seen: Seen) -> bool:
+        """Take a packet that is held or answered here."""
+        _, packet, header = seen
+        if header.fragment and _hides_flags(packet, header):
+            self._core.counts.packets_refused += 1
+            return True
+        at = header.payload_offset
+        if header.sport is None or len(packet) < at + _START.size:
+            return False  # a later fragment, or what the kernel drops
+        ports, sequence, flags = _START.unpack_from(packet, at)
+        key = header.src_bytes + header.dst_bytes + ports
+        if flags & _RST:
+            if key in self._held:
+                self._expire(key)
+            return False
+        if flags & (_SYN | _ACK) != _SYN or not self._concerns(header):
+            return False
+        return self._opens(key, seen, sequence)
+
+    def _concerns(self, header: IPHeader) -> bool:
+        """Whether the kernel would deliver it, and not to one of the stack's own servers."""
+        source, target, own = header.src_bytes, header.dst_bytes, self._core.own
+        return target not in own and source not in own and _unicast(source) and _unicast(target)
+
+    def _opens(self, key: bytes, syn: Seen, sequence: int) -> bool:
+        now = self._loop.time()
+        held = self._held.get(key)
+        if held is not None and held.sequence == sequence:
+            held.repeat(now)
+            return True
+        if held is not None:  # the client gave up, and tries again from the same port
+            self._expire(key)
+        verdict: Verdict | Awaitable[Verdict] | None = self._remembered(key, sequence, now)
+        if verdict is None:
+            if self._full():
+                verdict = False
+            elif not self._has_room(syn.header):
+                self._core.counts.packets_refused += 1
+                return True  # not answered: the client may find room later
+            else:
+                verdict = self._ask(syn.header)
+        if isinstance(verdict, Awaitable) or (verdict is True and not self._ready(syn.header)):
+            self._hold(key, _Held(syn, sequence, now), verdict)
+            return True
+        self._remember(key, sequence, verdict)
+        if verdict is True:
+            return False
+        self._carry_out(syn, verdict)
+        return True
+
+    # Deciding
+
+    def _ask(self, header: IPHeader) -> Verdict | Awaitable[Verdict]:
+        if self._admit is None:
+            return True
+        local, peer = name_of(header, self._core.tun.index)
+        try:
+            verdict = self._admit(local, peer)
+            return verdict if inspect.isawaitable(verdict) else checked(verdict)
+        except Exception as error:  # noqa: BLE001 - it is the program's, and reported
+            self._report(error)
+            return False
+
+    def _hold(self, key: bytes, held: _Held, verdict: Verdict | Awaitable[Verdict]) -> None:
+        self._held[key] = held
+        self._for_one[held.destination] += 1
+        held.task = self._loop.create_task(self._decide(key, held, verdict))
+        self._tasks.add(held.task)
+        held.task.add_done_callback(self._tasks.discard)
+        if inspect.iscoroutine(verdict):
+            # A task that is cancelled before its first step never awaits it.
+            held.task.add_done_callback(lambda _: verdict.close())
+        if self._timer is None:
+            self._timer = self._loop.call_later(_SWEEP, self._sweep)
+
+    async def _decide(self, key: bytes, held: _Held, verdict: Verdict | Awaitable[Verdict]) -> None:
+        decided: Verdict = False
+        try:
+            decided = checked(await verdict) if isinstance(verdict, Awaitable) else verdict
+            if decided is True and not self._ready(held.syn.header):
+                await self._mechanism.prepare(socket.SOCK_STREAM, held.syn.header)
+        except Exception as error:  # noqa: BLE001 - as above
+            decided = False
+            self._report(error)
+        except asyncio.CancelledError:
+            decided = False
+            raise
+        finally:
+            # Cancelled by us, it is no longer held.
+            if self._held.get(key) is held:
+                held.task = None
+                self._release(key)
+                self._remember(key, held.sequence, decided)
+                self._carry_out(held.syn, decided)
+
+    def _carry_out(self, syn: Seen, verdict: Verdict) -> None:
+        if verdict is True:
+            self._gate.let_in(syn)
+            return
+        self._core.counts.connections_refused += 1
+        if verdict is False:
+            self._gate.answer(reset(syn.packet, syn.header))
+        else:
+            self._gate.answer(unreachable(syn.packet, syn.header, verdict))
+
+    def _report(self, error: Exception) -> None:
+        self._loop.call_exception_handler(
+            {"message": "aiotun refused a connection: 'admit' failed", "exception": error}
+        )
+
+    def _ready(self, header: IPHeader) -> bool:
+        return self._mechanism.ready(socket.SOCK_STREAM, header)
+
+    # What is held
+
+    def _has_room(self, header: IPHeader) -> bool:
+        if len(self._held) >= _HELD_MAX:
+            return False
+        return self._for_one[_destination(header)] < _HELD_FOR_ONE
+
+    def _release(self, key: bytes) -> _Held:
+        held = self._held.pop(key)
+        self._for_one[held.destination] -= 1
+        if not self._for_one[held.destination]:
+            del self._for_one[held.destination]
+        if held.task is not None:
+            held.task.cancel()
+        return held
+
+    def _expire(self, key: bytes) -> None:
+        """The client is gone."""
+        self._release(key)
+        self._core.counts.connections_expired += 1
+
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        for key in [key for key, held in self._held.items() if held.until < now]:
+            self._expire(key)
+        self._timer = self._loop.call_later(_SWEEP, self._sweep) if self._held else None
+
+    # What was decided
+
+    def _remembered(self, key: bytes, sequence: int, now: float) -> Verdict | None:
+        earlier, verdict, since = self._decided.get(key, (0, False, 0.0))
+        return verdict if since and earlier == sequence and now - since < _REMEMBERED else None
+
+    def _remember(self, key: bytes, sequence: int, verdict: Verdict) -> None:
+        self._decided.pop(key, None)  # so that the oldest stay in front
+        self._decided[key] = sequence, verdict, self._loop.time()
+        if len(self._decided) > _REMEMBERED_MAX:
+            del self._decided[next(iter(self._decided))]
+
+
+def checked(verdict: object) -> Verdict:
+    """Check what `admit` returned.
+
+    Raises:
+        TypeError: it is neither True, False nor a `Refusal`.
+    """
+    if isinstance(verdict, bool | Refusal):
+        return verdict
+    raise TypeError(f"admit must return True, False or a Refusal, got {verdict!r}")
+
+
+def name_of(header: IPHeader, index: int) -> tuple[Name, Name]:
+    """Give destination and source of a packet as a socket's local address and peer.
+
+    Args:
+        header: of a packet that has ports.
+        index: the interface, for link-local addresses.
+    """
+    return (
+        _name(header.dst_bytes, header.dport, index),
+        _name(header.src_bytes, header.sport, index),
+    )
+
+
+def _destination(header: IPHeader) -> tuple[bytes, int | None]:
+    return header.dst_bytes, header.dport
+
+
+def _name(packed: bytes, port: int | None, index: int) -> Name:
+    if len(packed) == 4:
+        return socket.inet_ntop(socket.AF_INET, packed), port
+    zone = index if packed[0] == 0xFE and packed[1] & 0xC0 == 0x80 else 0
+    return socket.inet_ntop(socket.AF_INET6, packed), port, 0, zone
+
+
+def _unicast(packed: bytes) -> bool:
+    """Whether the kernel takes TCP to and from this address, by what it is alone."""
+    if len(packed) == 4:
+        first = packed[0]
+        return (first < 224 or first >= 240) and first != 127 and packed not in _NOBODY
+    return packed[0] != 0xFF and packed[:12] != _MAPPED and packed != _LOOPBACK
+
+
+_NOBODY = {bytes(4), b"\xff" * 4}
+_MAPPED = bytes(10) + b"\xff\xff"
+_LOOPBACK = bytes(15) + b"\1"
+
+
+def _hides_flags(packet: bytes, header: IPHeader) -> bool:
+    """Whether a fragment has only a part of a TCP header (RFC 3128): another has the flags."""
+    if header.sport is not None:
+        return len(packet) < header.payload_offset + _TCP_HEADER
+    at = 6 if header.version == 4 else header.payload_offset - 6
+    field = int.from_bytes(packet[at : at + 2], "big")
+    # The offset in units of 8 bytes; in IPv6 it stands before three bits of flags.
+    offset = field & 0x1FFF if header.version == 4 else field >> 3
+    return offset * 8 < _TCP_HEADER

@@ -1,0 +1,173 @@
+"""Which of the packets that the program sends to a stack's device are not for the kernel.
+
+All that is intercepted without a socket passes here: datagrams, pings, ICMP errors about
+datagrams, and the fragments of all these, which are put together first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from .._kernel.abi import VNET_HDR, VNET_HDR_SIZE
+from .._packets import native
+from .._packets.fragments import Reassembler, fragment_of
+from .._packets.udp import ICMP, ICMPV6, UDP
+from ..errors import DeviceClosedError
+from .addresses import unicast
+from .injector import Injector, make_injector
+from .pings import is_foreign_ping
+
+if TYPE_CHECKING:
+    from ..device import TunDevice
+    from ..namespaces import Namespace
+    from .counts import Counts
+    from .pings import PingInterceptor
+    from .udp import UdpInterceptor
+
+__all__ = ["Intake"]
+
+_OURS = frozenset({ICMP, ICMPV6, UDP})
+
+# virtio_net.h: the checksum is partial, or has been verified; and the kind of super-packet that is
+# several datagrams.
+_NEEDS_CSUM, _DATA_VALID = 1, 2
+_UDP_L4 = 5
+
+
+class Intake:
+    """Gives packets to those who intercept them.
+
+    Attributes:
+        udp, pings: who they are. None, or one that was closed, while nobody does.
+    """
+
+    def __init__(
+        self,
+        own: frozenset[bytes],
+        counts: Counts,
+        answer_pings: bool = True,
+    ) -> None:
+        self.udp: UdpInterceptor | None = None
+        self.pings: PingInterceptor | None = None
+        self._answer_pings = answer_pings
+        self._injector: Injector | None = None
+        self._own = own
+        self._counts = counts
+        self._loop = asyncio.get_running_loop()
+        self._fragments = Reassembler()
+        self._closed = False
+
+    @property
+    def active(self) -> bool:
+        """Whether anything may be for somebody here."""
+        return self.udp is not None or self.pings is not None or not self._answer_pings
+
+    def take(self, packet: bytes, checked: bool = False) -> bool:
+        """Take a packet, and return whether it was for somebody here; if not, the kernel gets it.
+
+        Args:
+            packet: an IP packet, or anything else.
+            checked: whether its checksum is known to be right, or is only partial.
+        """
+        if len(packet) < 20:
+            return False
+        version = packet[0] >> 4
+        if version == 4:
+            proto = packet[9]
+            whole = not (packet[6] & 0x3F or packet[7])
+        elif version == 6:
+            proto = packet[6]
+            whole = proto != 44  # a fragment header
+        else:
+            return False
+        return self._take_whole(packet, checked) if whole else self._take_fragment(packet)
+
+    def _take_whole(self, packet: bytes, checked: bool) -> bool:
+        proto = packet[9] if packet[0] >> 4 == 4 else packet[6]
+        if proto not in (ICMP, ICMPV6):  # UDP, or UDP after extension headers
+            return self.udp is not None and self.udp.take(packet, checked)
+        if self.pings is not None and not self.pings.closed:
+            if self.pings.take(packet):
+                return True
+        elif not self._answer_pings and is_foreign_ping(packet, self._own):
+            self._counts.packets_refused += 1
+            return True
+        return self.udp is not None and self.udp.take_error(packet)
+
+    def _take_fragment(self, packet: bytes) -> bool:
+        proto = fragment_of(packet)
+        if not proto:  # an atomic fragment is whole
+            return self._take_whole(packet, False)
+        if proto not in _OURS or not self._wants(proto):
+            return False
+        local = packet[16:20] if packet[0] >> 4 == 4 else packet[24:40]
+        if local in self._own or not unicast(local):
+            return False
+        before = self._fragments.dropped
+        whole = self._fragments.add(packet, self._loop.time())
+        self._counts.fragments_dropped += self._fragments.dropped - before
+        if whole is not None and not self._take_whole(whole, False):
+            # Its checksum is wrong, or nobody wants it any more.
+            self._counts.packets_refused += 1
+        return True
+
+    def _wants(self, proto: int) -> bool:
+        if proto == UDP:
+            return self.udp is not None and not self.udp.closed
+        pings = self.pings is not None and not self.pings.closed
+        return pings or not self._answer_pings
+
+    def take_super(self, packet: bytes, header: int) -> bool:
+        """Take what has a virtio-net header in front, of `header` bytes; see `take`."""
+        if len(packet) < header:
+            return False
+        flags, kind, *_ = VNET_HDR.unpack_from(packet)
+        if kind != _UDP_L4:
+            # A large datagram to be fragmented (UFO) is one datagram, too.
+            return self.take(packet[header:], bool(flags & (_NEEDS_CSUM | _DATA_VALID)))
+        if self.udp is None:
+            return False
+        try:
+            datagrams = native.split(packet[:VNET_HDR_SIZE] + packet[header:], False)
+        except ValueError:
+            return False
+        taken = [self.take(each, True) for each in datagrams]
+        if not any(taken):
+            return False
+        self._counts.packets_refused += taken.count(False)
+        return True
+
+    async def injector(self, namespace: Namespace, tun: TunDevice) -> Injector:
+        """Give what sends the packets that are made here; it is made once.
+
+        Raises:
+            DeviceClosedError: the stack was closed.
+            OSError, LinkError: as `make_injector`.
+        """
+        if self._injector is not None:
+            return self._injector
+        made = await make_injector(namespace, tun)
+        if self._closed:
+            made.close()
+            raise DeviceClosedError(f"the stack of {tun.name} was closed; open another")
+        if self._made(made) is not made:
+            made.close()  # another call was quicker
+        return self._made(made)
+
+    def _made(self, made: Injector) -> Injector:
+        self._injector = self._injector or made
+        return self._injector
+
+    def close(self) -> None:
+        """Close what the stack's own closing leaves. Idempotent.
+
+        The device's port holds this object. So this lets go of what holds the device, which would
+        stay open until the next garbage collection.
+        """
+        self._closed = True
+        self._fragments.clear()
+        self.udp = self.pings = None
+        injector, self._injector = self._injector, None
+        if injector is not None:
+            injector.close()

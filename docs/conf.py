@@ -37,7 +37,7 @@ napoleon_custom_sections = [("Awaiting or entering it raises", "Raises"), ("Yiel
 napoleon_use_ivar = True
 
 html_theme = "furo"
-html_title = "aiotun"
+html_title = f"aiotun {version}"
 html_static_path = ["_static"]
 html_css_files = ["aiotun.css"]
 html_copy_source = False

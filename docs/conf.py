@@ -29,7 +29,7 @@ add_module_names = False
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
-# Not autodoc_preserve_defaults: it reads the defaults from the source, where open_tun has **options.
+# Not autodoc_preserve_defaults: it looks for the defaults in the source, which has **options.
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False

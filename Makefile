@@ -8,7 +8,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-others test-all test-peers fuzz soak lint docs bench bench-vpn bench-tap bench-peers bench-report clean
+.PHONY: help demo test test-others test-all test-peers fuzz soak lint docs bench bench-vpn bench-tap bench-peers bench-netstack bench-report clean
 .PHONY: coverage dist test-dist test-lowest audit man
 MAKEFLAGS += --no-print-directory
 
@@ -63,7 +63,10 @@ bench-tap: ## benchmark QEMU guests and DHCP clients on TAP devices
 bench-peers: ## compare aiotun with other libraries, which it fetches; ARGS="forward --runs 7"
 	@$(call venv,test) && .venv/bin/python -m benchmarks.peers $(ARGS)
 
-bench-report: ## make docs/benchmarks.md and its charts from benchmarks/results/peers.json
+bench-netstack: ## compare the netstack with gVisor's, smoltcp and lwIP, which it fetches; ARGS="streams --runs 3"
+	@$(call venv,test) && .venv/bin/python -m benchmarks.netstack $(ARGS)
+
+bench-report: ## make docs/benchmarks.md and its charts from benchmarks/results
 	@$(call venv,test) && .venv/bin/python -m benchmarks.report $(ARGS)
 
 dist: ## build the sdist and the wheels into dist/, and check them

@@ -21,6 +21,10 @@ PARTS = {
     "queues": "Queues and processes",
     "opening": "Opening and closing",
     "growth": "Scaling",
+    # Of `benchmarks.netstack`.
+    "netstack streams": "Netstack: TCP",
+    "netstack datagrams": "Netstack: UDP",
+    "netstack opening": "Netstack: opening and memory",
 }
 # What the summary shows: the part, its table, what a reader knows it as, and aiotun's rows.
 CHOSEN = (
@@ -47,7 +51,7 @@ CHOSEN = (
     ("forward", "resident memory, once each", "memory at rest", ""),
 )
 SHOWN = ("C", "tun-rs", "wireguard-go", "pytun", "water", "asyncssh")
-MORE = ("Gbit/s", "packets/s")  # units for which more is better
+MORE = ("Gbit/s", "packets/s", "connections/s")  # units for which more is better
 # Tables without a chart: the numbers alone are as clear.
 NO_CHART = ("resident memory", "99th percentile", ": lost", "1 waiting", "waiting packets")
 
@@ -55,7 +59,7 @@ INTRO = """# Benchmarks
 
 This page compares aiotun with other libraries for the same purpose. All programs do the same work
 on the same machine and take turns within one run. `benchmarks/README.md` says what is measured,
-and how. To measure on your machine, run `make bench-peers`.
+and how. To measure on your machine, run `make bench-peers` and `make bench-netstack`.
 
 A bar shows the median, and the line on it reaches from the smallest sample to the largest. The
 last column of a table is the ratio of the medians; in brackets are the smallest and largest ratio
@@ -228,10 +232,14 @@ def measured_on(parts: Mapping[str, Any]) -> list[str]:
 def write(results: Path, docs: Path) -> None:
     """Write the page and the charts, from the file of `benchmarks.peers --json`.
 
-    Files next to it named ``peers-*.json`` are from other machines. The page describes these
-    machines and shows their figures that have a target.
+    If there is a file ``netstack.json`` next to it, of `benchmarks.netstack --json`, the page has
+    its parts, too. Files next to it named ``peers-*.json`` are from other machines. The page
+    describes these machines and shows their figures that have a target.
     """
     parts = json.loads(results.read_text())
+    netstack = results.with_name("netstack.json")
+    if netstack.exists():
+        parts |= json.loads(netstack.read_text())
     others = [
         json.loads(each.read_text())
         for each in sorted(results.parent.glob(f"{results.stem}-*.json"))

@@ -17,6 +17,7 @@ ROWS = {
     for row in map(ROW.fullmatch, (EXAMPLES / "README.md").read_text().splitlines())
     if row
 }
+PACKAGES = {"aiohttp", "cffi", "cryptography", "dpkt", "python_socks"}
 OPTIONAL = {"uvloop"}  # with --uvloop only
 
 
@@ -65,5 +66,5 @@ def test_what_the_index_says_of_an_example_is_so(name: str) -> None:
     }
     others = {each for path in files for each in imports(path)} - set(sys.stdlib_module_names)
     packages = {each for each in others - here - OPTIONAL if not each.startswith("_")} - {"aiotun"}
-    named = {each.strip() for each in row[5].split(",")} & {"aiohttp", "cffi", "cryptography"}
+    named = {each.strip() for each in row[5].split(",")} & PACKAGES
     assert named == packages

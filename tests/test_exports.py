@@ -35,6 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "link": {"_kernel", "errors"},
     # decode and capture: for types only, or imported when used
     "queue": {"_kernel", "_packets", "capture", "decode", "errors"},
+    "datagrams": {"_kernel", "_packets", "errors", "queue"},
     "device": {"_kernel", "capture", "decode", "errors", "link", "queue"},
     "networkd": {"_kernel", "device", "link"},
     "netstack": {"_kernel", "_packets", "device", "errors", "link", "namespaces", "queue"},
@@ -43,6 +44,7 @@ ROOMS: dict[str, set[str]] = {
     "__init__": {
         "_packets",
         "capture",
+        "datagrams",
         "decode",
         "device",
         "errors",

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ._link.info import LinkEvent, LinkInfo, LinkStats, TunTapInfo
     from ._netstack.relay import relay
     from ._packets.ipheader import IPHeader
+    from .datagrams import DatagramSocket, DatagramStats, open_datagrams
     from .decode import decode_frame, decode_packet, encode
     from .namespaces import Namespace, new_namespace, open_namespace
     from .netstack import Netstack, open_netstack
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AiotunError",
+    "DatagramSocket",
+    "DatagramStats",
     "Device",
     "DeviceBusyError",
     "DeviceClosedError",
@@ -106,6 +109,7 @@ __all__ = [
     "networkd_units",
     "new_namespace",
     "offload",
+    "open_datagrams",
     "open_namespace",
     "open_netstack",
     "open_tap",
@@ -117,6 +121,8 @@ __all__ = [
 
 # Loaded on first use, so that a program that only opens a device doesn't wait for these modules.
 _LAZY = {
+    "DatagramSocket": "datagrams",
+    "DatagramStats": "datagrams",
     "DeviceTransport": "transport",
     "IPHeader": "_packets.ipheader",
     "LinkEvent": "_link.info",
@@ -139,6 +145,7 @@ _LAZY = {
     "list_devices": "_device.persistent",
     "networkd_units": "networkd",
     "new_namespace": "namespaces",
+    "open_datagrams": "datagrams",
     "open_namespace": "namespaces",
     "open_netstack": "netstack",
     "relay": "_netstack.relay",

@@ -84,16 +84,19 @@ class Flow:
         first: bytes,
         line: OrderedDict[bytes, Flow],
     ) -> None:
-        self.sender = sender
-        self.key, self.peer, self.local = key, peer, local
-        self.first = first
-        self.line = line
-        self.since = 0.0
-        self.dns = True
-        self.admitted = self.ended = False
+        self.sender: Sender = sender
+        self.key: bytes = key
+        self.peer: bytes = peer
+        self.local: bytes = local
+        self.first: bytes = first
+        self.line: OrderedDict[bytes, Flow] = line
+        self.since: float = 0.0
+        self.dns: bool = True
+        self.admitted: bool = False
+        self.ended: bool = False
         self.task: asyncio.Future[Any] | None = None
         self.queue: deque[Item] = deque()
-        self.bytes = 0  # in the queue
+        self.bytes: int = 0  # in the queue
         self._waiters: deque[asyncio.Future[None]] = deque()
 
     def put(self, item: Item) -> None:
@@ -144,7 +147,7 @@ class Flow:
         self.sender.queued -= self.bytes
         self.bytes = 0
         for waiter in self._waiters:
-            if not waiter.done():
+            if not waiter.done() and not waiter.get_loop().is_closed():
                 waiter.set_result(None)
         self._waiters.clear()
         return dropped

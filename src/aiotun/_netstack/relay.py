@@ -14,8 +14,6 @@ from .._queue.port import Offloads
 from ..errors import AiotunError, DeviceClosedError, LinkDownError, PacketError
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     from .._queue.port import PacketFormat
 
 __all__ = ["RelayCounts", "RelayStats", "relay"]
@@ -141,14 +139,15 @@ async def _pump(source: PacketIO, target: PacketIO, counts: RelayCounts) -> None
 
 async def _send(target: PacketIO, packets: list[bytes], counts: RelayCounts) -> None:
     """Send packets and count what becomes of each, whatever happens."""
-    left: list[Buffer] = [*packets]
+    left = packets
     try:
         while left:
             try:
                 counts.passed += await target.send_many(left)
             except BaseException as error:
-                sent, left = _outcome(error, left)
-                counts.passed += sent
+                sent = len(left)
+                left = error.unsent  # type: ignore[attr-defined]  # promised on foreign classes, too
+                counts.passed += sent - len(left)
                 if isinstance(error, LinkDownError):
                     counts.link_down += len(left)
                     left = []
@@ -168,13 +167,7 @@ async def _send(target: PacketIO, packets: list[bytes], counts: RelayCounts) -> 
         counts.unsent += len(left)
 
 
-def _outcome(error: BaseException, packets: list[Buffer]) -> tuple[int, list[Buffer]]:
-    """Return what `send_many` tells with its error: how many it sent, and the rest."""
-    sent: int = getattr(error, "sent", 0)
-    return sent, getattr(error, "unsent", packets[sent:])
-
-
-def _send_at_once(target: PacketIO, packets: list[Buffer]) -> int:
+def _send_at_once(target: PacketIO, packets: list[bytes]) -> int:
     """Send as many packets as go without waiting; return how many."""
     sent = 0
     try:

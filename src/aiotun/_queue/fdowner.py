@@ -185,8 +185,8 @@ class FdOwner(AsyncClosing):
 
         From here on `_fd` is -1, so that the number can't be used by mistake once it is another's.
         """
+        self._watch.stop(self._fd)
         if self._watch.alive:
-            self._watch.stop(self._fd)
             self._receivers.dismiss()
             self._senders.dismiss()
         fd, self._fd = self._fd, -1

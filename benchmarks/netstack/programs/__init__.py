@@ -1,0 +1,1 @@
+"""The programs that `benchmarks.netstack` runs; `_contract.py` says what each must do."""

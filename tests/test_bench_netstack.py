@@ -1,0 +1,87 @@
+"""The benchmark of the netstack: one short measurement of each program, and its report."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import aiotun
+from benchmarks import report
+from benchmarks._harness import BenchError, Row, Table
+from benchmarks.netstack import _install, datagrams, opening, streams
+from benchmarks.netstack._contenders import CONTENDERS, Host, host
+from benchmarks.peers.__main__ import keep
+from benchmarks.peers._contenders import Contender
+
+from .helpers import need
+
+
+def program(name: str) -> Contender:
+    """A contender that can run here. Tests don't fetch stacks."""
+    contender = CONTENDERS[name]
+    if contender.peer != "aiotun" and (
+        not _install.STATE.exists() or _install.installed()[contender.peer].missing
+    ):
+        pytest.skip(f"{contender.peer} is not built; make bench-netstack does that")
+    return contender
+
+
+@contextlib.contextmanager
+def running(name: str) -> Iterator[Host]:
+    need("cc")
+    with contextlib.ExitStack() as stack:
+        yield host(stack, program(name), 0)
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_a_program_serves_what_the_contract_says(name: str) -> None:
+    with running(name) as at:
+        for way in ("up", "down"):
+            gbits, seconds = streams.stream(at, way, 2, 50)
+            assert gbits > 0
+            assert seconds >= 0
+        assert streams.connections(at, 50) > 0
+
+
+@pytest.mark.parametrize("name", [name for name in CONTENDERS if name != "lwIP"])
+def test_a_program_sends_datagrams_back(name: str) -> None:
+    if CONTENDERS[name].peer == "aiotun" and not hasattr(aiotun.Netstack, "intercept_udp"):
+        pytest.skip("this version has no intercept_udp")
+    with running(name) as at:
+        assert len(streams.client("echo", at, 1, 20)) == 20
+
+
+def test_a_stream_that_the_device_did_not_carry_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running("aiotun raw") as at:
+        monkeypatch.setattr(streams, "client", lambda *args: [10**9, 1])
+        with pytest.raises(BenchError, match="the device carried 0"):
+            streams.stream(at, "up", 1)
+
+
+def test_opening_is_measured() -> None:
+    tables = list(opening.run(1, []))
+    assert [len(table.rows) for table in tables] == [3, 1]
+    assert all(row.figure > 0 for table in tables for row in table.rows)
+
+
+def test_lwip_has_no_datagrams_to_compare() -> None:
+    if not hasattr(aiotun.Netstack, "intercept_udp"):
+        pytest.skip("this version has no intercept_udp")
+    (table, _) = datagrams.run(1, [program("aiotun raw")])
+    assert [row.name for row in table.rows] == ["aiotun raw"]
+
+
+def test_the_page_has_the_parts_of_the_netstack(tmp_path: Path) -> None:
+    about = {"machine": "a"}
+    target = Row("aiotun raw / gVisor", "Gbit/s", [8.0], [1.0], target=8, at_least=True)
+    rows = [Row("aiotun raw", "Gbit/s", [8.0]), Row("gVisor", "Gbit/s", [1.0]), target]
+    keep(tmp_path / "peers.json", about, "cost", [])
+    table = Table("netstack", "all", "one TCP stream into the stack", rows)
+    keep(tmp_path / "netstack.json", about, "netstack streams", [table])
+    assert json.loads((tmp_path / "netstack.json").read_text())
+    report.write(tmp_path / "peers.json", tmp_path)
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert "## Netstack: TCP" in page
+    assert "| one TCP stream into the stack: aiotun raw / gVisor | ≥ 8 |" in page

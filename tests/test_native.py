@@ -422,5 +422,5 @@ class TestFindOther:
             for _ in range(rng.randrange(3)):
                 if packet:
                     packet[rng.randrange(len(packet))] = rng.randrange(256)
-            arguments = [bytes(packet)], 0, rng.choice((0, 0, 10)), rng.random() < 0.5
+            arguments: Any = [bytes(packet)], 0, rng.choice((0, 0, 10)), rng.random() < 0.5
             assert _speedups.find_other(*arguments) == native._find_other(*arguments)

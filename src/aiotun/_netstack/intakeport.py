@@ -29,17 +29,25 @@ class IntakePort(Port):
     takes no detour.
     """
 
-    __slots__ = ("_header", "_intake", "inner", "read", "read_into", "read_many")
+    __slots__ = ("_header", "_intake", "inner", "read", "read_into", "read_many", "read_run")
 
     def __init__(self, inner: Port, intake: Intake) -> None:
         # Not by the parent's __init__, which would set `pending`.
         self.format, self.counts, self.ends = inner.format, inner.counts, inner.ends
-        self.inner = inner
         self._intake = intake
         self._header = inner.format.header_bytes
+        self._use(inner)
+
+    def _use(self, inner: Port) -> None:
+        self.inner = inner
         self.read = inner.read
         self.read_into = inner.read_into  # type: ignore[method-assign]  # a slot
         self.read_many = inner.read_many  # type: ignore[method-assign]  # a slot
+        self.read_run = inner.read_run  # type: ignore[method-assign]  # a slot
+
+    def for_runs(self) -> Port:
+        self._use(self.inner.for_runs())
+        return self
 
     def __reduce__(self) -> tuple[Callable[..., Port], tuple[object, ...]]:
         return self.inner.__reduce__()  # another process has no part in the stack
@@ -65,6 +73,13 @@ class IntakePort(Port):
         if done < len(packets):
             return [done + place for place in self.inner.write_many(fd, packets[done:])]
         return ()
+
+    def write_run(
+        self, fd: int, buffer: memoryview, start: int, stride: int, lengths: list[int]
+    ) -> Sequence[int]:
+        if not self._intake.active:
+            return self.inner.write_run(fd, buffer, start, stride, lengths)
+        return super().write_run(fd, buffer, start, stride, lengths)
 
     def drop_rest(self) -> None:
         self.inner.drop_rest()

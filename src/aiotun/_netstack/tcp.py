@@ -34,6 +34,10 @@ _AT_ONCE = 64
 # How long no connection is accepted if not even one can be refused, in seconds.
 _PAUSE = 0.2
 
+# A reader stops the transport when it holds more than twice this. The transport reads 256 KiB at
+# once, so with asyncio's own limit of 64 KiB it would be stopped after nearly every read.
+_READ_LIMIT = 128 * 1024
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
 
 # What accept(2) may say of one connection: it has ended, or the network has an error for it.
@@ -171,7 +175,7 @@ class TcpInterceptor:
     # Connections
 
     async def _begin(self, sock: socket.socket) -> None:
-        reader = asyncio.StreamReader(loop=self._loop)
+        reader = asyncio.StreamReader(limit=_READ_LIMIT, loop=self._loop)
         protocol = _Connection(reader, self._connected, self._ended)
         try:
             await self._loop.connect_accepted_socket(lambda: protocol, sock)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import os
 import socket
 import types
@@ -225,7 +226,7 @@ class DatagramSocket(ServedFd):
                 return
             except BlockingIOError:
                 pass
-        await self._send_waiting(lambda: self._put(data, where))
+        await self._send_waiting(functools.partial(self._put, data, where))
 
     def send_many(
         self, datagrams: Iterable[Buffer], address: Address | None = None

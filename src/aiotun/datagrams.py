@@ -75,7 +75,8 @@ class DatagramSocket(ServedFd):
 
     *ICMP errors* never end a socket. Each is counted in `stats`. On a socket of `open_datagrams`
     the next call that sends to the address in question raises it, once, as a `PacketError`, before
-    it sends anything; receiving does not raise it, as it may have nothing to do with what arrives.
+    it sends anything, unless a datagram has come from there since. Receiving does not raise it, as
+    it may have nothing to do with what arrives.
     On a connected socket (`from_socket`) the next call raises it, whether it sends or receives. On
     others that were made elsewhere the kernel tells of none.
     """

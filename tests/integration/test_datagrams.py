@@ -394,6 +394,20 @@ async def test_an_icmp_error_is_told_once_to_who_sends_there(version: int) -> No
         assert caught.value.sent == 0
 
 
+async def test_an_icmp_error_is_forgotten_where_the_other_end_has_come_back() -> None:
+    async with opened() as one:
+        where = await nobody()
+        receiving = await waiting(one.recv())
+        await one.send(b"", where)
+        await wait_until(lambda: bool(one.port.failed))
+        async with open_datagrams(where, receive_bytes=500_000) as back:
+            await back.send(b"here again", one.address)
+            assert await receiving == (b"here again", where)
+            await one.send(b"welcome", where)
+            assert await back.recv() == (b"welcome", one.address)
+        assert one.stats.refused == {errno.ECONNREFUSED: 1}
+
+
 @each_version
 async def test_an_icmp_error_does_not_disturb_who_receives(version: int) -> None:
     async with pair(version) as (one, other):

@@ -78,7 +78,8 @@ class DatagramPort:
         pending: how many datagrams, or errors, the port keeps.
         counts: what it has counted.
         drained: the last call of `read_many` found the socket empty.
-        failed: destinations that an ICMP error was about, and its errno, until that was told.
+        failed: destinations that an ICMP error was about, and its errno, until that was told or a
+            datagram has come from there.
     """
 
     __slots__ = (
@@ -193,6 +194,8 @@ class DatagramPort:
     def _receive(self) -> Datagrams:
         """Receive one datagram, or a run of them."""
         data, ancillary, flags, source = self._recvmsg()
+        if self.failed:
+            self.failed.pop(source, None)  # it is back
         counts = self.counts
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             # Without its control messages we can't tell where the datagrams of a run begin.

@@ -339,7 +339,10 @@ class DatagramSocket(ServedFd):
         if ending is not None:
             return ending
         self.port.counts.refused[code] += 1
-        text = f"the datagram to {shown(address)} was not sent: {refusals.meaning(code)}"
+        why = refusals.meaning(code)
+        if address is None and code in (errno.EDESTADDRREQ, errno.ENOTCONN):
+            why = "the socket is not connected; give an address"
+        text = f"the datagram to {shown(address)} was not sent: {why}"
         return PacketError(code, text, self._interface.name)
 
     def _read_error(self, error: OSError) -> Exception:

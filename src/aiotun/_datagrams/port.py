@@ -124,9 +124,9 @@ class DatagramPort:
         self._more = False
         self._reads = 0
         self.ends: frozenset[int] = TUN_ENDS
-        self.pending = 0
-        self.counts = Counts()
-        self.drained = False
+        self.pending: int = 0
+        self.counts: Counts = Counts()
+        self.drained: bool = False
         self.failed: dict[Address | None, int] = {}
 
     # Receiving

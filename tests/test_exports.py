@@ -27,6 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "_kernel": {"errors"},
     "_packets": {"_kernel"},
+    "runs": {"_packets"},
     "offload": {"_kernel", "_packets"},
     "reply": {"_kernel", "offload"},
     "decode": {"_kernel", "_packets", "errors"},
@@ -36,11 +37,11 @@ ROOMS: dict[str, set[str]] = {
     # decode and capture: for types only, or imported when used
     "queue": {"_kernel", "_packets", "capture", "decode", "errors"},
     "datagrams": {"_kernel", "_packets", "errors", "queue"},
-    "device": {"_kernel", "capture", "decode", "errors", "link", "queue"},
+    "device": {"_kernel", "_packets", "capture", "decode", "errors", "link", "queue"},
     "networkd": {"_kernel", "device", "link"},
     "netstack": {"_kernel", "_packets", "device", "errors", "link", "namespaces", "queue"},
     "transport": {"_kernel", "device", "errors"},
-    "testing": {"_kernel", "device", "errors", "link", "queue"},
+    "testing": {"_kernel", "_packets", "device", "errors", "link", "queue"},
     "__init__": {
         "_packets",
         "capture",
@@ -55,6 +56,7 @@ ROOMS: dict[str, set[str]] = {
         "offload",
         "queue",
         "reply",
+        "runs",
         "transport",
     },
     "cli": {"__init__", "_kernel", "_packets", "capture", "errors", "namespaces", "reply"},
@@ -72,7 +74,7 @@ FOREIGN = {
 }
 PRINTING = {"__main__", "_cli.main"}
 # Rooms of functions of bytes.
-PURE = {"_packets", "decode", "offload", "reply", "networkd"}
+PURE = {"_packets", "decode", "offload", "reply", "runs", "networkd"}
 
 
 def room_of(module: str) -> str:

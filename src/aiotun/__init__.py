@@ -35,7 +35,7 @@ from .link import Link
 from .queue import Queue
 
 if TYPE_CHECKING:
-    from . import capture, netstack, offload, reply
+    from . import capture, netstack, offload, reply, runs
     from ._device.bridges import create_bridge, delete_bridge
     from ._device.persistent import create_persistent, delete_persistent, list_devices
     from ._link.info import LinkEvent, LinkInfo, LinkStats, TunTapInfo
@@ -116,6 +116,7 @@ __all__ = [
     "open_tun",
     "relay",
     "reply",
+    "runs",
 ]
 
 
@@ -153,7 +154,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> object:
-    if name in ("capture", "netstack", "offload", "reply"):
+    if name in ("capture", "netstack", "offload", "reply", "runs"):
         return importlib.import_module(f".{name}", __name__)
     if name == "__version__":
         from importlib.metadata import version  # slow to import, and rarely needed

@@ -25,14 +25,16 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from ._datagrams.addresses import Address, check_address, shown
 from ._datagrams.counts import DatagramStats
+from ._datagrams.cutting import segments_for
 from ._datagrams.opening import Options, check_options, check_socket, make_port, open_socket
 from ._datagrams.port import DatagramPort
 from ._kernel import threads
 from ._kernel.interface import Interface
 from ._kernel.namespaces import NetnsArg
-from ._packets.runs import segments_for
+from ._packets.runs import Pool, Run
 from ._queue import refusals
 from ._queue.packetio import Arriving, checked_limit, send_all
+from ._queue.runio import NoBufferError, receive_run
 from ._queue.serving import ServedFd
 from .errors import AiotunError, DeviceClosedError, DeviceLostError, PacketError
 
@@ -184,6 +186,29 @@ class DatagramSocket(ServedFd):
         most = checked_limit("batches", limit)
         return Arriving(self._receive, lambda _: self._take_many(most))
 
+    async def recv_run(self, pool: Pool) -> tuple[Run, Address]:
+        """Receive a run of datagrams into one buffer, without an object for each.
+
+        Waits for a datagram, and returns what the kernel hands over at once: one, or several of one
+        size, of which only the last may be shorter. There is no room between them.
+
+        Args:
+            pool: where the buffer is from. The run holds it until `aiotun.runs.Run.release`. While
+                none is free, this waits and reads nothing.
+
+        Returns:
+            The run, and the address that its datagrams came from.
+
+        Raises:
+            TypeError: `pool` is not an `aiotun.runs.Pool`.
+            DeviceClosedError, PacketTruncatedError, PacketError: as `recv`.
+        """
+        if not isinstance(pool, Pool):
+            raise TypeError(f"recv_run needs an aiotun.runs.Pool, not {type(pool).__name__}")
+        return await receive_run(
+            pool, self._wait_for_buffer, self._receive, lambda _: self._take_run(pool)
+        )
+
     def _check_turn(self) -> None:
         self.check_open()
         if self._somebody_waits():
@@ -200,6 +225,17 @@ class DatagramSocket(ServedFd):
             self._drained = True
         self._spend(len(received[0]))
         return received
+
+    def _take_run(self, pool: Pool) -> tuple[Run, Address]:
+        if not pool.free:
+            raise NoBufferError
+        buffer = pool.free[-1]
+        count, size, last, source = self.port.read_run(buffer)
+        pool.free.pop()
+        if not self._ahead.another():
+            self._drained = True
+        self._spend(count)
+        return Run(buffer, 0, size, size, last, count, pool), source
 
     # Sending
 
@@ -254,6 +290,34 @@ class DatagramSocket(ServedFd):
             lambda chunk: self._put_many(chunk, where),
             lambda datagram: self.send(datagram, where),
         )
+
+    async def send_run(self, run: Run, address: Address | None = None) -> int:
+        """Send the datagrams of a run to one address, in order, as `send_many`.
+
+        Without room between them no object is made for any. Nobody may change or release the run
+        before this returns.
+
+        Returns:
+            How many were sent, which is all of them.
+
+        Raises:
+            TypeError, ValueError: the address is not valid, or the run ends outside its buffer.
+            PacketError, DeviceClosedError: as `send_many`, with `sent`.
+        """
+        where = self._destination(address)
+        if run.start + (run.count - 1) * run.stride + run.last > run.buffer.nbytes:
+            raise ValueError(f"{run!r} ends outside its buffer of {run.buffer.nbytes} bytes")
+        self._bind()
+        sent = 0
+        if not self._senders and not (self.port.failed and where in self.port.failed):
+            sent = self.port.write_run(run, where)
+            if sent == run.count:
+                return sent
+        try:
+            return sent + await self.send_many(run.views()[sent:], where)
+        except BaseException as error:
+            error.sent += sent  # type: ignore[attr-defined]  # set by send_many
+            raise
 
     def send_nowait(self, data: Buffer, address: Address | None = None) -> None:
         """Send one datagram without waiting; see `send`.

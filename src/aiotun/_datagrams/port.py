@@ -14,13 +14,14 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from .._kernel.udp import (
     CONTROL_BYTES,
     INT,
     LARGEST_DATAGRAM,
+    LARGEST_RUN_BYTES,
     MEMINFO,
     MEMINFO_DROPS,
     SO_MEMINFO,
@@ -29,17 +30,23 @@ from .._kernel.udp import (
     UINT16,
 )
 from .._packets import native
+from .._packets.runs import Run
 from .._queue.port import TUN_ENDS
 from ..errors import PacketError, PacketTruncatedError
 from .addresses import Address, packed
 from .counts import Counts
-from .cutting import cut
+from .cutting import cut, segments_for
 from .icmp import read_errors
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = ["DatagramPort"]
+
+T = TypeVar("T")
+
+# What recvmsg gives: the data or its length, control messages, flags and source.
+Received: TypeAlias = tuple[T, list[tuple[int, int, bytes]], int, Address]
 
 Datagrams = tuple[list[bytes], Address]
 
@@ -193,9 +200,42 @@ class DatagramPort:
 
     def _receive(self) -> Datagrams:
         """Receive one datagram, or a run of them."""
-        data, ancillary, flags, source = self._recvmsg()
-        if self.failed:
-            self.failed.pop(source, None)  # it is back
+        data, ancillary, flags, source = self._noting(
+            self._sock.recvmsg, _READ_BYTES, CONTROL_BYTES
+        )
+        size = self._size_of(len(data), ancillary, flags)
+        if size == len(data):
+            return [data], source
+        return [data[at : at + size] for at in range(0, len(data), size)], source
+
+    def read_run(self, buffer: memoryview) -> tuple[int, int, int, Address]:
+        """Receive a run into a buffer of at least 64 KiB: its count, size, last and source."""
+        if self.pending:
+            return self._run_of_rest(buffer)
+        length, ancillary, flags, source = self._noting(
+            self._sock.recvmsg_into, (buffer[:_READ_BYTES],), CONTROL_BYTES
+        )
+        size = self._size_of(length, ancillary, flags)
+        count = -(-length // size) if size else 1
+        return count, size, length - (count - 1) * size, source
+
+    def _run_of_rest(self, buffer: memoryview) -> tuple[int, int, int, Address]:
+        """Put so many datagrams of the rest into a buffer as may be one run."""
+        batch, source = self._take(self.pending)
+        size, end, count = len(batch[0]), 0, 0
+        for datagram in batch:
+            whole = end == count * size
+            if not whole or len(datagram) > size or end + len(datagram) > buffer.nbytes:
+                break
+            buffer[end : end + len(datagram)] = datagram
+            end += len(datagram)
+            count += 1
+        if count < len(batch):
+            self._keep(batch[count:], source)
+        return count, size, end - (count - 1) * size, source
+
+    def _size_of(self, length: int, ancillary: list[tuple[int, int, bytes]], flags: int) -> int:
+        """Count what was received, and give the size of each datagram but the last."""
         counts = self.counts
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             # Without its control messages we can't tell where the datagrams of a run begin.
@@ -210,19 +250,18 @@ class DatagramPort:
         for level, kind, value in ancillary:
             if kind == UDP_GRO and level == socket.IPPROTO_UDP:
                 (size,) = INT.unpack(value)
-                if 0 < size < len(data):
-                    datagrams = [data[at : at + size] for at in range(0, len(data), size)]
+                if 0 < size < length:
                     counts.runs_received += 1
-                    counts.datagrams_received += len(datagrams)
-                    return datagrams, source
+                    counts.datagrams_received += -(-length // size)
+                    return int(size)
         counts.datagrams_received += 1
-        return [data], source
+        return length
 
-    def _recvmsg(self) -> tuple[bytes, list[tuple[int, int, bytes]], int, Address]:
-        recvmsg = self._sock.recvmsg
+    def _noting(self, receive: Callable[..., Received[T]], *args: Any) -> Received[T]:
+        """Receive, and note the ICMP errors that are raised instead."""
         for _ in range(3):
             try:
-                return recvmsg(_READ_BYTES, CONTROL_BYTES)
+                received = receive(*args)
             except BlockingIOError:
                 raise
             except OSError as error:
@@ -230,6 +269,10 @@ class DatagramPort:
                 # destination, and says nothing of what waits here.
                 if not self._note_errors() or error.errno in self.ends:
                     raise
+            else:
+                if self.failed:
+                    self.failed.pop(received[3], None)  # the other end is back
+                return received
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     # ICMP errors
@@ -256,7 +299,7 @@ class DatagramPort:
                 f"a datagram of {length} bytes is too long; UDP takes {LARGEST_DATAGRAM} at most",
                 None,
             )
-        self._sendmsg((datagram,), (), address)
+        self._sendmsg((datagram,), (), address, 1)
 
     def write_many(self, datagrams: list[Buffer], address: Address | None) -> int:
         """Send as many datagrams as go without waiting, in order; give how many.
@@ -299,15 +342,37 @@ class DatagramPort:
             self.counts.runs_sent += 1
         return count
 
+    def write_run(self, run: Run, address: Address | None) -> int:
+        """Send as many datagrams of a run as go without waiting, as `write_many`.
+
+        Where there is no room between them, the kernel gets them as one piece.
+        """
+        count, size, last = run.count, run.size, run.last
+        length = (count - 1) * size + last
+        if (
+            1 < count <= segments_for(size or 1)
+            and run.stride == size <= self._largest_to(address)
+            and length <= LARGEST_RUN_BYTES
+            and 0 < last < size + self._full_tails
+        ):
+            with contextlib.suppress(OSError):  # the datagrams meet it again
+                piece = run.buffer[run.start : run.start + length]
+                self._sendmsg((piece,), self._segmented(size), address, count)
+                return count
+        return self.write_many([*run.views()], address)
+
+    def _segmented(self, size: int) -> list[tuple[int, int, bytes]]:
+        if self._control[0] != size:
+            self._control = size, [(socket.IPPROTO_UDP, UDP_SEGMENT, UINT16.pack(size))]
+        return self._control[1]
+
     def _write_run(self, run: Sequence[Buffer], size: int, address: Address | None) -> int:
         """Send a run, or only its first datagram where it can't go at once; give how many."""
         if len(run) == 1:
             self.write(run[0], address)
             return 1
-        if self._control[0] != size:
-            self._control = size, [(socket.IPPROTO_UDP, UDP_SEGMENT, UINT16.pack(size))]
         try:
-            self._sendmsg(run, self._control[1], address)
+            self._sendmsg(run, self._segmented(size), address, len(run))
         except OSError as error:
             if error.errno not in _NOT_AT_ONCE:
                 raise
@@ -321,6 +386,7 @@ class DatagramPort:
         datagrams: Sequence[Buffer],
         control: Sequence[tuple[int, int, bytes]],
         address: Address | None,
+        count: int,
     ) -> None:
         counts = self.counts
         try:
@@ -338,9 +404,9 @@ class DatagramPort:
                 raise
             # The outgoing interface's queue was full, and dropped it. No poll tells when there is
             # room: waiting would be of no use.
-            counts.refused[errno.ENOBUFS] += len(datagrams)
+            counts.refused[errno.ENOBUFS] += count
             return
-        counts.datagrams_sent += len(datagrams)
+        counts.datagrams_sent += count
         if control:
             counts.runs_sent += 1
 

@@ -22,4 +22,24 @@ def merge(
 def write_merged(
     fd: int, packets: Iterable[Buffer], frame: bool, header: int = 10, udp: bool = True, /
 ) -> list[int]: ...
+def read_run(
+    fd: int,
+    first: bytes | None,
+    buffer: memoryview,
+    layout: tuple[int, int, int, int, int],
+    frame: bool,
+    header: int,
+    /,
+) -> tuple[int, int, int, int, bytes | None, bool]: ...
+def write_run(
+    fd: int,
+    buffer: Buffer,
+    start: int,
+    stride: int,
+    lengths: list[int],
+    frame: bool,
+    header: int,
+    udp: bool = True,
+    /,
+) -> list[int]: ...
 def checksum(data: Buffer, initial: int = 0, /) -> int: ...

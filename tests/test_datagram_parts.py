@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotun._datagrams.addresses import check_address, family_of
+from aiotun._datagrams.addresses import check_address, family_of, packed
 from aiotun._datagrams.cutting import cut
 from aiotun._kernel.udp import corrupts_full_tails
+from aiotun._packets import native
 from aiotun.datagrams import segments_for
 
 SIZES = st.lists(st.sampled_from([0, 1, 7, 600, 1400, 1400, 9000, 40_000, 65_507]), max_size=256)
@@ -115,5 +116,58 @@ def test_a_tunnel_can_ask_how_many_packets_fit_a_run() -> None:
     assert segments_for(1420, 32) == 45
     assert segments_for(100, 32) == 64
     assert segments_for(65_000, 1000) == 1
-    with pytest.raises(ValueError, match="mtu must be at least 1"):
+    with pytest.raises(ValueError, match="mtu must be positive"):
         segments_for(0, 0)
+
+
+@pytest.mark.skipif(not native.SPEEDUPS, reason="the Python twin leaves all to the caller")
+class TestSendRun:
+    """send_run of the C module; tests/integration/test_datagrams.py has what it sends."""
+
+    @pytest.mark.parametrize(
+        "datagrams",
+        [
+            [],
+            [b"one"],
+            [b"", b""],
+            [b"ab", b"abc"],
+            [b"ab", b"a", b"ab"],
+            [b"ab", b""],
+            [b"ab"] * 65,
+            [bytes(1400)] * 47,
+            [bytes(1401), bytes(1401)],
+            [b"ab", bytearray(b"ab")],
+            [b"ab", None],
+        ],
+    )
+    def test_what_is_not_one_run_is_left_to_the_caller(self, datagrams: Any) -> None:
+        assert native.send_run(0, datagrams, None, 1400) == 0
+
+    def test_an_error_is_raised_and_nothing_was_sent(self) -> None:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            native.send_run(0x7FFF_FFFF, [b"a", b"b"], None, 1400)
+
+    @pytest.mark.parametrize(
+        ("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
+    )
+    def test_the_address_is_the_kernels(self, family: int, host: str) -> None:
+        with (
+            socket.socket(family, socket.SOCK_DGRAM) as one,
+            socket.socket(family, socket.SOCK_DGRAM) as other,
+        ):
+            other.bind((host, 0))
+            where = other.getsockname()
+            run: list[Any] = [b"ab", b"c"]
+            assert native.send_run(one.fileno(), run, packed(where), 1400) == 2
+            assert [other.recv(9, socket.MSG_DONTWAIT) for _ in range(2)] == run
+            one.connect(where)
+            assert native.send_run(one.fileno(), run, None, 1400) == 2
+
+    def test_invalid_arguments(self) -> None:
+        wrong: Any = ((0, [], None), (0, (), None, 1), (0, [], "x", 1), ("0", [], None, 1))
+        for arguments in wrong:
+            with pytest.raises(TypeError):
+                native.send_run(*arguments)
+        for fd, largest in ((-1, 1), (0, -1), (0, 1 << 16)):
+            with pytest.raises(ValueError, match="must be 0 to"):
+                native.send_run(fd, [], None, largest)

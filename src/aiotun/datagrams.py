@@ -24,13 +24,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from ._datagrams.addresses import Address, check_address, shown
 from ._datagrams.counts import DatagramStats
-from ._datagrams.cutting import datagrams_in_run
 from ._datagrams.opening import Options, check_options, check_socket, make_port, open_socket
 from ._datagrams.port import DatagramPort
 from ._kernel import threads
 from ._kernel.interface import Interface
 from ._kernel.namespaces import NetnsArg
-from ._packets.runs import Pool, Run
+from ._packets.runs import Pool, Run, segments_for
 from ._queue import refusals
 from ._queue.packetio import Arriving, checked_limit, send_all
 from ._queue.runio import NoBufferError, receive_run
@@ -277,7 +276,9 @@ class DatagramSocket(ServedFd):
         Raises:
             TypeError, ValueError: the address is not valid; the call itself raises it.
             TypeError, PacketError, DeviceClosedError: as `send`. Whatever awaiting this raises, a
-                cancellation too, has an attribute `sent`: how many datagrams went before.
+                cancellation too, has two more attributes: `sent`, how many datagrams went before,
+                and `unsent`, a list of the others, beginning with the one that could not be sent.
+                Of an iterable without a length `unsent` has only those that were taken from it.
         """
         where = self._destination(address)
         return send_all(
@@ -336,25 +337,26 @@ class DatagramSocket(ServedFd):
             been waiting for it. The rest is the caller's to send again, or to drop.
 
         Raises:
-            TypeError, ValueError, PacketError, DeviceClosedError: as `send_many`, with `sent`.
+            TypeError, ValueError, PacketError, DeviceClosedError: as `send_many`, with `sent` and
+                `unsent`.
         """
         where = self._destination(address)
         self.check_open()
         waiting = list(datagrams)
-        sent = 0
+        count = len(waiting)
         try:
-            while sent < len(waiting):
-                went = self._put_many(waiting[sent:] if sent else waiting, where)
-                sent += went
-                if sent < len(waiting):
-                    self.send_nowait(waiting[sent], where)  # which meets whatever is in the way
-                    sent += 1
+            while left := self._put_many(waiting, where):
+                del waiting[: left.start]
+                self.send_nowait(waiting[0], where)  # which meets whatever is in the way
+                del waiting[0]
+            waiting = []
         except BlockingIOError:
             pass
-        except BaseException as error:
-            error.sent = sent  # type: ignore[attr-defined]  # promised on foreign classes, too
+        except Exception as error:
+            error.sent = count - len(waiting)  # type: ignore[attr-defined]  # as send_many
+            error.unsent = waiting  # type: ignore[attr-defined]
             raise
-        return sent
+        return count - len(waiting)
 
     def _destination(self, address: Address | None) -> Address | None:
         if address is None:
@@ -376,10 +378,13 @@ class DatagramSocket(ServedFd):
                 raise self._undelivered(address) from None
             raise self._refused(error, address) from error
 
-    def _put_many(self, datagrams: list[Buffer], address: Address | None) -> int:
-        if self._senders or self._fd < 0 or (self.port.failed and address in self.port.failed):
-            return 0
-        return self.port.write_many(datagrams, address)
+    def _put_many(self, datagrams: list[Buffer], address: Address | None) -> range:
+        """Send as many as go without waiting, and raise nothing; give the places of the rest."""
+        sent = 0
+        failed = self.port.failed
+        if not self._senders and self._fd >= 0 and not (failed and address in failed):
+            sent = self.port.write_many(datagrams, address)
+        return range(sent, len(datagrams))
 
     # Errors
 
@@ -577,24 +582,3 @@ def open_datagrams(
     return DatagramOpener(
         check_options(address, netns, mark, receive_bytes, send_bytes, reuse_port, offload)
     )
-
-
-def segments_for(mtu: int, overhead: int) -> int:
-    """Say how many packets of a tunnel fit one run of datagrams.
-
-    A device whose super-packets have that many segments (``gso_max_segs``) gives a tunnel what it
-    can send in one call.
-
-    Args:
-        mtu: the tunnel's MTU in bytes.
-        overhead: what the tunnel adds to each packet in bytes, such as 32 for WireGuard.
-
-    Returns:
-        1 to 64.
-
-    Raises:
-        ValueError: `mtu` is below 1, or `overhead` below 0.
-    """
-    if mtu < 1 or overhead < 0:
-        raise ValueError(f"mtu must be at least 1 and overhead at least 0, got {mtu}, {overhead}")
-    return datagrams_in_run(mtu + overhead)

@@ -31,6 +31,7 @@ from aiotun import (
 from aiotun._datagrams import opening
 from aiotun._datagrams import port as ports
 from aiotun._kernel import udp
+from aiotun._packets import native
 from aiotun.datagrams import Address
 
 from ..helpers import ip, wait_until
@@ -79,7 +80,15 @@ async def nobody(version: int = 4) -> Address:
 # --- Datagrams, and runs of them -----------------------------------------------------------------
 
 
+@pytest.fixture(params=["native", "python"])
+def each_module(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send with the C module, if there is one, and without."""
+    if request.param == "python":
+        monkeypatch.setattr(ports, "_send_run", native._send_run)
+
+
 @each_version
+@pytest.mark.usefixtures("each_module")
 @pytest.mark.parametrize("offload", [True, False])
 @pytest.mark.parametrize("limit", [1, 10, 64, 1000])
 async def test_datagrams_come_as_they_were_sent(version: int, offload: bool, limit: int) -> None:
@@ -97,6 +106,19 @@ async def test_datagrams_come_as_they_were_sent(version: int, offload: bool, lim
         assert ours.datagrams_sent == theirs.datagrams_received == len(sent)
         assert (ours.runs_sent > 2) == (theirs.runs_received > 2) == offload
         assert (ours.fallbacks, dict(ours.refused), theirs.dropped) == (0, {}, 0)
+
+
+@each_version
+@pytest.mark.usefixtures("each_module")
+@pytest.mark.parametrize("sizes", [[1400] * 45, [1400] * 44 + [9], [7, 7], [1400] * 46 + [1401]])
+async def test_a_list_that_fits_one_run_goes_in_one_call(version: int, sizes: list[int]) -> None:
+    async with pair(version) as (one, other):
+        sent = numbered(sizes)
+        for _ in range(3):
+            await one.send_many(sent, other.address)
+            assert await collect(other, len(sent)) == sent
+        assert one.stats.runs_sent == 3
+        assert one.stats.datagrams_sent == 3 * len(sent)
 
 
 @each_version
@@ -180,6 +202,7 @@ async def test_a_datagram_that_is_too_long_is_a_packet_error_and_changes_nothing
         with pytest.raises(PacketError) as caught:
             await one.send_many([bytes(100)] * 3 + [bytes(65_508)] * 2, other.address)
         assert (caught.value.sent, caught.value.errno) == (3, errno.EMSGSIZE)
+        assert [len(each) for each in caught.value.unsent] == [65_508] * 2
         assert (one.stats.fallbacks, one.stats.runs_sent) == (0, 1)
         await collect(other, 3)
         await one.send(bytes(65_507), other.address)
@@ -202,12 +225,16 @@ def narrow(version: int) -> Address:
     host = "127.0.0.9" if version == 4 else "fd00::9"
     if version == 6:
         ip("address", "add", f"{host}/128", "dev", "lo", "nodad")
+        table = ("-6", "route", "show", "table", "local")
+        while host not in [route["dst"] for route in ip(*table)]:
+            pass  # the kernel adds it a moment later
         ip("-6", "route", "del", "local", host, "dev", "lo", "table", "local")
     ip(f"-{version}", "route", "add", "local", host, "dev", "lo", "table", "local", "mtu", "1300")
     return host, 0
 
 
 @each_version
+@pytest.mark.usefixtures("each_module")
 async def test_runs_that_one_path_does_not_take_go_singly_there_and_nowhere_else(
     version: int,
 ) -> None:
@@ -272,7 +299,10 @@ class Refusing:
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.EMSGSIZE, errno.EIO])
-async def test_whatever_refuses_runs_gets_single_datagrams(code: int) -> None:
+async def test_whatever_refuses_runs_gets_single_datagrams(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ports, "_send_run", native._send_run)
     async with pair() as (one, other):
         refusing = Refusing(one.port._sock, code)
         one.port._sock = refusing  # type: ignore[assignment]
@@ -340,7 +370,7 @@ async def test_a_refused_datagram_is_a_packet_error_and_counted() -> None:
         assert (caught.value.errno, caught.value.sent) == (errno.ENETUNREACH, 0)
         with pytest.raises(PacketError) as caught:
             one.send_many_nowait([b"a"] * 5, nowhere)
-        assert caught.value.sent == 0
+        assert (caught.value.sent, caught.value.unsent) == (0, [b"a"] * 5)
         assert one.stats.refused == {errno.ENETUNREACH: 3}
         await one.send(b"fits", other.address)
         assert await other.recv() == (b"fits", one.address)

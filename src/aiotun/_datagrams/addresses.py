@@ -5,11 +5,16 @@ from __future__ import annotations
 import functools
 import ipaddress
 import socket
+import struct
 
-__all__ = ["Address", "check_address", "family_of", "shown"]
+__all__ = ["Address", "check_address", "family_of", "packed", "shown"]
 
 Address = tuple[str, int] | tuple[str, int, int, int]
 """A socket address: ``("192.0.2.1", 4500)``, or ``("2001:db8::1", 4500, flow_info, scope_id)``."""
+
+
+_SOCKADDR_IN = struct.Struct("=HH4s8x")
+_SOCKADDR_IN6 = struct.Struct("=HHI16sI")
 
 
 def family_of(address: object) -> socket.AddressFamily:
@@ -71,6 +76,24 @@ def _parts(address: object) -> tuple[str, int, *tuple[int, ...]]:
     if len(numbers) > len(limits):
         raise ValueError(f"{address!r} is not a valid address: it has more than four parts")
     return (host, *numbers)
+
+
+@functools.lru_cache(maxsize=4096)
+def packed(address: Address) -> bytes:
+    """Give a checked address as the kernel's struct sockaddr_in (in.h) or sockaddr_in6 (in6.h)."""
+    host, port, *more = address
+    if not more:
+        return _SOCKADDR_IN.pack(
+            socket.AF_INET, socket.htons(port), socket.inet_pton(socket.AF_INET, host)
+        )
+    flow, scope = more
+    return _SOCKADDR_IN6.pack(
+        socket.AF_INET6,
+        socket.htons(port),
+        socket.htonl(flow),
+        socket.inet_pton(socket.AF_INET6, host),
+        scope,
+    )
 
 
 def shown(address: Address | None) -> str:

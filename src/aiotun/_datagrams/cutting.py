@@ -5,14 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from .._kernel.udp import LARGEST_RUN_BYTES, LARGEST_RUN_DATAGRAMS
+from .._packets.runs import segments_for
 
-__all__ = ["cut", "datagrams_in_run"]
-
-
-def datagrams_in_run(size: int) -> int:
-    """How many datagrams of `size` bytes, at least 1, fit one run."""
-    return max(1, min(LARGEST_RUN_DATAGRAMS, LARGEST_RUN_BYTES // size))
+__all__ = ["cut"]
 
 
 def cut(sizes: Sequence[int], largest: int, full_tails: bool = True) -> list[tuple[int, int]]:
@@ -29,11 +24,17 @@ def cut(sizes: Sequence[int], largest: int, full_tails: bool = True) -> list[tup
     Returns:
         The first index of each run, and the one after its last. Single datagrams are runs of one.
     """
+    count = len(sizes)
+    if full_tails and count and 0 < sizes[0] <= largest and count <= segments_for(sizes[0]):
+        # As nearly always: all in one run, which takes less time to see than stretches.
+        same = sizes.count(sizes[0])
+        if same == count or (same == count - 1 and 0 < sizes[-1] < sizes[0]):
+            return [(0, count)]
     runs: list[tuple[int, int]] = []
     stretches = [[size, len(list(group))] for size, group in itertools.groupby(sizes)]
     at = 0
     for (size, count), following in itertools.zip_longest(stretches, stretches[1:]):
-        most = datagrams_in_run(size) if 0 < size <= largest else 1
+        most = segments_for(size) if 0 < size <= largest else 1
         tail = bool(count and most > 1 and following and 0 < following[0] < size)
         if tail:
             following[1] -= 1

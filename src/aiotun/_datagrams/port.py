@@ -21,7 +21,6 @@ from .._kernel.udp import (
     CONTROL_BYTES,
     INT,
     LARGEST_DATAGRAM,
-    LARGEST_RUN_BYTES,
     MEMINFO,
     MEMINFO_DROPS,
     SO_MEMINFO,
@@ -30,12 +29,12 @@ from .._kernel.udp import (
     UINT16,
 )
 from .._packets import native
-from .._packets.runs import Run
+from .._packets.runs import Run, segments_for
 from .._queue.port import TUN_ENDS
 from ..errors import PacketError, PacketTruncatedError
-from .addresses import Address
+from .addresses import Address, packed
 from .counts import Counts
-from .cutting import cut, datagrams_in_run
+from .cutting import cut
 from .icmp import read_errors
 
 if TYPE_CHECKING:
@@ -49,6 +48,8 @@ T = TypeVar("T")
 Received: TypeAlias = tuple[T, list[tuple[int, int, bytes]], int, Address]
 
 Datagrams = tuple[list[bytes], Address]
+
+_send_run = native.send_run
 
 _READ_BYTES = 65_535  # no datagram and no run is longer
 
@@ -299,14 +300,19 @@ class DatagramPort:
 
         Raises nothing: the first datagram left over meets the error when it is sent by itself.
         """
-        done = 0
+        done = self._write_at_once(datagrams, address)
+        if done or not datagrams:
+            return done
         sizes = _sizes(datagrams)
         with contextlib.suppress(OSError, BufferError):
             while done < len(sizes):
                 largest = self._largest_to(address)
                 for start, end in cut(sizes[done:] if done else sizes, largest, self._full_tails):
                     count = end - start
-                    went = self._write_run(datagrams[done : done + count], sizes[done], address)
+                    run = datagrams
+                    if count < len(datagrams):
+                        run = datagrams[done : done + count]
+                    went = self._write_run(run, sizes[done], address)
                     done += went
                     if went < count:
                         break  # the path takes no such runs: cut again
@@ -320,9 +326,8 @@ class DatagramPort:
         count, size, last = run.count, run.size, run.last
         length = (count - 1) * size + last
         if (
-            1 < count <= datagrams_in_run(size or 1)
+            1 < count <= segments_for(size or 1)
             and run.stride == size <= self._largest_to(address)
-            and length <= LARGEST_RUN_BYTES
             and 0 < last < size + self._full_tails
         ):
             with contextlib.suppress(OSError):  # the datagrams meet it again
@@ -335,6 +340,24 @@ class DatagramPort:
         if self._control[0] != size:
             self._control = size, [(socket.IPPROTO_UDP, UDP_SEGMENT, UINT16.pack(size))]
         return self._control[1]
+
+    def _write_at_once(self, datagrams: list[Buffer], address: Address | None) -> int:
+        """Send all datagrams as one run if that is possible; give how many, all or none."""
+        largest = self._largest_to(address)
+        if not (largest and self._full_tails):
+            return 0
+        where = None if address is None else packed(address)
+        try:
+            count = _send_run(self._sock.fileno(), datagrams, where, largest)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self._note_errors()
+            return 0  # the caller meets the error again
+        if count:
+            self.counts.datagrams_sent += count
+            self.counts.runs_sent += 1
+        return count
 
     def _write_run(self, run: Sequence[Buffer], size: int, address: Address | None) -> int:
         """Send a run, or only its first datagram where it can't go at once; give how many."""

@@ -30,6 +30,7 @@ __all__ = [
     "read_many",
     "read_run",
     "read_split",
+    "send_run",
     "short_header",
     "split",
     "write_many",
@@ -115,6 +116,26 @@ def _write_many(fd: int, packets: list[Buffer]) -> int:
     except (OSError, TypeError, ValueError, BufferError):
         pass
     return written
+
+
+def _send_run(fd: int, datagrams: list[Buffer], address: bytes | None, largest: int) -> int:
+    """Send datagrams through a UDP socket with UDP_SEGMENT, if one call can send all of them.
+
+    The C module does that for the usual case: `bytes` objects of one size, of which the last may be
+    shorter, that fit one run.
+
+    Args:
+        address: where to, as the kernel's sockaddr; None where the socket is connected.
+        largest: how long a datagram of a run may be, in bytes.
+
+    Returns:
+        How many were sent: all, or 0 if the caller has to cut them into runs. Without the C module
+        it always has to.
+
+    Raises:
+        OSError: sendmsg(2) failed. Nothing was sent.
+    """
+    return 0
 
 
 def _write_merged(
@@ -328,6 +349,7 @@ read: Callable[[int, int], bytes] = os.read
 read_many: Callable[[int, int, int], list[bytes]] = _read_many
 read_split: Callable[..., tuple[list[bytes], int]] = _read_split
 write_many: Callable[[int, list[Buffer]], int] = _write_many
+send_run: Callable[[int, list[Buffer], bytes | None, int], int] = _send_run
 write_merged: Callable[..., Sequence[int]] = _write_merged
 read_run: Callable[..., Taken] = _read_run
 write_run: Callable[..., Sequence[int]] = _write_run
@@ -344,6 +366,7 @@ if _choice != "forbid":
             read_many,
             read_run,
             read_split,
+            send_run,
             split,
             write_many,
             write_merged,

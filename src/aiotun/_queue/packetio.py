@@ -299,7 +299,8 @@ class PacketIO(AsyncClosing):
         """
         lengths = run.lengths(before, sizes)
         self._bind()
-        start, left = run.start + before, range(run.count)
+        start = run.start + before
+        left: Sequence[int] = range(run.count)
         if run.count <= LIMIT:
             left = self._send_run_at_once(run.buffer, start, run.stride, lengths)
             if not left:

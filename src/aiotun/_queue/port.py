@@ -315,9 +315,7 @@ def copy_into(octets: memoryview, packet: bytes) -> int:
     return len(packet)
 
 
-def packets_in(
-    buffer: memoryview, start: int, stride: int, lengths: list[int]
-) -> list[Buffer]:
+def packets_in(buffer: memoryview, start: int, stride: int, lengths: list[int]) -> list[Buffer]:
     """Copies of the packets of a run."""
     return [
         buffer[start + index * stride :][:length].tobytes() for index, length in enumerate(lengths)

@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING
 
 from .._packets import native, runs
-from .port import TUN_ENDS, Offloads, Port, SocketPort, Taken, copy_into, socket_ends
+from .port import TUN_ENDS, Offloads, Port, SocketPort, Taken, copy_into, packets_in, socket_ends
 from .rawport import RawPort
 
 if TYPE_CHECKING:

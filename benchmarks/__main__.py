@@ -29,6 +29,7 @@ BENCHES = (
     "link",
     "parse",
     "offload",
+    "threads",
     "import",
 )
 ASKED_FOR = ("vpn", "tap")  # need other programs, and their time

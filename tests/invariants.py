@@ -33,6 +33,10 @@ def check(queue: ServedFd) -> None:
         assert not line or not (line[0].done() or line[-1].done()), (
             "a line has a done task at an end"
         )
+    if queue.ready:
+        assert watch.loop is not None, "calls that need no loop, before there is one"
+        assert not queue.closed
+        assert queue._lost is None
     if queue.closed or queue._lost is not None:
         assert not watch.alive or not (watch.reading or watch.writing or watch.nudging)
         assert not watch.alive or not (queue._receivers or queue._senders or queue._parked)

@@ -11,7 +11,7 @@ import pytest
 
 from aiotun._kernel.abi import READ_SIZE
 from aiotun._packets import native
-from aiotun._packets.runs import Layout, padded, segments_for
+from aiotun._packets.runs import Layout, padded
 from aiotun.offload import GsoType, VnetHeader, merge
 from aiotun.runs import Pool, Run
 
@@ -451,19 +451,3 @@ class TestPool:
         with pytest.raises(ValueError, match="size must be at least 65581"):
             Pool(1, size=65_580)
         assert Pool(1, size=65_581).size == 65_584
-
-
-class TestSegmentsFor:
-    @pytest.mark.parametrize(
-        ("mtu", "overhead", "expected"),
-        [(1420, 32, 45), (1500, 0, 43), (9000, 32, 7), (100, 32, 64), (65_535, 50, 1)],
-    )
-    def test_as_many_as_one_run_of_datagrams_holds(
-        self, mtu: int, overhead: int, expected: int
-    ) -> None:
-        assert segments_for(mtu, overhead) == expected
-
-    @pytest.mark.parametrize(("mtu", "overhead"), [(0, 32), (1420, -1)])
-    def test_invalid_sizes_are_refused(self, mtu: int, overhead: int) -> None:
-        with pytest.raises(ValueError, match="must be positive"):
-            segments_for(mtu, overhead)

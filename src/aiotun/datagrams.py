@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from ._datagrams.addresses import Address, check_address, shown
 from ._datagrams.counts import DatagramStats
+from ._datagrams.cutting import segments_for
 from ._datagrams.opening import Options, check_options, check_socket, make_port, open_socket
 from ._datagrams.port import DatagramPort
 from ._kernel import threads
 from ._kernel.interface import Interface
 from ._kernel.namespaces import NetnsArg
-from ._packets.runs import Pool, Run, segments_for
+from ._packets.runs import Pool, Run
 from ._queue import refusals
 from ._queue.packetio import Arriving, checked_limit, send_all
 from ._queue.runio import NoBufferError, receive_run

@@ -162,7 +162,7 @@ class Queue(QueueBase):
     # Sending
 
     async def send(self, packet: Buffer) -> None:
-        if not self._resuming:  # else it is the right loop that has just resumed this task
+        if not self.ready:
             self._bind()
         if not self._senders:
             try:

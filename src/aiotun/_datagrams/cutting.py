@@ -5,9 +5,30 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from .._packets.runs import segments_for
+from .._kernel.udp import LARGEST_RUN_BYTES, LARGEST_RUN_DATAGRAMS
 
-__all__ = ["cut"]
+__all__ = ["cut", "segments_for"]
+
+
+def segments_for(mtu: int, overhead: int = 0) -> int:
+    """Say how many packets of a tunnel fit one run of datagrams.
+
+    A device whose super-packets have that many segments (``gso_max_segs``) gives a tunnel what it
+    can send in one call.
+
+    Args:
+        mtu: the tunnel's MTU in bytes.
+        overhead: what the tunnel adds to each packet in bytes, such as 32 for WireGuard.
+
+    Returns:
+        1 to 64.
+
+    Raises:
+        ValueError: `mtu` is below 1, or `overhead` below 0.
+    """
+    if mtu < 1 or overhead < 0:
+        raise ValueError(f"mtu must be at least 1 and overhead at least 0, got {mtu}, {overhead}")
+    return max(1, min(LARGEST_RUN_DATAGRAMS, LARGEST_RUN_BYTES // (mtu + overhead)))
 
 
 def cut(sizes: Sequence[int], largest: int, full_tails: bool = True) -> list[tuple[int, int]]:

@@ -21,6 +21,7 @@ from .._kernel.udp import (
     CONTROL_BYTES,
     INT,
     LARGEST_DATAGRAM,
+    LARGEST_RUN_BYTES,
     MEMINFO,
     MEMINFO_DROPS,
     SO_MEMINFO,
@@ -29,12 +30,12 @@ from .._kernel.udp import (
     UINT16,
 )
 from .._packets import native
-from .._packets.runs import Run, segments_for
+from .._packets.runs import Run
 from .._queue.port import TUN_ENDS
 from ..errors import PacketError, PacketTruncatedError
 from .addresses import Address, packed
 from .counts import Counts
-from .cutting import cut
+from .cutting import cut, segments_for
 from .icmp import read_errors
 
 if TYPE_CHECKING:
@@ -318,29 +319,6 @@ class DatagramPort:
                         break  # the path takes no such runs: cut again
         return done
 
-    def write_run(self, run: Run, address: Address | None) -> int:
-        """Send as many datagrams of a run as go without waiting, as `write_many`.
-
-        Where there is no room between them, the kernel gets them as one piece.
-        """
-        count, size, last = run.count, run.size, run.last
-        length = (count - 1) * size + last
-        if (
-            1 < count <= segments_for(size or 1)
-            and run.stride == size <= self._largest_to(address)
-            and 0 < last < size + self._full_tails
-        ):
-            with contextlib.suppress(OSError):  # the datagrams meet it again
-                piece = run.buffer[run.start : run.start + length]
-                self._sendmsg((piece,), self._segmented(size), address, count)
-                return count
-        return self.write_many([*run.views()], address)
-
-    def _segmented(self, size: int) -> list[tuple[int, int, bytes]]:
-        if self._control[0] != size:
-            self._control = size, [(socket.IPPROTO_UDP, UDP_SEGMENT, UINT16.pack(size))]
-        return self._control[1]
-
     def _write_at_once(self, datagrams: list[Buffer], address: Address | None) -> int:
         """Send all datagrams as one run if that is possible; give how many, all or none."""
         largest = self._largest_to(address)
@@ -358,6 +336,30 @@ class DatagramPort:
             self.counts.datagrams_sent += count
             self.counts.runs_sent += 1
         return count
+
+    def write_run(self, run: Run, address: Address | None) -> int:
+        """Send as many datagrams of a run as go without waiting, as `write_many`.
+
+        Where there is no room between them, the kernel gets them as one piece.
+        """
+        count, size, last = run.count, run.size, run.last
+        length = (count - 1) * size + last
+        if (
+            1 < count <= segments_for(size or 1)
+            and run.stride == size <= self._largest_to(address)
+            and length <= LARGEST_RUN_BYTES
+            and 0 < last < size + self._full_tails
+        ):
+            with contextlib.suppress(OSError):  # the datagrams meet it again
+                piece = run.buffer[run.start : run.start + length]
+                self._sendmsg((piece,), self._segmented(size), address, count)
+                return count
+        return self.write_many([*run.views()], address)
+
+    def _segmented(self, size: int) -> list[tuple[int, int, bytes]]:
+        if self._control[0] != size:
+            self._control = size, [(socket.IPPROTO_UDP, UDP_SEGMENT, UINT16.pack(size))]
+        return self._control[1]
 
     def _write_run(self, run: Sequence[Buffer], size: int, address: Address | None) -> int:
         """Send a run, or only its first datagram where it can't go at once; give how many."""

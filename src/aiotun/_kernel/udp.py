@@ -13,6 +13,8 @@ __all__ = [
     "EXTENDED_ERROR",
     "INT",
     "LARGEST_DATAGRAM",
+    "LARGEST_RUN_BYTES",
+    "LARGEST_RUN_DATAGRAMS",
     "MEMINFO",
     "MEMINFO_DROPS",
     "MTU_DISCOVER",
@@ -35,6 +37,13 @@ INT, UINT16 = struct.Struct("=i"), struct.Struct("=H")
 
 # What an IPv4 packet of 65,535 bytes leaves for a datagram.
 LARGEST_DATAGRAM = 65_507
+
+# The kernel builds a run of datagrams as one packet first. That packet has 65,535 bytes at most, an
+# IPv6 header of 40 and a UDP header of 8.
+LARGEST_RUN_BYTES = 65_487
+
+# UDP_MAX_SEGMENTS, which was raised to 128 in Linux 6.9.
+LARGEST_RUN_DATAGRAMS = 64
 
 # Room for all control messages of one receive: ours have 4 bytes, and a socket that somebody else
 # made may ask for timestamps, addresses and marks.

@@ -1,6 +1,7 @@
 /* The optional C module: the same functions as in Python, but faster. `native.py` chooses.
  *
- * It is built against the limited API, so that one binary serves every CPython from 3.11.
+ * It is built against the limited API, so that one binary serves every CPython from 3.11 but the
+ * free-threaded ones.
  *
  * Map: the sections in their order, and the Python twin of each function. Comments explain only
  * what the twin's comments and docstrings don't.
@@ -40,15 +41,19 @@
  * What the code relies on:
  *
  * - The interpreter's lock is held throughout: no function here releases it. It guards the two
- *   objects that all calls share, `read_buffer` and `guesses`. So no Python code may run between a
- *   read into `read_buffer` and the last use of the bytes: another thread could read into it then.
+ *   objects that all calls share, `read_buffer` and `guesses`; where CPython has no lock
+ *   (Py_GIL_DISABLED), each thread has its own. So no Python code may run between a read into
+ *   `read_buffer` and the last use of the bytes: it could read into it, too.
  *   Only `again`, which runs signal handlers, the conversions of arguments and `all_bytes` run
  *   Python code. They must be called before a read or after a failed one.
  * - `guesses` holds only guesses. A wrong one costs a copy, never a wrong result.
  * - The stack: at most 17 KiB, nearly all of it for the pieces in `give`. Threads may have
  *   stacks of 64 KiB (threading.stack_size, and musl's are not much larger).
  */
+#include <pyconfig.h>
+#ifndef Py_GIL_DISABLED /* a free-threaded CPython has no limited API */
 #define Py_LIMITED_API 0x030B0000
+#endif
 #include <Python.h>
 #include <arpa/inet.h>
 #include <errno.h>
@@ -65,12 +70,15 @@
 /* As _kernel.abi.READ_SIZE: the longest packet there can be, with all its headers. */
 #define READ_SIZE 65581
 
-/* The buffer of all functions that read: it is too large for the stack of a thread. Shared; see
- * above. */
+/* What all calls share, or the calls of one thread; see above. */
 #ifdef Py_GIL_DISABLED
-#error "this module relies on the interpreter's lock"
+#define SHARED static _Thread_local
+#else
+#define SHARED static
 #endif
-static char read_buffer[READ_SIZE];
+
+/* The buffer of all functions that read: it is too large for the stack of a thread. */
+SHARED char read_buffer[READ_SIZE];
 
 /* virtio_net.h: the header's size, without num_buffers and with it. */
 #define HEADER 10
@@ -156,10 +164,11 @@ static int write_packet(long fd, const char *packet, size_t length)
  * the length of the last one. The index is the fd modulo 64, so fds may share a guess. */
 #define LONG_PACKET 8192
 #define FORGOTTEN 16 /* short packets in a row */
-static struct guess {
+struct guess {
 	size_t length;
 	unsigned others; /* short packets since the last long one */
-} guesses[64];
+};
+SHARED struct guess guesses[64];
 
 /* Update a guess with a packet's length. After FORGOTTEN short packets in a row the guess is 0,
  * which means: read the next packet into the buffer. */
@@ -282,6 +291,21 @@ static PyObject *speedups_read_many(PyObject *module, PyObject *const *args, Py_
 	return batch;
 }
 
+/* Return a reference to an item of a list that other threads may change; NULL, without an exception,
+ * if it has been taken out meanwhile. */
+static PyObject *item_of(PyObject *list, Py_ssize_t index)
+{
+#ifdef Py_GIL_DISABLED
+	PyObject *item = PyList_GetItemRef(list, index);
+
+	if (!item)
+		PyErr_Clear();
+	return item;
+#else
+	return Py_NewRef(PyList_GetItem(list, index));
+#endif
+}
+
 /* write_many(fd, packets): see native.py. */
 static PyObject *speedups_write_many(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
@@ -296,10 +320,13 @@ static PyObject *speedups_write_many(PyObject *module, PyObject *const *args, Py
 	if (!PyList_Check(args[1]))
 		return PyErr_Format(PyExc_TypeError, "write_many takes a list");
 	for (count = PyList_Size(args[1]); written < count; written++) {
-		PyObject *packet = PyList_GetItem(args[1], written);
+		PyObject *packet = item_of(args[1], written);
+		int failed = !packet || !PyBytes_CheckExact(packet) ||
+			     write_packet(fd, PyBytes_AsString(packet),
+					  (size_t)PyBytes_Size(packet)) < 0;
 
-		if (!PyBytes_CheckExact(packet) ||
-		    write_packet(fd, PyBytes_AsString(packet), (size_t)PyBytes_Size(packet)) < 0)
+		Py_XDECREF(packet);
+		if (failed)
 			break;
 	}
 	return PyLong_FromSsize_t(written);
@@ -807,11 +834,26 @@ static int split_into(PyObject *list, const uint8_t *data, size_t length, int fr
 	return 0;
 }
 
+/* Return the bytes of a buffer: itself, if it is bytes. Another thread can't change them between a
+ * check and their use. */
+static PyObject *bytes_of(PyObject *buffer)
+{
+	PyObject *made;
+	Py_buffer data;
+
+	if (PyBytes_CheckExact(buffer))
+		return Py_NewRef(buffer);
+	if (PyObject_GetBuffer(buffer, &data, PyBUF_SIMPLE) < 0)
+		return NULL;
+	made = PyBytes_FromStringAndSize(data.buf, data.len);
+	PyBuffer_Release(&data);
+	return made;
+}
+
 /* split(super_packet, frame): see gso.py. */
 static PyObject *speedups_split(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
-	Py_buffer data;
-	PyObject *list;
+	PyObject *list, *packet;
 	int frame = 0;
 
 	(void)module;
@@ -819,12 +861,13 @@ static PyObject *speedups_split(PyObject *module, PyObject *const *args, Py_ssiz
 		return PyErr_Format(PyExc_TypeError, "split takes 1 or 2 arguments, not %zd", nargs);
 	if (nargs == 2 && (frame = PyObject_IsTrue(args[1])) < 0)
 		return NULL;
-	if (PyObject_GetBuffer(args[0], &data, PyBUF_SIMPLE) < 0)
+	if (!(packet = bytes_of(args[0])))
 		return NULL;
 	list = PyList_New(0);
-	if (list && split_into(list, data.buf, (size_t)data.len, frame, HEADER) < 0)
+	if (list && split_into(list, (const uint8_t *)PyBytes_AsString(packet),
+			       (size_t)PyBytes_Size(packet), frame, HEADER) < 0)
 		Py_CLEAR(list);
-	PyBuffer_Release(&data);
+	Py_DECREF(packet);
 	return list;
 }
 
@@ -1250,15 +1293,10 @@ static Py_ssize_t all_bytes(PyObject *list)
 
 	for (Py_ssize_t end = PyList_Size(list); index < end; index++) {
 		PyObject *item = PyList_GetItem(list, index), *made;
-		Py_buffer data;
 
 		if (PyBytes_CheckExact(item))
 			continue;
-		if (PyObject_GetBuffer(item, &data, PyBUF_SIMPLE) < 0)
-			break;
-		made = PyBytes_FromStringAndSize(data.buf, data.len);
-		PyBuffer_Release(&data);
-		if (!made || PyList_SetItem(list, index, made) < 0)
+		if (!(made = bytes_of(item)) || PyList_SetItem(list, index, made) < 0)
 			break;
 	}
 	return index;
@@ -1744,6 +1782,9 @@ static int speedups_exec(PyObject *module)
 
 static PyModuleDef_Slot slots[] = {
 	{Py_mod_exec, (void *)speedups_exec},
+#ifdef Py_GIL_DISABLED
+	{Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
 	{0, NULL},
 };
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 from typing import TYPE_CHECKING
 
@@ -331,6 +332,7 @@ SPEEDUPS = False
 """Whether the C module is in use."""
 
 
+@functools.cache
 def keep_freed_memory() -> None:
     """Make the allocator keep freed memory, for programs that handle packets of 64 KiB.
 
@@ -338,7 +340,8 @@ def keep_freed_memory() -> None:
     kernel would then map and zero 16 pages again for every super-packet, which costs more than
     reading it. When a larger block is freed, glibc raises that limit to twice the block's size
     (mallopt(3), M_MMAP_THRESHOLD). The block allocated here is never touched, so it uses no memory.
-    Other allocators are not affected.
+    A second block would use 16 MiB: it comes from the heap, and the allocator clears it. So this
+    happens once. Other allocators are not affected.
     """
     bytearray(16 * 1024 * 1024)
 

@@ -64,6 +64,7 @@ class FdOwner(AsyncClosing):
         "_interface",
         "_watch",
         "_group",
+        "ready",
         # What is read and written, and how.
         "port",
         # Who waits.
@@ -100,6 +101,10 @@ class FdOwner(AsyncClosing):
         lines += [] if shared is None else [shared]
         self._watch = FdWatch(self, *lines)
         self._group: weakref.ref[Group] | None = None
+        # Whether a send that need not wait may do without `_bind`: the fd has a loop and is usable,
+        # and the loop is not in debug mode. On Python 3.11 get_running_loop makes a system call,
+        # which costs more than everything else that a send does besides its write.
+        self.ready: bool = False
         self.port: Keeper = port
         self._budget = BUDGET
         self._free = 0
@@ -123,6 +128,7 @@ class FdOwner(AsyncClosing):
             self._watch.bind(loop)
         if self._fd < 0 or self._lost is not None:
             self.check_open()
+        self.ready = not loop.get_debug()
         return loop
 
     @abc.abstractmethod
@@ -195,6 +201,7 @@ class FdOwner(AsyncClosing):
             self._parked.dismiss()
         fd, self._fd = self._fd, -1
         self._why_closed = why
+        self.ready = False
         self._free = 0
         self._resuming = False
         self.port.drop_rest()
@@ -253,6 +260,7 @@ class FdOwner(AsyncClosing):
         """
         if self._lost is None:
             self._lost = self._lost_error(code)
+            self.ready = False
             self._resuming = False
             self._watch.stop(self._fd)
             self._receivers.dismiss()

@@ -46,6 +46,7 @@ class QueueGroup(PacketIO):
 
     __slots__ = (
         "__weakref__",
+        "_bound",
         "_budget",
         "_lost",
         "_offer",
@@ -73,6 +74,7 @@ class QueueGroup(PacketIO):
         self._offer: QueueBase | None = None  # the queue that is resuming a task right now
         self.resuming: QueueBase | None = None  # the last one that resumed a task of its own
         self._parked = Line()  # tasks that can't receive before a run's buffer is free
+        self._bound = False
         self._budget = BUDGET
         self._undecodable = 0
         for queue in queues:
@@ -224,8 +226,10 @@ class QueueGroup(PacketIO):
     # Sending
 
     async def send(self, packet: Buffer) -> None:
-        self._bind()
-        await self._queue_for(packet).send(packet)
+        queue = self._queue_for(packet)
+        if not queue.ready:
+            self._bind()
+        await queue.send(packet)
 
     def _send_at_once(self, packets: list[Buffer]) -> Sequence[int]:
         sent = 0
@@ -322,7 +326,13 @@ class QueueGroup(PacketIO):
     def _bind(self) -> asyncio.AbstractEventLoop:
         """Check that the queues are of the running loop, and usable."""
         self._check_open()
-        return self._open[0]._bind()
+        loop = self._open[0]._bind()
+        # All belong to the loop of the first one: a call that need not wait asks only one queue.
+        if not self._bound:
+            for queue in self._open:
+                queue._bind()
+            self._bound = True
+        return loop
 
     def _check_open(self) -> None:
         if not self._open:

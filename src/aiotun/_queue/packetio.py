@@ -82,7 +82,9 @@ class PacketIO(AsyncClosing):
     256 packets, before it reads and never after.
 
     *Loops*: the first coroutine that is awaited binds a queue to its event loop. Another loop is a
-    `RuntimeError`. Nothing here may be called from another thread.
+    `RuntimeError`. A `send` that need not wait raises it only if the queue's loop is in asyncio's
+    debug mode, because asking which loop is running takes time for every packet. Nothing here may
+    be called from another thread.
 
     *Closing*: what waits when the device is closed here raises `DeviceClosedError`; when the
     interface goes away, `DeviceLostError`. So does every later call.

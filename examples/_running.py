@@ -1,4 +1,4 @@
-"""Code that the tunnel programs share: run until a signal, print an error as one line."""
+"""Code that the tunnel programs share: run until a signal, report errors."""
 
 import asyncio
 import signal

@@ -4,12 +4,13 @@
 # WHOLE=...   for test-dist: the Python versions that run all tests, instead of every version
 # ARGS=...    more arguments for pytest, the demo, the fuzzer or the benchmarks
 # MINUTES=... how long the soak runs
+# KERNELS=... for test-kernels: 5.10, 6.1, 6.12, newest; all of them if it is not set
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test test-others test-all test-peers fuzz soak lint docs bench bench-vpn bench-tap bench-peers bench-netstack bench-report clean
-.PHONY: coverage dist test-dist test-lowest audit man
+.PHONY: coverage dist test-dist test-lowest audit man test-free-threaded test-foreign test-kernels
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -35,6 +36,22 @@ test-all: test test-others ## run the tests on every Python
 
 test-peers: ## run the tests that exchange packets with other implementations
 	@$(call venv,test) && .venv/bin/python -m pytest -m peers $(ARGS)
+
+test-free-threaded: ## two threads at once, on a free-threaded Python, which it builds; ARGS=SECONDS
+	@python=$$(tools/free_threaded.sh) && \
+		AIOTUN_SPEEDUPS=require tools/venv.sh .venvs/free-threaded "$$python" none && \
+		.venvs/free-threaded/bin/python -W error -m tests.parallel $(ARGS) && \
+		.venvs/free-threaded/bin/python -W error -m aiotun demo --count 1
+
+# Debian's Pythons and kernels for other machines, in .foreign.
+foreign = python=$$(tools/python.sh) && tools/venv.sh .venvs/release "$$python" release && \
+	tools/venv.sh .venv "$$python" test
+
+test-foreign: ## run the tests that need no device on emulated arm64 and s390x (big-endian), and with musl
+	@$(foreign) && tools/test_foreign.sh $(ARGS)
+
+test-kernels: ## boot other kernels in QEMU and run the tests there; KERNELS="5.10 6.1", ARGS=--basic
+	@$(foreign) && tools/foreign.sh amd64 && .venv/bin/python -m tests.kernels $(KERNELS) $(ARGS)
 
 fuzz: ## fuzz every parser for a minute in all; ARGS="SECONDS TARGET ...", ARGS=--help
 	@$(call venv,fuzz) && .venv/bin/python -m fuzz $(ARGS)

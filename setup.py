@@ -4,11 +4,14 @@ With AIOTUN_SPEEDUPS=require the installation fails if the module can't be built
 module is not built. If the variable is not set, the module is left out if there is no compiler or
 no Python.h, and aiotun uses its Python code instead.
 
+One module serves every CPython, but a free-threaded one has no limited API and gets its own.
+
 The package index shows README.md apart from the repository, so its links get absolute here.
 """
 
 import os
 import re
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from setuptools import Extension, setup
 
 HERE = Path(__file__).parent
 
+limited_api = not sysconfig.get_config_var("Py_GIL_DISABLED")
 choice = os.environ.get("AIOTUN_SPEEDUPS", "")
 if choice not in ("", "require", "forbid"):
     raise SystemExit(f"AIOTUN_SPEEDUPS must be 'require', 'forbid' or unset, got {choice!r}")
@@ -38,8 +42,8 @@ else:
                 ["src/aiotun/_packets/_speedups.c"],
                 extra_compile_args=["-O3", "-Wall", "-Wextra"],
                 optional=choice != "require",
-                py_limited_api=True,
+                py_limited_api=limited_api,
             )
         ],
-        options={"bdist_wheel": {"py_limited_api": "cp311"}},
+        options={"bdist_wheel": {"py_limited_api": "cp311"}} if limited_api else {},
     )

@@ -54,6 +54,11 @@ PACKAGES = {
 REAL_ROOT = Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
 
 
+# How many times slower than usual this machine is, if it is emulated. The tests wait longer then,
+# and carry less.
+SLOWER = int(os.environ.get("AIOTUN_TESTS_SLOWER", "1"))
+
+
 async def wait_until(
     predicate: Callable[[], bool],
     timeout: float = 5.0,  # noqa: ASYNC109 - it cancels nothing, it only stops waiting
@@ -62,7 +67,7 @@ async def wait_until(
 
     Calls it at every turn of the loop at first, and after 50 turns every 2 ms.
     """
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout * SLOWER
     turns = 0
     while not predicate():
         if time.monotonic() > deadline:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from .. import cpio
 from ..helpers import need
 from . import dhcp
 from .programs import Program, running
@@ -77,14 +78,6 @@ def _module(modules: Path, name: str) -> bytes:
     return lzma.decompress(data) if path.suffix == ".xz" else data
 
 
-def _entry(name: str, data: bytes, mode: int) -> bytes:
-    """One file of a "newc" archive (Documentation/driver-api/early-userspace/buffer-format.rst)."""
-    path = name.encode() + b"\0"
-    numbers = [0, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(path), 0]
-    head = b"070701" + b"".join(b"%08x" % number for number in numbers) + path
-    return head + bytes(-len(head) % 4) + data + bytes(-len(data) % 4)
-
-
 def initramfs(script: str) -> bytes:
     """Make an archive of busybox, the modules, and a script that is the only process."""
     busybox = Path(need("busybox"))
@@ -93,14 +86,14 @@ def initramfs(script: str) -> bytes:
     _, _, modules = _paths()
     names = [Path(each).name for each in _MODULES]
     init = _PREPARE.replace("@MODULES@", " ".join(names)) + script + "poweroff -f\n"
-    directories = [_entry(name, b"", 0o040755) for name in ("bin", "dev", "proc", "sys")]
+    directories = [cpio.entry(name, b"", 0o040755) for name in ("bin", "dev", "proc", "sys")]
     files = [
-        _entry("bin/busybox", busybox.read_bytes(), 0o100755),
-        _entry("init", init.encode(), 0o100755),
-        _entry("hook", _HOOK.encode(), 0o100755),
-        *(_entry(Path(each).name, _module(modules, each), 0o100644) for each in _MODULES),
+        cpio.entry("bin/busybox", busybox.read_bytes(), 0o100755),
+        cpio.entry("init", init.encode(), 0o100755),
+        cpio.entry("hook", _HOOK.encode(), 0o100755),
+        *(cpio.entry(Path(each).name, _module(modules, each), 0o100644) for each in _MODULES),
     ]
-    archive = b"".join([*directories, *files, _entry("TRAILER!!!", b"", 0)])
+    archive = b"".join([*directories, *files, cpio.END])
     return gzip.compress(archive, 1)
 
 

@@ -314,3 +314,15 @@ class TestTheErrorNamesTheCause:
             for packet in (bytes(5), bytes(11), bytes(10) + b"\0 is no IP version"):
                 with pytest.raises(PacketError, match="look at its header"):
                     await tun.send(packet)
+
+
+@pytest.mark.parametrize("packet", [b"", bytes(9), bytes(10), bytes(40)], ids=len)
+async def test_what_is_no_super_packet_is_refused_with_raw_too(packet: bytes) -> None:
+    async with opener("tun")("own0", offload="raw") as tun:
+        for _ in range(2):
+            with pytest.raises(aiotun.PacketError):
+                await tun.send(packet)
+            with pytest.raises(aiotun.PacketError) as caught:
+                await tun.send_many([packet, packet])
+            assert caught.value.unsent == [packet, packet]
+        assert tun.stats.refused == 4

@@ -707,11 +707,11 @@ class TestHeaders:
         if persistent:
             make("h0", mode)
         async with open_it("h0", carrier=False):
-            assert "NO-CARRIER" in link("h0")["flags"]
+            await wait_until(lambda: "NO-CARRIER" in link("h0")["flags"])
         async with open_it("h0", carrier=True):
-            assert "NO-CARRIER" not in link("h0")["flags"]
+            await wait_until(lambda: "NO-CARRIER" not in link("h0")["flags"])
         async with open_it("h0"):
-            assert "NO-CARRIER" not in link("h0")["flags"]
+            await wait_until(lambda: "NO-CARRIER" not in link("h0")["flags"])
 
     @both
     async def test_sndbuf_is_set_on_every_queue(self, open_it: Open, mode: str) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from .._kernel.limits import LIMITS
+from ..errors import DeviceClosedError
 from .admission import Admission
 
 if TYPE_CHECKING:
@@ -78,8 +79,11 @@ class TcpInterceptor:
         assert mechanism is not None
         try:
             if self._admit is not None or mechanism.on_demand:
-                self._admission = Admission(self._core, self._admit, self._is_full)
-            await mechanism.start(socket.SOCK_STREAM, self)
+                injector = await self._core.intake.injector(self._core.namespace, self._core.tun)
+                if self._closed:  # with the stack
+                    raise DeviceClosedError(f"the stack of {self._core.tun.name} was closed")
+                self._admission = Admission(self._core, injector, self._admit, self._is_full)
+            await mechanism.start(self)
         except BaseException:
             self.close()
             raise
@@ -93,7 +97,7 @@ class TcpInterceptor:
             return
         self._closed = True
         assert self._core.mechanism is not None
-        self._core.mechanism.stop(socket.SOCK_STREAM)
+        self._core.mechanism.stop()
         if self._admission is not None:
             self._admission.close()
         spare, self._spare = self._spare, -1

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import aiotun
-from aiotun import Device, PacketError, PacketStats
+from aiotun import Device, Offloads, PacketError, PacketStats
 from aiotun.offload import GsoType, VnetHeader, merge, split
 
 from ..helpers import SLOWER, checksum, ip
@@ -142,7 +142,11 @@ async def path(pair: tuple[str, str], mode: str = "tun", **options: Any) -> Asyn
                 assert not task.done(), task.result()
                 task.cancel()
             await asyncio.wait(tasks)
-            assert one.stats == other.stats == PacketStats()
+            for each in (one, other):
+                # Before Linux 6.2, super-packets of UDP are sent as packets.
+                old = each.offload != "off" and Offloads.USO not in each.offloads
+                fallbacks = each.stats.split_fallbacks if old else 0
+                assert each.stats == PacketStats(split_fallbacks=fallbacks)
 
 
 async def program(code: str, *args: str, netns: str | None = None) -> asyncio.subprocess.Process:

@@ -28,8 +28,8 @@ BASIC = [
 ]
 # The tests that depend most on the kernel.
 NEAR = [
-    "opening", "offload", "persistent", "from_fd", "link", "queues", "moving", "bridges", "events",
-    "errors", "waiting", "closing", "cancellation", "namespaces", "netstack",
+    "opening", "offload", "offloads", "persistent", "from_fd", "link", "queues", "moving",
+    "bridges", "events", "errors", "waiting", "closing", "cancellation", "namespaces", "netstack",
 ]  # fmt: skip
 
 

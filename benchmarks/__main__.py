@@ -20,8 +20,18 @@ from ._namespace import isolate
 from ._results import write
 
 BENCHES = (
-    "recv", "send", "ping", "flood", "stall", "link", "parse", "offload", "threads", "import",
-)  # fmt: skip
+    "recv",
+    "send",
+    "datagrams",
+    "ping",
+    "flood",
+    "stall",
+    "link",
+    "parse",
+    "offload",
+    "threads",
+    "import",
+)
 ASKED_FOR = ("vpn", "tap")  # need other programs, and their time
 BESIDE = "beside"  # needs another checkout; the names after it are its cases
 

@@ -21,7 +21,18 @@ class Native:
         self._read_all.argtypes = [descriptor, number, ctypes.POINTER(number)]
         self._write_all = library.write_all
         self._write_all.argtypes = [descriptor, ctypes.c_char_p, number, number]
-        for function in (self._fill, self._drain, self._read_all, self._write_all):
+        self._send_runs = library.send_runs
+        self._send_runs.argtypes = [descriptor, number, number, number]
+        self._recv_runs = library.recv_runs
+        self._recv_runs.argtypes = [descriptor, ctypes.POINTER(number)]
+        for function in (
+            self._fill,
+            self._drain,
+            self._read_all,
+            self._write_all,
+            self._send_runs,
+            self._recv_runs,
+        ):
             function.restype = number
 
     def fill(self, sock: int, count: int) -> None:
@@ -41,6 +52,16 @@ class Native:
     def write_all(self, fd: int, packet: bytes, count: int) -> int:
         """Write a packet that many times; return nanoseconds."""
         return _checked("write", self._write_all(fd, packet, len(packet), count))
+
+    def send_runs(self, sock: int, size: int, datagrams: int, count: int) -> int:
+        """Send runs of datagrams through a connected socket; return nanoseconds."""
+        return _checked("sendmsg", self._send_runs(sock, size, datagrams, count))
+
+    def recv_runs(self, sock: int) -> tuple[int, int]:
+        """Receive the runs of datagrams that wait; return nanoseconds and bytes."""
+        total = ctypes.c_int64()
+        elapsed = _checked("recvmsg", self._recv_runs(sock, ctypes.byref(total)))
+        return elapsed, total.value
 
 
 @functools.cache

@@ -61,13 +61,13 @@ static void *up(void *argument)
 	int fd = connected(SOCK_STREAM, SINK);
 
 	(void)argument;
-	while (now() < until) {
+	do { /* once at least, however long connecting took */
 		ssize_t n = send(fd, zeroes, BLOCK, MSG_NOSIGNAL);
 
 		if (n < 0)
 			fail("send");
 		sent += (uint64_t)n;
-	}
+	} while (now() < until);
 	shutdown(fd, SHUT_WR);
 	if (recv(fd, &counted, sizeof counted, MSG_WAITALL) != sizeof counted)
 		fail("recv the count");
@@ -86,14 +86,14 @@ static void *down(void *argument)
 	int fd = connected(SOCK_STREAM, SOURCE);
 
 	(void)argument;
-	while (now() < until) {
+	do {
 		/* With MSG_TRUNC, TCP drops the bytes instead of copying them. */
 		ssize_t n = recv(fd, zeroes, BLOCK, MSG_TRUNC);
 
 		if (n <= 0)
 			fail("recv");
 		got += (uint64_t)n;
-	}
+	} while (now() < until);
 	close(fd); /* with data unread: a reset */
 	return (void *)(uintptr_t)got;
 }
@@ -103,7 +103,7 @@ static void *connections(void *argument)
 	uint64_t count = 0;
 
 	(void)argument;
-	while (now() < until) {
+	do {
 		char byte = 'x';
 		int fd = connected(SOCK_STREAM, SHORT);
 
@@ -113,7 +113,7 @@ static void *connections(void *argument)
 		 * connection they ended lately (TIME_WAIT). */
 		close(fd);
 		count++;
-	}
+	} while (now() < until);
 	return (void *)(uintptr_t)count;
 }
 

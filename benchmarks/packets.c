@@ -1,14 +1,16 @@
-/* The C counterparts of recv and send, and functions that fill and drain the ring.
+/* The C counterparts of recv, send and datagrams, and functions that fill and drain the ring.
  *
  * Built as a shared library, which the benchmark's own process calls: see recv.py. The functions
  * return counts and nanoseconds, or -errno if a system call failed. */
 #include <errno.h>
+#include <netinet/in.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
+#define UDP_SEGMENT 103 /* linux/udp.h */
 #define PAYLOAD 56 /* 84 bytes with the headers of IPv4 and UDP */
 
 static int64_t now(void)
@@ -63,4 +65,53 @@ int64_t write_all(int fd, const char *packet, int64_t length, int64_t count)
 		if (write(fd, packet, length) != length)
 			return errno ? -errno : -EIO;
 	return now() - start;
+}
+
+/* Send `count` runs of `datagrams` datagrams each, of `size` bytes, through a connected UDP socket
+ * with UDP_SEGMENT; return the time. */
+int64_t send_runs(int sock, int64_t size, int64_t datagrams, int64_t count)
+{
+	static char data[65536];
+	char control[CMSG_SPACE(sizeof(uint16_t))] = {0};
+	struct iovec part = {data, size * datagrams};
+	struct msghdr message = {
+		.msg_iov = &part,
+		.msg_iovlen = 1,
+		.msg_control = control,
+		.msg_controllen = sizeof control,
+	};
+	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+	uint16_t segment = size;
+	header->cmsg_level = IPPROTO_UDP;
+	header->cmsg_type = UDP_SEGMENT;
+	header->cmsg_len = CMSG_LEN(sizeof segment);
+	memcpy(CMSG_DATA(header), &segment, sizeof segment);
+	int64_t start = now();
+	for (int64_t i = 0; i < count; i++)
+		if (sendmsg(sock, &message, 0) != size * datagrams)
+			return errno ? -errno : -EIO;
+	return now() - start;
+}
+
+/* Receive what waits in a UDP socket with UDP_GRO, and its segment sizes; return the time, and the
+ * bytes in `bytes`. */
+int64_t recv_runs(int sock, int64_t *bytes)
+{
+	static char data[65536];
+	char control[64];
+	int64_t start = now();
+	*bytes = 0;
+	for (;;) {
+		struct iovec part = {data, sizeof data};
+		struct msghdr message = {
+			.msg_iov = &part,
+			.msg_iovlen = 1,
+			.msg_control = control,
+			.msg_controllen = sizeof control,
+		};
+		ssize_t got = recvmsg(sock, &message, MSG_DONTWAIT);
+		if (got < 0)
+			return errno == EAGAIN ? now() - start : -errno;
+		*bytes += got;
+	}
 }

@@ -68,8 +68,8 @@ event loop, unless a row says uvloop.
 """
 SUMMARY = """## Summary
 
-Medians. The best of a row is bold. aiotun's `raw` gives the program super-packets as the kernel has
-them, and `split` gives it ordinary packets.
+Medians. The best of a row is bold. aiotun's *raw* gives the program super-packets as the kernel has
+them, and *split* gives it ordinary packets.
 """
 REASONS = """
 How can a Python program pass one in C? Both spend most of their time in the kernel. The C program

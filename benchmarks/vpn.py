@@ -1,4 +1,4 @@
-"""Compares the VPN examples with wireguard-go and OpenVPN: throughput, round trips, loss.
+"""Compares the VPN examples with wireguard-go and OpenVPN: throughput, time, round trips, loss.
 
 A veth pair with an MTU of 1,500 joins two namespaces. Each contender runs at both ends during the
 whole benchmark, and they take turns. All may use all cores; wireguard-go uses several. Unlike on a
@@ -27,6 +27,7 @@ from ._harness import HERE, BenchError, Row, Table, child, compiled, expect, out
 SECONDS = 2.0  # of TCP, a turn
 PINGS = 2000  # a turn
 UDP_SECONDS = 60.0
+OFFERED = 1.0  # Gbit/s of UDP, in datagrams of 1,300 bytes
 OUTER = "192.0.2"
 EXAMPLES = HERE.parent / "examples"
 NEWEST = HERE / "build" / "wireguard"
@@ -35,7 +36,8 @@ MODULE = "golang.zx2c4.com/wireguard@latest"
 # Measures from the first byte to the last, so that connecting does not count.
 RECEIVER = """
     import socket, sys, time
-    with socket.create_server((sys.argv[1], 5201)) as server:
+    family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+    with socket.create_server((sys.argv[1], int(sys.argv[2])), family=family) as server:
         print("ready", flush=True)
         sock, _ = server.accept()
     buffer = bytearray(1 << 20)
@@ -47,8 +49,8 @@ RECEIVER = """
 """
 SENDER = """
     import socket, sys, time
-    data, end = bytes(1 << 20), time.monotonic() + float(sys.argv[2])
-    with socket.create_connection((sys.argv[1], 5201), timeout=20) as sock:
+    data, end = bytes(1 << 20), time.monotonic() + float(sys.argv[3])
+    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=20) as sock:
         while time.monotonic() < end:
             sock.sendall(data)
 """
@@ -122,6 +124,7 @@ class Field:
         expect("the other namespace", holder.stdout.readline(), "ready\n")
         self._there = f"/proc/{holder.pid}/ns/net"
         self.names: dict[str, str] = {}  # each contender's network
+        self._programs: dict[str, list[int]] = {}  # each contender's processes
         veth = "ip link add va type veth peer name vb netns"
         self.run(0, *veth.split(), self._there)
         self.run(1, "ip", "link", "set", "lo", "up")
@@ -144,14 +147,30 @@ class Field:
     def start(self, end: int, *command: str) -> "subprocess.Popen[str]":
         return self._stack.enter_context(child(*self.prefix(end), *command))
 
+    def enter(self, name: str, end: int, *command: str) -> "subprocess.Popen[str]":
+        """Start one end of a contender."""
+        process = self.start(end, *command)
+        self._programs.setdefault(name, []).append(process.pid)
+        return process
+
+    def processor_seconds(self, name: str) -> float:
+        """How long both ends of a contender have run so far, in user space and in the kernel."""
+        ticks = 0
+        for pid in self._programs[name]:
+            values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(values[11]) + int(values[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def network(self, name: str) -> tuple[int, str]:
         """Choose a number for a contender, and the first three bytes of its network."""
         number = len(self.names)
         self.names[name] = f"10.90.{number}"
         return number, self.names[name]
 
-    def target(self, name: str) -> str:
-        return f"{self.names[name]}.2"
+    def target(self, name: str, end: int = 1, version: int = 4) -> str:
+        if version == 6:
+            return f"fd90:{self.names[name].rpartition('.')[2]}::{end + 1}"
+        return f"{self.names[name]}.{end + 1}"
 
     def until(self, what: str, predicate: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 20
@@ -176,22 +195,24 @@ def wireguard(field: Field, name: str, program: Sequence[str], *, ours: bool) ->
     public = [field.run(0, "wg", "pubkey", text=key).strip() for key in private]
     for end in (0, 1):
         device = f"wg{number}{'ab'[end]}"
-        own, far = f"{network}.{end + 1}/24", f"{network}.{2 - end}/32"
+        own = [f"{network}.{end + 1}/24", f"{field.target(name, end, 6)}/64"]
+        far = f"{network}.{2 - end}/32, {field.target(name, 1 - end, 6)}/128"
         lines = ["[Interface]", f"PrivateKey = {private[end]}", f"ListenPort = {port}"]
-        lines += [f"Address = {own}"] * ours
+        lines += [f"Address = {', '.join(own)}"] * ours
         lines += ["[Peer]", f"PublicKey = {public[1 - end]}", f"AllowedIPs = {far}"]
         lines += [f"Endpoint = {OUTER}.{2 - end}:{port}"]
         path = field.folder / f"{device}.conf"
         path.write_text("\n".join(lines) + "\n")
         if ours:
-            wait_ready(field.start(end, *program, str(path)))
+            wait_ready(field.enter(name, end, *program, str(path)))
             continue
         # Hide its recommendation to use the kernel's WireGuard.
-        field.start(end, "sh", "-c", 'exec "$@" 2>/dev/null', "sh", *program, "-f", device)
+        field.enter(name, end, "sh", "-c", 'exec "$@" 2>/dev/null', "sh", *program, "-f", device)
         control = Path("/var/run/wireguard", f"{device}.sock")
         field.until(name, control.is_socket)
         field.run(end, "wg", "setconf", device, str(path))
-        field.run(end, *f"ip addr add {own} dev {device}".split())
+        field.run(end, *f"ip addr add {own[0]} dev {device}".split())
+        field.run(end, *f"ip addr add {own[1]} dev {device} nodad".split())
         field.run(end, *f"ip link set {device} mtu 1420 up".split())
     field.until(name, lambda: field.reaches(name))
 
@@ -205,7 +226,7 @@ def udp_vpn(field: Field, name: str, options: Sequence[str], mtu: int) -> None:
     ends = (["client", "--connect", f"{OUTER}.2:{port}"], ["server", "--bind", f"0.0.0.0:{port}"])
     for end in (1, 0):
         more = ["--key", str(keys), "--address", f"{network}.{end + 1}/24", "--mtu", str(mtu)]
-        wait_ready(field.start(end, *program, *ends[end], *more, *options))
+        wait_ready(field.enter(name, end, *program, *ends[end], *more, *options))
     field.until(name, lambda: field.reaches(name))
 
 
@@ -225,8 +246,8 @@ def openvpn(field: Field, name: str, mtu: int) -> None:
         prints.append(said.strip().partition("=")[2])
     for end in (1, 0):
         tls = ["--tls-server", "--dh", "none"] if end else ["--tls-client"]
-        field.start(
-            end, "openvpn", "--dev", f"ovpn{number}{'ab'[end]}", "--dev-type", "tun",
+        field.enter(
+            name, end, "openvpn", "--dev", f"ovpn{number}{'ab'[end]}", "--dev-type", "tun",
             "--proto", "udp", "--port", str(port), "--remote", f"{OUTER}.{2 - end}",
             "--ifconfig", f"{network}.{end + 1}", f"{network}.{2 - end}", *tls,
             "--cert", f"{stem[end]}.crt", "--key", f"{stem[end]}.key",
@@ -270,15 +291,53 @@ def enter(field: Field, loops: Sequence[str]) -> list[str]:
 # --- Measuring -----------------------------------------------------------------------------------
 
 
-def throughput(field: Field, name: str, seconds: float = SECONDS) -> float:
-    """Return Gbit/s of one TCP stream."""
-    target = field.target(name)
-    receiver = field.start(1, sys.executable, "-c", textwrap.dedent(RECEIVER), target)
-    assert receiver.stdout is not None
-    expect("the receiver", receiver.stdout.readline(), "ready\n")
-    field.run(0, sys.executable, "-c", textwrap.dedent(SENDER), target, str(seconds))
-    got, took = output_of(receiver).split()
-    return int(got) * 8 / float(took) / 1e9
+@dataclass
+class Turn:
+    """What was measured of a contender in one turn."""
+
+    rate: float = 0.0  # of one TCP stream, Gbit/s
+    cost: float = 0.0  # of that, processor seconds a GB
+    four: float = 0.0  # Gbit/s of four streams
+    both: float = 0.0  # of one stream in each direction
+    version6: float = 0.0  # of one stream over IPv6; 0 where there is none
+    udp: float = 0.0  # Gbit/s of UDP that arrived
+    trip: float = 0.0  # microseconds
+
+
+def throughput(field: Field, name: str, senders: Sequence[int] = (0,), version: int = 4) -> float:
+    """Return Gbit/s of TCP streams together, each from the end that is given for it."""
+    receivers, sending = [], []
+    for place, end in enumerate(senders):
+        words = [field.target(name, 1 - end, version), str(5201 + place)]
+        code = textwrap.dedent(RECEIVER)
+        receiver = field.start(1 - end, sys.executable, "-c", code, *words)
+        assert receiver.stdout is not None
+        expect("the receiver", receiver.stdout.readline(), "ready\n")
+        receivers.append(receiver)
+        sending.append((end, [sys.executable, "-c", textwrap.dedent(SENDER), *words, f"{SECONDS}"]))
+    started = [field.start(end, *command) for end, command in sending]
+    for process in started:
+        output_of(process)
+    rate = 0.0
+    for receiver in receivers:
+        got, took = output_of(receiver).split()
+        rate += int(got) * 8 / float(took) / 1e9
+    return rate
+
+
+def measure(field: Field, name: str) -> Turn:
+    turn, before = Turn(), field.processor_seconds(name)
+    turn.rate = throughput(field, name)
+    gigabytes = turn.rate / 8 * SECONDS
+    turn.cost = (field.processor_seconds(name) - before) / gigabytes
+    turn.trip = round_trip(field, name)
+    if name.startswith("wireguard"):
+        turn.four = throughput(field, name, (0, 0, 0, 0))
+        turn.both = throughput(field, name, (0, 1))
+        turn.version6 = throughput(field, name, version=6)
+        sent, got = datagrams(field, name, OFFERED, SECONDS)
+        turn.udp = OFFERED * got / sent
+    return turn
 
 
 def round_trip(field: Field, name: str) -> float:
@@ -289,16 +348,22 @@ def round_trip(field: Field, name: str) -> float:
     return int(mean) / 1000
 
 
-def lost(field: Field, name: str, gbits: float) -> tuple[float, int]:
-    """Send datagrams at that rate for a minute; return how many were lost, and how many sent."""
+def datagrams(field: Field, name: str, gbits: float, seconds: float) -> tuple[int, int]:
+    """Send datagrams at that rate; return how many were sent, and how many arrived."""
     target, rate = field.target(name), gbits * 1e9 / 8 / 1300
     receiver = field.start(1, sys.executable, "-c", textwrap.dedent(UDP_RECEIVER), target)
     assert receiver.stdout is not None
     expect("the receiver", receiver.stdout.readline(), "ready\n")
-    arguments = [target, f"{rate:f}", str(UDP_SECONDS)]
-    before = kernel_drops(field)
+    arguments = [target, f"{rate:f}", str(seconds)]
     sent = int(field.run(0, sys.executable, "-c", textwrap.dedent(UDP_SENDER), *arguments))
-    count = sent - int(output_of(receiver))
+    return sent, int(output_of(receiver))
+
+
+def lost(field: Field, name: str, gbits: float) -> tuple[float, int]:
+    """Send datagrams at that rate for a minute; return how many were lost, and how many sent."""
+    before = kernel_drops(field)
+    sent, got = datagrams(field, name, gbits, UDP_SECONDS)
+    count = sent - got
     if count:
         after = kernel_drops(field)
         places = [f"{after[each] - before[each]} {each}" for each in after]
@@ -328,16 +393,15 @@ def run(runs: int, loops: Sequence[str]) -> Iterator[Table]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         field = Field(stack, folder)
         names = enter(field, loops)
-        rates: dict[str, list[float]] = {name: [] for name in names}
-        trips: dict[str, list[float]] = {name: [] for name in names}
+        turns: dict[str, list[Turn]] = {name: [] for name in names}
         for turn in range(runs + 1):  # the first one warms up
             for name in names:
-                rate, trip = throughput(field, name), round_trip(field, name)
+                measured = measure(field, name)
                 if turn:
-                    rates[name].append(rate)
-                    trips[name].append(trip)
+                    turns[name].append(measured)
         for loop in loops:
-            yield from tables(loop, rates, trips)
+            yield from tables(loop, turns)
+        rates = {name: [each.rate for each in turns[name]] for name in names}
         # Measure the others at half of their throughput too, to show what the machine itself loses.
         peers = [
             name for name in ("wireguard-go", "wireguard-go, newest", "OpenVPN") if name in rates
@@ -356,38 +420,50 @@ def run(runs: int, loops: Sequence[str]) -> Iterator[Table]:
             yield Table("vpn", loop, f"lost in {UDP_SECONDS:.0f} s at half the throughput", rows)
 
 
-def tables(
-    loop: str, rates: dict[str, list[float]], trips: dict[str, list[float]]
-) -> Iterator[Table]:
+# What is compared of WireGuard programs: a field of `Turn`, in words, and its unit. Then how much
+# of the other's ours has to be, at least or at most: of wireguard-go as it is packaged, and of the
+# newest.
+COMPARED: list[tuple[str, str, str, bool, float | None, float | None]] = [
+    ("rate", "one TCP stream", "Gbit/s", True, 1.2, 1.1),
+    ("cost", "one TCP stream: processor time of both ends", "s/GB", False, None, 0.85),
+    ("four", "four TCP streams", "Gbit/s", True, None, 1.0),
+    ("both", "a TCP stream in each direction", "Gbit/s", True, None, 1.0),
+    ("version6", "one TCP stream over IPv6", "Gbit/s", True, None, 1.0),
+    (
+        "udp",
+        f"delivered of {OFFERED:g} Gbit/s in datagrams of 1,300 bytes",
+        "Gbit/s",
+        True,
+        None,
+        1.5,
+    ),
+    ("trip", f"{PINGS} flood pings, one at a time", "us", False, 1.5, 1.2),
+]
+
+
+def tables(loop: str, turns: dict[str, list[Turn]]) -> Iterator[Table]:
+    def values(name: str, what: str) -> list[float]:
+        return [getattr(turn, what) for turn in turns[name]]
+
     ours = f"wireguard, {loop}"
-    others = {
-        "wireguard-go": (1.2, 1.5),
-        "wireguard-go, newest": (0.5, None),
-    }
-    if ours in rates:
-        stream: list[Row] = [Row("wireguard", "Gbit/s", rates[ours])]
-        trip: list[Row] = [Row("wireguard", "us", trips[ours])]
-        for other, (least, most) in others.items():
-            if other in rates:
-                stream.append(Row(other, "Gbit/s", rates[other]))
-                stream.append(
-                    AtLeast(f"ours / {other}", "Gbit/s", rates[ours], rates[other], target=least)
-                )
-                trip.append(Row(other, "us", trips[other]))
-                trip.append(Row(f"ours / {other}", "us", trips[ours], trips[other], target=most))
-        yield Table("vpn", loop, f"WireGuard, one TCP stream for {SECONDS:g} s", stream)
-        yield Table("vpn", loop, f"WireGuard, {PINGS} flood pings, one at a time", trip)
-    rows: list[Row] = []
+    for what, title, unit, more, *targets in COMPARED if ours in turns else []:
+        rows: list[Row] = [Row("wireguard", unit, values(ours, what))]
+        for other, target in zip(("wireguard-go", "wireguard-go, newest"), targets, strict=True):
+            if other in turns:
+                kind = AtLeast if more else Row
+                pair = values(ours, what), values(other, what)
+                rows.append(Row(other, unit, pair[1]))
+                rows.append(kind(f"ours / {other}", unit, *pair, target=target))
+        yield Table("vpn", loop, f"WireGuard, {title}", rows)
+    rows = []
     for size in ("", ", mtu 9000"):
         mine, other = f"udp_vpn{size}, {loop}", f"OpenVPN{size}"
-        rows.append(Row(f"udp_vpn{size}", "Gbit/s", rates[mine]))
-        if other in rates:
-            rows.append(Row(other, "Gbit/s", rates[other]))
-            # OpenVPN's manual advises not to change its MTU in most cases ("--tun-mtu"), so the
-            # target is for that. The larger MTU, with fragments, has a figure but no target.
-            target = None if size else 2
-            label = f"ours / {other}"
-            rows.append(AtLeast(label, "Gbit/s", rates[mine], rates[other], target=target))
+        rows.append(Row(f"udp_vpn{size}", "Gbit/s", values(mine, "rate")))
+        if other in turns:
+            pair = values(mine, "rate"), values(other, "rate")
+            rows.append(Row(other, "Gbit/s", pair[1]))
+            target = 1.2 if size else 2.5
+            rows.append(AtLeast(f"ours / {other}", "Gbit/s", *pair, target=target))
     yield Table("vpn", loop, f"AES-256-GCM, one TCP stream for {SECONDS:g} s", rows)
 
 

@@ -29,7 +29,7 @@ add_module_names = False
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
-# Not autodoc_preserve_defaults: it reads the defaults from the source, where open_tun has **options.
+# Not autodoc_preserve_defaults: it looks for the defaults in the source, which has **options.
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
@@ -37,7 +37,7 @@ napoleon_custom_sections = [("Awaiting or entering it raises", "Raises"), ("Yiel
 napoleon_use_ivar = True
 
 html_theme = "furo"
-html_title = "aiotun"
+html_title = f"aiotun {version}"
 html_static_path = ["_static"]
 html_css_files = ["aiotun.css"]
 html_copy_source = False

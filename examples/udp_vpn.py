@@ -34,26 +34,27 @@ import contextlib
 import hashlib
 import hmac
 import os
-import socket
 import struct
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 
 from _addresses import with_prefix
-from _datagrams import Address, DatagramSocket, Run, bind, resolve
 from _mss import clamped
-from _running import BATCH, QUEUE, Delivery, report, run, until_signal
+from _running import BATCH, QUEUE, run, until_signal
+from _tunnel import RECEIVE_BYTES, deliver, report, resolve, send, send_now
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 import aiotun
+from aiotun import DatagramSocket
+from aiotun.datagrams import Address
 
 HELLO, WELCOME, DATA = b"\1", b"\2", b"\3"
 HEAD_BYTES, TAG_BYTES = 16, 16
@@ -235,7 +236,7 @@ class Server:
                 self._dropped["to nobody" if client is None else "no session"] += len(run_)
             else:
                 sock, address = client.where
-                await sock.send(client.current.seal(run_, self._dropped), address)
+                await send(sock, client.current.seal(run_, self._dropped), address)
 
     def receive(
         self, sock: DatagramSocket, messages: list[bytes], source: Address, now: float
@@ -256,7 +257,7 @@ class Server:
         if newest and session is client.current:
             client.where = sock, source  # roaming
         if not all(packets) and client.current is not None:  # answer a keepalive with a keepalive
-            sock.send_nowait(client.current.seal([b""], self._dropped), source)
+            send_now(sock, client.current.seal([b""], self._dropped), source, self._dropped)
         return [packet for packet in packets if self._belongs(packet, client)]
 
     def _belongs(self, packet: bytes, client: Client) -> bool:
@@ -279,7 +280,7 @@ class Server:
         session = Session(index, secret, self._cipher, True, now)
         client.offered.append(session)
         self._sessions[index] = client, session
-        sock.send_nowait([welcome], source)
+        send_now(sock, [welcome], source, self._dropped)
 
     def _confirm(self, client: Client, session: Session) -> None:
         """Use a session from now on; keep the previous one for messages still on the way."""
@@ -328,12 +329,13 @@ class OneServer:
             self._dropped["no session"] += len(packets)
             return
         self._sent_at = now
-        await self._sock.send(self._current.seal(packets, self._dropped), self._server)
+        await send(self._sock, self._current.seal(packets, self._dropped), self._server)
 
     def _keep_alive(self, now: float) -> None:
         if self._current is not None:
             self._sent_at = now
-            self._sock.send_nowait(self._current.seal([b""], self._dropped), self._server)
+            empty = self._current.seal([b""], self._dropped)
+            send_now(self._sock, empty, self._server, self._dropped)
 
     def receive(
         self, sock: DatagramSocket, messages: list[bytes], source: Address, now: float
@@ -372,7 +374,7 @@ class OneServer:
             self._hello = self._hello or make_hello(self._client)
         if self._hello is not None and now - self._hello_at >= RETRY_SECONDS:
             self._hello_at = now
-            self._sock.send_nowait([self._hello], self._server)
+            send_now(self._sock, [self._hello], self._server, self._dropped)
         if session is not None and now - self._sent_at >= self._keepalive:
             self._keep_alive(now)
         return min(RETRY_SECONDS, self._keepalive) / 4
@@ -389,23 +391,19 @@ class Tunnel:
 
     def __init__(self, tun: aiotun.TunDevice, end: End, dropped: Counter[str]) -> None:
         self._tun, self._end, self._dropped = tun, end, dropped
-        self.delivery = Delivery(tun, dropped)
 
     async def from_device(self) -> None:
         async for packets in self._tun.batches(BATCH):
             await self._end.send(clamped(packets, self._tun.mtu), time.monotonic())
 
-    def listener(self, sock: DatagramSocket) -> Callable[[list[Run]], None]:
-        def received(runs: list[Run]) -> None:
+    async def from_socket(self, sock: DatagramSocket) -> None:
+        async for datagrams, source in sock.batches(BATCH):
             packets: list[bytes] = []
-            for datagrams, source in runs:
-                for run_ in runs_of_one_session(datagrams, self._dropped):
-                    packets += self._end.receive(sock, run_, source, time.monotonic())
+            for run_ in runs_of_one_session(datagrams, self._dropped):
+                packets += self._end.receive(sock, run_, source, time.monotonic())
             whole = [each for each in packets if len(each) >= (20 if each[0] < 0x60 else 40)]
             self._dropped["not an IP packet"] += len(packets) - len(whole)
-            self.delivery.put(clamped(whole, self._tun.mtu))
-
-        return received
+            await deliver(self._tun, clamped(whole, self._tun.mtu), self._dropped)
 
     async def keep_time(self) -> None:
         while True:
@@ -432,18 +430,17 @@ async def serve(args: argparse.Namespace) -> None:
     dropped: Counter[str] = Counter()
     async with contextlib.AsyncExitStack() as stack:
 
-        def listen(family: socket.AddressFamily, address: Address) -> DatagramSocket:
-            sock = DatagramSocket(bind(family, address))
-            stack.callback(sock.close)
-            return sock
+        async def listen(address: Address) -> DatagramSocket:
+            opener = aiotun.open_datagrams(address, receive_bytes=RECEIVE_BYTES)
+            return await stack.enter_async_context(opener)
 
         end: End
         if args.command == "server":
-            socks = [listen(*resolve(each)) for each in args.bind]
+            socks = [await listen(resolve(each)) for each in args.bind]
             end = Server(clients, args.cipher, dropped)
         else:
-            family, server = resolve(args.connect)
-            socks = [listen(family, ("0.0.0.0" if family == socket.AF_INET else "::", 0))]
+            server = resolve(args.connect)
+            socks = [await listen(("::" if ":" in server[0] else "0.0.0.0", 0))]
             end = OneServer(clients[0], args.cipher, socks[0], server, args.keepalive, dropped)
         opener = aiotun.open_tun(
             args.name, addresses=args.address, mtu=args.mtu, txqueuelen=QUEUE, offload="split"
@@ -455,13 +452,11 @@ async def serve(args: argparse.Namespace) -> None:
             return f"dropped: {text or 'nothing'}"
 
         tunnel = Tunnel(tun, end, dropped)
-        for sock in socks:
-            sock.start(tunnel.listener(sock))
         await until_signal(
             tun.name,
             tunnel.from_device(),
+            *(tunnel.from_socket(sock) for sock in socks),
             tunnel.keep_time(),
-            tunnel.delivery.run(),
             report(tun, socks, show),
         )
 

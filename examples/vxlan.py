@@ -19,17 +19,17 @@ them off ("ethtool -K vxlan0 tx off tso off"). Between machines this is not need
 
 import argparse
 import contextlib
-import socket
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from _datagrams import Address, DatagramSocket, Run, bind
-from _running import BATCH, QUEUE, Delivery, report, run, until_signal
+from _running import BATCH, QUEUE, run, until_signal
+from _tunnel import RECEIVE_BYTES, deliver, report, send
 
 import aiotun
+from aiotun.datagrams import Address
 
 # RFC 7348, section 5: the I flag, 24 reserved bits, the VNI, 8 reserved bits.
 HEADER_BYTES = 8
@@ -115,21 +115,18 @@ class Vxlan:
 class Service:
     """Connects a TAP device and a UDP socket."""
 
-    def __init__(self, tap: aiotun.TapDevice, sock: DatagramSocket, vxlan: Vxlan) -> None:
+    def __init__(self, tap: aiotun.TapDevice, sock: aiotun.DatagramSocket, vxlan: Vxlan) -> None:
         self._tap, self._sock, self._vxlan = tap, sock, vxlan
-        self.delivery = Delivery(tap, vxlan.dropped)
-        sock.start(self.from_socket)
 
     async def from_device(self) -> None:
         async for frames in self._tap.batches(BATCH):
             for remote, datagrams in self._vxlan.send(frames, time.monotonic()):
-                await self._sock.send(datagrams, remote)
+                await send(self._sock, datagrams, remote)
 
-    def from_socket(self, runs: list[Run]) -> None:
-        frames: list[bytes] = []
-        for datagrams, source in runs:
-            frames += self._vxlan.receive(datagrams, source, time.monotonic())
-        self.delivery.put(frames)
+    async def from_socket(self) -> None:
+        async for datagrams, source in self._sock.batches(BATCH):
+            frames = self._vxlan.receive(datagrams, source, time.monotonic())
+            await deliver(self._tap, frames, self._vxlan.dropped)
 
     def show(self, lost: Counter[str]) -> str:
         counts = lost + self._vxlan.dropped
@@ -142,11 +139,12 @@ def address_of(host: IPv4Address | IPv6Address, port: int) -> Address:
 
 
 async def serve(args: argparse.Namespace) -> None:
-    family = socket.AF_INET if args.local.version == 4 else socket.AF_INET6
     vxlan = Vxlan(args.vni, [address_of(each, args.port) for each in args.remote])
     async with contextlib.AsyncExitStack() as stack:
-        sock = DatagramSocket(bind(family, address_of(args.local, args.port)))
-        stack.callback(sock.close)
+        local = address_of(args.local, args.port)
+        sock = await stack.enter_async_context(
+            aiotun.open_datagrams(local, receive_bytes=RECEIVE_BYTES)
+        )
         opener = aiotun.open_tap(
             args.name,
             addresses=args.address or [],
@@ -159,7 +157,7 @@ async def serve(args: argparse.Namespace) -> None:
         await until_signal(
             tap.name,
             service.from_device(),
-            service.delivery.run(),
+            service.from_socket(),
             report(tap, [sock], service.show),
         )
 

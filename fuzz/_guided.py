@@ -21,6 +21,7 @@ _MODULES = {
     "vnet-header": ["aiotun.offload"],
     "split": ["aiotun._packets.gso"],
     "merge": ["aiotun._packets.gso"],
+    "run": ["aiotun._packets.runs", "aiotun._packets.gso"],
     "segmenting": ["aiotun._packets.gso"],
     "dhcp": ["_dhcp_frames", "_dhcp_message", "_dhcp_rules"],
     "vxlan": ["vxlan"],

@@ -8,10 +8,11 @@ byte too many.
 import ctypes
 import importlib.util
 import os
+import select
 import socket
 from typing import Any
 
-from aiotun._packets import gso, native
+from aiotun._packets import gso, native, runs
 from aiotun._packets.flow import flow_hash
 from aiotun.offload import VnetHeader
 from tests.test_gso import LINKS, Packet, run_of
@@ -134,6 +135,68 @@ def merging(data: bytes) -> None:
         assert MODULE.checksum(exact(packet), initial) == gso.checksum(packet, initial)
 
 
+def running(data: bytes) -> None:
+    """Read super-packets and single packets into a buffer, and write them from there."""
+    choices = Choices(data)
+    frame, header = bool(choices.getrandbits(1)), choices.choice((10, 12, 0))
+    batch = _packets(choices)
+    if header and choices.getrandbits(1):
+        batch = [each[10:] for each in gso.merge(batch, frame)]
+        whole = gso.merge(_packets(choices), frame)
+        reads = [damaged(choices, each) for each in whole] + [bytes(10) + each for each in batch]
+    else:
+        reads = [damaged(choices, bytes(10 if header else 0) + each) for each in batch]
+    reads = [each[:10] + bytes(header - 10) + each[10:] if header else each for each in reads]
+    layout = runs.Layout(
+        before=choices.choice((0, 4, 16)),
+        after=choices.choice((0, 16)),
+        align=choices.choice((1, 4, 16)),
+        most=choices.choice((0, 60, 1500)),
+        limit=choices.choice((1, 3, 45)),
+    )
+    # A single packet always fits.
+    room = layout.before + max(map(len, reads)) + layout.align + layout.after
+    room += choices.choice((0, 0, 100, 1000))
+    kept: bytes | None = None
+    while reads or kept is not None:
+        results = []
+        for function in (MODULE.read_run, native._read_run) if MODULE is not gso else ():
+            for each in reads:
+                os.write(FAR, each)
+            buffer = memoryview((ctypes.c_char * room)()).cast("B")
+            first: Any = kept
+            if kept is not None and function is not native._read_run:
+                first = exact(kept)
+            try:
+                taken = function(NEAR, first, buffer, layout, frame, header)
+            except (ValueError, OSError) as error:
+                taken = type(error)
+                buffer[:] = bytes(room)  # what is in it then is not promised
+            left = native._read_many(NEAR, 1 << 17, 99) if reads and _waits() else []
+            results.append((taken, buffer.tobytes(), left))
+        if not results:
+            return
+        assert results[0] == results[1], results
+        taken, filled, reads = results[0]
+        if isinstance(taken, type):
+            kept = None
+            continue
+        count, size, last, stride, kept, _ = taken
+        if not count:
+            kept = None
+            continue
+        lengths = [size] * (count - 1) + [last]
+        written = []
+        for function in (MODULE.write_run, native._write_run):
+            done = function(FAR, exact(filled), layout.before, stride, lengths, frame, header)
+            written.append((done, native._read_many(NEAR, 1 << 17, 99) if done else []))
+        assert written[0] == written[1], written
+
+
+def _waits() -> bool:
+    return bool(select.select([NEAR], [], [], 0)[0])
+
+
 def _packets(choices: Choices) -> list[bytes]:
     first = Packet(
         version=choices.choice((4, 6)),
@@ -195,6 +258,12 @@ def _comparable(packet: bytes, frame: bool) -> bytes:
 
 
 TARGETS = [
+    Target(
+        "run",
+        running,
+        "raises only ValueError or the errors of read; the C module and its Python twin fill a "
+        "buffer with the same bytes, keep the same packet, and write the same from a buffer",
+    ),
     Target(
         "vnet-header",
         vnet_header,

@@ -54,8 +54,8 @@ PACKAGES = {
 REAL_ROOT = Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
 
 
-# How many times slower than usual this machine is, if it is emulated. The tests wait longer then, and
-# carry less.
+# How many times slower than usual this machine is, if it is emulated. The tests wait longer then,
+# and carry less.
 SLOWER = int(os.environ.get("AIOTUN_TESTS_SLOWER", "1"))
 
 

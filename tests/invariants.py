@@ -5,15 +5,20 @@ Every test asserts them after each call of the event loop to one. They are the s
 nothing.
 """
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from aiotun._packets.runs import Pool
 from aiotun._queue.packetio import BUDGET
 from aiotun._queue.serving import ServedFd
 
 __all__ = ["check", "install"]
+
+# Every pool of the tests: a queue does not know whose buffers its tasks wait for.
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 _CHECKED = ("_readable", "_rest_ready", "_writable", "_link_down", "release")
 
@@ -24,13 +29,17 @@ def check(queue: ServedFd) -> None:
     assert queue._free == 0, "tasks may read first, but no task is being resumed"
     assert not queue._resuming
     assert 0 <= queue._budget <= BUDGET
-    for line in (queue._receivers, queue._senders):
+    for line in (queue._receivers, queue._senders, queue._parked):
         assert not line or not (line[0].done() or line[-1].done()), (
             "a line has a done task at an end"
         )
+    if queue.ready:
+        assert watch.loop is not None, "calls that need no loop, before there is one"
+        assert not queue.closed
+        assert queue._lost is None
     if queue.closed or queue._lost is not None:
         assert not watch.alive or not (watch.reading or watch.writing or watch.nudging)
-        assert not watch.alive or not (queue._receivers or queue._senders)
+        assert not watch.alive or not (queue._receivers or queue._senders or queue._parked)
         return
     if queue._receivers:
         assert watch.reading, "a task waits for a packet, and the queue is not watched"
@@ -42,6 +51,10 @@ def check(queue: ServedFd) -> None:
         assert watch.nudging, "the port keeps packets, and the loop will not call the queue"
     if watch.nudging:
         assert watch.reading
+    if queue._parked:
+        assert any(
+            line is queue._parked for pool in _pools for line in pool._lines if not pool.free
+        ), "a task waits for a buffer, and no pool will wake it"
 
 
 def _checking(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,5 +71,12 @@ def _checking(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Pool.__init__
+
+    def noted(pool: Pool, *args: Any, **options: Any) -> None:
+        honest(pool, *args, **options)
+        _pools.add(pool)
+
+    monkeypatch.setattr(Pool, "__init__", noted)
     for name in _CHECKED:
         monkeypatch.setattr(ServedFd, name, _checking(getattr(ServedFd, name)))

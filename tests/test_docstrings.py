@@ -21,6 +21,7 @@ MODULES = (
     "aiotun.netstack",
     "aiotun.offload",
     "aiotun.reply",
+    "aiotun.runs",
     "aiotun.testing",
 )
 

@@ -27,6 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "_kernel": {"errors"},
     "_packets": {"_kernel"},
+    "runs": {"_packets"},
     "offload": {"_kernel", "_packets"},
     "reply": {"_kernel", "offload"},
     "decode": {"_kernel", "_packets", "errors"},
@@ -35,14 +36,16 @@ ROOMS: dict[str, set[str]] = {
     "link": {"_kernel", "errors"},
     # decode and capture: for types only, or imported when used
     "queue": {"_kernel", "_packets", "capture", "decode", "errors"},
-    "device": {"_kernel", "capture", "decode", "errors", "link", "queue"},
+    "datagrams": {"_kernel", "_packets", "errors", "queue"},
+    "device": {"_kernel", "_packets", "capture", "decode", "errors", "link", "queue"},
     "networkd": {"_kernel", "device", "link"},
     "netstack": {"_kernel", "_packets", "device", "errors", "link", "namespaces", "queue"},
     "transport": {"_kernel", "device", "errors"},
-    "testing": {"_kernel", "device", "errors", "link", "queue"},
+    "testing": {"_kernel", "_packets", "device", "errors", "link", "queue"},
     "__init__": {
         "_packets",
         "capture",
+        "datagrams",
         "decode",
         "device",
         "errors",
@@ -53,6 +56,7 @@ ROOMS: dict[str, set[str]] = {
         "offload",
         "queue",
         "reply",
+        "runs",
         "transport",
     },
     "cli": {"__init__", "_kernel", "_packets", "capture", "errors", "namespaces", "reply"},
@@ -70,7 +74,7 @@ FOREIGN = {
 }
 PRINTING = {"__main__", "_cli.main"}
 # Rooms of functions of bytes.
-PURE = {"_packets", "decode", "offload", "reply", "networkd"}
+PURE = {"_packets", "decode", "offload", "reply", "runs", "networkd"}
 
 
 def room_of(module: str) -> str:

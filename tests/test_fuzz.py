@@ -27,7 +27,7 @@ from wireguard.interface import Interface
 
 from aiotun import IPHeader, PacketDecodeError, decode_frame, decode_packet, reply
 from aiotun._cli import arguments, networkd
-from aiotun._packets import gso
+from aiotun._packets import gso, runs
 from aiotun._packets.fragments import Reassembler
 from aiotun.offload import VnetHeader
 from fuzz import _kernel, _mutating, _runs, packets, words
@@ -118,6 +118,7 @@ PLANTED: dict[str, Break] = {
     "vnet-header": _changing(VnetHeader, "pack", lambda data: data[::-1]),
     "split": _changing(gso, "split", lambda parts: parts[:-1]),
     "merge": _changing(gso, "merge", lambda merged: merged[:-1]),
+    "run": _changing(runs, "place", lambda measures: measures and (*measures[:3], 7)),
     "segmenting": _changing(gso, "split", lambda parts: [*parts[:-1], parts[-1][::-1]]),
     "dhcp": _raising(_dhcp_message, "_read_options"),
     "vxlan": _changing(vxlan.Vxlan, "receive", lambda found: [each[1:] for each in found]),

@@ -2,7 +2,8 @@
 
 import itertools
 import os
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -15,15 +16,27 @@ from wireguard.config import PeerConfig
 from wireguard.cookies import Endpoint
 from wireguard.interface import Interface
 from wireguard.messages import COOKIE, DATA, INITIATION, RESPONSE, SIZES
+from wireguard.runs import Opener, Sealer
 from wireguard.session import WINDOW, ReplayWindow
 from wireguard.status import text
 
 from .helpers import make_icmp_echo
+from .test_gso import Packet, run_of, written
+from .wireguard_paths import by_runs, messages_run, packets_run, runs_of
 
 A, B = ("192.0.2.1", 1001), ("192.0.2.2", 1002)
 EPOCH = 1_700_000_000.0
 PING = make_icmp_echo("10.0.0.1", "10.0.0.2")
 PONG = make_icmp_echo("10.0.0.2", "10.0.0.1")
+
+
+# Of the module: Hypothesis does not reset a fixture of a function between its examples.
+@pytest.fixture(autouse=True, scope="module", params=["lists", "runs"])
+def path(request: pytest.FixtureRequest) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "runs":
+            by_runs(patch)
+        yield request.param
 
 
 class World:
@@ -627,6 +640,168 @@ def test_messages_are_padded_to_16_bytes_up_to_the_mtu() -> None:
     for length, padded in ((1, 16), (16, 16), (17, 32), (1409, 1420), (1420, 1420), (1500, 1500)):
         (message,) = world.pa.current.seal([bytes(length)], 1420)
         assert len(message) == 32 + padded
+
+
+# --- Runs ----------------------------------------------------------------------------------------
+
+
+def wide_world(mtu: int = 1420) -> World:
+    """A world with a session, where each peer may have any address."""
+    world = World()
+    for side, peer in ((world.a, world.pa), (world.b, world.pb)):
+        side.mtu = mtu
+        side._allowed = AllowedIPs((ip_network(each), peer) for each in ("0.0.0.0/0", "::/0"))
+    world.ping()
+    return world
+
+
+def traffic(chance: random.Random, mtu: int) -> list[bytes]:
+    """Streams of super-packets' segments, single packets, and odd ones."""
+    packets: list[bytes] = []
+    for _ in range(chance.randrange(1, 5)):
+        first = Packet(
+            version=chance.choice((4, 6)),
+            protocol=chance.choice(("tcp", "udp")),
+            tos=chance.choice((0, 2)),
+            source=chance.choice(("", "")),
+        )
+        head = len(bytes(first))
+        size = chance.choice((mtu - head, 1, 100, chance.randrange(1, mtu - head)))
+        sizes = [size] * chance.choice((1, 2, 3, 44)) + [chance.randrange(1, size + 1)]
+        packets += written(run_of(first, sizes, seed=chance.randrange(99)))
+    return packets
+
+
+def kept(world: World) -> list[Any]:
+    """What a run of data may change on both sides."""
+    found: list[Any] = state(world)
+    for peer in (world.pa, world.pb):
+        assert peer.current is not None
+        found += [bytes(peer.current.window.seen), peer.sent_bytes, peer.received_bytes]
+    return found
+
+
+@pytest.mark.parametrize("mtu", [1420, 1280, 1408, 1417])
+@pytest.mark.parametrize("seed", range(8))
+def test_both_paths_seal_and_open_random_traffic_alike(mtu: int, seed: int, path: str) -> None:
+    chance = random.Random(seed)
+    world = wide_world(mtu)
+    session = world.pa.current
+    far = world.pb.current
+    assert session is not None
+    assert far is not None
+    sealer, opener = Sealer(world.a), Opener(world.b)
+    by_the_fast_path = 0
+    for packets in itertools.chain(*(runs_of(traffic(chance, mtu), mtu) for _ in range(6))):
+        counter = session.sent
+        expected = session.seal(packets, mtu)
+        session.sent = counter
+        before = kept(world)
+        sealed = sealer.seal(packets_run(packets, mtu), world.now)
+        if sealed is None:
+            assert kept(world) == before
+            assert mtu % 4 or len(packets) == 1, "the fast path left a run to the lists"
+            session.sent = counter + len(packets)
+        else:
+            run, endpoint = sealed
+            assert (run.segments(), endpoint) == (expected, B)
+            by_the_fast_path += 1
+            assert session.sent == counter + len(packets)
+        assert far.window.next == counter
+        opened = opener.open(messages_run(expected), A, world.now)
+        if opened is None:
+            # Streams of the same addresses that differ in what the fast path compares.
+            heads = {(each[0], each[:4] if each[0] >> 4 == 4 else each[4:8]) for each in packets}
+            assert len(heads) > 1 or len(expected[0]) % 4 or len(packets) == 1
+            assert world.b.receive(expected, A, world.now) == packets
+        else:
+            found = [view[:size] for view, size in zip(opened[0].views(), opened[1], strict=True)]
+            assert found == packets
+        assert far.window.next == counter + len(packets)
+        assert all(far.window.seen[at % WINDOW] for at in range(counter, counter + len(packets)))
+    assert by_the_fast_path
+    assert world.drops() == {}
+
+
+def test_the_last_run_before_a_counter_needs_more_than_32_bits() -> None:
+    world = wide_world()
+    packets = written(run_of(Packet(), [1000] * 10))
+    assert world.pa.current is not None
+    for start, fast in ((2**32 - 11, True), (2**32 - 5, False), (2**33, True)):
+        world.pa.current.sent = world.pb.current.window.next = start  # type: ignore[union-attr]
+        expected = world.pa.current.seal(packets, 1420)
+        world.pa.current.sent = start
+        sealed = Sealer(world.a).seal(packets_run(packets), world.now)
+        assert (sealed is not None) is fast
+        if sealed is not None:
+            assert sealed[0].segments() == expected
+        opened = Opener(world.b).open(messages_run(expected), A, world.now)
+        assert (opened is not None) is fast
+
+
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_a_run_that_is_not_in_order_is_left_to_the_lists_unchanged(count: int) -> None:
+    """A run with a message that is forged, replayed, lost before, or of another receiver."""
+    world = wide_world()
+    assert world.pa.current is not None
+    packets = written(run_of(Packet(), [1000] * (count + 1)))
+    early, *messages = world.pa.current.seal(packets, 1420)
+    keepalive = world.pa.current.seal([b""], 1420)[0]
+    opener = Opener(world.b)
+    wrong: list[list[bytes]] = [messages, [*messages[:-1], keepalive]]
+    for octet in (0, 1, 4, 7, 8, 15, 16, 500, -1):
+        forged = bytearray(messages[-1])
+        forged[octet] ^= 4
+        wrong.append([early, *messages[:-1], bytes(forged)])
+    wrong.append([early, *messages[:-1], early])
+    wrong.append([early, *messages[:-1], messages[-1][:32]])
+    before = kept(world)
+    for each in wrong:
+        run = messages_run(each)
+        assert opener.open(run, ("198.51.100.9", 9), world.now) is None
+        assert kept(world) == before
+        assert run.segments() == each  # so that the other path can open them
+    assert opener.open(messages_run([early, *messages]), A, world.now) is not None
+
+
+def test_packets_that_are_not_alike_or_not_the_peers_are_left_to_the_lists() -> None:
+    world = World()
+    world.ping()
+    assert world.pa.current is not None
+    one, other = Packet(source="10.0.0.1"), Packet(source="10.0.0.9")
+    long = run_of(one, [1000] * 3)
+    six = bytes(Packet(version=6, payload=bytes(980)))
+    broken = bytearray(bytes(long[0]))
+    broken[2] = 0xFF  # the length
+    for packets in (
+        written([*long[:2], other.but(payload=bytes(1000))]),
+        written(run_of(other, [1000] * 3)),
+        written([*long[:1], long[1].but(tos=4), *long[2:]]),
+        [bytes(long[0]), six],
+        [bytes(broken)] * 2,
+        [bytes(1000)] * 2,
+    ):
+        counter = world.pa.current.sent
+        messages = world.pa.current.seal(packets, 1420)
+        before = kept(world)
+        assert Opener(world.b).open(messages_run(messages), A, world.now) is None
+        assert kept(world) == before
+        world.b.receive(messages, A, world.now)
+        assert world.pb.current is not None
+        assert world.pb.current.window.next == counter + len(packets)
+
+
+def test_without_a_session_or_an_owner_a_run_is_left_to_the_lists() -> None:
+    world = World()
+    packets = written(run_of(Packet(source="10.0.0.1"), [1000] * 3))
+    assert Sealer(world.a).seal(packets_run(packets), world.now) is None
+    world.ping()
+    before = kept(world)
+    stranger = written([Packet(version=6)] * 2)
+    assert Sealer(world.a).seal(packets_run(stranger), world.now) is None
+    assert kept(world) == before
+    world.now += 180
+    assert Sealer(world.a).seal(packets_run(packets), world.now) is None
 
 
 # --- Status --------------------------------------------------------------------------------------

@@ -78,6 +78,10 @@ class Interface:
             pass
         return index
 
+    def owner(self, address: bytes) -> Peer | None:
+        """The peer that an inner address of 4 or 16 bytes belongs to, or None."""
+        return self._allowed.owner(address)
+
     # From the device
 
     def send(self, packets: Iterable[bytes], now: float) -> None:

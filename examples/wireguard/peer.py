@@ -101,6 +101,21 @@ class Peer:
             self._initiate(now)
             return
         self._emit(session.seal(packets, self._interface.mtu), now)
+        self._sent(session, data, now)
+
+    def ready(self, now: float) -> Session | None:
+        """The session with which data can be sealed and sent immediately, or None."""
+        session = self.current
+        if session is None or self.endpoint is None or not session.may_send(now):
+            return None
+        return session
+
+    def sent_run(self, session: Session, size_bytes: int, now: float) -> None:
+        """Record data messages that were sealed elsewhere, as `send` does."""
+        self._count_sent(size_bytes, now)
+        self._sent(session, True, now)
+
+    def _sent(self, session: Session, data: bool, now: float) -> None:
         if data and self._silent_at is None:
             self._silent_at = self._alarm(now + self._patience)
         if now >= session.rekey_at or session.sent >= REKEY_AFTER_MESSAGES:  # 6.2
@@ -122,7 +137,16 @@ class Peer:
             self.previous, self.current, self.next = self.current, session, None
             self._handshake_done(now)
             self._flush(now)
-        if any(packets):
+        self._received(session, any(packets), now)
+        return packets
+
+    def received_run(self, session: Session, size_bytes: int, source: Endpoint, now: float) -> None:
+        """Record data messages of the current session that were opened elsewhere, as `receive`."""
+        self._authenticated(source, size_bytes, now)
+        self._received(session, True, now)
+
+    def _received(self, session: Session, data: bool, now: float) -> None:
+        if data:
             if self._keepalive_at is None:
                 self._keepalive_at = self._alarm(now + self._timers.keepalive_timeout)
             else:
@@ -130,7 +154,6 @@ class Peer:
         if now >= session.receiver_rekey_at and not self._last_minute:  # 6.2
             self._last_minute = True
             self._begin_handshake(now)
-        return packets
 
     def _stage(self, packets: list[bytes]) -> None:
         for packet in packets:
@@ -153,7 +176,10 @@ class Peer:
             self.dropped["no endpoint known"] += len(messages)
             return
         self._interface.outgoing.append((self.endpoint, messages))
-        self.sent_bytes += sum(map(len, messages))
+        self._count_sent(sum(map(len, messages)), now)
+
+    def _count_sent(self, size_bytes: int, now: float) -> None:
+        self.sent_bytes += size_bytes
         self._keepalive_at = None
         if self.config.keepalive:
             self._persistent_at = now + self.config.keepalive

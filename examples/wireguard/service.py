@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import errno
 import math
-import socket
+import signal
 import sys
 import time
 from collections import Counter
@@ -13,17 +13,23 @@ from pathlib import Path
 from time import CLOCK_BOOTTIME, clock_gettime
 from typing import Any
 
-from _datagrams import Address, DatagramSocket, Run, bind
-from _running import BATCH, QUEUE, Delivery, report, until_signal
+from _running import QUEUE, until_signal
 
 import aiotun
+from aiotun import DatagramSocket, LinkDownError, PacketError
+from aiotun.datagrams import Address, segments_for
+from aiotun.runs import Pool, Run
 
 from . import control, status
 from .config import Config
 from .interface import Interface
+from .messages import OVERHEAD_BYTES
 from .peer import Timers
+from .runs import Opener, Packets, Sealer
 
 __all__ = ["Options", "Service", "opened", "serve"]
+
+_BUFFER_BYTES = 16 << 20  # of a socket: bursts wait here while this program does something else
 
 
 def _now() -> float:
@@ -32,7 +38,11 @@ def _now() -> float:
 
 
 class Service:
-    """A running interface."""
+    """A running interface.
+
+    Runs of packets take the fast path (`Sealer` and `Opener`), single packets and whatever that
+    leaves go through the interface as lists.
+    """
 
     def __init__(
         self, tun: aiotun.TunDevice, interface: Interface, socks: list[DatagramSocket], mark: int
@@ -41,44 +51,101 @@ class Service:
         self.interface = interface
         self.socks = socks
         self.port = socks[0].address[1]
-        self.delivery = Delivery(tun, interface.dropped)
         self.mark = mark
         self._by_length = {len(sock.address): sock for sock in socks}
-        self._nowhere: Counter[str] = Counter()
+        self._unsent: Counter[str] = Counter()
         self._armed = math.inf  # the time for which the timer is set
         self._timer: asyncio.TimerHandle | None = None
         self._due = asyncio.Event()
 
+    # From the device to the sockets
+
     async def from_device(self) -> None:
-        async for packets in self.tun.batches(BATCH):
-            self.interface.send(packets, _now())
-            if self.interface.due < self._armed:
-                self._arm()
+        interface, sealer, pool = self.interface, Sealer(self.interface), Pool(1)
+        segments = segments_for(interface.mtu, OVERHEAD_BYTES)
+        while True:
+            with await self.tun.recv_run(pool, limit=segments) as run:
+                now = _now()
+                sealed = sealer.seal(run, now)
+                if sealed is not None:
+                    await self._send(*sealed)
+                else:
+                    interface.send(run.segments(), now)
+            await self._settle()
+
+    async def _settle(self) -> None:
+        """Send what the interface has to send, and set the timer if it is due earlier."""
+        if self.interface.outgoing:
             outgoing, self.interface.outgoing = self.interface.outgoing, []
             for endpoint, messages in outgoing:
-                sock = self._socket_for(endpoint, messages)
-                if sock is not None and (left := sock.put(messages, endpoint)):
-                    await sock.send(left, endpoint)
-
-    def from_socket(self, runs: list[Run]) -> None:
-        packets: list[bytes] = []
-        now = _now()
-        for datagrams, source in runs:
-            packets += self.interface.receive(datagrams, source, now)
-        if packets:
-            self.delivery.put(packets)
-        if self.interface.outgoing:
-            self._transmit()
+                await self._send(messages, endpoint)
         if self.interface.due < self._armed:
             self._arm()
 
+    async def _send(self, messages: Run | list[bytes], endpoint: Address) -> None:
+        """Send messages to one endpoint, in order; count those that the kernel refuses."""
+        sock = self._by_length.get(len(endpoint))
+        if sock is None:
+            self._unsent["no such version of IP here"] += len(messages)
+            return
+        try:
+            if isinstance(messages, Run):
+                await sock.send_run(messages, endpoint)
+            elif len(messages) == 1:
+                await sock.send(messages[0], endpoint)
+            else:
+                await sock.send_many(messages, endpoint)
+        except PacketError as error:
+            self._unsent[errno.errorcode.get(error.errno or 0, "?")] += 1
+            left = messages.segments() if isinstance(messages, Run) else messages
+            if left := left[getattr(error, "sent", 0) + 1 :]:
+                await self._send(left, endpoint)
+
+    # From the sockets to the device
+
+    async def from_socket(self, sock: DatagramSocket) -> None:
+        interface, opener, pool = self.interface, Opener(self.interface), Pool(1)
+        while True:
+            try:
+                run, source = await sock.recv_run(pool)
+            except PacketError:
+                continue  # the socket counts it
+            with run:
+                now = _now()
+                opened = opener.open(run, source, now)
+                if opened is not None:
+                    await self._deliver(opened)
+                elif packets := interface.receive(run.segments(), source, now):
+                    await self._deliver(packets)
+            await self._settle()
+
+    async def _deliver(self, packets: Packets | list[bytes]) -> None:
+        """Send packets to the device, in order; count those that the kernel refuses."""
+        dropped = self.interface.dropped
+        try:
+            if isinstance(packets, Packets):
+                await self.tun.send_run(packets.run, sizes=packets.sizes)
+            elif len(packets) == 1:
+                await self.tun.send(packets[0])
+            else:
+                await self.tun.send_many(packets)
+        except (LinkDownError, PacketError) as error:
+            left = packets.segments() if isinstance(packets, Packets) else packets
+            left = left[getattr(error, "sent", 0) :]
+            if isinstance(error, LinkDownError):
+                dropped["the link is down"] += len(left)
+                return
+            dropped["refused by the kernel"] += 1
+            if len(left) > 1:
+                await self._deliver(left[1:])
+
+    # The clock
+
     async def keep_time(self) -> None:
         self.interface.start(_now())
-        for sock in self.socks:
-            sock.start(self.from_socket)
         try:
             while True:
-                self._transmit()
+                await self._settle()
                 self._arm()
                 await self._due.wait()
                 self._due.clear()
@@ -86,18 +153,6 @@ class Service:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
-
-    def _transmit(self) -> None:
-        outgoing, self.interface.outgoing = self.interface.outgoing, []
-        for endpoint, messages in outgoing:
-            if sock := self._socket_for(endpoint, messages):
-                sock.send_nowait(messages, endpoint)
-
-    def _socket_for(self, endpoint: Address, messages: list[bytes]) -> DatagramSocket | None:
-        sock = self._by_length.get(len(endpoint))
-        if sock is None:
-            self._nowhere["no such version of IP here"] += len(messages)
-        return sock
 
     def _arm(self) -> None:
         """Set the timer earlier. It is never delayed: when it fires, it is set again."""
@@ -110,17 +165,35 @@ class Service:
             # A little later, so that the tick finds a timer due despite the clocks' rounding.
             self._timer = loop.call_later(max(0.0, due - _now()) + 0.001, self._due.set)
 
+    async def report(self) -> None:
+        """At each SIGUSR1 print the status on stderr."""
+        asked = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, asked.set)
+        while True:
+            await asked.wait()
+            asked.clear()
+            link = await self.tun.link.stats()
+            lost = Counter(
+                {
+                    "the device's queue was full": link.tx_dropped,
+                    "the socket's buffer was full": sum(
+                        sock.stats.overflowed for sock in self.socks
+                    ),
+                }
+            )
+            lost += self._unsent
+            print(self.show(lost), file=sys.stderr, flush=True)
+
     def work(self) -> list[Coroutine[Any, Any, None]]:
         """What has to run, concurrently."""
         return [
             self.from_device(),
             self.keep_time(),
-            self.delivery.run(),
-            report(self.tun, self.socks, self.show),
+            self.report(),
+            *map(self.from_socket, self.socks),
         ]
 
     def show(self, lost: Counter[str]) -> str:
-        lost = lost + self._nowhere
         return status.text(self.tun.name, self.port, self.interface, lost, _now())
 
     def uapi(self) -> str:
@@ -136,23 +209,22 @@ class Options:
     timers: Timers
 
 
-def open_sockets(port: int, mark: int) -> list[DatagramSocket]:
+async def open_sockets(
+    stack: contextlib.AsyncExitStack, port: int, mark: int
+) -> list[DatagramSocket]:
     """Listen on one port with IPv4 and IPv6, if the machine has both."""
     socks: list[DatagramSocket] = []
-    try:
-        for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
-            try:
-                sock = bind(family, (host, port), mark)
-            except OSError as error:
-                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                    raise
+    for host in ("0.0.0.0", "::"):
+        opener = aiotun.open_datagrams(
+            (host, port), mark=mark, receive_bytes=_BUFFER_BYTES, send_bytes=_BUFFER_BYTES
+        )
+        try:
+            socks.append(await stack.enter_async_context(opener))
+        except OSError as error:
+            if socks and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                 continue
-            socks.append(DatagramSocket(sock))
-            port = socks[0].address[1]
-    except BaseException:
-        for each in socks:
-            each.close()
-        raise
+            raise
+        port = socks[0].address[1]
     return socks
 
 
@@ -186,9 +258,7 @@ async def opened(
     for note in [*(f"{key} is ignored" for key in ignored), *notes]:
         print(f"note: {note}", file=sys.stderr)
     async with contextlib.AsyncExitStack() as stack:
-        socks = open_sockets(config.listen_port, config.mark)
-        for sock in socks:
-            stack.callback(sock.close)
+        socks = await open_sockets(stack, config.listen_port, config.mark)
         tun = await stack.enter_async_context(
             aiotun.open_tun(
                 options.name,
@@ -197,6 +267,7 @@ async def opened(
                 routes=routes,
                 mtu=config.mtu,
                 txqueuelen=QUEUE,
+                gso_max_segs=segments_for(config.mtu, OVERHEAD_BYTES),
                 offload="split",
             )
         )

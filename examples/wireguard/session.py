@@ -35,6 +35,16 @@ class ReplayWindow:
         self.seen = bytearray(WINDOW)  # indexed by the counter modulo its length
         self.next = 0  # one above the highest counter seen
 
+    def take(self, count: int) -> None:
+        """Record so many genuine messages that come next in sequence."""
+        start = self.next % WINDOW
+        self.next += count
+        if start + count <= WINDOW:
+            self.seen[start : start + count] = b"\1" * count
+        else:
+            for counter in range(start, start + count):
+                self.seen[counter % WINDOW] = 1
+
     def accept(self, counter: int) -> bool:
         """Record the counter of a genuine message; returns False if it was seen before."""
         ahead = counter - self.next
@@ -59,14 +69,15 @@ class Session:
         initiator: whether we started that handshake.
 
     Attributes:
+        remote_words: the peer's index many times, as numbers: for the headers of a run.
         reject_at: from this time on it is neither used nor accepted (section 6.2).
         rekey_at, receiver_rekey_at: from these times on a sender, and a peer that only receives,
             start a new handshake. Only the initiator does so; otherwise both peers would.
     """
 
     __slots__ = (
-        "_decrypt", "_encrypt", "_head", "local", "peer", "receiver_rekey_at", "reject_at",
-        "rekey_at", "sent", "window",
+        "_decrypt", "_encrypt", "_head", "decrypt_into", "encrypt_into", "local", "peer",
+        "receiver_rekey_at", "reject_at", "rekey_at", "remote", "remote_words", "sent", "window",
     )  # fmt: skip
 
     def __init__(
@@ -81,7 +92,8 @@ class Session:
         now: float,
     ) -> None:
         self.peer = peer
-        self.local = local
+        self.local, self.remote = local, remote
+        self.remote_words = memoryview(remote * 256).cast("I")
         self.reject_at = now + timers.reject_after
         spare = timers.keepalive_timeout + timers.rekey_timeout
         self.rekey_at = now + timers.rekey_after if initiator else math.inf
@@ -89,8 +101,9 @@ class Session:
         self.sent = 0  # messages
         self.window = ReplayWindow()
         self._head = DATA + remote
-        self._encrypt = ChaCha20Poly1305(keys.send).encrypt
-        self._decrypt = ChaCha20Poly1305(keys.receive).decrypt
+        send, receive = ChaCha20Poly1305(keys.send), ChaCha20Poly1305(keys.receive)
+        self._encrypt, self.encrypt_into = send.encrypt, send.encrypt_into
+        self._decrypt, self.decrypt_into = receive.decrypt, receive.decrypt_into
 
     def seal(self, packets: list[bytes], mtu: int) -> list[bytes]:
         """Make a message of each packet, padded to a multiple of 16 bytes but at most the MTU."""

@@ -35,12 +35,13 @@ from .link import Link
 from .queue import Queue
 
 if TYPE_CHECKING:
-    from . import capture, netstack, offload, reply
+    from . import capture, netstack, offload, reply, runs
     from ._device.bridges import create_bridge, delete_bridge
     from ._device.persistent import create_persistent, delete_persistent, list_devices
     from ._link.info import LinkEvent, LinkInfo, LinkStats, TunTapInfo
     from ._netstack.relay import relay
     from ._packets.ipheader import IPHeader
+    from .datagrams import DatagramSocket, DatagramStats, open_datagrams
     from .decode import decode_frame, decode_packet, encode
     from .namespaces import Namespace, new_namespace, open_namespace
     from .netstack import Netstack, open_netstack
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AiotunError",
+    "DatagramSocket",
+    "DatagramStats",
     "Device",
     "DeviceBusyError",
     "DeviceClosedError",
@@ -106,17 +109,21 @@ __all__ = [
     "networkd_units",
     "new_namespace",
     "offload",
+    "open_datagrams",
     "open_namespace",
     "open_netstack",
     "open_tap",
     "open_tun",
     "relay",
     "reply",
+    "runs",
 ]
 
 
 # Loaded on first use, so that a program that only opens a device doesn't wait for these modules.
 _LAZY = {
+    "DatagramSocket": "datagrams",
+    "DatagramStats": "datagrams",
     "DeviceTransport": "transport",
     "IPHeader": "_packets.ipheader",
     "LinkEvent": "_link.info",
@@ -139,6 +146,7 @@ _LAZY = {
     "list_devices": "_device.persistent",
     "networkd_units": "networkd",
     "new_namespace": "namespaces",
+    "open_datagrams": "datagrams",
     "open_namespace": "namespaces",
     "open_netstack": "netstack",
     "relay": "_netstack.relay",
@@ -146,7 +154,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> object:
-    if name in ("capture", "netstack", "offload", "reply"):
+    if name in ("capture", "netstack", "offload", "reply", "runs"):
         return importlib.import_module(f".{name}", __name__)
     if name == "__version__":
         from importlib.metadata import version  # slow to import, and rarely needed

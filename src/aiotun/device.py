@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from ._kernel.words import DecodeErrors
+    from ._packets.runs import Layout, Pool, Run
     from ._queue.group import QueueGroup
     from .capture import Capture, PcapWriter
     from .decode import IP, IP6, Ethernet
@@ -214,6 +215,16 @@ class Device(PacketIO):
     def send_many(self, packets: Iterable[Buffer]) -> Coroutine[Any, Any, int]:
         return self._io.send_many(packets)
 
+    def recv_run(
+        self, pool: Pool, *, before: int = 16, after: int = 16, align: int = 16, limit: int = 45
+    ) -> Coroutine[Any, Any, Run]:
+        return self._io.recv_run(pool, before=before, after=after, align=align, limit=limit)
+
+    def send_run(
+        self, run: Run, *, before: int = 0, sizes: Sequence[int] | None = None
+    ) -> Coroutine[Any, Any, int]:
+        return self._io.send_run(run, before=before, sizes=sizes)
+
     def send_nowait(self, packet: Buffer) -> None:
         self._io.send_nowait(packet)
 
@@ -252,6 +263,12 @@ class Device(PacketIO):
 
     def _take_many(self, limit: int) -> list[bytes]:
         return self._io._take_many(limit)
+
+    async def _wait_for_buffer(self, pool: Pool) -> None:
+        await self._io._wait_for_buffer(pool)
+
+    def _take_run(self, pool: Pool, layout: Layout) -> Run:
+        return self._io._take_run(pool, layout)
 
     def _count_undecodable(self) -> None:
         self._io._count_undecodable()

@@ -212,7 +212,7 @@ class Link:
         """Limit the super-packets that the kernel sends to the link (IFLA_GSO_MAX_SEGS, _SIZE).
 
         A tunnel asks for super-packets that fit one run of datagrams: see
-        `aiotun.runs.segments_for`. A TCP connection keeps the limits that it began with.
+        `aiotun.datagrams.segments_for`. A TCP connection keeps the limits that it began with.
 
         Args:
             segs: how many segments a super-packet has at most, from 1.

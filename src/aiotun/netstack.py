@@ -176,12 +176,18 @@ class Netstack(DatagramInterception):
         *Cancellation*, *Concurrency*: as there.
         """
         self._check_open()
+        if self._core.mechanism is not None and isinstance(port, int):
+            self._core.mechanism.give_up(port)
         started = await self.namespace.start_server(client_connected_cb, host, port, **options)
         self._remember(started)
         return started
 
     async def create_datagram_endpoint(
-        self, protocol_factory: Callable[[], P], *args: Any, **options: Any
+        self,
+        protocol_factory: Callable[[], P],
+        local_addr: tuple[str, int] | None = None,
+        remote_addr: tuple[str, int] | None = None,
+        **options: Any,
     ) -> tuple[asyncio.DatagramTransport, P]:
         """Make a UDP endpoint of the stack; see `Namespace.create_datagram_endpoint`.
 
@@ -189,7 +195,9 @@ class Netstack(DatagramInterception):
 
         *Cancellation*, *Concurrency*: as there.
         """
-        return await self.namespace.create_datagram_endpoint(protocol_factory, *args, **options)
+        return await self.namespace.create_datagram_endpoint(
+            protocol_factory, local_addr, remote_addr, **options
+        )
 
     async def create_subprocess_exec(
         self, *args: Any, **options: Any

@@ -15,15 +15,19 @@ from typing import TYPE_CHECKING, Self
 from ._kernel.abi import READ_SIZE
 from ._kernel.limits import naming_limits
 from ._kernel.words import Offload, check_offload
+from ._packets.runs import Layout, Pool, Run
 from ._queue import refusals
 from ._queue.packetio import take_one
 from ._queue.queuebase import QueueBase
+from ._queue.runio import NoBufferError, padded_to
 from .errors import DeviceClosedError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = ["Queue"]
+
+_ETHERNET_HEADER = 14
 
 
 class Queue(QueueBase):
@@ -137,10 +141,28 @@ class Queue(QueueBase):
         self._spend(taken)
         return batch
 
+    def _take_run(self, pool: Pool, layout: Layout) -> Run:
+        if not pool.free:
+            raise NoBufferError
+        port = self.port.for_runs()
+        if port is not self.port:
+            self.use(port)
+        # A packet is no longer than the MTU, and is not padded to be.
+        most = (self._interface.mtu or 0) + (_ETHERNET_HEADER if port.format.mode == "tap" else 0)
+        buffer = pool.free[-1]
+        count, size, last, stride, drained = port.read_run(
+            self._fd, buffer, padded_to(layout, most)
+        )
+        pool.free.pop()
+        if drained or not self._ahead.another():
+            self._drained = True
+        self._spend(count)
+        return Run(buffer, layout.before, stride, size, last, count, pool)
+
     # Sending
 
     async def send(self, packet: Buffer) -> None:
-        if not self._resuming:  # else it is the right loop that has just resumed this task
+        if not self.ready:
             self._bind()
         if not self._senders:
             try:
@@ -171,3 +193,10 @@ class Queue(QueueBase):
         if self._senders or self._fd < 0:  # closed while `send_many` gave the loop a turn
             return range(len(packets))
         return self.port.write_many(self._fd, packets)
+
+    def _send_run_at_once(
+        self, buffer: memoryview, start: int, stride: int, lengths: list[int]
+    ) -> Sequence[int]:
+        if self._senders or self._fd < 0:
+            return range(len(lengths))
+        return self.port.write_run(self._fd, buffer, start, stride, lengths)

@@ -12,6 +12,9 @@ import pytest
 
 import aiotun
 from aiotun import Offloads, PacketIO
+from aiotun.runs import Pool
+
+_POOL = Pool(4)
 
 OURS, THEIRS, PORT = "10.9.0.1", "10.9.0.2", 9
 
@@ -124,6 +127,12 @@ async def _next_decoded(io: PacketIO) -> bytes:
     return bytes(await anext(io.decoded()))
 
 
+async def _recv_run(io: PacketIO) -> bytes:
+    with await io.recv_run(_POOL, limit=1) as run:
+        (packet,) = run.segments()
+    return packet
+
+
 async def _recv(io: PacketIO) -> bytes:
     return await io.recv()
 
@@ -136,6 +145,7 @@ RECEIVE: dict[str, Receive] = {
     "anext": _next,
     "batches": _next_batch,
     "decoded": _next_decoded,
+    "recv_run": _recv_run,
 }
 
 

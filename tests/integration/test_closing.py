@@ -392,8 +392,11 @@ def test_a_device_can_be_closed_after_its_loop(waited: bool) -> None:
         task.get_coro().close()
 
 
+@pytest.mark.parametrize("debug", [True, False])
 @pytest.mark.parametrize("queues", [1, 3])
-def test_another_loop_is_refused(queues: int) -> None:
+def test_another_loop_is_refused(queues: int, debug: bool) -> None:
+    """A send that need not wait asks for the loop in debug mode only."""
+
     async def start() -> aiotun.TunDevice:
         tun = await aiotun.open_tun("loop0", queues=queues, addresses=["10.9.0.1/24"])
         with contextlib.suppress(TimeoutError):
@@ -407,16 +410,19 @@ def test_another_loop_is_refused(queues: int) -> None:
             tun.recv,
             tun.recv_many,
             lambda: tun.recv_into(bytearray(100)),
-            lambda: tun.send(b"\x45" + bytes(19)),
             lambda: tun.send_many([]),
             lambda: anext(aiter(tun)),
         ]
+        if debug:
+            calls.append(lambda: tun.send(b"\x45" + bytes(19)))
+        else:
+            await tun.send(b"\x45" + bytes(19))
         for call in calls:
             with pytest.raises(RuntimeError, match="another event loop"):
                 await call()  # type: ignore[misc]  # all of them give awaitables
         await tun.aclose()
 
-    with asyncio.Runner() as first, asyncio.Runner() as second:
+    with asyncio.Runner(debug=debug) as first, asyncio.Runner() as second:
         tun = first.run(start())
         second.run(use(tun))
 

@@ -289,6 +289,29 @@ class TestPackages:
         check = doctor_command._offload(["checksum", "TSO"])
         assert (check.status, "Linux 6.2" in check.said) == ("note", True)
 
+    @pytest.mark.parametrize(
+        ("limit", "status"), [(212_992, "note"), (1 << 20, "ok"), (4 << 20, "ok"), (None, "note")]
+    )
+    def test_a_small_limit_on_receive_buffers_names_the_sysctl(
+        self, limit: int | None, status: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        if limit is not None:
+            (tmp_path / "net" / "core").mkdir(parents=True)
+            (tmp_path / "net" / "core" / "rmem_max").write_text(f"{limit}\n")
+        monkeypatch.setattr(doctor_command, "_SETTINGS", tmp_path)
+        check = doctor_command._udp_buffer()
+        assert check.status == status
+        if limit == 212_992:
+            assert check.fix is not None
+            assert check.fix.endswith("sysctl -w net.core.rmem_max=4194304")
+
+    @pytest.mark.parametrize(("release", "status"), [("7.1.4-1", "note"), ("6.18.44", "ok")])
+    def test_kernels_that_corrupt_runs_of_datagrams_are_a_note(
+        self, release: str, status: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("platform.release", lambda: release)
+        assert doctor_command._udp_runs().status == status
+
 
 class TestHowItIsShown:
     def test_a_terminal_gets_colors(self) -> None:

@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,11 +31,37 @@ OWN = {4: "10.9.0.1", 6: "fd09::1"}
 each_host = pytest.mark.parametrize("host", HOSTS)
 
 Ways = list[tuple[str, bool]]
-WAYS: Ways = [(way, rootless) for way in ("tproxy",) for rootless in (True, False)]
+WAYS: Ways = [(way, rootless) for way in ("tproxy", "listeners") for rootless in (True, False)]
 
 
 def version(host: str) -> int:
     return 6 if ":" in host else 4
+
+
+def check(table: udp.UdpInterceptor) -> None:
+    """Assert the invariants of a table of flows; see its docstring."""
+    flows = table._flows
+    assert flows == {**table._line, **table._dns_line}
+    assert len(flows) == len(table._line) + len(table._dns_line)
+    assert not any(flow.ended for flow in flows.values())
+    assert table.queued == sum(flow.bytes for flow in flows.values())
+    assert len(flows) <= table._most
+    expires = any(line and idle < float("inf") for line, idle in table._idle)
+    assert expires == (table._timer is not None) or not flows
+
+
+@pytest.fixture(autouse=True)
+def checked_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    def checking(method: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(table: udp.UdpInterceptor, *args: Any) -> Any:
+            result = method(table, *args)
+            check(table)
+            return result
+
+        return checked
+
+    for name in ("take", "take_error", "send", "close", "_expire"):
+        monkeypatch.setattr(udp.UdpInterceptor, name, checking(getattr(udp.UdpInterceptor, name)))
 
 
 class Net:
@@ -178,12 +205,13 @@ async def test_every_address_and_port_answers(any_net: Net) -> None:
     assert any_net.stack.stats.flows_accepted == 28
 
 
-@pytest.mark.parametrize("size", [0, 1, 1452, 1472, 1473, 9000, 65507])
-async def test_datagrams_of_every_size_go_both_ways(any_net: Net, size: int) -> None:
-    data = os.urandom(size)
+async def test_datagrams_of_every_size_go_both_ways(any_net: Net) -> None:
     async with await any_net.stack.intercept_udp(echo):
         for host in HOSTS:
-            assert await ask(any_net.socket(host, 443), data) == data
+            sock = any_net.socket(host, 443)
+            for size in (0, 1, 1452, 1472, 1473, 9000, 65507):
+                data = os.urandom(size)
+                assert await ask(sock, data) == data
 
 
 @pytest.mark.parametrize("offload", ["off", "split", "raw"])
@@ -308,6 +336,59 @@ async def test_a_client_is_one_flow_wherever_it_sends_to(any_net: Net, host: str
         sock.sendto(b"back", (stranger, 65000))
         assert await flow.recv() == (b"back", (stranger, 65000))
         assert any_net.stack.stats.flows_open == 1
+
+
+WORLD = "1.2.3.4"
+
+
+class Heard(asyncio.DatagramProtocol):
+    """Gives what it receives to a function, with the sender."""
+
+    def __init__(self, function: Callable[[bytes, Any], None]) -> None:
+        self._function = function
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self._function(data, addr)
+
+
+async def test_two_stun_servers_see_the_same_address(net: Net) -> None:
+    """A client's flow is passed on by one socket, and strangers reach the client by it."""
+    loop = asyncio.get_running_loop()
+    seen: list[Any] = []
+    servers: dict[tuple[str, int], Any] = {}
+    transports: list[asyncio.DatagramTransport] = []
+
+    async def endpoint(function: Callable[[bytes, Any], None]) -> asyncio.DatagramTransport:
+        transport, _ = await loop.create_datagram_endpoint(
+            lambda: Heard(function), local_addr=("127.0.0.1", 0)
+        )
+        transports.append(transport)
+        return transport
+
+    async def pass_on(flow: UdpFlow[tuple[bytes, tuple[str, int]]]) -> None:
+        # Outside is the loopback network here, and a flow's answers can't come from there.
+        outside = await endpoint(lambda data, sender: flow.send_nowait(data, (WORLD, sender[1])))
+        async for data, local in flow:
+            outside.sendto(data, servers[local])
+
+    for host in ("8.8.8.8", "9.9.9.9"):
+        server = await endpoint(lambda data, sender: seen.append(sender))
+        servers[host, 3478] = server.get_extra_info("sockname")
+    stranger = await endpoint(lambda data, sender: None)
+    async with await net.stack.intercept_udp(pass_on, per="client"):
+        sock = net.socket(family=socket.AF_INET)
+        for host, port in servers:
+            sock.sendto(b"who am I?", (host, port))
+        await wait_until(lambda: len(seen) == 2)
+        assert seen[0] == seen[1]
+        stranger.sendto(b"found you", seen[0])
+        port = stranger.get_extra_info("sockname")[1]
+        assert await heard(sock) == (b"found you", (WORLD, port))
+        assert net.stack.stats.flows_accepted == 1
+    for transport in transports:
+        transport.close()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
 
 
 async def test_a_slow_handler_does_not_stall_the_others(net: Net) -> None:
@@ -625,43 +706,43 @@ async def test_the_first_datagrams_wait_for_admission(any_net: Net, host: str) -
 IP_RECVERR, IPV6_RECVERR = 11, 25
 
 
-@each_host
-@pytest.mark.parametrize(
-    ("answer", "codes"),
-    [
-        (False, {4: errno.ECONNREFUSED, 6: errno.ECONNREFUSED}),
-        (Refusal.NET, {4: errno.ENETUNREACH, 6: errno.ENETUNREACH}),
-        (Refusal.HOST, {4: errno.EHOSTUNREACH, 6: errno.EHOSTUNREACH}),
-        (Refusal.PROHIBITED, {4: errno.EHOSTUNREACH, 6: errno.EACCES}),
-    ],
-)
-@pytest.mark.parametrize("kind", ["plain", "async"])
-async def test_the_client_sees_why_it_is_refused(
-    any_net: Net, host: str, answer: Any, codes: dict[int, int], kind: str
-) -> None:
-    def plain(local: Any, peer: Any) -> Any:
-        return answer
+REFUSALS: dict[Any, dict[int, int]] = {
+    False: {4: errno.ECONNREFUSED, 6: errno.ECONNREFUSED},
+    Refusal.NET: {4: errno.ENETUNREACH, 6: errno.ENETUNREACH},
+    Refusal.HOST: {4: errno.EHOSTUNREACH, 6: errno.EHOSTUNREACH},
+    Refusal.PROHIBITED: {4: errno.EHOSTUNREACH, 6: errno.EACCES},
+}
 
-    async def asynchronous(local: Any, peer: Any) -> Any:
-        return answer
+
+@each_host
+@pytest.mark.parametrize("kind", ["plain", "async"])
+async def test_the_client_sees_why_it_is_refused(any_net: Net, host: str, kind: str) -> None:
+    answers = dict(enumerate(REFUSALS, 1))
+
+    def plain(local: tuple[str, int], peer: Any) -> Any:
+        return answers[local[1]]
+
+    async def asynchronous(local: tuple[str, int], peer: Any) -> Any:
+        return answers[local[1]]
 
     admit = plain if kind == "plain" else asynchronous
     async with await any_net.stack.intercept_udp(echo, admit=admit):
-        sock = any_net.socket(host, 9)
-        # Without it the kernel tells a UDP socket of some kinds only.
-        if version(host) == 4:
-            sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
-        else:
-            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
-        for size in (3, 3000):
-            sock.send(bytes(size))
-            with pytest.raises(OSError, match=r"\[Errno") as caught:
-                await heard(sock)
-            assert caught.value.errno == codes[version(host)]
-            with contextlib.suppress(BlockingIOError):
-                sock.recvmsg(100, 1000, socket.MSG_ERRQUEUE)
+        for port, answer in answers.items():
+            sock = any_net.socket(host, port)
+            # Without it the kernel tells a UDP socket of some kinds only.
+            if version(host) == 4:
+                sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+            for size in (3, 3000):
+                sock.send(bytes(size))
+                with pytest.raises(OSError, match=r"\[Errno") as caught:
+                    await heard(sock)
+                assert caught.value.errno == REFUSALS[answer][version(host)]
+                with contextlib.suppress(BlockingIOError):
+                    sock.recvmsg(100, 1000, socket.MSG_ERRQUEUE)
     stats = any_net.stack.stats
-    assert (stats.flows_accepted, stats.flows_refused, stats.packets_refused) == (0, 2, 2)
+    assert (stats.flows_accepted, stats.flows_refused, stats.packets_refused) == (0, 8, 8)
 
 
 @pytest.mark.parametrize("wrong", ["raises", "returns None"])
@@ -962,6 +1043,58 @@ async def test_limits_follow_the_programs_descriptors(
             sock.sendto(b"x", ("8.8.8.8", port))
         await wait_until(lambda: net.stack.stats.flows_displaced == 6)
         await wait_until(lambda: net.stack.stats.flows_open == 4)
+
+
+async def test_stacks_with_flows_leave_nothing_behind() -> None:
+    async def one() -> None:
+        async with opened() as net:
+            await net.stack.intercept_udp(echo)
+            await net.stack.intercept_ping(lambda ping: True)
+            for host in HOSTS:
+                assert await ask(net.socket(host, 9), b"x") == b"x"
+
+    await one()
+    before = open_fds()
+    for _ in range(10):
+        await one()
+    assert open_fds() <= before
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_a_stack_can_be_closed_after_its_loop() -> None:
+    async def leave() -> tuple[Netstack, UdpFlow[bytes], asyncio.Task[bytes]]:
+        stack = await aiotun.open_netstack(intercept=True)
+        held: list[UdpFlow[bytes]] = []
+
+        async def admit(local: Any, peer: Any) -> bool:
+            return local[1] == 1 or await asyncio.Event().wait()
+
+        await stack.intercept_udp(held.append, admit=admit)
+        await stack.intercept_ping(lambda ping: True)
+        for port in (1, 2):
+            await stack.tun.send(build(end_of(PEERS[4], 5), end_of("8.8.8.8", port), b"x", 1))
+        await wait_until(lambda: bool(held))
+        await held[0].recv()
+        waiting = asyncio.create_task(held[0].recv())
+        await asyncio.sleep(0)
+        return stack, held[0], waiting
+
+    loop = asyncio.new_event_loop()
+    stack, flow, waiting = loop.run_until_complete(leave())
+    loop.close()
+    stack.close()
+    assert flow.closed
+    assert not waiting.done()
+    waiting._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio would warn of it
+
+
+async def test_a_capture_sees_what_is_intercepted(net: Net, tmp_path: Path) -> None:
+    from aiotun.capture import PcapWriter
+
+    with PcapWriter(tmp_path / "all.pcap", mode="tun") as writer, net.stack.tun.capture(writer):
+        async with await net.stack.intercept_udp(echo):
+            assert await ask(net.socket("8.8.8.8", 9), b"find me") == b"find me"
+    assert (tmp_path / "all.pcap").read_bytes().count(b"find me") == 2
 
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="")

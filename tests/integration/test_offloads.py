@@ -20,7 +20,7 @@ from aiotun.offload import GsoType, VnetHeader, merge
 from aiotun.queue import Queue
 
 from ..test_gso import Packet, run_of, written
-from .kernel import another_namespace, held, make, ordinary_child
+from .kernel import another_namespace, child, held, make, ordinary_child
 from .rig import OURS, PORT, THEIRS
 from .test_from_fd import TUN, raw_open
 
@@ -170,6 +170,27 @@ def features_know_udp() -> bool:
     return known
 
 
+@pytest.mark.parametrize("offload", ["split", "raw"])
+def test_further_devices_take_no_more_memory(offload: str) -> None:
+    said = child(
+        f"""
+        def resident():
+            with open("/proc/self/status") as file:
+                return next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
+
+        async def main():
+            found = []
+            for _ in range(4):
+                async with aiotun.open_tun(offload={offload!r}):
+                    found.append(resident())
+            print(json.dumps(found))
+
+        asyncio.run(main())
+        """
+    )
+    assert said[-1] - said[0] < 4096  # kB; once it was 16 MiB
+
+
 DATAGRAMS = written(run_of(Packet(protocol="udp"), [100] * 10))
 SEGMENTS = written(run_of(Packet(), [100] * 10))
 
@@ -293,3 +314,15 @@ class TestTheErrorNamesTheCause:
             for packet in (bytes(5), bytes(11), bytes(10) + b"\0 is no IP version"):
                 with pytest.raises(PacketError, match="look at its header"):
                     await tun.send(packet)
+
+
+@pytest.mark.parametrize("packet", [b"", bytes(9), bytes(10), bytes(40)], ids=len)
+async def test_what_is_no_super_packet_is_refused_with_raw_too(packet: bytes) -> None:
+    async with opener("tun")("own0", offload="raw") as tun:
+        for _ in range(2):
+            with pytest.raises(aiotun.PacketError):
+                await tun.send(packet)
+            with pytest.raises(aiotun.PacketError) as caught:
+                await tun.send_many([packet, packet])
+            assert caught.value.unsent == [packet, packet]
+        assert tun.stats.refused == 4

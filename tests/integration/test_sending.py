@@ -262,6 +262,35 @@ async def test_send_waits_while_the_kernel_is_full() -> None:
         assert [place for place in seen if place] == [1, 2, 3, 4, 5]
 
 
+async def test_a_send_that_would_wait_in_another_loop_is_refused() -> None:
+    async with shaped_tap() as (tap, frame, _):
+        fill(tap, frame)
+        (await waiting(tap.send(frame))).cancel()
+
+        def elsewhere() -> None:
+            with pytest.raises(RuntimeError, match="another event loop"):
+                asyncio.run(tap.send(frame))
+
+        await asyncio.to_thread(elsewhere)
+
+
+async def test_a_send_needs_no_loop_and_still_says_what_ended() -> None:
+    """After the first one, and on a queue that was lost or closed."""
+    async with aiotun.open_tun("h0", addresses=[f"{OURS}/24"], queues=2) as tun:
+        packet = udp(THEIRS, 1, OURS, 2)
+        for queue in tun.queues:
+            await queue.send(packet)
+        await asyncio.to_thread(ip, "link", "del", "h0")
+        for io in (tun, *tun.queues):
+            for _ in range(2):
+                with pytest.raises(DeviceLostError):
+                    await io.send(packet)
+        tun.close()
+        for io in (tun, *tun.queues):
+            with pytest.raises(aiotun.DeviceClosedError):
+                await io.send(packet)
+
+
 async def test_who_did_not_wait_does_not_overtake() -> None:
     async with shaped_tap() as (tap, frame, _):
         fill(tap, frame)

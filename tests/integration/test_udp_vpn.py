@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import udp_vpn
 from _mss import clamp_mss
+from _tunnel import resolve
 from udp_vpn import Client, Session, read_keys
 
 from ..helpers import checksum, ip, need
@@ -341,8 +342,16 @@ class Sock:
 
     sent: list[bytes]
 
-    def send_nowait(self, messages: list[bytes], address: object) -> None:
+    def send_many_nowait(self, messages: list[bytes], address: object) -> int:
         self.sent += messages
+        return len(messages)
+
+
+def test_resolve_takes_host_and_port_and_refuses_anything_else() -> None:
+    assert resolve("127.0.0.1:80") == ("127.0.0.1", 80)
+    assert resolve("[::1]:80") == ("::1", 80, 0, 0)
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        resolve("nowhere")
 
 
 def test_no_answer_is_larger_than_its_question() -> None:

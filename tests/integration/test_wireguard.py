@@ -594,5 +594,5 @@ def test_a_busy_port_is_one_line(tmp_path: Path) -> None:
         other.bind(("0.0.0.0", 51820))
         done = run("wireguard", str(a.config(b, None)))
         assert done.returncode == 1
-        assert "in use" in done.stderr
+        assert "another socket is bound to 0.0.0.0:51820" in done.stderr
         assert [name for _, name in socket.if_nameindex() if name.startswith("wg")] == []

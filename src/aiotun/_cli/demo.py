@@ -64,8 +64,7 @@ def _uvloop() -> Callable[[], asyncio.AbstractEventLoop]:
 
 async def _answer(tun: aiotun.TunDevice) -> None:
     async for packet in tun:
-        answer = reply.icmp_echo(packet) or reply.icmpv6_echo(packet)
-        if answer is not None:
+        if answer := reply.icmp_echo(packet) or reply.icmpv6_echo(packet):
             await tun.send(answer)
 
 

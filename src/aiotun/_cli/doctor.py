@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import aiotun
 
+from .._kernel.udp import corrupts_full_tails
 from . import probe
 from .arguments import as_root
 from .terminal import BOLD, DIM, GREEN, RED, YELLOW, paint, printable
@@ -34,6 +35,7 @@ _FOLDER, _NODE = "/dev/net", "/dev/net/tun"
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21}  # capability.h
 _PYROUTE2 = (0, 9, 3)
 _SETTINGS = Path("/proc/sys")
+_RECEIVE_BYTES = 4 << 20  # what open_datagrams asks for; it warns below a quarter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,8 @@ def examine() -> Report:
         _capabilities(),
         _ipv6(),
         private,
+        _udp_buffer(),
+        _udp_runs(),
         _ping(),
         pyroute2,
         _package("dpkt"),
@@ -215,6 +219,28 @@ def _namespaces(node: Check) -> tuple[Check, list[str] | None]:
     said = "private ones can be created"
     said += " without root, with a helper process" if helped else ""
     return Check("namespaces", "ok", said), offloads if with_device else None
+
+
+def _udp_buffer() -> Check:
+    """Check how large a receive buffer a UDP socket gets without CAP_NET_ADMIN."""
+    name = "UDP buffer"
+    try:
+        most = int((_SETTINGS / "net/core/rmem_max").read_text())
+    except (OSError, ValueError):
+        return Check(name, "note", "not checked: this namespace doesn't show net.core.rmem_max")
+    said = f"{most >> 10} KiB for receiving (net.core.rmem_max)"
+    if most >= _RECEIVE_BYTES >> 2:
+        return Check(name, "ok", said)
+    fix = _root(f"sysctl -w net.core.rmem_max={_RECEIVE_BYTES}")
+    return Check(name, "note", f"{said}; a tunnel over UDP loses bursts", fix)
+
+
+def _udp_runs() -> Check:
+    name = "UDP runs"
+    if not corrupts_full_tails(platform.release()):
+        return Check(name, "ok", "not known to be corrupted by this kernel")
+    said = "Linux 7.0 to 7.1.4 corrupt runs of datagrams (UDP_SEGMENT); aiotun sends few of them"
+    return Check(name, "note", said, "install Linux 7.1.5 or later")
 
 
 def _ping() -> Check:

@@ -15,11 +15,12 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from .answers import Refusal, reset, unreachable
-from .gate import Seen, guard, unguard
 
 if TYPE_CHECKING:
     from .._packets.ipheader import IPHeader
     from .core import Core
+    from .injector import Injector
+    from .seen import Seen
 
 __all__ = ["Admission", "Admit", "Verdict", "checked", "name_of"]
 
@@ -31,7 +32,6 @@ Verdict = bool | Refusal
 Admit = Callable[[Name, Name], Verdict | Awaitable[Verdict]]
 """Decides about a connection or a flow from `peer` to `local`: ``admit(local, peer)``."""
 
-_TCP = 6
 _SYN, _RST, _ACK = 0x02, 0x04, 0x10
 _START = struct.Struct("!4sI5xB")  # ports, sequence number, flags
 _TCP_HEADER = 20
@@ -67,15 +67,18 @@ class _Held:
 
 
 class Admission:
-    """The guard of TCP; see `gate`.
+    """Decides about TCP packets that open connections; see `intake`.
 
     Args:
         core: the stack.
+        injector: sends what is answered here.
         admit: None admits everything; then only what has no socket yet is held.
         full: whether no more connections are wanted.
     """
 
-    def __init__(self, core: Core, admit: Admit | None, full: Callable[[], bool]) -> None:
+    def __init__(
+        self, core: Core, injector: Injector, admit: Admit | None, full: Callable[[], bool]
+    ) -> None:
         assert core.mechanism is not None
         self._core = core
         self._mechanism = core.mechanism
@@ -87,14 +90,15 @@ class Admission:
         self._decided: dict[bytes, tuple[int, Verdict, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._gate = guard(core.tun.queues[0], _TCP, self._see, core.counts)
+        self._injector = injector
+        core.intake.tcp = self
 
     def close(self) -> None:
         """Hold nothing more. What is held is refused with a reset."""
         for key in list(self._held):
             held = self._release(key)
             self._carry_out(held.syn, False)
-        unguard(self._core.tun.queues[0], _TCP)
+        self._core.intake.tcp = None
         if self._timer is not None:
             self._timer.cancel()
 
@@ -103,10 +107,10 @@ class Admission:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    # The guard
+    # Packets
 
-    def _see(self, seen: Seen) -> bool:
-        """Take a packet that is held or answered here."""
+    def take(self, seen: Seen) -> bool:
+        """Take a packet that is held, answered or dropped here; False if the kernel gets it."""
         _, packet, header = seen
         if header.fragment and _hides_flags(packet, header):
             self._core.counts.packets_refused += 1
@@ -120,14 +124,24 @@ class Admission:
             if key in self._held:
                 self._expire(key)
             return False
-        if flags & (_SYN | _ACK) != _SYN or not self._concerns(header):
+        if flags & (_SYN | _ACK) != _SYN:
             return False
+        if not self._concerns(header):
+            return self._refuses_own(seen)
         return self._opens(key, seen, sequence)
 
     def _concerns(self, header: IPHeader) -> bool:
         """Whether the kernel would deliver it, and not to one of the stack's own servers."""
         source, target, own = header.src_bytes, header.dst_bytes, self._core.own
         return target not in own and source not in own and _unicast(source) and _unicast(target)
+
+    def _refuses_own(self, syn: Seen) -> bool:
+        """Refuse what is sent to an own address and would reach a socket of ours."""
+        mechanism, header = self._mechanism, syn.header
+        if header.dst_bytes in self._core.own and mechanism.shadows(header):
+            self._answer(reset(syn.packet, header))
+            return True
+        return False
 
     def _opens(self, key: bytes, syn: Seen, sequence: int) -> bool:
         now = self._loop.time()
@@ -185,7 +199,7 @@ class Admission:
         try:
             decided = checked(await verdict) if isinstance(verdict, Awaitable) else verdict
             if decided is True and not self._ready(held.syn.header):
-                await self._mechanism.prepare(socket.SOCK_STREAM, held.syn.header)
+                decided = await self._mechanism.prepare(held.syn.header)
         except Exception as error:  # noqa: BLE001 - as above
             decided = False
             self._report(error)
@@ -202,21 +216,31 @@ class Admission:
 
     def _carry_out(self, syn: Seen, verdict: Verdict) -> None:
         if verdict is True:
-            self._gate.let_in(syn)
+            self._let_in(syn)
             return
         self._core.counts.connections_refused += 1
         if verdict is False:
-            self._gate.answer(reset(syn.packet, syn.header))
+            self._answer(reset(syn.packet, syn.header))
         else:
-            self._gate.answer(unreachable(syn.packet, syn.header, verdict))
+            self._answer(unreachable(syn.packet, syn.header, verdict))
+
+    def _let_in(self, syn: Seen) -> None:
+        try:
+            self._core.write(syn.sent)
+        except OSError:  # the link is down, say; the client repeats it
+            self._core.counts.packets_refused += 1
+
+    def _answer(self, packet: bytes) -> None:
+        if not self._injector.try_send(packet):
+            self._core.counts.packets_refused += 1
 
     def _report(self, error: Exception) -> None:
         self._loop.call_exception_handler(
-            {"message": "aiotun refused a connection: 'admit' failed", "exception": error}
+            {"message": "aiotun refused a connection", "exception": error}
         )
 
     def _ready(self, header: IPHeader) -> bool:
-        return self._mechanism.ready(socket.SOCK_STREAM, header)
+        return self._mechanism.ready(header)
 
     # What is held
 

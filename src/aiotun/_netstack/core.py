@@ -6,8 +6,10 @@ import dataclasses
 import resource
 from typing import TYPE_CHECKING
 
+from .._queue.recordingport import RecordingPort
 from .counts import Counts
 from .intake import Intake
+from .intakeport import IntakePort
 
 if TYPE_CHECKING:
     from ..device import TunDevice
@@ -41,6 +43,18 @@ class Core:
     counts: Counts
     intake: Intake
     closing: bool = False
+
+    def write(self, packet: bytes) -> None:
+        """Give the kernel a packet that the intake kept.
+
+        Raises:
+            OSError: it is refused, or the device was closed.
+        """
+        queue = self.tun.queues[0]
+        port = queue.port
+        while isinstance(port, RecordingPort | IntakePort):  # they have seen it
+            port = port.inner
+        port.write(queue.fileno(), packet)
 
 
 def spare_descriptors() -> int:

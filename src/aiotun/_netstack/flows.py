@@ -147,7 +147,7 @@ class Flow:
         self.sender.queued -= self.bytes
         self.bytes = 0
         for waiter in self._waiters:
-            if not waiter.done():
+            if not waiter.done() and not waiter.get_loop().is_closed():
                 waiter.set_result(None)
         self._waiters.clear()
         return dropped

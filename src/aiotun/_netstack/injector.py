@@ -119,14 +119,14 @@ class Injector:
         await waiter
 
     def _writable(self) -> None:
-        asyncio.get_running_loop().remove_writer(self._sock)
         waiters, self._waiters = self._waiters, []
+        waiters[0].get_loop().remove_writer(self._sock)
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
     def close(self) -> None:
         """Close the socket. Idempotent."""
-        if self._waiters:
+        if self._waiters and not self._waiters[0].get_loop().is_closed():
             self._writable()
         self._sock.close()

@@ -1,7 +1,8 @@
 """Which of the packets that the program sends to a stack's device are not for the kernel.
 
 All that is intercepted without a socket passes here: datagrams, pings, ICMP errors about
-datagrams, and the fragments of all these, which are put together first.
+datagrams, and the fragments of all these, which are put together first. Connections are accepted by
+sockets, but where they are admitted first, or a socket is missing, their first packets stop here.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ..namespaces import Namespace
     from .counts import Counts
     from .pings import PingInterceptor
+    from .seen import TcpTaker
     from .udp import UdpInterceptor
 
 __all__ = ["Intake"]
@@ -40,6 +42,7 @@ class Intake:
 
     Attributes:
         udp, pings: who they are. None, or one that was closed, while nobody does.
+        tcp: who decides about connections, while somebody does.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Intake:
     ) -> None:
         self.udp: UdpInterceptor | None = None
         self.pings: PingInterceptor | None = None
+        self.tcp: TcpTaker | None = None
         self._answer_pings = answer_pings
         self._injector: Injector | None = None
         self._own = own
@@ -61,7 +65,12 @@ class Intake:
     @property
     def active(self) -> bool:
         """Whether anything may be for somebody here."""
-        return self.udp is not None or self.pings is not None or not self._answer_pings
+        return (
+            self.udp is not None
+            or self.pings is not None
+            or self.tcp is not None
+            or not self._answer_pings
+        )
 
     def take(self, packet: bytes, checked: bool = False) -> bool:
         """Take a packet, and return whether it was for somebody here; if not, the kernel gets it.
@@ -167,7 +176,7 @@ class Intake:
         """
         self._closed = True
         self._fragments.clear()
-        self.udp = self.pings = None
+        self.udp = self.pings = self.tcp = None
         injector, self._injector = self._injector, None
         if injector is not None:
             injector.close()

@@ -1,12 +1,14 @@
-"""The port of a stack's device: what is intercepted does not go to the kernel."""
+"""The port of a stack's device: what is intercepted without a socket does not go to the kernel."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from .._packets.ipheader import IPHeader
 from .._packets.udp import TCP
 from .._queue.port import Port
+from .seen import Seen
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
     from .intake import Intake
 
 __all__ = ["IntakePort"]
+
+_SYN_OR_RST = 0x06
+# As in `_packets.ipheader`: the headers of IPv6 that may stand before that of TCP.
+_EXTENSIONS = frozenset({0, 43, 44, 51, 60})
 
 
 class IntakePort(Port):
@@ -65,12 +71,26 @@ class IntakePort(Port):
         self.inner.drop_rest()
 
     def _concerns(self, packet: Buffer) -> bool:
-        """Whether a packet is any but TCP; quickly, as most packets are TCP."""
+        """Whether the intake is asked about a packet; quickly, as it mostly is not.
+
+        It is asked about all but TCP; where TCP is admitted also about what may open or end an
+        attempt to connect: segments with SYN or RST, and fragments.
+        """
         if type(packet) is not bytes:
             return True
         at = self._header
         try:
-            return packet[at + (9 if packet[at] >> 4 == 4 else 6)] != TCP
+            if packet[at] >> 4 != 4:
+                if packet[at + 6] != TCP:
+                    return True
+                return self._intake.tcp is not None and packet[at + 53] & _SYN_OR_RST != 0
+            if packet[at + 9] != TCP:
+                return True
+            if self._intake.tcp is None:
+                return False
+            if packet[at] != 0x45 or packet[at + 6] & 0x3F or packet[at + 7]:
+                return True  # options, or a fragment
+            return packet[at + 33] & _SYN_OR_RST != 0
         except IndexError:
             return False  # the kernel knows what is wrong with it
 
@@ -79,6 +99,25 @@ class IntakePort(Port):
             octets = packet if type(packet) is bytes else bytes(memoryview(packet))
         except (TypeError, BufferError):
             return False  # writing it raises the error
+        tcp = self._intake.tcp
+        if tcp is not None and (seen := _tcp(octets, self._header)) is not None:
+            return tcp.take(seen)
         if self._header:
             return self._intake.take_super(octets, self._header)
         return self._intake.take(octets)
+
+
+def _tcp(sent: bytes, at: int) -> Seen | None:
+    """Parse a packet with TCP; None if it is anything else."""
+    if len(sent) < at + 20:
+        return None
+    version = sent[at] >> 4
+    protocol = sent[at + 9] if version == 4 else sent[at + 6]
+    if protocol != TCP and (version == 4 or protocol not in _EXTENSIONS):
+        return None
+    packet = sent[at:]
+    try:
+        header = IPHeader(packet)
+    except ValueError:
+        return None
+    return Seen(sent, packet, header) if header.proto == TCP else None

@@ -1,33 +1,15 @@
-"""How a stack catches what is sent to addresses that are not its own: the seam of two mechanisms.
+"""How a stack accepts connections to addresses that are not its own: the seam of two mechanisms.
 
 The kernel delivers a packet only to a socket, and has to be shown which. There are two ways:
 
 - `tproxy`: nf_tables gives every packet to one socket a family, whatever its port.
 - `listeners`: the program sees the packets that it sends to the TUN, and makes a socket for a port
-  when the first packet for that port comes. For kernels without nf_tables.
+  when the first SYN for that port comes. For kernels without nf_tables.
 
-A *receiver* does not see the difference. It is given sockets, and watches them: listening ones for
-TCP, unconnected ones for UDP. ::
+A *receiver* does not see the difference: it is given listening sockets, and watches them. What
+they accept has the address that was asked for as its `getsockname`.
 
-    class Everything:                            # a receiver
-        backlog = 128
-        def add(self, sock): loop.add_reader(sock, self._ready, sock)
-        def remove(self, sock): loop.remove_reader(sock)
-
-    await core.mechanism.start(socket.SOCK_DGRAM, Everything())
-    ...
-    core.mechanism.stop(socket.SOCK_DGRAM)       # removes each socket, and closes it
-
-Each UDP socket gives the address and port that a datagram was sent to as control data
-(IP_ORIGDSTADDR, IPV6_ORIGDSTADDR: a sockaddr), since a `tproxy` socket is bound to neither. An
-accepted TCP connection has it as its `getsockname`.
-
-A UDP flow takes a socket of its own: made by `core.namespace.socket`, made transparent by
-`make_transparent`, bound to the address and port that were asked for, connected to the peer. Once
-it is connected, the kernel gives it the flow's datagrams in both mechanisms.
-
-The kernel answers for the rest (`routing`): a datagram to a port without socket is unreachable, an
-echo request is answered.
+Datagrams need no socket (see `udp`), and what no socket waits for the kernel answers (`routing`).
 """
 
 from __future__ import annotations
@@ -39,18 +21,20 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from .._packets.ipheader import IPHeader
 
-__all__ = ["Mechanism", "Receiver", "make_transparent"]
+__all__ = ["SO_BINDTODEVICE", "Mechanism", "Receiver", "make_transparent"]
+
+SO_BINDTODEVICE = 25
+"""asm-generic/socket.h. Not every version of Python has it."""
 
 # in.h, in6.h
-_IP_TRANSPARENT, _IP_RECVORIGDSTADDR = 19, 20
-_IPV6_TRANSPARENT, _IPV6_RECVORIGDSTADDR = 75, 74
+_IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
 
 
 class Receiver(Protocol):
-    """What watches the sockets of one kind.
+    """What watches the sockets.
 
     Attributes:
-        backlog: how many connections may wait to be accepted at each listening socket.
+        backlog: how many connections may wait to be accepted at each.
     """
 
     @property
@@ -67,58 +51,54 @@ class Mechanism(abc.ABC):
     """One of the two; see above. Belongs to the loop that opened the stack.
 
     Attributes:
-        on_demand: whether sockets are made when a packet for them is seen.
+        on_demand: whether sockets are made when a SYN for them is seen.
     """
 
     on_demand = False
 
     @abc.abstractmethod
-    async def start(self, kind: int, receiver: Receiver) -> None:
-        """Begin to catch.
-
-        Args:
-            kind: SOCK_STREAM for TCP, SOCK_DGRAM for UDP.
-            receiver: what the sockets are given to.
+    async def start(self, receiver: Receiver) -> None:
+        """Begin to listen.
 
         Raises:
-            OSError, LinkError: no socket can be made. Nothing is caught then.
+            OSError, LinkError: no socket can be made. Nothing listens then.
 
-        *Cancellation*: nothing is caught.
+        *Cancellation*: nothing listens.
         """
 
     @abc.abstractmethod
-    def stop(self, kind: int) -> None:
-        """Stop catching: the receiver's sockets are removed and closed. Idempotent."""
+    def stop(self) -> None:
+        """Stop listening: the receiver's sockets are removed and closed. Idempotent."""
 
     @abc.abstractmethod
-    def ready(self, kind: int, header: IPHeader) -> bool:
-        """Whether a socket waits for what this packet, sent to another address, opens."""
+    def ready(self, header: IPHeader) -> bool:
+        """Whether a socket waits for the connection that this SYN, to another address, opens."""
 
     @abc.abstractmethod
-    async def prepare(self, kind: int, header: IPHeader) -> None:
-        """Have a socket wait for what this packet opens.
+    async def prepare(self, header: IPHeader) -> bool:
+        """Have a socket wait for the connection; False where the kernel can't have one.
 
         Raises:
-            OSError, LinkError: none can be made.
+            OSError, LinkError: none can be made now.
         """
+
+    def shadows(self, header: IPHeader) -> bool:
+        """Whether one of the sockets would get this SYN, sent to one of the stack's own."""
+        return False
+
+    def give_up(self, port: int) -> None:  # noqa: B027 - nothing to do, mostly
+        """Leave a port to a server of the stack."""
 
 
 def make_transparent(sock: socket.socket) -> None:
-    """Let a socket be bound to addresses that are not this host's, before `bind`.
-
-    A UDP socket also tells where each datagram was sent to.
+    """Let a TCP socket be bound to addresses that are not this host's, before `bind`.
 
     Raises:
         OSError: the kernel refuses.
     """
-    datagrams = sock.type == socket.SOCK_DGRAM
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if sock.family == socket.AF_INET:
         sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
-        if datagrams:
-            sock.setsockopt(socket.IPPROTO_IP, _IP_RECVORIGDSTADDR, 1)
     else:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
-        if datagrams:
-            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVORIGDSTADDR, 1)

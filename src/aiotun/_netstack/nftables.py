@@ -1,4 +1,4 @@
-"""The rules of nf_tables that give a stack what is sent to other addresses, by one netlink batch.
+"""The rules of nf_tables that give a stack connections to other addresses, by one netlink batch.
 
 pyroute2 has no helper for the expression `tproxy`, so the batch is packed here. As nft(8) would
 print the table, where ADDRESS is each of the stack's own and TUN its interface::
@@ -10,7 +10,6 @@ print the table, where ADDRESS is each of the stack's own and TUN its interface:
             ip6 daddr ADDRESS accept
             iifname TUN meta l4proto tcp tproxy ip to 127.77.0.1:1 accept
             iifname TUN meta l4proto tcp tproxy ip6 to [::1]:1 accept
-            (and the same for udp)
         }
     }
 
@@ -160,23 +159,22 @@ def _rules(name: str, own: Iterable[IPv4Address | IPv6Address]) -> Iterator[list
             _compare(address.packed),
             _accept(),
         ]
-    for transport in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
-        for family, (protocol, _, _) in _FAMILIES.items():
-            yield [
-                *_meta_is(_NFT_META_IIFNAME, os.fsencode(name).ljust(_IFNAMSIZ, b"\0")),
-                *_meta_is(_NFT_META_NFPROTO, bytes([protocol])),
-                *_meta_is(_NFT_META_L4PROTO, bytes([transport])),
-                _immediate(_NFT_REG_1, socket.inet_pton(family, RECEIVERS[family])),
-                # The register of the address is 16 bytes long, so this is the next one.
-                _immediate(_NFT_REG_2, struct.pack("!H", PORT)),
-                _expression(
-                    "tproxy",
-                    _attribute(_NFTA_TPROXY_FAMILY, _number(protocol)),
-                    _attribute(_NFTA_TPROXY_REG_ADDR, _number(_NFT_REG_1)),
-                    _attribute(_NFTA_TPROXY_REG_PORT, _number(_NFT_REG_2)),
-                ),
-                _accept(),
-            ]
+    for family, (protocol, _, _) in _FAMILIES.items():
+        yield [
+            *_meta_is(_NFT_META_IIFNAME, os.fsencode(name).ljust(_IFNAMSIZ, b"\0")),
+            *_meta_is(_NFT_META_NFPROTO, bytes([protocol])),
+            *_meta_is(_NFT_META_L4PROTO, bytes([socket.IPPROTO_TCP])),
+            _immediate(_NFT_REG_1, socket.inet_pton(family, RECEIVERS[family])),
+            # The register of the address is 16 bytes long, so this is the next one.
+            _immediate(_NFT_REG_2, struct.pack("!H", PORT)),
+            _expression(
+                "tproxy",
+                _attribute(_NFTA_TPROXY_FAMILY, _number(protocol)),
+                _attribute(_NFTA_TPROXY_REG_ADDR, _number(_NFT_REG_1)),
+                _attribute(_NFTA_TPROXY_REG_PORT, _number(_NFT_REG_2)),
+            ),
+            _accept(),
+        ]
 
 
 # Expressions

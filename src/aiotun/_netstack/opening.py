@@ -25,6 +25,7 @@ from .core import Core
 from .counts import Counts
 from .intake import Intake
 from .intakeport import IntakePort
+from .listeners import Listeners
 from .tproxy import Tproxy
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ async def open_core(options: Options) -> Prepared:
         ValueError: `AIOTUN_NETSTACK` has a word that it can't have.
         AiotunError: a step failed.
     """
-    mechanism = _forced()
+    forced = _forced()
     given = options.namespace
     owns = isinstance(given, NamespaceOpener)
     namespace = await given if isinstance(given, NamespaceOpener) else given
@@ -119,14 +120,8 @@ async def open_core(options: Options) -> Prepared:
     try:
         opener: Opener[TunDevice] = open_tun(netns=namespace, **options.tun)
         tun = await opener
-        work = _Work(tun.name, tun.index, options)
-        own, control = await threads.run(
-            work.run, namespace.fileno(), undo=lambda value: work.undo(value[1])
-        )
-        caught = Tproxy(namespace, tun.name) if options.intercept else None
-        if mechanism == "listeners":
-            control.close()
-            raise LinkError(None, "listeners are not there yet")
+        work = _Work(tun.name, tun.index, options, forced)
+        done = await threads.run(work.run, namespace.fileno(), undo=work.undo)
     except BaseException:
         if tun is not None:
             tun.close()
@@ -134,14 +129,18 @@ async def open_core(options: Options) -> Prepared:
             namespace.close()
         raise
     counts = Counts()
-    intake = Intake(own, counts, options.answer_pings)
+    intake = Intake(done.own, counts, options.answer_pings)
+    core = Core(namespace, tun, done.own, None, counts, intake)
     if options.intercept:
         queue = tun.queues[0]
         queue.use(IntakePort(queue.port, intake))
-    core = Core(namespace, tun, own, caught, counts, intake)
+        if done.tproxy:
+            core.mechanism = Tproxy(namespace, tun.name)
+        else:
+            core.mechanism = Listeners(namespace, tun.name)
     undo_at_close = options.intercept and not owns
     place = NamespaceFd(os.dup(namespace.fileno())) if undo_at_close else None
-    return Prepared(core, control, owns, place)
+    return Prepared(core, done.control, owns, place)
 
 
 def _forced() -> str:
@@ -152,32 +151,56 @@ def _forced() -> str:
     return word
 
 
+class _Done(NamedTuple):
+    """What `_Work` has done: the own addresses, a socket to reset connections, nf_tables' rules."""
+
+    own: frozenset[bytes]
+    control: socket.socket
+    tproxy: bool
+
+
 class _Work:
     """What is left to do in a thread in the namespace once the device is there."""
 
-    def __init__(self, name: str, index: int, options: Options) -> None:
+    def __init__(self, name: str, index: int, options: Options, forced: str) -> None:
+        self._forced = forced
         self._name = name
         self._index = index
         self._options = options
 
-    def run(self) -> tuple[frozenset[bytes], socket.socket]:
+    def run(self) -> _Done:
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
         control = places.make_socket(socket.AF_NETLINK, kind, diag.FAMILY)
         try:
             control.setblocking(False)
             addresses = in_session(self._configure)
-            if self._options.intercept:
-                nftables.intercept(self._name, addresses)
+            tproxy = self._options.intercept and self._redirect(addresses)
         except BaseException:
             control.close()
             with contextlib.suppress(Exception):
                 undo(self._name)
             raise
-        return frozenset(each.packed for each in addresses), control
+        return _Done(frozenset(each.packed for each in addresses), control, tproxy)
 
-    def undo(self, control: socket.socket) -> None:
-        control.close()
+    def undo(self, done: _Done) -> None:
+        done.control.close()
         undo(self._name)
+
+    def _redirect(self, own: list[IPv4Address | IPv6Address]) -> bool:
+        """Have nf_tables redirect to sockets of ours; False where sockets are made on demand.
+
+        Raises:
+            LinkError: nf_tables is insisted on, and this kernel has none.
+        """
+        if self._forced == "listeners":
+            return False
+        try:
+            nftables.intercept(self._name, own)
+        except nftables.NoTproxyError as error:
+            if self._forced:
+                raise LinkError(error.errno, error.strerror, self._name) from error
+            return False
+        return True
 
     async def _configure(self, session: Session) -> list[IPv4Address | IPv6Address]:
         if self._options.ipv6_default is not None:

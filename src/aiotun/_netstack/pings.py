@@ -119,8 +119,9 @@ class PingInterceptor:
     def close(self) -> None:
         """Take no more; the questions that are open are cancelled. Idempotent."""
         self._closed = True
-        for task in self._tasks:
-            task.cancel()
+        if not self._loop.is_closed():
+            for task in self._tasks:
+                task.cancel()
 
     async def wait_closed(self) -> None:
         """Wait until no question is open."""

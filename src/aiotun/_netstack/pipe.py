@@ -40,7 +40,7 @@ async def pipe(a: Streams, b: Streams, *, stats: PipeStats | None = None) -> Non
     Args:
         a, b: the reader and writer of a connection, as `asyncio.open_connection` returns them and
             `asyncio.start_server` passes them. Only their methods are used, so objects of other
-            libraries that have the same ones work, too. Streams opened with ``limit=`` of 256 KiB
+            libraries that have the same ones work, too. Streams opened with ``limit=`` of 128 KiB
             or more are the fastest.
         stats: an object to count in. One object may be given to several pipes.
 

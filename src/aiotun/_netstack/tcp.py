@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from .._kernel.limits import LIMITS
+from ..errors import DeviceClosedError
 from .admission import Admission
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ _AT_ONCE = 64
 
 # How long no connection is accepted if not even one can be refused, in seconds.
 _PAUSE = 0.2
+
+# A reader stops the transport when it holds more than twice this. The transport reads 256 KiB at
+# once, so with asyncio's own limit of 64 KiB it would be stopped after nearly every read.
+_READ_LIMIT = 128 * 1024
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
 
@@ -74,8 +79,11 @@ class TcpInterceptor:
         assert mechanism is not None
         try:
             if self._admit is not None or mechanism.on_demand:
-                self._admission = Admission(self._core, self._admit, self._is_full)
-            await mechanism.start(socket.SOCK_STREAM, self)
+                injector = await self._core.intake.injector(self._core.namespace, self._core.tun)
+                if self._closed:  # with the stack
+                    raise DeviceClosedError(f"the stack of {self._core.tun.name} was closed")
+                self._admission = Admission(self._core, injector, self._admit, self._is_full)
+            await mechanism.start(self)
         except BaseException:
             self.close()
             raise
@@ -89,7 +97,7 @@ class TcpInterceptor:
             return
         self._closed = True
         assert self._core.mechanism is not None
-        self._core.mechanism.stop(socket.SOCK_STREAM)
+        self._core.mechanism.stop()
         if self._admission is not None:
             self._admission.close()
         spare, self._spare = self._spare, -1
@@ -167,7 +175,7 @@ class TcpInterceptor:
     # Connections
 
     async def _begin(self, sock: socket.socket) -> None:
-        reader = asyncio.StreamReader(loop=self._loop)
+        reader = asyncio.StreamReader(limit=_READ_LIMIT, loop=self._loop)
         protocol = _Connection(reader, self._connected, self._ended)
         try:
             await self._loop.connect_accepted_socket(lambda: protocol, sock)

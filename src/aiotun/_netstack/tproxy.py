@@ -7,7 +7,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from .mechanism import Mechanism, Receiver, make_transparent
+from .mechanism import SO_BINDTODEVICE, Mechanism, Receiver, make_transparent
 from .nftables import PORT, RECEIVERS
 
 if TYPE_CHECKING:
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from ..namespaces import Namespace
 
 __all__ = ["Tproxy"]
-
-# Python's socket module has it, but not on every version: asm-generic/socket.h
-_SO_BINDTODEVICE = 25
 
 
 class Tproxy(Mechanism):
@@ -30,41 +27,41 @@ class Tproxy(Mechanism):
     def __init__(self, namespace: Namespace, tun: str) -> None:
         self._namespace = namespace
         self._tun = os.fsencode(tun)
-        self._started: dict[int, tuple[Receiver, list[socket.socket]]] = {}
+        self._receiver: Receiver | None = None
+        self._listening: list[socket.socket] = []
 
-    async def start(self, kind: int, receiver: Receiver) -> None:
+    async def start(self, receiver: Receiver) -> None:
         made: list[socket.socket] = []
         try:
             for family, address in RECEIVERS.items():
                 try:
-                    sock = await self._namespace.socket(family, kind)
+                    sock = await self._namespace.socket(family)
                 except OSError as error:
                     if family == socket.AF_INET6 and error.errno == errno.EAFNOSUPPORT:
                         continue  # a kernel without IPv6
                     raise
                 made.append(sock)
                 make_transparent(sock)
-                sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, self._tun)
+                sock.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, self._tun)
                 sock.bind((address, PORT))
-                if kind == socket.SOCK_STREAM:
-                    sock.listen(receiver.backlog)
+                sock.listen(receiver.backlog)
         except BaseException:
             for sock in made:
                 sock.close()
             raise
-        self._started[kind] = receiver, made
+        self._receiver, self._listening = receiver, made
         for sock in made:
             receiver.add(sock)
 
-    def ready(self, kind: int, header: IPHeader) -> bool:
+    def ready(self, header: IPHeader) -> bool:
         return True
 
-    async def prepare(self, kind: int, header: IPHeader) -> None:
-        """Nothing is missing."""
+    async def prepare(self, header: IPHeader) -> bool:
+        return True
 
-    def stop(self, kind: int) -> None:
-        receiver, made = self._started.pop(kind, (None, []))
+    def stop(self) -> None:
+        made, self._listening = self._listening, []
         for sock in made:
-            if receiver is not None:
-                receiver.remove(sock)
+            assert self._receiver is not None
+            self._receiver.remove(sock)
             sock.close()

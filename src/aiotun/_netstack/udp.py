@@ -52,6 +52,12 @@ _DNS_IDLE = 5.0
 class UdpInterceptor:
     """Gives datagrams to flows, and each new flow to a handler.
 
+    Invariants, which the tests assert after each packet and each call of the timer:
+
+    - A flow that has not ended is in the table and in one of the two lines, and no other flow is.
+    - `queued` is what the queues of these flows hold.
+    - A timer is set while there are flows, unless none of them expires. It may be early.
+
     Attributes:
         queued: the bytes that wait in all flows.
     """
@@ -269,7 +275,7 @@ class UdpInterceptor:
             return
         self._counts.flows_open -= flow.admitted
         self._counts.datagrams_dropped += self._remove(flow)
-        if flow.task is not None:
+        if flow.task is not None and not self._loop.is_closed():
             flow.task.cancel()
 
     def _remove(self, flow: Flow) -> int:
@@ -281,11 +287,11 @@ class UdpInterceptor:
     def close(self) -> None:
         """End all flows. Idempotent."""
         self._closed = True
-        for flow in [*self._flows.values()]:
-            self.end(flow)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        for flow in [*self._flows.values()]:
+            self.end(flow)
 
     async def wait_closed(self) -> None:
         """Wait until no question to `admit` is open. Handlers see the end of their flows."""

@@ -11,14 +11,15 @@
  *   Reading and writing  read               os.read
  *                        read_many          native._read_many
  *                        write_many         native._write_many
+ *                        send_run           none; see native._send_run
  *   Numbers and sums     sum_of             gso.checksum, without the complement; gso._summing
  *   Headers              find_layers        gso._layers, then gso._payload_start
  *                        pseudo_sum         gso._addresses, plus protocol and length
  *   Splitting            out_of_proportion  gso._out_of_proportion
  *                        routed             gso._routed
- *                        add_up, segment    gso._segments
- *                        finished           gso._finished
- *                        split_into, split  gso.split
+ *                        add_up, write_segment, segment  gso._segments
+ *                        finish, finished   gso._finished
+ *                        examine, split_into, split  gso.split
  *                        read_split         native._read_split
  *   Merging              make_part          gso._part
  *                        alike              the comparison of `same` in gso._Run.take
@@ -30,6 +31,10 @@
  *                        put_headers, give  gso._Run.whole
  *                        merge              gso.merge
  *                        write_merged, left_over         native._write_merged
+ *   Runs                 fill               runs.place
+ *                        follow             runs.follows
+ *                        read_run           native._read_run
+ *                        write_run          native._write_run
  *   Checksum             checksum           gso.checksum
  *   The module
  *
@@ -54,7 +59,9 @@
 #include <errno.h>
 #include <limits.h>
 #include <stdint.h>
+#include <netinet/in.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -92,6 +99,13 @@ enum { FIN = 0x01, PSH = 0x08, ACK = 0x10, CWR = 0x80 };
 /* The limits of what a super-packet may be split into: see gso.py. */
 #define MOST_SPLIT_HEADERS 512 /* bytes in front of the payload */
 #define MOST_GROWTH 16	       /* times its own length */
+
+/* As _packets.runs: what one run of datagrams has at most. And linux/udp.h, which may be older. */
+#define MOST_RUN_BYTES 65487
+#define MOST_RUN_DATAGRAMS 64
+#ifndef UDP_SEGMENT
+#define UDP_SEGMENT 103
+#endif
 
 /* === Arguments ================================================================================ */
 
@@ -316,6 +330,65 @@ static PyObject *speedups_write_many(PyObject *module, PyObject *const *args, Py
 			break;
 	}
 	return PyLong_FromSsize_t(written);
+}
+
+/* send_run(fd, datagrams, address, largest): see native.py.
+ *
+ * The datagrams are copied into one piece first: the kernel takes longer for 45 pieces. */
+static PyObject *speedups_send_run(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+	char control[CMSG_SPACE(sizeof(uint16_t))] = {0};
+	struct iovec whole = {read_buffer, 0};
+	struct msghdr message = {
+		.msg_iov = &whole,
+		.msg_iovlen = 1,
+		.msg_control = control,
+		.msg_controllen = sizeof control,
+	};
+	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+	Py_ssize_t count, size = 0;
+	uint16_t segment;
+	long fd, largest;
+
+	(void)module;
+	if (nargs != 4)
+		return PyErr_Format(PyExc_TypeError, "send_run takes 4 arguments, not %zd", nargs);
+	if ((fd = number(args[0], "an fd", INT_MAX)) < 0 ||
+	    (largest = number(args[3], "largest", UINT16_MAX)) < 0)
+		return NULL;
+	if (!PyList_Check(args[1]) || (args[2] != Py_None && !PyBytes_Check(args[2])))
+		return PyErr_Format(PyExc_TypeError, "send_run takes a list, and bytes or None");
+	count = PyList_Size(args[1]);
+	if (count < 2 || count > MOST_RUN_DATAGRAMS)
+		return PyLong_FromLong(0);
+	for (Py_ssize_t i = 0; i < count; i++) {
+		PyObject *datagram = PyList_GetItem(args[1], i);
+		Py_ssize_t length;
+
+		if (!PyBytes_CheckExact(datagram))
+			return PyLong_FromLong(0);
+		length = PyBytes_Size(datagram);
+		if (i == 0)
+			size = length;
+		if (length == 0 || length > largest || length > size ||
+		    (length < size && i < count - 1) ||
+		    whole.iov_len + (size_t)length > MOST_RUN_BYTES)
+			return PyLong_FromLong(0);
+		memcpy(read_buffer + whole.iov_len, PyBytes_AsString(datagram), (size_t)length);
+		whole.iov_len += (size_t)length;
+	}
+	if (args[2] != Py_None) {
+		message.msg_name = PyBytes_AsString(args[2]);
+		message.msg_namelen = (socklen_t)PyBytes_Size(args[2]);
+	}
+	segment = (uint16_t)size;
+	header->cmsg_level = IPPROTO_UDP;
+	header->cmsg_type = UDP_SEGMENT;
+	header->cmsg_len = CMSG_LEN(sizeof segment);
+	memcpy(CMSG_DATA(header), &segment, sizeof segment);
+	if (sendmsg((int)fd, &message, 0) < 0)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	return PyLong_FromSsize_t(count);
 }
 
 /* === Numbers and sums ========================================================================= */
@@ -583,20 +656,17 @@ static void add_up(struct whole *w)
 		w->sum += (uint64_t)without(transport + 4) + without(transport + 6);
 }
 
-/* Return a segment as a new bytes object, or NULL with an exception: all headers, and at most
- * `size` bytes of the payload from `at` on. `number` counts the segments from 0. */
-static PyObject *segment(const struct whole *w, size_t at, size_t size, unsigned number)
+/* Write a segment: all headers, and at most `size` bytes of the payload from `at` on. `number`
+ * counts the segments from 0. */
+static void write_segment(const struct whole *w, size_t at, size_t size, unsigned number,
+			  uint8_t *out)
 {
 	const struct layers *l = &w->l;
 	size_t head = l->payload, length = at + size < w->length ? size : w->length - at;
-	PyObject *made = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(head + length));
-	uint8_t *out, *ip, *transport;
+	uint8_t *ip, *transport;
 	uint64_t sum;
 	unsigned total;
 
-	if (!made)
-		return NULL;
-	out = (uint8_t *)PyBytes_AsString(made);
 	memcpy(out, w->packet, head);
 	sum = w->sum + copy_and_sum(out + head, w->packet + at, length);
 	ip = out + l->ip;
@@ -630,27 +700,43 @@ static PyObject *segment(const struct whole *w, size_t at, size_t size, unsigned
 		/* 0 would mean that there is no checksum. */
 		put16(transport + 6, sum == 0xffff ? 0xffff : 0xffff - (unsigned)sum);
 	}
+}
+
+/* Return a segment as a new bytes object, or NULL with an exception: see write_segment. */
+static PyObject *segment(const struct whole *w, size_t at, size_t size, unsigned number)
+{
+	size_t length = at + size < w->length ? size : w->length - at;
+	PyObject *made = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(w->l.payload + length));
+
+	if (made)
+		write_segment(w, at, size, number, (uint8_t *)PyBytes_AsString(made));
 	return made;
+}
+
+/* Write the checksum that the sender left to the network card. Return 0, or -1 with an exception. */
+static int finish(uint8_t *packet, size_t length, size_t start, size_t offset)
+{
+	unsigned sum;
+
+	if (start + offset + 2 > length) {
+		PyErr_Format(PyExc_ValueError,
+			     "the checksum at %zu is outside the packet of %zu bytes",
+			     start + offset, length);
+		return -1;
+	}
+	sum = sum_of(packet + start, length - start);
+	put16(packet + start + offset, sum == 0xffff ? 0xffff : 0xffff - sum);
+	return 0;
 }
 
 /* Return the packet as a new bytes object, with the checksum that the sender left to the network
  * card; or NULL with an exception. */
 static PyObject *finished(const uint8_t *packet, size_t length, size_t start, size_t offset)
 {
-	PyObject *made;
-	uint8_t *out;
-	unsigned sum;
+	PyObject *made = PyBytes_FromStringAndSize((const char *)packet, (Py_ssize_t)length);
 
-	if (start + offset + 2 > length)
-		return PyErr_Format(PyExc_ValueError,
-				    "the checksum at %zu is outside the packet of %zu bytes",
-				    start + offset, length);
-	made = PyBytes_FromStringAndSize((const char *)packet, (Py_ssize_t)length);
-	if (!made)
-		return NULL;
-	out = (uint8_t *)PyBytes_AsString(made);
-	sum = sum_of(out + start, length - start);
-	put16(out + start + offset, sum == 0xffff ? 0xffff : 0xffff - sum);
+	if (made && finish((uint8_t *)PyBytes_AsString(made), length, start, offset) < 0)
+		Py_CLEAR(made);
 	return made;
 }
 
@@ -668,45 +754,45 @@ static int fits(unsigned kind, const struct layers *l)
 	return 0;
 }
 
-/* Split a super-packet and append the packets to a list. Return 0, or -1 with an exception. With
- * ValueError, which means that the super-packet can't be split, nothing was appended. */
-static int split_into(PyObject *list, const uint8_t *data, size_t length, int frame, size_t header)
+/* The fields of a virtio-net header after the first two, in native byte order. */
+enum { HDR_LEN, GSO_SIZE, CSUM_START, CSUM_OFFSET };
+
+/* Read the header of a super-packet, and make everything ready for its segments. Return how many,
+ * 0 for an ordinary packet, or -1 with ValueError if it can't be split. */
+static long examine(struct whole *w, uint16_t fields[4], const uint8_t *data, size_t length,
+		    int frame, size_t header)
 {
-	uint16_t fields[4]; /* hdr_len, gso_size, csum_start, csum_offset, in native byte order */
 	const uint8_t *packet = data + header;
-	struct whole w = {.packet = packet};
 	const char *wrong;
 	size_t at, count;
-	unsigned number = 0;
 
 	if (length < header) {
 		PyErr_Format(PyExc_ValueError, "a super-packet begins with a header of %zu bytes",
 			     header);
 		return -1;
 	}
-	memcpy(fields, data + 2, sizeof fields);
+	memcpy(fields, data + 2, 4 * sizeof *fields);
 	length -= header;
+	w->packet = packet;
+	w->length = length;
 	if ((data[1] & ~GSO_ECN) == GSO_NONE)
-		return append(list, data[0] & NEEDS_CSUM
-					    ? finished(packet, length, fields[2], fields[3])
-					    : PyBytes_FromStringAndSize((const char *)packet,
-									(Py_ssize_t)length));
-	wrong = find_layers(packet, length, frame, &w.l);
+		return 0;
+	wrong = find_layers(packet, length, frame, &w->l);
 	if (wrong) {
 		PyErr_SetString(PyExc_ValueError, wrong);
 		return -1;
 	}
-	if (!fits(data[1] & ~GSO_ECN, &w.l)) {
+	if (!fits(data[1] & ~GSO_ECN, &w->l)) {
 		PyErr_Format(PyExc_ValueError, "gso_type %d does not match the packet's headers",
 			     data[1]);
 		return -1;
 	}
-	if (fields[1] == 0) {
+	if (fields[GSO_SIZE] == 0) {
 		PyErr_SetString(PyExc_ValueError, "gso_size must not be 0");
 		return -1;
 	}
-	at = w.l.payload;
-	count = (length - at + fields[1] - 1) / fields[1];
+	at = w->l.payload;
+	count = (length - at + fields[GSO_SIZE] - 1) / fields[GSO_SIZE];
 	if (at > MOST_SPLIT_HEADERS || out_of_proportion(count, at, length)) {
 		PyErr_Format(PyExc_ValueError,
 			     "%zu bytes would become %zu packets with headers of %zu bytes, "
@@ -714,20 +800,37 @@ static int split_into(PyObject *list, const uint8_t *data, size_t length, int fr
 			     length, count, at);
 		return -1;
 	}
-	w.length = length;
-	w.partial = data[0] & NEEDS_CSUM && fields[2] == w.l.transport &&
-		    fields[3] == (w.l.protocol == TCP ? 16 : 6);
-	if (!w.partial && routed(packet, &w.l)) {
+	w->partial = data[0] & NEEDS_CSUM && fields[CSUM_START] == w->l.transport &&
+		     fields[CSUM_OFFSET] == (w->l.protocol == TCP ? 16 : 6);
+	if (!w->partial && routed(packet, &w->l)) {
 		PyErr_SetString(PyExc_ValueError,
 				"the packet has a source route, but no partial checksum");
 		return -1;
 	}
-	add_up(&w);
-	do {
-		if (append(list, segment(&w, at, fields[1], number++)) < 0)
+	add_up(w);
+	return count ? (long)count : 1;
+}
+
+/* Split a super-packet and append the packets to a list. Return 0, or -1 with an exception. With
+ * ValueError, which means that the super-packet can't be split, nothing was appended. */
+static int split_into(PyObject *list, const uint8_t *data, size_t length, int frame, size_t header)
+{
+	uint16_t fields[4];
+	struct whole w = {0};
+	long count = examine(&w, fields, data, length, frame, header);
+	size_t at = w.l.payload;
+
+	if (count < 0)
+		return -1;
+	if (count == 0)
+		return append(list, data[0] & NEEDS_CSUM
+					    ? finished(w.packet, w.length, fields[CSUM_START],
+						       fields[CSUM_OFFSET])
+					    : PyBytes_FromStringAndSize((const char *)w.packet,
+									(Py_ssize_t)w.length));
+	for (long number = 0; number < count; number++, at += fields[GSO_SIZE])
+		if (append(list, segment(&w, at, fields[GSO_SIZE], (unsigned)number)) < 0)
 			return -1;
-		at += fields[1];
-	} while (at < length);
 	return 0;
 }
 
@@ -1059,42 +1162,56 @@ static int take(struct flows *f, struct member *run, int index)
 	return 1;
 }
 
+/* Make room for `end` packets. Return 0, or -1 with an exception. */
+static int new_flows(struct flows *f, Py_ssize_t end)
+{
+	f->count = 0;
+	f->oldest = f->newest = NONE;
+	f->recent = NULL;
+	f->batch = end > INT_MAX ? NULL : PyMem_Malloc((size_t)(end + 1) * sizeof *f->batch);
+	if (!f->batch)
+		PyErr_NoMemory();
+	return f->batch ? 0 : -1;
+}
+
+/* Sort a packet whose part is made into a run: `more` packets follow. */
+static void sort_packet(struct flows *f, int index, int udp, int more)
+{
+	struct member *m = &f->batch[index], *run;
+	struct part *p = &m->part;
+
+	m->next = NONE;
+	m->count = m->left = 0;
+	if (!p->known) {
+		make_way(f, p);
+		begin(m, index);
+		return;
+	}
+	p->usable = p->usable && (udp || p->l.protocol == TCP);
+	run = open_run(f, m);
+	if (run && p->usable && take(f, run, index))
+		return;
+	if (run)
+		close_run(f, run);
+	begin(m, index);
+	if (p->usable && !p->last && more)
+		open_new(f, m);
+}
+
 /* Sort the first `end` packets of a list of bytes into runs, each at the place of its first packet:
  * see flowtable.py. Return a new array with all packets, or NULL with an exception. */
 static struct member *sort_into_runs(PyObject *packets, Py_ssize_t end, int frame, int udp)
 {
 	struct flows f;
 
-	f.count = 0;
-	f.oldest = f.newest = NONE;
-	f.recent = NULL;
-	if (end > INT_MAX || !(f.batch = PyMem_Malloc((size_t)(end + 1) * sizeof *f.batch))) {
-		PyErr_NoMemory();
+	if (new_flows(&f, end) < 0)
 		return NULL;
-	}
 	for (int index = 0; index < end; index++) {
 		PyObject *packet = PyList_GetItem(packets, index);
-		struct member *m = &f.batch[index], *run;
-		struct part *p = &m->part;
 
-		make_part(p, (const uint8_t *)PyBytes_AsString(packet),
+		make_part(&f.batch[index].part, (const uint8_t *)PyBytes_AsString(packet),
 			  (size_t)PyBytes_Size(packet), frame);
-		m->next = NONE;
-		m->count = m->left = 0;
-		if (!p->known) {
-			make_way(&f, p);
-			begin(m, index);
-			continue;
-		}
-		p->usable = p->usable && (udp || p->l.protocol == TCP);
-		run = open_run(&f, m);
-		if (run && p->usable && take(&f, run, index))
-			continue;
-		if (run)
-			close_run(&f, run);
-		begin(m, index);
-		if (p->usable && !p->last && index + 1 < end)
-			open_new(&f, m);
+		sort_packet(&f, index, udp, index + 1 < end);
 	}
 	return f.batch;
 }
@@ -1287,6 +1404,309 @@ static PyObject *speedups_write_merged(PyObject *module, PyObject *const *args, 
 	return left;
 }
 
+/* === Runs =====================================================================================
+ *
+ * Many packets in one buffer, `stride` bytes apart: without an object for each. */
+
+/* The room around each packet of a run, and its limits: see runs.Layout. */
+struct layout {
+	long before, after, align, most, limit;
+};
+
+/* A run that is being filled: `stride` is 0 before the first packet is known. */
+struct filling {
+	uint8_t *out;
+	size_t room, count, size, last, stride;
+};
+
+/* Return the length of a packet with its padding. */
+static size_t padded(size_t length, const struct layout *l)
+{
+	size_t up = (length + (size_t)l->align - 1) / (size_t)l->align * (size_t)l->align;
+
+	return up < (size_t)l->most ? up : length < (size_t)l->most ? (size_t)l->most : length;
+}
+
+/* Zero the padding of packet `index`, which has `length` bytes. */
+static void pad(struct filling *f, const struct layout *l, size_t index, size_t length)
+{
+	uint8_t *end = f->out + index * f->stride + l->before + length;
+
+	memset(end, 0, padded(length, l) - length);
+}
+
+/* Set the run's measures. Return whether it fits into the buffer. */
+static int measure(struct filling *f, const struct layout *l, size_t count, size_t size, size_t last)
+{
+	f->count = count;
+	f->size = size;
+	f->last = last;
+	f->stride = (size_t)l->before + padded(size, l) + (size_t)l->after;
+	return count <= (size_t)l->limit && count * f->stride <= f->room;
+}
+
+/* Put the packets of one read into the buffer. Return 1, 0 if they are too many for a run or for
+ * the buffer, or -1 with ValueError if they can't be split. */
+static int fill(struct filling *f, const struct layout *l, const uint8_t *data, size_t length,
+		int frame, size_t header)
+{
+	uint16_t fields[4] = {0};
+	struct whole w = {0};
+	long count = 0;
+	size_t at, each;
+
+	if (header)
+		count = examine(&w, fields, data, length, frame, header);
+	else
+		w.packet = data, w.length = length;
+	if (count < 0)
+		return -1;
+	if (count == 0) {
+		if (!measure(f, l, 1, w.length, w.length))
+			return 0;
+		memcpy(f->out + l->before, w.packet, w.length);
+		if (header && data[0] & NEEDS_CSUM &&
+		    finish(f->out + l->before, w.length, fields[CSUM_START], fields[CSUM_OFFSET]) < 0)
+			return -1;
+		pad(f, l, 0, w.length);
+		return 1;
+	}
+	at = w.l.payload;
+	each = count > 1 ? at + fields[GSO_SIZE] : w.length;
+	if (!measure(f, l, (size_t)count, each, w.length - (size_t)(count - 1) * fields[GSO_SIZE]))
+		return 0;
+	for (size_t number = 0; number < f->count; number++, at += fields[GSO_SIZE]) {
+		write_segment(&w, at, fields[GSO_SIZE], (unsigned)number,
+			      f->out + number * f->stride + l->before);
+		pad(f, l, number, number + 1 < f->count ? f->size : f->last);
+	}
+	return 1;
+}
+
+/* Return where a packet's addresses end, or 0 if it has none, and where they begin. */
+static size_t find_addresses(const uint8_t *packet, size_t length, int frame, size_t *start)
+{
+	size_t ip = frame ? 14 : 0, end;
+	int version = length > ip ? packet[ip] >> 4 : 0;
+
+	if (frame && length > ip && get16(packet + 12) != (version == 4 ? 0x0800 : 0x86dd))
+		return 0;
+	*start = ip + (version == 4 ? 12 : 8);
+	end = ip + (version == 4 ? 20 : 40);
+	return (version == 4 || version == 6) && length >= end ? end : 0;
+}
+
+/* Add a packet that was read by itself, if it may follow the packets in the buffer. Return whether.
+ */
+static int follow(struct filling *f, const struct layout *l, const uint8_t *data, size_t length,
+		  int frame, size_t header)
+{
+	const uint8_t *first = f->out + l->before, *packet = data + header;
+	uint8_t *place = f->out + f->count * f->stride + l->before;
+	uint16_t fields[4];
+	size_t start = 0, end;
+
+	if (length < header || (header && (data[1] & ~GSO_ECN) != GSO_NONE))
+		return 0;
+	length -= header;
+	end = find_addresses(packet, length, frame, &start);
+	if (!end || length > f->size || end != find_addresses(first, f->size, frame, &start) ||
+	    memcmp(packet, first, frame ? 14 : 0) ||
+	    packet[frame ? 14 : 0] != first[frame ? 14 : 0] ||
+	    memcmp(packet + start, first + start, end - start))
+		return 0;
+	if (header && data[0] & NEEDS_CSUM) {
+		memcpy(fields, data + 2, sizeof fields);
+		if ((size_t)fields[CSUM_START] + fields[CSUM_OFFSET] + 2 > length)
+			return 0; /* the next call counts it as invalid */
+	}
+	memcpy(place, packet, length);
+	if (header && data[0] & NEEDS_CSUM)
+		finish(place, length, fields[CSUM_START], fields[CSUM_OFFSET]);
+	pad(f, l, f->count, length);
+	f->count++;
+	f->last = length;
+	return 1;
+}
+
+/* Read a packet into read_buffer. Return as read(2); an empty one is ENODATA. */
+static ssize_t read_some(long fd)
+{
+	ssize_t length = read((int)fd, read_buffer, READ_SIZE);
+
+	if (length == 0) {
+		errno = ENODATA;
+		return -1;
+	}
+	return length;
+}
+
+/* Return the result of read_run. `rest` is NULL where there is none. */
+static PyObject *result(const struct filling *f, const uint8_t *rest, ssize_t length, int drained)
+{
+	PyObject *kept = rest ? PyBytes_FromStringAndSize((const char *)rest, length) : NULL;
+
+	if (rest && !kept)
+		return NULL;
+	if (!kept) {
+		kept = Py_None;
+		Py_INCREF(kept);
+	}
+	return Py_BuildValue("(nnnnNO)", (Py_ssize_t)f->count, (Py_ssize_t)f->size,
+			     (Py_ssize_t)f->last, (Py_ssize_t)f->stride, kept,
+			     drained ? Py_True : Py_False);
+}
+
+/* Read or take the first packet, put it into the buffer, and add those that may follow. Return
+ * what read_run returns. */
+static PyObject *run_of(struct filling *f, const struct layout *l, long fd, const Py_buffer *given,
+			int frame, size_t header)
+{
+	const uint8_t *data = given->obj ? given->buf : (const uint8_t *)read_buffer;
+	ssize_t length = given->obj ? given->len : -1;
+	int fitted;
+
+	if (given->obj && !length)
+		errno = ENODATA, length = -1;
+	else if (!given->obj)
+		do
+			length = read_some(fd);
+		while (length < 0 && again());
+	if (length < 0)
+		return PyErr_Occurred() ? NULL : PyErr_SetFromErrno(PyExc_OSError);
+	fitted = fill(f, l, data, (size_t)length, frame, header);
+	if (fitted < 0)
+		return NULL;
+	if (!fitted) {
+		*f = (struct filling){0};
+		return result(f, data, length, 0);
+	}
+	if (header && (data[1] & ~GSO_ECN) != GSO_NONE)
+		return result(f, NULL, 0, 0);
+	while (f->last == f->size && f->count < (size_t)l->limit &&
+	       (f->count + 1) * f->stride <= f->room) {
+		length = read((int)fd, read_buffer, READ_SIZE);
+		if (length < 0)
+			return result(f, NULL, 0, 1); /* the next call meets any error again */
+		if (!follow(f, l, (const uint8_t *)read_buffer, (size_t)length, frame, header))
+			return result(f, (const uint8_t *)read_buffer, length, 0);
+	}
+	return result(f, NULL, 0, 0);
+}
+
+/* read_run(fd, first, buffer, layout, frame, header): see native.py. */
+static PyObject *speedups_read_run(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+	struct layout l;
+	struct filling f = {0};
+	Py_buffer out, given = {0};
+	PyObject *made;
+	long fd, header;
+	int frame;
+
+	(void)module;
+	if (nargs != 6 || !PyTuple_Check(args[3]))
+		return PyErr_Format(PyExc_TypeError, "read_run takes 6 arguments, the fourth a tuple");
+	if ((fd = number(args[0], "an fd", INT_MAX)) < 0 ||
+	    !PyArg_ParseTuple(args[3], "lllll", &l.before, &l.after, &l.align, &l.most, &l.limit) ||
+	    (frame = PyObject_IsTrue(args[4])) < 0 ||
+	    (header = number(args[5], "a header", LONG_HEADER)) < 0)
+		return NULL;
+	if (l.before < 0 || l.after < 0 || l.align < 1 || l.most < 0 || l.limit < 1 ||
+	    l.before > READ_SIZE || l.after > READ_SIZE || l.align > READ_SIZE ||
+	    (header && header != HEADER && header != LONG_HEADER)) {
+		PyErr_SetString(PyExc_ValueError, "no such layout or header");
+		return NULL;
+	}
+	if (args[1] != Py_None && PyObject_GetBuffer(args[1], &given, PyBUF_SIMPLE) < 0)
+		return NULL;
+	if (PyObject_GetBuffer(args[2], &out, PyBUF_WRITABLE) < 0) {
+		PyBuffer_Release(&given);
+		return NULL;
+	}
+	f.out = out.buf;
+	f.room = (size_t)out.len;
+	made = run_of(&f, &l, fd, &given, frame, (size_t)header);
+	PyBuffer_Release(&out);
+	PyBuffer_Release(&given);
+	return made;
+}
+
+#define MOST_IN_RUN 256
+
+/* Merge and write the packets of a run; without a header, write each. Return the indexes of those
+ * left over, as a list, or NULL with an exception. */
+static PyObject *write_packets(const struct sink *sink, const uint8_t *packet, size_t stride,
+			       const long *lengths, int count, int frame, int udp)
+{
+	struct flows f;
+	PyObject *left;
+	int done = 0;
+
+	if (new_flows(&f, count) < 0)
+		return NULL;
+	if (!sink->header) {
+		while (done < count && write_packet(sink->fd, (const char *)packet + done * stride,
+						    (size_t)lengths[done]) == 0)
+			done++;
+		left = left_over(f.batch, done, done, count);
+	} else {
+		for (int index = 0; index < count; index++) {
+			make_part(&f.batch[index].part, packet + index * stride,
+				  (size_t)lengths[index], frame);
+			sort_packet(&f, index, udp, index + 1 < count);
+		}
+		left = left_over(f.batch, give_all(f.batch, count, sink), count, count);
+	}
+	PyMem_Free(f.batch);
+	return left;
+}
+
+/* write_run(fd, buffer, start, stride, lengths, frame, header, udp): see native.py. */
+static PyObject *speedups_write_run(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+	struct sink sink = {0};
+	long fd, start, stride, header, count, lengths[MOST_IN_RUN];
+	PyObject *left;
+	Py_buffer data;
+	int frame, udp = 1;
+
+	(void)module;
+	if (nargs < 7 || nargs > 8)
+		return PyErr_Format(PyExc_TypeError, "write_run takes 7 or 8 arguments, not %zd",
+				    nargs);
+	if ((fd = number(args[0], "an fd", INT_MAX)) < 0 ||
+	    (start = number(args[2], "a start", INT_MAX)) < 0 ||
+	    (stride = number(args[3], "a stride", INT_MAX)) < 0 ||
+	    (frame = PyObject_IsTrue(args[5])) < 0 ||
+	    (header = number(args[6], "a header", LONG_HEADER)) < 0 ||
+	    (nargs == 8 && (udp = PyObject_IsTrue(args[7])) < 0))
+		return NULL;
+	if (!PyList_Check(args[4]) || (count = (long)PyList_Size(args[4])) > MOST_IN_RUN)
+		return PyErr_Format(PyExc_TypeError, "write_run takes a list of at most %d lengths",
+				    MOST_IN_RUN);
+	for (long index = 0; index < count; index++)
+		if ((lengths[index] = number(PyList_GetItem(args[4], index), "a length",
+					     READ_SIZE)) < 0)
+			return NULL;
+	if (header && header != HEADER && header != LONG_HEADER)
+		return PyErr_Format(PyExc_ValueError, "a header has 0, 10 or 12 bytes");
+	if (PyObject_GetBuffer(args[1], &data, PyBUF_SIMPLE) < 0)
+		return NULL;
+	for (long index = 0; index < count; index++)
+		if ((long long)start + (long long)index * stride + lengths[index] > data.len) {
+			PyBuffer_Release(&data);
+			return PyErr_Format(PyExc_ValueError,
+					    "packet %ld does not end inside the buffer", index);
+		}
+	sink.fd = (int)fd;
+	sink.header = (size_t)header;
+	left = write_packets(&sink, (const uint8_t *)data.buf + start, (size_t)stride, lengths,
+			     (int)count, frame, udp);
+	PyBuffer_Release(&data);
+	return left;
+}
+
 /* === Checksum ================================================================================= */
 
 /* Fold an int of any size to a sum. Return 0, or -1 with an exception. PyNumber_Index gives a plain
@@ -1344,10 +1764,13 @@ static PyMethodDef methods[] = {
 	{"read", (PyCFunction)(void (*)(void))speedups_read, METH_FASTCALL, NULL},
 	{"read_many", (PyCFunction)(void (*)(void))speedups_read_many, METH_FASTCALL, NULL},
 	{"write_many", (PyCFunction)(void (*)(void))speedups_write_many, METH_FASTCALL, NULL},
+	{"send_run", (PyCFunction)(void (*)(void))speedups_send_run, METH_FASTCALL, NULL},
 	{"read_split", (PyCFunction)(void (*)(void))speedups_read_split, METH_FASTCALL, NULL},
 	{"split", (PyCFunction)(void (*)(void))speedups_split, METH_FASTCALL, NULL},
 	{"merge", (PyCFunction)(void (*)(void))speedups_merge, METH_FASTCALL, NULL},
 	{"write_merged", (PyCFunction)(void (*)(void))speedups_write_merged, METH_FASTCALL, NULL},
+	{"read_run", (PyCFunction)(void (*)(void))speedups_read_run, METH_FASTCALL, NULL},
+	{"write_run", (PyCFunction)(void (*)(void))speedups_write_run, METH_FASTCALL, NULL},
 	{"checksum", (PyCFunction)(void (*)(void))speedups_checksum, METH_FASTCALL, NULL},
 	{NULL, NULL, 0, NULL},
 };

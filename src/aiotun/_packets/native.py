@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 from typing import TYPE_CHECKING
 
 from .._kernel.abi import READ_SIZE, VNET_HDR, VNET_HDR_SIZE, VNET_HDR_SIZES
+from . import runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -27,12 +29,17 @@ __all__ = [
     "packets_in",
     "read",
     "read_many",
+    "read_run",
     "read_split",
+    "send_run",
     "short_header",
     "split",
     "write_many",
     "write_merged",
+    "write_run",
 ]
+
+_GSO_ECN = 0x80  # virtio_net.h
 
 _choice = os.environ.get("AIOTUN_SPEEDUPS", "")
 if _choice not in ("", "require", "forbid"):
@@ -112,6 +119,26 @@ def _write_many(fd: int, packets: list[Buffer]) -> int:
     return written
 
 
+def _send_run(fd: int, datagrams: list[Buffer], address: bytes | None, largest: int) -> int:
+    """Send datagrams through a UDP socket with UDP_SEGMENT, if one call can send all of them.
+
+    The C module does that for the usual case: `bytes` objects of one size, of which the last may be
+    shorter, that fit one run.
+
+    Args:
+        address: where to, as the kernel's sockaddr; None where the socket is connected.
+        largest: how long a datagram of a run may be, in bytes.
+
+    Returns:
+        How many were sent: all, or 0 if the caller has to cut them into runs. Without the C module
+        it always has to.
+
+    Raises:
+        OSError: sendmsg(2) failed. Nothing was sent.
+    """
+    return 0
+
+
 def _write_merged(
     fd: int,
     packets: Iterable[Buffer],
@@ -150,6 +177,120 @@ def _write_merged(
     except OSError:
         pass
     return [*sorted(places[written:]), *range(len(good), len(batch))]
+
+
+Taken = tuple[int, int, int, int, bytes | None, bool]
+
+
+def _read_run(
+    fd: int,
+    first: bytes | None,
+    buffer: memoryview,
+    layout: tuple[int, int, int, int, int],
+    frame: bool,
+    header: int,
+) -> Taken:
+    """Read a run of packets from a non-blocking fd into a buffer.
+
+    A super-packet is a run by itself. A packet that comes singly is followed by more of the same
+    addresses and size, for as long as they wait; a shorter one is the last.
+
+    Args:
+        first: what was read before: it comes before anything that is read now.
+        layout: see `runs.Layout`. A single packet must fit into the buffer.
+        header: the size of the virtio-net header, 0 without one.
+
+    Returns:
+        The run's count, size, last and stride; what was read last and does not belong to it, else
+        None; and whether nothing more waits. A count of 0 means that what was read is a
+        super-packet of too many segments for the buffer or the layout.
+
+    Raises:
+        OSError: the first read failed, or returned no bytes (ENODATA). A later error ends the run.
+        ValueError: the first super-packet can't be split, and is lost; or an argument is invalid.
+    """
+    if header:
+        _check_header(header)
+    wanted = runs.Layout(*layout)
+    if min(wanted) < 0 or wanted.align < 1 or wanted.limit < 1:
+        raise ValueError("no such layout or header")
+    data = os.read(fd, READ_SIZE) if first is None else first
+    if not data:
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+    packets = _packets_of(data, frame, header)
+    measures = runs.place(buffer, wanted, packets)
+    if measures is None:
+        return 0, 0, 0, 0, data, False
+    if header and data[1] & ~_GSO_ECN:
+        return *measures, None, False
+    most = min(wanted.limit, buffer.nbytes // (measures[3] or 1))
+    kept: bytes | None = None
+    drained = False
+    while len(packets) < most and len(packets[-1]) == len(packets[0]):
+        try:
+            kept = os.read(fd, READ_SIZE)
+        except OSError:  # the next call meets any error again
+            drained = True
+            break
+        try:
+            single = not header or not kept[1] & ~_GSO_ECN
+            (packet,) = _packets_of(kept, frame, header) if single else [b""]
+        except (ValueError, IndexError):
+            break  # the next call counts it
+        if not runs.follows(packets[0], packet, frame):
+            break
+        packets.append(packet)
+        kept = None
+    measures = runs.place(buffer, wanted, packets)
+    assert measures is not None
+    return *measures, kept, drained
+
+
+def _packets_of(data: bytes, frame: bool, header: int) -> list[bytes]:
+    return split(short_header(data, header), frame) if header else [data]
+
+
+def _write_run(
+    fd: int,
+    buffer: Buffer,
+    start: int,
+    stride: int,
+    lengths: list[int],
+    frame: bool,
+    header: int,
+    udp: bool = True,
+) -> Sequence[int]:
+    """Write packets of a buffer to a non-blocking fd, until a write fails; merge them before.
+
+    Args:
+        buffer: bytes.
+        start, stride: where the first packet begins, and how far from there the next one.
+        lengths: of each packet, at most 256.
+        header: the size of the virtio-net header; with 0 each packet is written as it is.
+        udp: whether datagrams are merged.
+
+    Returns:
+        Which were not written, in order; as `write_merged`.
+
+    Raises:
+        TypeError: `lengths` is not a list of so many.
+        ValueError: a packet does not end inside the buffer, or `header` is none of 0, 10 and 12.
+            Nothing was written then.
+    """
+    if type(lengths) is not list or len(lengths) > runs.LIMIT:
+        raise TypeError(f"write_run takes a list of at most {runs.LIMIT} lengths")
+    if header:
+        _check_header(header)
+    view = memoryview(buffer).cast("B")
+    packets: list[Buffer] = []
+    for index, length in enumerate(lengths):
+        at = start + index * stride
+        if length < 0 or at < 0 or at + length > view.nbytes:
+            raise ValueError(f"packet {index} does not end inside the buffer")
+        packets.append(view[at : at + length])
+    if header:
+        return _write_merged(fd, packets, frame, header, udp)
+    return range(_write_many(fd, packets), len(packets))
 
 
 def _check_header(size: int) -> None:
@@ -191,6 +332,7 @@ SPEEDUPS = False
 """Whether the C module is in use."""
 
 
+@functools.cache
 def keep_freed_memory() -> None:
     """Make the allocator keep freed memory, for programs that handle packets of 64 KiB.
 
@@ -198,7 +340,8 @@ def keep_freed_memory() -> None:
     kernel would then map and zero 16 pages again for every super-packet, which costs more than
     reading it. When a larger block is freed, glibc raises that limit to twice the block's size
     (mallopt(3), M_MMAP_THRESHOLD). The block allocated here is never touched, so it uses no memory.
-    Other allocators are not affected.
+    A second block would use 16 MiB: it comes from the heap, and the allocator clears it. So this
+    happens once. Other allocators are not affected.
     """
     bytearray(16 * 1024 * 1024)
 
@@ -209,7 +352,10 @@ read: Callable[[int, int], bytes] = os.read
 read_many: Callable[[int, int, int], list[bytes]] = _read_many
 read_split: Callable[..., tuple[list[bytes], int]] = _read_split
 write_many: Callable[[int, list[Buffer]], int] = _write_many
+send_run: Callable[[int, list[Buffer], bytes | None, int], int] = _send_run
 write_merged: Callable[..., Sequence[int]] = _write_merged
+read_run: Callable[..., Taken] = _read_run
+write_run: Callable[..., Sequence[int]] = _write_run
 split: Callable[[Buffer, bool], list[bytes]]
 merge: Callable[..., list[bytes]]
 checksum: Callable[[Buffer, int], int]
@@ -221,10 +367,13 @@ if _choice != "forbid":
             merge,
             read,
             read_many,
+            read_run,
             read_split,
+            send_run,
             split,
             write_many,
             write_merged,
+            write_run,
         )
 
         SPEEDUPS = True

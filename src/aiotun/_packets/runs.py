@@ -1,30 +1,324 @@
-"""Runs: many packets in one buffer, a fixed number of bytes apart."""
+"""Runs: many packets in one buffer, a fixed number of bytes apart.
+
+Whoever seals or copies each packet needs no object for it. This module knows where the packets of a
+run are, and which buffers are free. `native.read_run` and `native.write_run` read and write them.
+"""
 
 from __future__ import annotations
 
-__all__ = ["segments_for"]
+import warnings
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self
 
-_MOST_DATAGRAMS = 64  # in one call with UDP_SEGMENT; UDP_MAX_SEGMENTS, 128 since Linux 6.9
-# What fits an IPv6 packet, and an IPv4 packet with its header.
-_LONGEST_RUN = 65_487  # bytes
+from .._kernel.abi import READ_SIZE
+
+__all__ = ["LIMIT", "Layout", "Pool", "Run", "leading", "padded", "place"]
+
+LIMIT = 256
+"""The most packets of a run; the C module has an array of this length."""
 
 
-def segments_for(mtu: int, overhead: int = 0) -> int:
-    """Return how many packets of a tunnel fit one run of datagrams.
+class Run:
+    """Packets in one buffer: all of one size, only the last may be shorter.
 
-    A tunnel that opens its device with this as `gso_max_segs` gets super-packets that it can send
-    with one system call each.
+    Packet `i` begins at ``start + i * stride``. The bytes between the packets are for the program:
+    the room that it asked for, and the padding, which is zero.
+
+    A run of a `Pool` holds its buffer until `release`; ``with run:`` releases it at the end of the
+    block. A run that is dropped without that emits a `ResourceWarning`, and the pool makes another
+    buffer.
+
+    Attributes:
+        buffer (memoryview): all of the buffer, writable bytes.
+        start (int): where the first packet begins.
+        stride (int): the distance from one packet to the next, in bytes.
+        size (int): the length of every packet but the last, in bytes.
+        last (int): the length of the last packet, in bytes.
+        count (int): how many packets there are.
+    """
+
+    __slots__ = ("_pool", "buffer", "count", "last", "size", "start", "stride")
+
+    def __init__(
+        self,
+        buffer: memoryview,
+        start: int,
+        stride: int,
+        size: int,
+        last: int,
+        count: int,
+        pool: Pool | None = None,
+    ) -> None:
+        """Describe packets that are in a buffer already.
+
+        Args:
+            buffer: bytes; writable if the run is.
+            start, stride, size, last, count: see the attributes. They are not checked here.
+            pool: where `release` puts the buffer.
+        """
+        self.buffer: memoryview = buffer
+        self.start: int = start
+        self.stride: int = stride
+        self.size: int = size
+        self.last: int = last
+        self.count: int = count
+        self._pool = pool
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __repr__(self) -> str:
+        return (
+            f"<Run of {self.count} packets of {self.size} bytes, the last of {self.last}, "
+            f"from {self.start} every {self.stride}>"
+        )
+
+    def view(self, index: int) -> memoryview:
+        """Return packet `index` as a view of the buffer.
+
+        Raises:
+            IndexError: there is no such packet; negative numbers count from the end.
+        """
+        count = self.count
+        if not -count <= index < count:
+            raise IndexError(f"this run has {count} packets, and no packet {index}")
+        index %= count
+        start = self.start + index * self.stride
+        return self.buffer[start : start + (self.size if index < count - 1 else self.last)]
+
+    def views(self) -> list[memoryview]:
+        """Return all packets as views of the buffer."""
+        buffer, start, stride, size = self.buffer, self.start, self.stride, self.size
+        last = self.count - 1
+        starts = [start + index * stride for index in range(last)]
+        views = [buffer[at : at + size] for at in starts]
+        at = start + last * stride
+        views.append(buffer[at : at + self.last])
+        return views
+
+    def words(self, offset: int) -> memoryview:
+        """Return one 32-bit field of all packets, as a view of `count` numbers.
+
+        The numbers have the machine's byte order, and can be read and written as one:
+        ``run.words(12)[:] = ...`` wants a buffer of the format ``"I"``.
+
+        Args:
+            offset: where the field is, in bytes from each packet's beginning; below 0 it is in the
+                room before the packet.
+
+        Raises:
+            ValueError: the field of some packet is not at a multiple of 4 bytes of the buffer, or
+                outside it.
+        """
+        at, stride = self.start + offset, self.stride
+        end = at + (self.count - 1) * stride + 4
+        if at % 4 or stride % 4 or at < 0 or end > self.buffer.nbytes:
+            raise ValueError(
+                f"a word at {offset} is not aligned in every packet, or outside the buffer: the "
+                f"packets begin at {self.start}, every {stride} bytes"
+            )
+        whole = self.buffer.nbytes & ~3
+        return self.buffer[:whole].cast("I")[at // 4 : end // 4 : stride // 4 or 1]
+
+    def segments(self) -> list[bytes]:
+        """Return copies of all packets."""
+        return [view.tobytes() for view in self.views()]
+
+    def lengths(self, before: int = 0, sizes: Sequence[int] | None = None) -> list[int]:
+        """Return how many bytes of each packet are to be sent; see `Queue.send_run`.
+
+        Raises:
+            ValueError: not one size for each packet, or a packet does not end inside the buffer.
+        """
+        if sizes is None:
+            lengths = [self.size - before] * (self.count - 1)
+            lengths.append(self.last - before)
+        else:
+            lengths = list(sizes)
+        if len(lengths) != self.count or before < 0 or min(lengths, default=0) < 0:
+            raise ValueError(
+                f"{self!r} needs a size of at least 0 for each packet, and 'before' too; got "
+                f"before={before} and {len(lengths)} sizes"
+            )
+        # The last packet, and the longest where it would be the last but one.
+        first = self.start + before + (self.count - 2) * self.stride
+        end = max(first + max(lengths[:-1], default=0), first + self.stride + lengths[-1])
+        if end > self.buffer.nbytes:
+            raise ValueError(f"a packet of {self!r} would end outside the buffer")
+        return lengths
+
+    def release(self) -> None:
+        """Give the buffer back to the pool; the views of this run change after that.
+
+        Again, or without a pool, this does nothing.
+        """
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.put(self.buffer)
+
+    def keep(self) -> memoryview:
+        """Take the buffer out of the pool, which makes another; return it."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.replace()
+        return self.buffer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        if getattr(self, "_pool", None) is not None:
+            # Views of the buffer may live on, so nobody else may get it.
+            self.keep()
+            warnings.warn(
+                f"{self!r} was not released; use 'with run:'", ResourceWarning, 1, source=self
+            )
+
+
+class _Line(Protocol):
+    """Tasks that wait for a buffer."""
+
+    def dismiss(self) -> None: ...
+
+
+class Pool:
+    """Buffers for runs.
 
     Args:
-        mtu: the device's MTU in bytes.
-        overhead: what the tunnel adds to each packet, in bytes.
+        buffers: how many runs there can be at once. With one, a program handles a run and releases
+            it before it receives the next.
+        size: of each buffer, in bytes. 128 KiB is enough for the longest super-packet with the
+            usual room around each segment; if one does not fit, it becomes several runs.
 
-    Returns:
-        45 for WireGuard with an MTU of 1420 (an overhead of 32); at least 1, and at most 64.
+    Not for several threads. Any number of queues and sockets may use one pool.
+
+    Attributes:
+        free: the buffers that no run holds.
+        size: of each buffer, in bytes.
 
     Raises:
-        ValueError: `mtu` is below 1, or `overhead` is negative.
+        TypeError, ValueError: a number is not an int, or too small.
     """
-    if mtu < 1 or overhead < 0:
-        raise ValueError(f"mtu must be positive, and overhead not negative: {mtu}, {overhead}")
-    return max(1, min(_MOST_DATAGRAMS, _LONGEST_RUN // (mtu + overhead)))
+
+    __slots__ = ("__weakref__", "_lines", "free", "size")
+
+    def __init__(self, buffers: int, *, size: int = 1 << 17) -> None:
+        for what, number, least in (("buffers", buffers, 1), ("size", size, READ_SIZE)):
+            if type(number) is not int:
+                raise TypeError(f"{what} must be an int, got {number!r}")
+            if number < least:
+                raise ValueError(f"{what} must be at least {least}, got {number}")
+        self.size: int = size + -size % 8
+        self.free: list[memoryview] = [self._make() for _ in range(buffers)]
+        self._lines: list[_Line] = []
+
+    def _make(self) -> memoryview:
+        return memoryview(bytearray(self.size))
+
+    def put(self, buffer: memoryview) -> None:
+        """Add a buffer, and wake those who wait for one."""
+        self.free.append(buffer)
+        if self._lines:
+            lines, self._lines = self._lines, []
+            for line in lines:
+                line.dismiss()
+
+    def replace(self) -> None:
+        """Add a new buffer in place of one that a run has kept."""
+        self.put(self._make())
+
+    def wake(self, line: _Line) -> None:
+        """Have `put` wake the tasks in this line, once."""
+        if not any(each is line for each in self._lines):
+            self._lines.append(line)
+
+
+class Layout(NamedTuple):
+    """The room around each packet of a run, and its limits, in bytes and packets.
+
+    Attributes:
+        before, after: the room in front of each packet, and behind its padding.
+        align: packets are padded with zeros to a multiple of this,
+        most: but no further than to this length.
+        limit: how many packets a run has.
+    """
+
+    before: int
+    after: int
+    align: int
+    most: int
+    limit: int
+
+
+Measures = tuple[int, int, int, int]
+"""The count, size, last and stride of a run."""
+
+
+def padded(length: int, layout: Layout) -> int:
+    """Return the length of a packet with its padding."""
+    return max(length, min(length + -length % layout.align, layout.most))
+
+
+def place(buffer: memoryview, layout: Layout, packets: Sequence[bytes]) -> Measures | None:
+    """Put packets of one size, but for the last, into a buffer; None if they are too many."""
+    size, last, count = len(packets[0]), len(packets[-1]), len(packets)
+    stride = layout.before + padded(size, layout) + layout.after
+    if count > layout.limit or count * stride > buffer.nbytes:
+        return None
+    for index, packet in enumerate(packets):
+        at = layout.before + index * stride
+        end = at + len(packet)
+        buffer[at:end] = packet
+        padding = padded(len(packet), layout) - len(packet)
+        buffer[end : end + padding] = bytes(padding)
+    return count, size, last, stride
+
+
+def leading(packets: Iterable[bytes], layout: Layout, room: int, frame: bool) -> list[bytes]:
+    """Return as many of the packets as may be one run: of one size and pair of addresses.
+
+    Args:
+        packets: at least one.
+        layout: the run's.
+        room: the buffer's size in bytes.
+        frame: whether they are frames.
+    """
+    run: list[bytes] = []
+    most = layout.limit
+    for packet in packets:
+        if not run:
+            stride = layout.before + padded(len(packet), layout) + layout.after
+            most = max(1, min(most, room // (stride or 1)))
+        elif len(run) >= most or not follows(run[0], packet, frame):
+            break
+        run.append(packet)
+        if len(packet) < len(run[0]):
+            break
+    return run
+
+
+def follows(first: bytes, packet: bytes, frame: bool) -> bool:
+    """Return whether a packet may be in a run: not longer, and with the same addresses."""
+    one, other = _addresses(first, frame), _addresses(packet, frame)
+    return len(packet) <= len(first) and other is not None and one == other
+
+
+def _addresses(packet: bytes, frame: bool) -> bytes | None:
+    """Return what packets of a run have in common: the link layer, version and addresses."""
+    ip = 14 if frame else 0
+    version = packet[ip] >> 4 if len(packet) > ip else 0
+    start, end = (ip + 12, ip + 20) if version == 4 else (ip + 8, ip + 40)
+    if version not in (4, 6) or len(packet) < end:
+        return None
+    if frame and packet[12:14] != (b"\x08\x00" if version == 4 else b"\x86\xdd"):
+        return None
+    return packet[: ip + 1] + packet[start:end]

@@ -64,11 +64,13 @@ class FdOwner(AsyncClosing):
         "_interface",
         "_watch",
         "_group",
+        "ready",
         # What is read and written, and how.
         "port",
         # Who waits.
         "_receivers",
         "_senders",
+        "_parked",
         # How much may be read before the loop has a turn.
         "_budget",
         "_free",
@@ -94,9 +96,15 @@ class FdOwner(AsyncClosing):
         self._fd = fd
         self._interface = interface
         self._receivers, self._senders = Line(), Line()
-        lines = [self._receivers, self._senders] + ([] if shared is None else [shared])
+        self._parked = Line()  # those who can't receive before a run's buffer is free
+        lines = [self._receivers, self._senders, self._parked]
+        lines += [] if shared is None else [shared]
         self._watch = FdWatch(self, *lines)
         self._group: weakref.ref[Group] | None = None
+        # Whether a send that need not wait may do without `_bind`: the fd has a loop and is usable,
+        # and the loop is not in debug mode. On Python 3.11 get_running_loop makes a system call,
+        # which costs more than everything else that a send does besides its write.
+        self.ready: bool = False
         self.port: Keeper = port
         self._budget = BUDGET
         self._free = 0
@@ -120,6 +128,7 @@ class FdOwner(AsyncClosing):
             self._watch.bind(loop)
         if self._fd < 0 or self._lost is not None:
             self.check_open()
+        self.ready = not loop.get_debug()
         return loop
 
     @abc.abstractmethod
@@ -185,12 +194,14 @@ class FdOwner(AsyncClosing):
 
         From here on `_fd` is -1, so that the number can't be used by mistake once it is another's.
         """
+        self._watch.stop(self._fd)
         if self._watch.alive:
-            self._watch.stop(self._fd)
             self._receivers.dismiss()
             self._senders.dismiss()
+            self._parked.dismiss()
         fd, self._fd = self._fd, -1
         self._why_closed = why
+        self.ready = False
         self._free = 0
         self._resuming = False
         self.port.drop_rest()
@@ -249,10 +260,12 @@ class FdOwner(AsyncClosing):
         """
         if self._lost is None:
             self._lost = self._lost_error(code)
+            self.ready = False
             self._resuming = False
             self._watch.stop(self._fd)
             self._receivers.dismiss()
             self._senders.dismiss()
+            self._parked.dismiss()
             if (group := self._peers()) is not None:
                 group.lose(self)
         # Another one: the traceback of what is raised holds this object, which must not hold it.

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import select
+import stat
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
+from .._kernel.limits import naming_limits
 from .sendwatch import SendWatch
 
 if TYPE_CHECKING:
@@ -33,19 +37,36 @@ class FdWatch:
     only its task knows it. Both references end with the loop; a registry of our own would outlive
     it.
 
+    A socket may be in error for a moment (an ICMP error), and go on. uvloop stops watching an fd in
+    error, and does not say so. Therefore the loop watches an epoll of ours instead, which is never
+    in error, and that watches the socket.
+
     Attributes:
         loop: the event loop, once a coroutine was awaited in one.
         reading: the loop calls the owner when there is a packet, in the fd or kept by the port.
         writing: the loop calls the owner when the fd has room.
     """
 
-    __slots__ = ("_lines", "_nudge", "_owner", "_pid", "_send_watch", "loop", "reading", "writing")
+    __slots__ = (
+        "_epoll",
+        "_lines",
+        "_nudge",
+        "_owner",
+        "_pid",
+        "_send_watch",
+        "_socket",
+        "loop",
+        "reading",
+        "writing",
+    )
 
     def __init__(self, owner: Owner, *lines: Line) -> None:
         self._owner = weakref.ref(owner)
         self._lines = lines
         self._nudge: asyncio.Handle | None = None
         self._send_watch: SendWatch | None = None
+        self._epoll: select.epoll | None = None
+        self._socket: bool | None = None  # whether the fd is one; None: not known yet
         self._pid = 0
         self.loop: asyncio.AbstractEventLoop | None = None
         self.reading = self.writing = False
@@ -64,13 +85,30 @@ class FdWatch:
         return self.loop is not None and not self.loop.is_closed() and self._pid == os.getpid()
 
     def start_reading(self, fd: int) -> None:
-        if not self.reading and self.loop is not None:
+        """Have the loop call the owner when there is a packet.
+
+        Raises:
+            ResourceLimitError: this process can't open the fd that watching a socket takes.
+        """
+        if self.reading or self.loop is None:
+            return
+        if self._is_socket(fd):
+            if self._epoll is None:
+                with naming_limits("could not wait for a datagram"):
+                    self._epoll = select.epoll()
+                self.loop.add_reader(self._epoll.fileno(), self._readable)
+            self._epoll.register(fd, select.EPOLLIN)
+        else:
             self.loop.add_reader(fd, self._readable)
-            self.reading = True
+        self.reading = True
 
     def stop_reading(self, fd: int) -> None:
         if self.reading and self.loop is not None:
-            self.loop.remove_reader(fd)
+            if self._epoll is None:
+                self.loop.remove_reader(fd)
+            else:
+                with contextlib.suppress(OSError):  # something else closed the fd
+                    self._epoll.unregister(fd)
             self.reading = False
         if self._nudge is not None:
             self._nudge.cancel()
@@ -92,13 +130,18 @@ class FdWatch:
             ResourceLimitError: this process can't open the fd that takes.
         """
         if not self.writing and self.loop is not None:
-            self._send_watch = SendWatch(self.loop, fd, interface, self._writable, self._link_down)
-            self.loop.add_writer(fd, self._writable)
+            is_socket = self._is_socket(fd)
+            self._send_watch = SendWatch(
+                self.loop, fd, interface, self._writable, self._link_down, room=is_socket
+            )
+            if not is_socket:
+                self.loop.add_writer(fd, self._writable)
             self.writing = True
 
     def stop_writing(self, fd: int) -> None:
         if self.writing and self.loop is not None:
-            self.loop.remove_writer(fd)
+            if not self._socket:
+                self.loop.remove_writer(fd)
             self.writing = False
         if self._send_watch is not None:
             self._send_watch.close()
@@ -109,6 +152,16 @@ class FdWatch:
         if self.alive:
             self.stop_reading(fd)
             self.stop_writing(fd)
+        if self._epoll is not None:
+            if self.alive and self.loop is not None:
+                self.loop.remove_reader(self._epoll.fileno())
+            self._epoll.close()
+            self._epoll = None
+
+    def _is_socket(self, fd: int) -> bool:
+        if self._socket is None:
+            self._socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
+        return self._socket
 
     # Called by the loop.
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from .._kernel.abi import READ_SIZE
 from .._kernel.words import Mode
 from .._packets.flow import flow_hash
+from .._packets.runs import Layout, Pool, Run
 from ..errors import (
     AiotunError,
     DeviceClosedError,
@@ -45,10 +46,12 @@ class QueueGroup(PacketIO):
 
     __slots__ = (
         "__weakref__",
+        "_bound",
         "_budget",
         "_lost",
         "_offer",
         "_open",
+        "_parked",
         "_ready",
         "_undecodable",
         "_unwatched",
@@ -70,6 +73,8 @@ class QueueGroup(PacketIO):
         self._unwatched: set[QueueBase] = set(queues)
         self._offer: QueueBase | None = None  # the queue that is resuming a task right now
         self.resuming: QueueBase | None = None  # the last one that resumed a task of its own
+        self._parked = Line()  # tasks that can't receive before a run's buffer is free
+        self._bound = False
         self._budget = BUDGET
         self._undecodable = 0
         for queue in queues:
@@ -105,11 +110,13 @@ class QueueGroup(PacketIO):
             self._lost = None
         if not self._open:
             self.line.dismiss()
+            self._parked.dismiss()
 
     def lose(self, queue: QueueBase) -> None:
         """Note that a queue found the interface gone."""
         self._lost = queue
         self.line.dismiss()
+        self._parked.dismiss()
 
     def choose_again(self) -> None:
         """Note that a queue was disabled or enabled."""
@@ -196,6 +203,17 @@ class QueueGroup(PacketIO):
             pass  # what we have goes first; the next call meets the loss again
         return batch
 
+    def _take_run(self, pool: Pool, layout: Layout) -> Run:
+        run = self._take_with(lambda queue: queue._take_run(pool, layout))
+        self._budget -= run.count - 1
+        return run
+
+    async def _wait_for_buffer(self, pool: Pool) -> None:
+        while not pool.free:
+            loop = self._bind()
+            pool.wake(self._parked)
+            await Waiter(loop, self._parked)
+
     def recv_nowait(self) -> bytes:
         self._check_open()
         if self.line:
@@ -208,8 +226,10 @@ class QueueGroup(PacketIO):
     # Sending
 
     async def send(self, packet: Buffer) -> None:
-        self._bind()
-        await self._queue_for(packet).send(packet)
+        queue = self._queue_for(packet)
+        if not queue.ready:
+            self._bind()
+        await queue.send(packet)
 
     def _send_at_once(self, packets: list[Buffer]) -> Sequence[int]:
         sent = 0
@@ -306,7 +326,13 @@ class QueueGroup(PacketIO):
     def _bind(self) -> asyncio.AbstractEventLoop:
         """Check that the queues are of the running loop, and usable."""
         self._check_open()
-        return self._open[0]._bind()
+        loop = self._open[0]._bind()
+        # All belong to the loop of the first one: a call that need not wait asks only one queue.
+        if not self._bound:
+            for queue in self._open:
+                queue._bind()
+            self._bound = True
+        return loop
 
     def _check_open(self) -> None:
         if not self._open:

@@ -22,23 +22,41 @@ class Lookahead:
     by one, a resumed task reads one and waits again. And in a request/response exchange the next
     packet arrives within microseconds, where sleeping in epoll costs more than polling for it.
 
+    A run of packets is taken in one read, however many packets it has. So for runs this counts
+    reads: a second one is tried where it found something the last time, and now and then.
+
     Attributes:
         burst: several packets were there at once, the last time.
         pays: polling found the next packet, the last time.
     """
 
-    __slots__ = ("_poll", "_wakeups", "burst", "pays")
+    __slots__ = ("_more_runs", "_poll", "_runs", "_wakeups", "burst", "pays")
 
     def __init__(self) -> None:
         self.burst = True
         self.pays = False
+        self._runs = 0  # taken since the loop called
+        self._more_runs = False  # a second one was there, the last time that it was tried
         self._wakeups = 0  # how often the loop called while one task waited
         self._poll: select.poll | None = None
 
     def due(self) -> bool:
         """Count a wake-up; tell whether to look for another packet after it."""
+        if self._runs == 1 and self._tries_another():
+            self._more_runs = False
+        self._runs = 0
         self._wakeups += 1
         return self.pays or self._wakeups % _RETRY == 0
+
+    def another(self) -> bool:
+        """Count a run that was taken; tell whether to try another at once."""
+        self._runs += 1
+        if self._runs > 1:
+            self._more_runs = True
+        return self._tries_another()
+
+    def _tries_another(self) -> bool:
+        return self._more_runs or self._wakeups % _RETRY == 0
 
     def look(self, fd: int) -> bool:
         """Poll for the next packet, and learn from what comes of it."""

@@ -11,8 +11,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from .._kernel.words import DecodeErrors, Mode
+from .._packets.runs import LIMIT, Layout, Pool, Run, place
 from ..errors import DeviceClosedError, PacketDecodeError
 from .closing import AsyncClosing
+from .runio import NoBufferError, checked_layout, receive_run
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -58,7 +60,8 @@ class PacketStats:
     split_fallbacks: int = 0
     """Super-packets that the kernel refused, sent as segments instead."""
     segments_dropped: int = 0
-    """Segments of a super-packet that were still waiting when their queue was closed."""
+    """Packets that were still waiting when their queue was closed: segments of a super-packet, or
+    what `recv_run` had read and kept for the next run."""
 
     def __add__(self, other: PacketStats) -> PacketStats:
         mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
@@ -79,7 +82,9 @@ class PacketIO(AsyncClosing):
     256 packets, before it reads and never after.
 
     *Loops*: the first coroutine that is awaited binds a queue to its event loop. Another loop is a
-    `RuntimeError`. Nothing here may be called from another thread.
+    `RuntimeError`. A `send` that need not wait raises it only if the queue's loop is in asyncio's
+    debug mode, because asking which loop is running takes time for every packet. Nothing here may
+    be called from another thread.
 
     *Closing*: what waits when the device is closed here raises `DeviceClosedError`; when the
     interface goes away, `DeviceLostError`. So does every later call.
@@ -145,6 +150,41 @@ class PacketIO(AsyncClosing):
         """
         most = checked_limit("recv_many", limit)
         return self._receive(lambda io: io._take_many(most))
+
+    async def recv_run(
+        self, pool: Pool, *, before: int = 16, after: int = 16, align: int = 16, limit: int = 45
+    ) -> Run:
+        """Receive packets of one pair of addresses into one buffer, without an object for each.
+
+        Waits for a packet, and returns what is ready and fits one run: the segments of a
+        super-packet, or packets that come singly, of one size. Only the last may be shorter. What
+        ends a run is the first of the next, or of what any other method returns.
+
+        Args:
+            pool: where the buffer is from. The run holds it until `Run.release`. While none is
+                free, this waits and reads nothing.
+            before, after: how many bytes of room are in front of each packet, and behind it.
+            align: each packet is padded with zeros to a multiple of so many bytes, but not beyond
+                the MTU. The padding is between the packet and the room behind it.
+            limit: how many packets at most, up to 256.
+
+        Returns:
+            A run whose ``start`` is `before`.
+
+        Raises:
+            TypeError, ValueError: an argument is not an int, or is out of range; or the device has
+                ``offload="raw"`` or packet information.
+            DeviceClosedError, DeviceLostError: as `recv`.
+        """
+        checked = checked_layout(pool, before, after, align, limit)
+        if self._header_bytes:
+            raise ValueError(
+                "recv_run needs packets without a header: offload='off' or 'split', and "
+                "packet_info=False"
+            )
+        return await receive_run(
+            pool, self._wait_for_buffer, self._receive, lambda io: io._take_run(pool, checked)
+        )
 
     @abc.abstractmethod
     def recv_nowait(self) -> bytes:
@@ -239,6 +279,44 @@ class PacketIO(AsyncClosing):
         """
         return send_all(self._bind, packets, self._send_at_once, self.send)
 
+    async def send_run(
+        self, run: Run, *, before: int = 0, sizes: Sequence[int] | None = None
+    ) -> int:
+        """Send the packets of a run in order, merged as by `send_many`, without an object for each.
+
+        Nobody may change or release the run before this returns.
+
+        Args:
+            run: from `recv_run`, or made by the program.
+            before: how many bytes at the beginning of each packet to leave out.
+            sizes: how many bytes to send of each packet; by default all that follow `before`.
+
+        Returns:
+            How many packets were sent, which is all of them.
+
+        Raises:
+            ValueError: not one size for each packet, or a packet would end outside the buffer.
+            LinkDownError, PacketError, DeviceClosedError, DeviceLostError: as `send_many`, with
+                `sent` and `unsent`.
+        """
+        lengths = run.lengths(before, sizes)
+        self._bind()
+        start = run.start + before
+        left: Sequence[int] = range(run.count)
+        if run.count <= LIMIT:
+            left = self._send_run_at_once(run.buffer, start, run.stride, lengths)
+            if not left:
+                return run.count
+        sent = run.count - len(left)
+        starts = [start + index * run.stride for index in left]
+        try:
+            return sent + await self.send_many(
+                [run.buffer[at : at + lengths[i]] for at, i in zip(starts, left, strict=True)]
+            )
+        except BaseException as error:
+            error.sent += sent  # type: ignore[attr-defined]  # set by send_many
+            raise
+
     @abc.abstractmethod
     def send_nowait(self, packet: Buffer) -> None:
         """Send one packet without waiting; see `send`.
@@ -324,6 +402,33 @@ class PacketIO(AsyncClosing):
             Where in `packets` those are that are left, in order.
         """
         return range(len(packets))
+
+    def _send_run_at_once(
+        self, buffer: memoryview, start: int, stride: int, lengths: list[int]
+    ) -> Sequence[int]:
+        """Send as many packets of a run as possible without waiting, as `_send_at_once`."""
+        return self._send_at_once(
+            [buffer[start + place * stride :][:length] for place, length in enumerate(lengths)]
+        )
+
+    @abc.abstractmethod
+    async def _wait_for_buffer(self, pool: Pool) -> None:
+        """Wait until the pool of a run's buffers may have one.
+
+        Raises:
+            DeviceClosedError, DeviceLostError: as `recv`.
+        """
+
+    def _take_run(self, pool: Pool, layout: Layout) -> Run:
+        """Take a run; where nothing better is known, of one packet."""
+        if not pool.free:
+            raise NoBufferError
+        packet = self._take()
+        buffer = pool.free.pop()
+        measures = place(buffer, layout, [packet])
+        assert measures is not None
+        count, size, last, stride = measures
+        return Run(buffer, layout.before, stride, size, last, count, pool)
 
     @abc.abstractmethod
     def _take(self) -> bytes: ...

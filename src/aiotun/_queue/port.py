@@ -8,6 +8,7 @@ system call raises. Every fd has a `Port` (here), a `SplitPort` (``offload="spli
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import errno
@@ -17,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from .._kernel.abi import PI_SIZE, READ_SIZE, VNET_HDR_SIZE
-from .._packets import native
+from .._packets import native, runs
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -30,9 +31,12 @@ __all__ = [
     "Offloads",
     "PacketFormat",
     "Port",
+    "RunPort",
     "SocketPort",
+    "Taken",
     "copy_into",
     "is_packet",
+    "packets_in",
     "socket_ends",
 ]
 
@@ -42,6 +46,9 @@ _ETHERNET_HEADER = 14
 # reads it, so all queues of all threads may share it.
 _OVERFLOW = bytearray(READ_SIZE)
 
+
+Taken = tuple[int, int, int, int, bool]
+"""A run that was read: count, size, last and stride, and whether nothing more waits."""
 
 TUN_ENDS = frozenset({errno.EBADFD, errno.EBADF})
 """What a TUN or TAP queue says once its interface was deleted, or its number is no longer ours."""
@@ -146,6 +153,23 @@ class Port:
         """
         return range(native.write_many(fd, packets), len(packets))
 
+    def for_runs(self) -> Port:
+        """Return the port that reads runs: this one, or one to use in place of this."""
+        return RunPort(self)
+
+    def read_run(self, fd: int, buffer: memoryview, layout: runs.Layout) -> Taken:
+        """Read packets into a buffer; see `for_runs`.
+
+        The buffer has room for the longest packet there can be.
+        """
+        raise NotImplementedError
+
+    def write_run(
+        self, fd: int, buffer: memoryview, start: int, stride: int, lengths: list[int]
+    ) -> Sequence[int]:
+        """Write packets that are in a buffer, as `write_many`."""
+        return self.write_many(fd, packets_in(buffer, start, stride, lengths))
+
     def drop_rest(self) -> None:
         """Drop and count what the port keeps; the fd is about to be given up."""
 
@@ -178,6 +202,90 @@ class SocketPort(Port):
         return b""
 
 
+class RunPort(Port):
+    """A port in front of another, from which a program receives runs.
+
+    A packet that can't be in the same run is read, and then kept for the next call. Other programs
+    pay nothing for that: their queues have no such port.
+    """
+
+    __slots__ = ("_frames", "_kept", "inner")
+
+    def __init__(self, inner: Port) -> None:
+        super().__init__(inner.format, inner.counts, inner.ends)
+        self.inner = inner
+        self._frames = inner.format.mode == "tap"
+        self._kept: bytes | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., Port], tuple[object, ...]]:
+        return self.inner.__reduce__()  # what this keeps stays here
+
+    def for_runs(self) -> Port:
+        return self
+
+    # Receiving
+
+    def read(self, fd: int, size: int) -> bytes:
+        if self._kept is not None:
+            return self._take_kept()
+        return self.inner.read(fd, size)
+
+    def read_into(self, fd: int, octets: memoryview) -> int:
+        if self._kept is not None:
+            return copy_into(octets, self._take_kept())
+        return self.inner.read_into(fd, octets)
+
+    def read_many(self, fd: int, limit: int) -> list[bytes]:
+        if self._kept is None:
+            return self.inner.read_many(fd, limit)
+        batch = [self._take_kept()]
+        if limit > 1:
+            # What we have goes first; the next call meets an error again.
+            with contextlib.suppress(OSError):
+                batch += self.inner.read_many(fd, limit - 1)
+        return batch
+
+    def read_run(self, fd: int, buffer: memoryview, layout: runs.Layout) -> Taken:
+        try:
+            count, size, last, stride, kept, drained = native.read_run(
+                fd, self._kept, buffer, layout, self._frames, 0
+            )
+        except OSError as error:
+            if error.errno != errno.ENODATA or errno.ENODATA in self.ends:
+                raise
+            # A datagram socket's empty datagram is a packet.
+            count, size, last, stride = 1, 0, 0, layout.before + layout.after
+            kept, drained = None, False
+        if kept == b"" and errno.ENODATA in self.ends:
+            kept = None  # the end, which reads the same again
+        self._kept = kept
+        self.pending = 0 if kept is None else 1
+        return count, size, last, stride, drained
+
+    def _take_kept(self) -> bytes:
+        kept, self._kept, self.pending = self._kept, None, 0
+        assert kept is not None
+        return kept
+
+    def drop_rest(self) -> None:
+        self.counts.segments_dropped += self.pending
+        self._kept, self.pending = None, 0
+        self.inner.drop_rest()
+
+    # Sending
+
+    def write(self, fd: int, packet: Buffer) -> None:
+        self.inner.write(fd, packet)
+
+    def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
+        return self.inner.write_many(fd, packets)
+
+    def write_run(
+        self, fd: int, buffer: memoryview, start: int, stride: int, lengths: list[int]
+    ) -> Sequence[int]:
+        return self.inner.write_run(fd, buffer, start, stride, lengths)
+
+
 def socket_ends(family: int, kind: int) -> frozenset[int]:
     """What says that a socket came to its end; ENODATA stands for reading an empty packet.
 
@@ -205,3 +313,10 @@ def copy_into(octets: memoryview, packet: bytes) -> int:
     kept = min(len(packet), octets.nbytes)
     octets[:kept] = packet[:kept]
     return len(packet)
+
+
+def packets_in(buffer: memoryview, start: int, stride: int, lengths: list[int]) -> list[Buffer]:
+    """Copies of the packets of a run."""
+    return [
+        buffer[start + index * stride :][:length].tobytes() for index, length in enumerate(lengths)
+    ]

@@ -53,7 +53,7 @@ class RawPort(Port):
     def _write_split(self, fd: int, super_packet: bytes, error: OSError) -> None:
         """Write the packets of what the kernel refused with `error`."""
         begun, left = self._unfinished
-        if begun != super_packet:
+        if not left or begun != super_packet:
             left = self._packets_of(super_packet, error)
         # A task that waits for room writes the super-packet again, and goes on where it stopped.
         self._unfinished = (super_packet, left)

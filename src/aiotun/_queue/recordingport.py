@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from .._kernel.abi import READ_SIZE
 from ..capture import Capture, PcapWriter
-from .port import Port, copy_into
+from .port import Port, Taken, copy_into, packets_in
 
 if TYPE_CHECKING:
     from typing import Protocol
 
     from typing_extensions import Buffer
 
+    from .._packets.runs import Layout
     from ..capture import Direction
 
     class Captured(Protocol):
@@ -83,6 +84,26 @@ class RecordingPort(Port):
         batch = self.inner.read_many(fd, limit)
         self._record(batch, "in")
         return batch
+
+    def for_runs(self) -> Port:
+        self.inner = self.inner.for_runs()
+        return self
+
+    def read_run(self, fd: int, buffer: memoryview, layout: Layout) -> Taken:
+        taken = self.inner.read_run(fd, buffer, layout)
+        count, size, last, stride, _ = taken
+        lengths = [size] * (count - 1) + [last]
+        self._record(packets_in(buffer, layout.before, stride, lengths), "in")
+        return taken
+
+    def write_run(
+        self, fd: int, buffer: memoryview, start: int, stride: int, lengths: list[int]
+    ) -> Sequence[int]:
+        left = self.inner.write_run(fd, buffer, start, stride, lengths)
+        kept = frozenset(left)
+        packets = packets_in(buffer, start, stride, lengths)
+        self._record((each for place, each in enumerate(packets) if place not in kept), "out")
+        return left
 
     def write(self, fd: int, packet: Buffer) -> None:
         self.inner.write(fd, packet)

@@ -15,7 +15,7 @@ from ..errors import (
 )
 from .port import PacketFormat
 
-__all__ = ["link_down", "lost", "refused", "truncated", "unread"]
+__all__ = ["link_down", "lost", "meaning", "refused", "truncated", "unread"]
 
 # What only sockets say of a packet; a TUN device says EINVAL.
 _SOCKET_ERRORS = {
@@ -30,6 +30,11 @@ _SOCKET_ERRORS = {
     errno.EMSGSIZE: "it is too long; send a shorter one",
     errno.ENOBUFS: "it is too long, or the kernel has no memory for it; send a shorter one",
 }
+
+
+def meaning(code: int) -> str:
+    """What a socket's errno says of a packet."""
+    return _SOCKET_ERRORS.get(code) or os.strerror(code)
 
 
 def lost(code: int | None, name: str) -> DeviceLostError:
@@ -78,7 +83,7 @@ def refused(error: OSError, name: str, packet_format: PacketFormat) -> AiotunErr
         text = "this queue is disabled and the packet was not sent; enable() it first"
         return DeviceMismatchError(code, text, name)
     if code != errno.EINVAL:
-        why = _SOCKET_ERRORS.get(code, os.strerror(code))
+        why = meaning(code)
     elif packet_format.header_bytes:
         why = "look at its header, which this device was opened with, and what follows"
         if isinstance(error.__cause__, ValueError):  # from RawPort

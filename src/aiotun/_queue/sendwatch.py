@@ -22,13 +22,14 @@ _PERIOD = 0.4
 
 
 class SendWatch:
-    """Calls back when the fd is in error, or the link goes down.
+    """Calls back when the fd is in error, or the link goes down; if asked, also when it has room.
 
     *Deleted*: the kernel wakes those who poll for reading then, and not those who poll for writing.
     Polling for reading would wake us for every packet that nobody wants. But the wake-up is for
     urgent data as well (EPOLLPRI), which a TUN device never has. An event loop can't ask for that,
     so an epoll of our own does, and the loop watches it. It tells of any error, such as an ICMP
-    error that a socket reports; the write that is tried then says which one it is.
+    error that a socket reports; the write that is tried then says which one it is. A socket's room
+    is asked for here, too, as `FdWatch` says.
 
     *Down*: the kernel tells nobody, and a write says EAGAIN for as long as the buffer is full. So
     we ask for the link's flags, in a short-lived thread in the interface's namespace, for as long
@@ -44,10 +45,12 @@ class SendWatch:
         interface: Interface,
         failed: Callable[[], object],
         down: Callable[[], object],
+        *,
+        room: bool = False,
     ) -> None:
         with naming_limits(f"could not wait to send on {interface.name}", interface.name):
             self._epoll = select.epoll()
-        self._epoll.register(fd, select.EPOLLPRI)
+        self._epoll.register(fd, select.EPOLLPRI | (select.EPOLLOUT if room else 0))
         self._loop = loop
         self._interface = interface
         self._down = down

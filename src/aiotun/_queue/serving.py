@@ -24,6 +24,7 @@ Invariants, which `check_invariants` (in `tests`) asserts around every callback 
 - `_free` + `_budget` is what may still be read before the loop has a turn: 0 to `BUDGET`.
 - A task waits in `_receivers` only while the loop watches the fd; in `_senders` only while it
   watches for room; in the group's line only while it watches every open queue.
+- A task waits in `_parked` only while a pool without a free buffer knows that line.
 - A lost or closed one is not watched, has no nudge under way, and nobody waits in its lines.
 """
 
@@ -32,6 +33,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Self, TypeVar
 
+from .._packets.runs import Pool
 from ..errors import AiotunError
 from .fdowner import FdOwner, Group
 from .lookahead import TURNS
@@ -80,6 +82,13 @@ class ServedFd(FdOwner):
                 return self.take(take)
             except BlockingIOError:
                 wait = True
+
+    async def _wait_for_buffer(self, pool: Pool) -> None:
+        """Wait until the pool of a run's buffers may have one."""
+        while not pool.free:
+            loop = self._bind()
+            pool.wake(self._parked)
+            await Waiter(loop, self._parked)
 
     def take(self, take: Callable[[Self], T]) -> T:
         """Take packets now.

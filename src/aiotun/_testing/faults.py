@@ -22,6 +22,8 @@ from .faultyline import FaultCounts, Line, Rate
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from .._packets.runs import Pool
+
 __all__ = ["FaultCounts", "FaultInjector"]
 
 T = TypeVar("T")
@@ -264,6 +266,9 @@ class FaultInjector(PacketIO):
             self._device.queues[0].port.counts.truncated += 1
             raise truncated(length, octets.nbytes, self.name)
         return length
+
+    async def _wait_for_buffer(self, pool: Pool) -> None:
+        await self._device._wait_for_buffer(pool)
 
     def _take_many(self, limit: int) -> list[bytes]:
         return [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]

@@ -1,0 +1,150 @@
+"""The mechanism `listeners`: a socket for a port is made when the first SYN for it is seen.
+
+For kernels without nf_tables. The SYN is held until the socket waits: IPv4's kernel would say
+nothing meanwhile, but IPv6's resets a connection for good. A socket that nothing asks for is closed
+after a while, and the one that was not asked for longest when there are too many.
+
+Limits that `tproxy` does not have: port 0, for which no socket can wait, and a port at which a
+server of the stack listens at all addresses. What is sent there is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from .core import spare_descriptors
+from .mechanism import SO_BINDTODEVICE, Mechanism, Receiver, make_transparent
+
+if TYPE_CHECKING:
+    from .._packets.ipheader import IPHeader
+    from ..namespaces import Namespace
+
+__all__ = ["Listeners"]
+
+# How long a socket waits for another connection, in seconds.
+_IDLE, _SWEEP = 60.0, 10.0
+
+_SOCKETS_MAX = 4096
+
+Key = tuple[int, int, bytes]
+"""Family, port, and the address, which is empty for all."""
+
+
+class _Waiting:
+    """A socket that waits for connections."""
+
+    __slots__ = ("sock", "used")
+
+    def __init__(self, sock: socket.socket, used: float) -> None:
+        self.sock = sock
+        self.used = used
+
+
+class Listeners(Mechanism):
+    """Sockets on demand; see above."""
+
+    on_demand = True
+
+    def __init__(self, namespace: Namespace, tun: str) -> None:
+        self._namespace = namespace
+        self._tun = os.fsencode(tun)
+        self._loop = asyncio.get_running_loop()
+        self._receiver: Receiver | None = None
+        # The one that was not asked for longest comes first.
+        self._waiting: dict[Key, _Waiting] = {}
+        self._most = min(max(spare_descriptors() // 4, 1), _SOCKETS_MAX)
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def start(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+
+    def stop(self) -> None:
+        for key in list(self._waiting):
+            self._close(key)
+        self._receiver = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # Sockets
+
+    def ready(self, header: IPHeader) -> bool:
+        for key in _keys(header):
+            waiting = self._waiting.pop(key, None)
+            if waiting is not None:
+                waiting.used = self._loop.time()
+                self._waiting[key] = waiting
+                return True
+        return False
+
+    def shadows(self, header: IPHeader) -> bool:
+        return _keys(header)[0] in self._waiting
+
+    async def prepare(self, header: IPHeader) -> bool:
+        if not header.dport:
+            return False
+        keys = _keys(header)
+        sock = await self._namespace.socket(keys[0][0])
+        receiver = self._receiver
+        if receiver is None or self.ready(header):  # stopped, or made meanwhile
+            sock.close()
+            return receiver is not None
+        try:
+            make_transparent(sock)
+            sock.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, self._tun)
+            key = _bind(sock, keys, header)
+            if key is not None:
+                sock.listen(receiver.backlog)
+        except BaseException:
+            sock.close()
+            raise
+        if key is None:
+            sock.close()
+            return False
+        if len(self._waiting) >= self._most:
+            self._close(next(iter(self._waiting)))
+        self._waiting[key] = _Waiting(sock, self._loop.time())
+        receiver.add(sock)
+        if self._timer is None:
+            self._timer = self._loop.call_later(_SWEEP, self._sweep)
+        return True
+
+    def give_up(self, port: int) -> None:
+        for key in [key for key in self._waiting if key[1] == port]:
+            self._close(key)
+
+    def _close(self, key: Key) -> None:
+        waiting = self._waiting.pop(key)
+        assert self._receiver is not None
+        self._receiver.remove(waiting.sock)
+        waiting.sock.close()
+
+    def _sweep(self) -> None:
+        before = self._loop.time() - _IDLE
+        for key in [key for key, each in self._waiting.items() if each.used < before]:
+            self._close(key)
+        self._timer = self._loop.call_later(_SWEEP, self._sweep) if self._waiting else None
+
+
+def _keys(header: IPHeader) -> tuple[Key, Key]:
+    """Give where a socket for a SYN may wait: at all addresses, or at the one asked for."""
+    family = socket.AF_INET if header.version == 4 else socket.AF_INET6
+    port = header.dport or 0
+    return (family, port, b""), (family, port, header.dst_bytes)
+
+
+def _bind(sock: socket.socket, keys: tuple[Key, Key], header: IPHeader) -> Key | None:
+    """Bind a socket to a port; None where a server of the stack has it at all addresses."""
+    for key, address in zip(keys, ("", str(header.dst)), strict=True):
+        try:
+            sock.bind((address, key[1]))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return key
+    return None

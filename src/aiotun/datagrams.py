@@ -1,0 +1,585 @@
+"""UDP sockets that carry a tunnel: many datagrams a call, with a queue's promises.
+
+::
+
+    async with aiotun.open_datagrams(("0.0.0.0", 4500)) as sock:
+        async for datagrams, source in sock.batches():
+            await sock.send_many(answers_to(datagrams), source)
+
+With UDP_SEGMENT the kernel takes a run of datagrams to one address in one call, and with UDP_GRO it
+hands one over. That is to a UDP socket what ``offload="split"`` is to a device: the user sees
+nothing of it but the speed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import socket
+import types
+import warnings
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterable
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+from ._datagrams.addresses import Address, check_address, shown
+from ._datagrams.counts import DatagramStats
+from ._datagrams.cutting import segments_for
+from ._datagrams.opening import Options, check_options, check_socket, make_port, open_socket
+from ._datagrams.port import DatagramPort
+from ._kernel import threads
+from ._kernel.interface import Interface
+from ._kernel.namespaces import NetnsArg
+from ._packets.runs import Pool, Run
+from ._queue import refusals
+from ._queue.packetio import Arriving, checked_limit, send_all
+from ._queue.runio import NoBufferError, receive_run
+from ._queue.serving import ServedFd
+from .errors import AiotunError, DeviceClosedError, DeviceLostError, PacketError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Buffer
+
+__all__ = [
+    "Address",
+    "DatagramOpener",
+    "DatagramSocket",
+    "DatagramStats",
+    "open_datagrams",
+    "segments_for",
+]
+
+# With less than this a burst of runs overflows the receive buffer while this program does something
+# else.
+_ENOUGH_BYTES = 1 << 20
+
+
+class DatagramSocket(ServedFd):
+    """A UDP socket on the event loop; see `open_datagrams` and `from_socket`.
+
+    *Cancellation*: a cancelled call has taken nothing from the socket and lost nothing, and a
+    cancelled `send` has sent nothing.
+
+    *Concurrency*: calls may overlap, from any number of tasks of one event loop. Each datagram goes
+    to exactly one receiver. Receivers are served in the order they began to wait, and one that did
+    not wait does not overtake one that does; senders likewise.
+
+    *Fairness*: where datagrams never run out, the loop gets a turn after every 256 of them or so.
+
+    *Loops*: the first coroutine that is awaited binds a socket to its event loop. Another loop is a
+    `RuntimeError`. Nothing here may be called from another thread.
+
+    *Closing*: what waits when the socket is closed raises `DeviceClosedError`, and so does every
+    later call.
+
+    *ICMP errors* never end a socket. Each is counted in `stats`. On a socket of `open_datagrams`
+    the next call that sends to the address in question raises it, once, as a `PacketError`, before
+    it sends anything; receiving does not raise it, as it may have nothing to do with what arrives.
+    On a connected socket (`from_socket`) the next call raises it, whether it sends or receives. On
+    others that were made elsewhere the kernel tells of none.
+    """
+
+    __slots__ = ("_address", "_family")
+
+    port: DatagramPort
+
+    def __init__(self, fd: int, family: int, port: DatagramPort) -> None:
+        # Internal: use open_datagrams or from_socket.
+        self._family = family
+        self._address: Address = port.address
+        super().__init__(fd, Interface(f"UDP socket {shown(self._address)}"), port)
+
+    @classmethod
+    def from_socket(cls, sock: socket.socket, *, offload: bool = True) -> Self:
+        """Make one of a UDP socket that is there already, such as one of `Namespace.socket`.
+
+        The fd becomes this object's, and `sock` is closed as if by its `detach`; where this raises,
+        it is still the caller's. Options that the socket has are kept, but that UDP_GRO is set as
+        `offload` says, and the fd is made non-blocking and close-on-exec.
+
+        Args:
+            sock: bound, or not yet; connected, or not.
+            offload: as for `open_datagrams`.
+
+        Raises:
+            TypeError, ValueError: not an open UDP socket over IPv4 or IPv6.
+        """
+        check_socket(sock)
+        os.set_inheritable(sock.fileno(), False)
+        port = make_port(sock, offload=bool(offload), queues_errors=False)
+        family = sock.family
+        return cls(sock.detach(), family, port)
+
+    # Receiving
+
+    def recv(self) -> Coroutine[Any, Any, tuple[bytes, Address]]:
+        """Receive one datagram, waiting until there is one.
+
+        Returns:
+            The datagram, and the address that it came from.
+
+        Raises:
+            DeviceClosedError: closed here, before or while waiting.
+            PacketTruncatedError: a datagram came that could not be handed over whole. It is gone,
+                and counted in `stats`.
+            PacketError: an ICMP error, on a connected socket only.
+        """
+        return self._receive(lambda _: self._take())
+
+    def recv_many(self, limit: int = 64) -> Coroutine[Any, Any, tuple[list[bytes], Address]]:
+        """Wait for a datagram, then take those that are ready and came from the same address.
+
+        Args:
+            limit: how many at most. What may be read before the loop has a turn bounds the batch,
+                too: 256 datagrams.
+
+        Returns:
+            Between 1 and `limit` datagrams, in the order they came, and their source.
+
+        Raises:
+            TypeError, ValueError: `limit` is not an int, or below 1.
+            DeviceClosedError, PacketTruncatedError, PacketError: as `recv`.
+        """
+        most = checked_limit("recv_many", limit)
+        return self._receive(lambda _: self._take_many(most))
+
+    def recv_nowait(self) -> tuple[bytes, Address]:
+        """Receive one datagram that is there already.
+
+        Raises:
+            BlockingIOError: none is, or a task has been waiting for it.
+            DeviceClosedError, PacketTruncatedError, PacketError: as `recv`.
+        """
+        self._check_turn()
+        return self.take(lambda _: self._take())
+
+    def recv_many_nowait(self, limit: int = 64) -> tuple[list[bytes], Address]:
+        """Receive datagrams that are there already; see `recv_many`.
+
+        Raises:
+            BlockingIOError: none is, or a task has been waiting for them.
+            TypeError, ValueError, DeviceClosedError, PacketTruncatedError, PacketError: as
+                `recv_many`.
+        """
+        most = checked_limit("recv_many_nowait", limit)
+        self._check_turn()
+        return self.take(lambda _: self._take_many(most))
+
+    def __aiter__(self) -> AsyncIterator[tuple[bytes, Address]]:
+        """Iterate over datagrams and their sources, each as `recv` gives it.
+
+        Iteration ends when the socket is closed here, also where it was closed before. Any number
+        of tasks may iterate at once, and one that was cancelled may start again.
+        """
+        return Arriving(self._receive, lambda _: self._take())
+
+    def batches(self, limit: int = 64) -> AsyncIterator[tuple[list[bytes], Address]]:
+        """Iterate over lists of datagrams and their source, each as `recv_many` gives it.
+
+        Raises:
+            TypeError, ValueError: `limit` is not an int, or below 1.
+        """
+        most = checked_limit("batches", limit)
+        return Arriving(self._receive, lambda _: self._take_many(most))
+
+    async def recv_run(self, pool: Pool) -> tuple[Run, Address]:
+        """Receive a run of datagrams into one buffer, without an object for each.
+
+        Waits for a datagram, and returns what the kernel hands over at once: one, or several of one
+        size, of which only the last may be shorter. There is no room between them.
+
+        Args:
+            pool: where the buffer is from. The run holds it until `aiotun.runs.Run.release`. While
+                none is free, this waits and reads nothing.
+
+        Returns:
+            The run, and the address that its datagrams came from.
+
+        Raises:
+            TypeError: `pool` is not an `aiotun.runs.Pool`.
+            DeviceClosedError, PacketTruncatedError, PacketError: as `recv`.
+        """
+        if not isinstance(pool, Pool):
+            raise TypeError(f"recv_run needs an aiotun.runs.Pool, not {type(pool).__name__}")
+        return await receive_run(
+            pool, self._wait_for_buffer, self._receive, lambda _: self._take_run(pool)
+        )
+
+    def _check_turn(self) -> None:
+        self.check_open()
+        if self._somebody_waits():
+            raise BlockingIOError(errno.EAGAIN, "a task has been waiting for the next datagram")
+
+    def _take(self) -> tuple[bytes, Address]:
+        received = self.port.read()
+        self._spend(1)
+        return received
+
+    def _take_many(self, limit: int) -> tuple[list[bytes], Address]:
+        received = self.port.read_many(limit)
+        if self.port.drained:
+            self._drained = True
+        self._spend(len(received[0]))
+        return received
+
+    def _take_run(self, pool: Pool) -> tuple[Run, Address]:
+        if not pool.free:
+            raise NoBufferError
+        buffer = pool.free[-1]
+        count, size, last, source = self.port.read_run(buffer)
+        pool.free.pop()
+        if not self._ahead.another():
+            self._drained = True
+        self._spend(count)
+        return Run(buffer, 0, size, size, last, count, pool), source
+
+    # Sending
+
+    async def send(self, data: Buffer, address: Address | None = None) -> None:
+        """Send one datagram; waits only while the socket's send buffer is full.
+
+        Args:
+            data: any bytes-like object, at most 65,507 bytes.
+            address: where to: an IP address and a port, as a socket tuple. None on a connected
+                socket.
+
+        Raises:
+            TypeError, ValueError: not such an address, or of another family than the socket's.
+            PacketError: the datagram is too long, the kernel refused it (no route, for example),
+                or an ICMP error came for an earlier datagram to this address. It was not sent.
+            DeviceClosedError: closed here, before or while waiting.
+
+        *Cancellation*: a cancelled call has sent nothing.
+        """
+        where = self._destination(address)
+        self._bind()
+        if not self._senders:
+            try:
+                self._put(data, where)
+                return
+            except BlockingIOError:
+                pass
+        await self._send_waiting(lambda: self._put(data, where))
+
+    def send_many(
+        self, datagrams: Iterable[Buffer], address: Address | None = None
+    ) -> Coroutine[Any, Any, int]:
+        """Send datagrams to one address, in order; waits only while the send buffer is full.
+
+        Consecutive ones of one size go to the kernel in runs, where it takes them. After every 256
+        datagrams the loop gets a turn. An iterable is asked for so many at a time.
+
+        Returns:
+            How many were sent, which is all of them.
+
+        Raises:
+            TypeError, ValueError: the address is not valid; the call itself raises it.
+            TypeError, PacketError, DeviceClosedError: as `send`. Whatever awaiting this raises, a
+                cancellation too, has two more attributes: `sent`, how many datagrams went before,
+                and `unsent`, a list of the others, beginning with the one that could not be sent.
+                Of an iterable without a length `unsent` has only those that were taken from it.
+        """
+        where = self._destination(address)
+        return send_all(
+            self._bind,
+            datagrams,
+            lambda chunk: self._put_many(chunk, where),
+            lambda datagram: self.send(datagram, where),
+        )
+
+    async def send_run(self, run: Run, address: Address | None = None) -> int:
+        """Send the datagrams of a run to one address, in order, as `send_many`.
+
+        Without room between them no object is made for any. Nobody may change or release the run
+        before this returns.
+
+        Returns:
+            How many were sent, which is all of them.
+
+        Raises:
+            TypeError, ValueError: the address is not valid, or the run ends outside its buffer.
+            PacketError, DeviceClosedError: as `send_many`, with `sent`.
+        """
+        where = self._destination(address)
+        if run.start + (run.count - 1) * run.stride + run.last > run.buffer.nbytes:
+            raise ValueError(f"{run!r} ends outside its buffer of {run.buffer.nbytes} bytes")
+        self._bind()
+        sent = 0
+        if not self._senders and not (self.port.failed and where in self.port.failed):
+            sent = self.port.write_run(run, where)
+            if sent == run.count:
+                return sent
+        try:
+            return sent + await self.send_many(run.views()[sent:], where)
+        except BaseException as error:
+            error.sent += sent  # type: ignore[attr-defined]  # set by send_many
+            raise
+
+    def send_nowait(self, data: Buffer, address: Address | None = None) -> None:
+        """Send one datagram without waiting; see `send`.
+
+        Raises:
+            BlockingIOError: the send buffer is full, or a task has been waiting for it.
+            TypeError, ValueError, PacketError, DeviceClosedError: as `send`.
+        """
+        where = self._destination(address)
+        self.check_open()
+        if self._senders:
+            raise BlockingIOError(errno.EAGAIN, "a task has been waiting to send before")
+        self._put(data, where)
+
+    def send_many_nowait(self, datagrams: Iterable[Buffer], address: Address | None = None) -> int:
+        """Send as many datagrams to one address as go without waiting, in order.
+
+        Returns:
+            How many were sent: fewer than all, or none, where the send buffer is full or a task has
+            been waiting for it. The rest is the caller's to send again, or to drop.
+
+        Raises:
+            TypeError, ValueError, PacketError, DeviceClosedError: as `send_many`, with `sent` and
+                `unsent`.
+        """
+        where = self._destination(address)
+        self.check_open()
+        waiting = list(datagrams)
+        count = len(waiting)
+        try:
+            while left := self._put_many(waiting, where):
+                del waiting[: left.start]
+                self.send_nowait(waiting[0], where)  # which meets whatever is in the way
+                del waiting[0]
+            waiting = []
+        except BlockingIOError:
+            pass
+        except Exception as error:
+            error.sent = count - len(waiting)  # type: ignore[attr-defined]  # as send_many
+            error.unsent = waiting  # type: ignore[attr-defined]
+            raise
+        return count - len(waiting)
+
+    def _destination(self, address: Address | None) -> Address | None:
+        if address is None:
+            return None
+        if not isinstance(address, tuple):
+            raise TypeError(f"an address must be a tuple of host and port, got {address!r}")
+        return check_address(self._family, address)
+
+    def _put(self, data: Buffer, address: Address | None) -> None:
+        port = self.port
+        if port.failed and address in port.failed:
+            raise self._undelivered(address)
+        try:
+            port.write(data, address)
+        except (BlockingIOError, AiotunError):
+            raise
+        except OSError as error:
+            if address in port.failed:
+                raise self._undelivered(address) from None
+            raise self._refused(error, address) from error
+
+    def _put_many(self, datagrams: list[Buffer], address: Address | None) -> range:
+        """Send as many as go without waiting, and raise nothing; give the places of the rest."""
+        sent = 0
+        failed = self.port.failed
+        if not self._senders and self._fd >= 0 and not (failed and address in failed):
+            sent = self.port.write_many(datagrams, address)
+        return range(sent, len(datagrams))
+
+    # Errors
+
+    def _undelivered(self, address: Address | None) -> PacketError:
+        """Tell of the ICMP error that came for this destination, once."""
+        code = self.port.failed.pop(address)
+        text = f"an earlier datagram to {shown(address)} was not delivered"
+        return PacketError(code, f"{text}: {refusals.meaning(code)}", self._interface.name)
+
+    def _refused(self, error: OSError, address: Address | None) -> AiotunError:
+        code = error.errno or 0
+        ending = self._ending(error)
+        if ending is not None:
+            return ending
+        self.port.counts.refused[code] += 1
+        text = f"the datagram to {shown(address)} was not sent: {refusals.meaning(code)}"
+        return PacketError(code, text, self._interface.name)
+
+    def _read_error(self, error: OSError) -> Exception:
+        ending = self._ending(error)
+        if ending is not None:
+            return ending
+        self.port.counts.refused[error.errno or 0] += 1
+        return refusals.unread(error, self._interface.name)
+
+    def _closed_error(self) -> DeviceClosedError:
+        return DeviceClosedError(f"the {self._interface.name} was closed; open another to go on")
+
+    def _lost_error(self, code: int | None) -> DeviceLostError:
+        name = self._interface.name
+        text = f"the fd of the {name} was closed by something else; close this and open another"
+        return DeviceLostError(code, text, name)
+
+    # State
+
+    @property
+    def address(self) -> Address:
+        """The address that the socket is bound to, as a socket tuple; kept after closing."""
+        if self._fd >= 0:
+            self._address = self.port.address
+        return self._address
+
+    @property
+    def receive_bytes(self) -> int:
+        """The size in bytes of the receive buffer that the kernel granted.
+
+        Raises:
+            DeviceClosedError: closed here.
+        """
+        self.check_open()
+        return self.port.buffer_bytes(socket.SO_RCVBUF)
+
+    @property
+    def send_bytes(self) -> int:
+        """The size in bytes of the send buffer that the kernel granted.
+
+        Raises:
+            DeviceClosedError: closed here.
+        """
+        self.check_open()
+        return self.port.buffer_bytes(socket.SO_SNDBUF)
+
+    @property
+    def stats(self) -> DatagramStats:
+        """A snapshot of what was counted since this object was made; see `DatagramStats`."""
+        self.port.count_overflowed()
+        counts = self.port.counts
+        values = {each.name: getattr(counts, each.name) for each in dataclasses.fields(counts)}
+        values["refused"] = types.MappingProxyType(dict(counts.refused))
+        return DatagramStats(**values)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied or pickled.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"{self!r} can't be copied or pickled; send its fileno() with socket.send_fds, and use "
+            "from_socket in the other process"
+        )
+
+    def __repr__(self) -> str:
+        state = "closed" if self._fd < 0 else f"fd={self._fd}"
+        return f"<DatagramSocket {shown(self._address)} {state}>"
+
+
+class DatagramOpener:
+    """What `open_datagrams` returns; await it or use ``async with``, once."""
+
+    __slots__ = ("_options", "_sock", "_used")
+
+    def __init__(self, options: Options) -> None:
+        # Internal: use open_datagrams.
+        self._options = options
+        self._used = False
+        self._sock: DatagramSocket | None = None
+
+    def __await__(self) -> Generator[Any, None, DatagramSocket]:
+        return self._open(2).__await__()
+
+    async def __aenter__(self) -> DatagramSocket:
+        self._sock = await self._open(3)
+        return self._sock
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            await sock.aclose()
+
+    async def _open(self, level: int) -> DatagramSocket:
+        if self._used:
+            raise RuntimeError("an opener can be used once; call open_datagrams again")
+        self._used = True
+        options = self._options
+        made = await threads.run_in(
+            options.netns, lambda: open_socket(options), undo=lambda sock: sock.close()
+        )
+        try:
+            port = make_port(made, offload=options.offload, queues_errors=True)
+        except BaseException:
+            made.close()
+            raise
+        sock = DatagramSocket(made.detach(), options.family, port)
+        granted = sock.receive_bytes
+        if options.offload and granted < _ENOUGH_BYTES <= options.receive_bytes:
+            warnings.warn(
+                f"the kernel granted a receive buffer of {granted} bytes, which loses bursts of "
+                f"runs; raise the limit ('sysctl net.core.rmem_max={options.receive_bytes}'), or "
+                "run with CAP_NET_ADMIN",
+                RuntimeWarning,
+                stacklevel=level,
+            )
+        return sock
+
+
+def open_datagrams(
+    address: Address,
+    *,
+    netns: NetnsArg | None = None,
+    mark: int = 0,
+    receive_bytes: int = 4 << 20,
+    send_bytes: int | None = None,
+    reuse_port: bool = False,
+    offload: bool = True,
+) -> DatagramOpener:
+    """Open a UDP socket, bound to an address.
+
+    This checks the arguments and returns an opener. Await it, or use it with ``async with``, which
+    also closes the socket at the end. An opener can be used once.
+
+    A socket has one family: the IPv6 socket of ``("::", port)`` carries no IPv4. Its datagrams may
+    be fragmented (IP_PMTUDISC_DONT), as a tunnel's should be.
+
+    Args:
+        address: a socket tuple: an IP address (no name) and a port, ``("0.0.0.0", 4500)``. With
+            port 0 the kernel picks one, which `DatagramSocket.address` tells.
+        netns: the network namespace: a `Namespace`, a name under /run/netns, a path, or an open fd.
+            None means the calling thread's.
+        mark: the mark of the packets (SO_MARK), for routing rules; needs CAP_NET_ADMIN.
+        receive_bytes: the size of the receive buffer. An ordinary user gets net.core.rmem_max at
+            most: `DatagramSocket.receive_bytes` tells what was granted, and a `RuntimeWarning`
+            where that is below 1 MiB, which loses a tunnel's bursts.
+        send_bytes: the size of the send buffer; None means the system's default.
+        reuse_port: let several sockets bind this address and port; the kernel spreads the flows
+            over them.
+        offload: send and receive runs of datagrams, where the kernel can (UDP_SEGMENT, Linux 4.18;
+            UDP_GRO, Linux 5.0). The environment variable ``AIOTUN_UDP_GSO=off`` switches sending
+            them off, for a kernel that corrupts them.
+
+    Returns:
+        An opener of a `DatagramSocket`.
+
+    Raises:
+        TypeError, ValueError: an invalid argument.
+
+    Awaiting or entering it raises:
+        DeviceBusyError: another socket is bound there.
+        NotPermittedError: the port, the mark or the namespace is not for this user.
+        LinkError: no interface has this address, or there is no such namespace.
+        ResourceLimitError: no thread can be started, or no file descriptor is left.
+        OSError: the kernel makes no such socket (IPv6 is switched off, for example).
+
+    *Cancellation*: no socket is left.
+
+    *Concurrency*: any number may be opened at once.
+
+    Source: udp(7), ip(7), socket(7).
+    """
+    return DatagramOpener(
+        check_options(address, netns, mark, receive_bytes, send_bytes, reuse_port, offload)
+    )

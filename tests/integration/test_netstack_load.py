@@ -1,0 +1,265 @@
+"""A netstack under load, and at the limits of descriptors and of backlogs."""
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aiotun
+
+from ..helpers import checksum, wait_until
+from .stacks import client_of
+
+SYN, RST, ACK = 0x02, 0x04, 0x10
+
+
+@pytest.fixture(params=["tproxy", "listeners"])
+def mechanism(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("AIOTUN_NETSTACK", request.param)
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+async def stack(mechanism: str) -> AsyncIterator[aiotun.Netstack]:
+    async with aiotun.open_netstack(intercept=True, txqueuelen=10_000) as opened:
+        yield opened
+
+
+@pytest.fixture
+def few_descriptors(stack: aiotun.Netstack) -> Iterator[int]:
+    """Leave this process some forty descriptors."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = {int(fd) for fd in os.listdir("/proc/self/fd")}
+    limit = [fd for fd in range(1000) if fd not in used][40]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    yield limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def segment(port: int, flags: int, *, sport: int = 1234, src: str = "10.77.0.2") -> bytes:
+    """A TCP segment to a port of 192.0.2.1."""
+    tcp = struct.pack("!HHIIBBHHH", sport, port, 7, 0, 0x50, flags, 1000, 0, 0)
+    addresses = socket.inet_aton(src) + socket.inet_aton("192.0.2.1")
+    value = checksum(addresses + struct.pack("!HH", 6, len(tcp)) + tcp)
+    tcp = tcp[:16] + struct.pack("!H", value) + tcp[18:]
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 9, 0, 64, 6, 0) + addresses
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + tcp
+
+
+async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+async def test_a_scan_of_many_ports_finds_all_open(stack: aiotun.Netstack) -> None:
+    await stack.intercept_tcp(close)
+    # The first and the last, and those around the limits of signed numbers.
+    ports = [*range(1, 1001), *range(32_500, 33_000), *range(65_000, 65_536)]
+    found: set[int] = set()
+    for start in range(0, len(ports), 100):
+        some = ports[start : start + 100]
+        await stack.tun.send_many([segment(port, SYN) for port in some])
+        async with asyncio.timeout(20):
+            while not found.issuperset(some):
+                for packet in await stack.tun.recv_many():
+                    if packet[9] == 6 and packet[33] == SYN | ACK:
+                        found.add(int.from_bytes(packet[20:22], "big"))
+        await stack.tun.send_many([segment(port, RST) for port in some])
+    assert found == set(ports)
+
+
+async def test_a_flood_of_syns_costs_no_descriptors_and_does_not_stop_service(
+    stack: aiotun.Netstack,
+) -> None:
+    await stack.intercept_tcp(close, backlog=64)
+    async with client_of(stack) as client:
+        reader, writer = await client.open_connection("192.0.2.1", 80)
+        assert await reader.read() == b""
+        writer.close()
+        before = descriptors()
+        for start in range(0, 4000, 250):
+            flood = [
+                segment(80, SYN, sport=1000 + number, src="10.99.0.1")
+                for number in range(start, start + 250)
+            ]
+            await stack.tun.send_many(flood)
+            await asyncio.sleep(0)
+        assert descriptors() <= before + 8  # the pool of sockets
+        reader, writer = await client.open_connection("192.0.2.1", 80)
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_flood_that_waits_for_admit_is_bounded_and_forgotten(
+    stack: aiotun.Netstack,
+) -> None:
+    asked = 0
+
+    async def admit(local: Any, peer: Any) -> bool:
+        nonlocal asked
+        asked += 1
+        await asyncio.Event().wait()
+        return True
+
+    server = await stack.intercept_tcp(close, admit=admit)
+    for start in range(0, 2000, 250):
+        await stack.tun.send_many(
+            [segment(80, SYN, sport=1000 + number) for number in range(start, start + 250)]
+        )
+    await wait_until(lambda: asked == 512)
+    assert stack.stats.packets_refused == 2000 - 512
+    server.close()
+    await server.wait_closed()
+    assert stack.stats.connections_refused == 512
+
+
+async def connect(client: aiotun.Netstack, count: int) -> None:
+    held: list[asyncio.StreamWriter] = []
+    port = 0
+
+    async def work() -> None:
+        nonlocal port
+        while port < count:
+            port += 1
+            reader, writer = await client.open_connection("192.0.2.1", 1 + port % 1000)
+            held.append(writer)
+            assert await reader.readexactly(1) == b"!"
+
+    await asyncio.gather(*(work() for _ in range(50)))
+    for writer in held:
+        writer.close()
+
+
+@pytest.mark.parametrize("count", [500, pytest.param(5000, marks=pytest.mark.slow)])
+async def test_many_connections_at_once(stack: aiotun.Netstack, count: int) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit[1] < 4 * count:
+        pytest.skip(f"missing: a limit of {4 * count} descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4 * count + 1000, limit[1]))
+    most = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal most
+        writer.write(b"!")
+        most = max(most, stack.stats.connections_open)
+        await reader.read()
+        writer.close()
+
+    try:
+        server = await stack.intercept_tcp(handle)
+        async with client_of(stack, txqueuelen=10_000) as client:
+            before = descriptors()
+            await connect(client, count)
+            server.close()  # and the sockets of each port, where there are some
+            assert most == stack.stats.connections_accepted == count
+            await wait_until(lambda: stack.stats.connections_open == 0, 30)
+            await wait_until(lambda: descriptors() <= before + 62)  # the pools
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
+async def test_without_descriptors_connections_are_refused_and_then_accepted_again(
+    stack: aiotun.Netstack, few_descriptors: int
+) -> None:
+    reported: list[Any] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: reported.append(context))
+    release = asyncio.Event()
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await release.wait()
+        writer.close()
+
+    await stack.intercept_tcp(hold, limit=1000)
+    answered = 0
+
+    async def answer() -> None:
+        """Complete each handshake."""
+        nonlocal answered
+        async for packet in stack.tun:
+            if packet[9] == 6 and packet[33] == SYN | ACK:
+                await stack.tun.send(acknowledge(packet))
+                answered += 1
+
+    answering = asyncio.create_task(answer())
+    for sport in range(100):
+        await stack.tun.send(segment(80, SYN, sport=2000 + sport))
+    await wait_until(lambda: answered >= 100 and stack.stats.connections_refused > 0)
+    await wait_until(
+        lambda: stack.stats.connections_accepted + stack.stats.connections_refused >= 100
+    )
+    # The loop does not spin: it is asleep while nothing can be accepted.
+    release.set()
+    await wait_until(lambda: stack.stats.connections_open == 0)
+    accepted = stack.stats.connections_accepted
+    await stack.tun.send(segment(80, SYN, sport=5000))
+    await wait_until(lambda: stack.stats.connections_accepted == accepted + 1)
+    answering.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await answering
+
+
+def acknowledge(packet: bytes) -> bytes:
+    """Answer a SYN and ACK, as a client does."""
+    sport, dport, sequence, acknowledged = struct.unpack_from("!HHII", packet, 20)
+    tcp = struct.pack("!HHIIBBHHH", dport, sport, acknowledged, sequence + 1, 0x50, ACK, 1000, 0, 0)
+    addresses = packet[16:20] + packet[12:16]
+    value = checksum(addresses + struct.pack("!HH", 6, len(tcp)) + tcp)
+    tcp = tcp[:16] + struct.pack("!H", value) + tcp[18:]
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 9, 0, 64, 6, 0) + addresses
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + tcp
+
+
+@pytest.mark.parametrize("rootless", [True, False])
+def test_ctrl_c_ends_a_program_and_its_helper(rootless: bool) -> None:
+    program = f"""
+        import asyncio, aiotun
+
+        async def handle(reader, writer):
+            await reader.read()
+
+        async def main():
+            async with (
+                aiotun.new_namespace(rootless={rootless}) as ns,
+                aiotun.open_netstack(namespace=ns, intercept=True) as stack,
+            ):
+                await stack.intercept_tcp(handle, admit=lambda local, peer: True)
+                print("ready", ns.fileno(), flush=True)
+                await asyncio.Event().wait()
+
+        asyncio.run(main())
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline().startswith("ready")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) != 0
+    errors = process.stderr.read()
+    process.stdout.close()
+    process.stderr.close()
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert "ResourceWarning" not in errors
+    for child in children:
+        assert not Path(f"/proc/{child}").exists()

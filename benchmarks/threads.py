@@ -63,8 +63,7 @@ def _request(sock: socket.socket) -> bytes:
     total = sum(int.from_bytes(head[at : at + 2], "big") for at in range(0, 20, 2))
     total = (total & 0xFFFF) + (total >> 16)
     head = head[:10] + (0xFFFF - total).to_bytes(2, "big") + head[12:]
-    port: int = sock.getsockname()[1]
-    ports = PORT.to_bytes(2, "big") + port.to_bytes(2, "big")
+    ports = PORT.to_bytes(2, "big") + int(sock.getsockname()[1]).to_bytes(2, "big")
     return head + ports + bytes.fromhex("000c0000") + b"here"
 
 

@@ -188,8 +188,9 @@ def running(data: bytes) -> None:
         lengths = [size] * (count - 1) + [last]
         written = []
         for function in (MODULE.write_run, native._write_run):
-            done = function(FAR, exact(filled), layout.before, stride, lengths, frame, header)
-            written.append((done, native._read_many(NEAR, 1 << 17, 99) if done else []))
+            left = function(FAR, exact(filled), layout.before, stride, lengths, frame, header)
+            done = len(left) < count
+            written.append(([*left], native._read_many(NEAR, 1 << 17, 99) if done else []))
         assert written[0] == written[1], written
 
 

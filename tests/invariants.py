@@ -14,6 +14,7 @@ import pytest
 from aiotun._packets.runs import Pool
 from aiotun._queue.packetio import BUDGET
 from aiotun._queue.serving import ServedFd
+from aiotun.queue import Queue
 
 __all__ = ["check", "install"]
 
@@ -70,7 +71,19 @@ def _checking(method: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
+def _checking_left(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Check which packets a queue did not send: where they were in the batch, in order."""
+
+    def checked(queue: Queue, packets: list[Any]) -> Any:
+        left = method(queue, packets)
+        assert list(left) == sorted(set(left) & set(range(len(packets))))
+        return left
+
+    return checked
+
+
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Queue, "_send_at_once", _checking_left(Queue._send_at_once))
     honest = Pool.__init__
 
     def noted(pool: Pool, *args: Any, **options: Any) -> None:

@@ -98,7 +98,7 @@ def _calling(shared: _Shared, seconds: float, seed: int) -> None:
             assert native.merge(packets, False) == merged
             assert [each for whole in merged for each in native.split(whole, False)] == packets
             assert native.checksum(packets[0], 7) == shared.sums[which]
-            assert native.write_merged(other, packets, False) == []
+            assert not native.write_merged(other, packets, False)
             assert native.read_split(fd, False, len(packets)) == (packets, 0)
             for whole in merged:
                 assert native.write_many(other, [whole]) == 1

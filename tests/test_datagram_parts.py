@@ -116,7 +116,7 @@ def test_a_tunnel_can_ask_how_many_packets_fit_a_run() -> None:
     assert segments_for(1420, 32) == 45
     assert segments_for(100, 32) == 64
     assert segments_for(65_000, 1000) == 1
-    with pytest.raises(ValueError, match="mtu must be positive"):
+    with pytest.raises(ValueError, match="mtu must be at least 1"):
         segments_for(0, 0)
 
 

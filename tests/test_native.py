@@ -40,6 +40,7 @@ def twins(python: object, name: str) -> pytest.MarkDecorator:
 each_read = twins(os.read, "read")
 each_read_many = twins(native._read_many, "read_many")
 each_write_many = twins(native._write_many, "write_many")
+each_find_other = twins(native._find_other, "find_other")
 
 
 @pytest.fixture
@@ -357,3 +358,69 @@ class TestChoice:
         done = _python(SHOW, "yes")
         assert done.returncode == 1
         assert "AIOTUN_SPEEDUPS must be 'require', 'forbid' or unset, got 'yes'" in done.stderr
+
+
+FindOther = Callable[[list[Any], int, int, bool], int]
+
+# An IPv4 and an IPv6 header, and TCP with an ACK.
+_TCP4 = bytes.fromhex("4500002800000000400600000a0000010a000002")
+_TCP6 = bytes.fromhex("6000000000140640" + "00" * 15 + "01" + "00" * 15 + "02")
+_ACK = bytes.fromhex("0050005000000000000000005010000000000000")
+
+
+def _changed(packet: bytes, at: int, value: int) -> bytes:
+    return packet[:at] + bytes([value]) + packet[at + 1 :]
+
+
+class TestFindOther:
+    PLAIN = (_TCP4 + _ACK, _TCP6 + _ACK)
+    OPENING = (
+        _changed(_TCP4 + _ACK, 33, 0x02),  # SYN
+        _changed(_TCP4 + _ACK, 33, 0x14),  # RST and ACK
+        _changed(_TCP4 + _ACK, 6, 0x20),  # more fragments
+        _changed(_TCP4 + _ACK, 7, 0x01),  # a later fragment
+        _changed(_TCP4 + _ACK, 0, 0x46),  # options
+        _changed(_TCP6 + _ACK, 53, 0x02),
+    )
+    OTHER = (
+        _changed(_TCP4 + _ACK, 9, 17),
+        _changed(_TCP6 + _ACK, 6, 17),
+        _changed(_TCP6 + _ACK, 6, 44),  # a fragment header
+        bytearray(_TCP4 + _ACK),
+        memoryview(_TCP6 + _ACK),
+    )
+
+    @each_find_other
+    @pytest.mark.parametrize("header", [0, 10, 12])
+    def test_it_finds_what_the_program_is_asked_about(
+        self, find_other: FindOther, header: int
+    ) -> None:
+        front = bytes(header)
+        for tcp, asked in ((False, self.OTHER), (True, self.OTHER + self.OPENING)):
+            for packet in asked:
+                kept = packet if type(packet) is not bytes else front + packet
+                batch = [front + self.PLAIN[0], front + self.PLAIN[1], kept, kept]
+                assert find_other(batch, 0, header, tcp) == 2
+                assert find_other(batch, 3, header, tcp) == 3
+                assert find_other(batch, 4, header, tcp) == 4
+        batch = [front + each for each in self.PLAIN + self.OPENING]
+        assert find_other(batch, 0, header, False) == len(batch)
+        assert find_other([], 0, header, False) == 0
+
+    @each_find_other
+    def test_it_does_not_find_what_is_too_short_to_tell(self, find_other: FindOther) -> None:
+        for packet, least in ((self.OTHER[0], 10), (self.OTHER[1], 7), (self.OPENING[0], 34)):
+            for length in range(len(packet)):
+                found = find_other([bytes(packet[:length])], 0, 0, True)
+                assert found == (0 if length >= least else 1), length
+
+    @pytest.mark.skipif(_speedups is None, reason=MISSING)
+    def test_both_find_the_same(self) -> None:
+        rng = random.Random(1)
+        for _ in range(3000):
+            packet = bytearray(rng.choice(self.PLAIN)[: rng.randrange(62)])
+            for _ in range(rng.randrange(3)):
+                if packet:
+                    packet[rng.randrange(len(packet))] = rng.randrange(256)
+            arguments: Any = [bytes(packet)], 0, rng.choice((0, 0, 10)), rng.random() < 0.5
+            assert _speedups.find_other(*arguments) == native._find_other(*arguments)

@@ -4,7 +4,7 @@ import errno
 import os
 import random
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from .test_gso import ETHERNET, LINKS, NONE, Packet, run_of, written
 from .test_native import MISSING, Pair, _speedups, twins
 
 ReadRun = Callable[..., native.Taken]
-WriteRun = Callable[..., int]
+WriteRun = Callable[..., Sequence[int]]
 
 each_read_run = twins(native._read_run, "read_run")
 each_write_run = twins(native._write_run, "write_run")
@@ -282,8 +282,8 @@ class TestWriteRun:
             buffer[at : at + len(packet)] = packet
         lengths = [len(packet) for packet in packets]
         frame = link != "packet"
-        done = write_run(pair[1].fileno(), buffer, 40, stride, lengths, frame, header)
-        assert done == len(packets)
+        left = write_run(pair[1].fileno(), buffer, 40, stride, lengths, frame, header)
+        assert list(left) == []
         written_now = native._read_many(pair[0].fileno(), READ_SIZE, 99)
         if header:
             assert written_now == [headed(each, header) for each in merge(packets, frame=frame)]
@@ -299,11 +299,31 @@ class TestWriteRun:
         packets = [bytes(Packet(ports=(n, 9), payload=bytes(5000))) for n in range(200)]
         buffer = b"".join(packets)
         size = len(packets[0])
-        done = write_run(pair[1].fileno(), buffer, 0, size, [size] * 200, False, header)
+        left = write_run(pair[1].fileno(), buffer, 0, size, [size] * 200, False, header)
+        done = left[0]
         assert 0 < done < 200
+        assert list(left) == list(range(done, 200))
         read = native._read_many(pair[0].fileno(), READ_SIZE, 999)
         assert read == [headed(NONE + each, header) for each in packets[:done]]
-        assert write_run(2**31 - 1, buffer, 0, size, [size], False, header) == 0
+        assert list(write_run(2**31 - 1, buffer, 0, size, [size], False, header)) == [0]
+
+    @each_write_run
+    def test_streams_that_alternate_are_merged_by_flow(
+        self, pair: Pair, write_run: WriteRun
+    ) -> None:
+        one = written(run_of(Packet(ports=(1, 9)), [500] * 4))
+        other = written(run_of(Packet(ports=(2, 9), protocol="udp"), [524] * 4))
+        packets = [each for both in zip(one, other, strict=True) for each in both]
+        size = len(packets[0])
+        assert {len(packet) for packet in packets} == {size}
+        for udp in (True, False):
+            left = write_run(
+                pair[1].fileno(), b"".join(packets), 0, size, [size] * 8, False, 10, udp
+            )
+            assert list(left) == []
+            read = native._read_many(pair[0].fileno(), READ_SIZE, 99)
+            assert read == merge(packets, udp=udp)
+            assert len(read) == (2 if udp else 5)
 
     @each_write_run
     @pytest.mark.parametrize(

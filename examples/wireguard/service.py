@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import errno
 import math
-import signal
 import sys
 import time
 from collections import Counter
@@ -14,6 +13,7 @@ from time import CLOCK_BOOTTIME, clock_gettime
 from typing import Any
 
 from _running import QUEUE, until_signal
+from _tunnel import RECEIVE_BYTES, deliver, report, send
 
 import aiotun
 from aiotun import DatagramSocket, LinkDownError, PacketError
@@ -28,8 +28,6 @@ from .peer import Timers
 from .runs import Opener, Packets, Sealer
 
 __all__ = ["Options", "Service", "opened", "serve"]
-
-_BUFFER_BYTES = 16 << 20  # of a socket: bursts wait here while this program does something else
 
 
 def _now() -> float:
@@ -53,7 +51,7 @@ class Service:
         self.port = socks[0].address[1]
         self.mark = mark
         self._by_length = {len(sock.address): sock for sock in socks}
-        self._unsent: Counter[str] = Counter()
+        self._nowhere: Counter[str] = Counter()
         self._armed = math.inf  # the time for which the timer is set
         self._timer: asyncio.TimerHandle | None = None
         self._due = asyncio.Event()
@@ -83,23 +81,17 @@ class Service:
             self._arm()
 
     async def _send(self, messages: Run | list[bytes], endpoint: Address) -> None:
-        """Send messages to one endpoint, in order; count those that the kernel refuses."""
+        """Send messages to one endpoint, in order; drop what the kernel refuses."""
         sock = self._by_length.get(len(endpoint))
         if sock is None:
-            self._unsent["no such version of IP here"] += len(messages)
-            return
-        try:
-            if isinstance(messages, Run):
+            self._nowhere["no such version of IP here"] += len(messages)
+        elif not isinstance(messages, Run):
+            await send(sock, messages, endpoint)
+        else:
+            try:
                 await sock.send_run(messages, endpoint)
-            elif len(messages) == 1:
-                await sock.send(messages[0], endpoint)
-            else:
-                await sock.send_many(messages, endpoint)
-        except PacketError as error:
-            self._unsent[errno.errorcode.get(error.errno or 0, "?")] += 1
-            left = messages.segments() if isinstance(messages, Run) else messages
-            if left := left[getattr(error, "sent", 0) + 1 :]:
-                await self._send(left, endpoint)
+            except PacketError as error:
+                await send(sock, error.unsent[1:], endpoint)
 
     # From the sockets to the device
 
@@ -116,28 +108,19 @@ class Service:
                 if opened is not None:
                     await self._deliver(opened)
                 elif packets := interface.receive(run.segments(), source, now):
-                    await self._deliver(packets)
+                    await deliver(self.tun, packets, interface.dropped)
             await self._settle()
 
-    async def _deliver(self, packets: Packets | list[bytes]) -> None:
-        """Send packets to the device, in order; count those that the kernel refuses."""
+    async def _deliver(self, packets: Packets) -> None:
+        """Send packets to the device, in order; drop and count what the kernel refuses."""
         dropped = self.interface.dropped
         try:
-            if isinstance(packets, Packets):
-                await self.tun.send_run(packets.run, sizes=packets.sizes)
-            elif len(packets) == 1:
-                await self.tun.send(packets[0])
-            else:
-                await self.tun.send_many(packets)
-        except (LinkDownError, PacketError) as error:
-            left = packets.segments() if isinstance(packets, Packets) else packets
-            left = left[getattr(error, "sent", 0) :]
-            if isinstance(error, LinkDownError):
-                dropped["the link is down"] += len(left)
-                return
+            await self.tun.send_run(packets.run, sizes=packets.sizes)
+        except LinkDownError as error:
+            dropped["the link is down"] += len(error.unsent)
+        except PacketError as error:
             dropped["refused by the kernel"] += 1
-            if len(left) > 1:
-                await self._deliver(left[1:])
+            await deliver(self.tun, error.unsent[1:], dropped)
 
     # The clock
 
@@ -165,35 +148,17 @@ class Service:
             # A little later, so that the tick finds a timer due despite the clocks' rounding.
             self._timer = loop.call_later(max(0.0, due - _now()) + 0.001, self._due.set)
 
-    async def report(self) -> None:
-        """At each SIGUSR1 print the status on stderr."""
-        asked = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, asked.set)
-        while True:
-            await asked.wait()
-            asked.clear()
-            link = await self.tun.link.stats()
-            lost = Counter(
-                {
-                    "the device's queue was full": link.tx_dropped,
-                    "the socket's buffer was full": sum(
-                        sock.stats.overflowed for sock in self.socks
-                    ),
-                }
-            )
-            lost += self._unsent
-            print(self.show(lost), file=sys.stderr, flush=True)
-
     def work(self) -> list[Coroutine[Any, Any, None]]:
         """What has to run, concurrently."""
         return [
             self.from_device(),
             self.keep_time(),
-            self.report(),
+            report(self.tun, self.socks, self.show),
             *map(self.from_socket, self.socks),
         ]
 
     def show(self, lost: Counter[str]) -> str:
+        lost = lost + self._nowhere
         return status.text(self.tun.name, self.port, self.interface, lost, _now())
 
     def uapi(self) -> str:
@@ -216,7 +181,7 @@ async def open_sockets(
     socks: list[DatagramSocket] = []
     for host in ("0.0.0.0", "::"):
         opener = aiotun.open_datagrams(
-            (host, port), mark=mark, receive_bytes=_BUFFER_BYTES, send_bytes=_BUFFER_BYTES
+            (host, port), mark=mark, receive_bytes=RECEIVE_BYTES, send_bytes=RECEIVE_BYTES
         )
         try:
             socks.append(await stack.enter_async_context(opener))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import os
 import socket
 import types
@@ -76,7 +77,8 @@ class DatagramSocket(ServedFd):
 
     *ICMP errors* never end a socket. Each is counted in `stats`. On a socket of `open_datagrams`
     the next call that sends to the address in question raises it, once, as a `PacketError`, before
-    it sends anything; receiving does not raise it, as it may have nothing to do with what arrives.
+    it sends anything, unless a datagram has come from there since. Receiving does not raise it, as
+    it may have nothing to do with what arrives.
     On a connected socket (`from_socket`) the next call raises it, whether it sends or receives. On
     others that were made elsewhere the kernel tells of none.
     """
@@ -261,7 +263,7 @@ class DatagramSocket(ServedFd):
                 return
             except BlockingIOError:
                 pass
-        await self._send_waiting(lambda: self._put(data, where))
+        await self._send_waiting(functools.partial(self._put, data, where))
 
     def send_many(
         self, datagrams: Iterable[Buffer], address: Address | None = None
@@ -401,7 +403,10 @@ class DatagramSocket(ServedFd):
         if ending is not None:
             return ending
         self.port.counts.refused[code] += 1
-        text = f"the datagram to {shown(address)} was not sent: {refusals.meaning(code)}"
+        why = refusals.meaning(code)
+        if address is None and code in (errno.EDESTADDRREQ, errno.ENOTCONN):
+            why = "the socket is not connected; give an address"
+        text = f"the datagram to {shown(address)} was not sent: {why}"
         return PacketError(code, text, self._interface.name)
 
     def _read_error(self, error: OSError) -> Exception:

@@ -8,6 +8,7 @@ port's business. Who may do that, and when, is decided in `_queue/serving.py`.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
@@ -173,7 +174,8 @@ class Queue(QueueBase):
                 raise self._write_error(error) from error
             else:
                 return
-        await self._send_waiting(lambda: self._put(packet))
+        # Not a lambda: every send would make a cell for its variables, also where none waits.
+        await self._send_waiting(functools.partial(self._put, packet))
 
     def send_nowait(self, packet: Buffer) -> None:
         self.check_open()

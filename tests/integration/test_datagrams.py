@@ -394,6 +394,20 @@ async def test_an_icmp_error_is_told_once_to_who_sends_there(version: int) -> No
         assert caught.value.sent == 0
 
 
+async def test_an_icmp_error_is_forgotten_where_the_other_end_has_come_back() -> None:
+    async with opened() as one:
+        where = await nobody()
+        receiving = await waiting(one.recv())
+        await one.send(b"", where)
+        await wait_until(lambda: bool(one.port.failed))
+        async with open_datagrams(where, receive_bytes=500_000) as back:
+            await back.send(b"here again", one.address)
+            assert await receiving == (b"here again", where)
+            await one.send(b"welcome", where)
+            assert await back.recv() == (b"welcome", one.address)
+        assert one.stats.refused == {errno.ECONNREFUSED: 1}
+
+
 @each_version
 async def test_an_icmp_error_does_not_disturb_who_receives(version: int) -> None:
     async with pair(version) as (one, other):
@@ -453,6 +467,31 @@ async def test_an_icmp_error_on_a_connected_socket_is_raised_once(
             data, source = await back.recv()
             await back.send(data, source)
             assert await sock.recv() == (b"hello", back.address)
+
+
+async def test_a_queue_of_a_connected_socket_receives_after_an_icmp_error() -> None:
+    """On uvloop, too, which stops watching an fd that is in error for a moment."""
+    where = await nobody()
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.connect(where)
+    here = sock.getsockname()
+    async with aiotun.Queue.from_fd(sock.detach()) as queue:
+        for _ in range(2):
+            receiving = await waiting(queue.recv())
+            await queue.send(b"nobody there")
+            with pytest.raises(PacketError, match="not delivered"):
+                await receiving
+        receiving = await waiting(queue.recv())
+        async with open_datagrams(where, receive_bytes=500_000) as back:
+            await back.send(b"now", here)
+            assert await receiving == b"now"
+
+
+async def test_without_an_address_only_a_connected_socket_sends() -> None:
+    async with opened() as one:
+        for send in (one.send_nowait, one.send_many_nowait):
+            with pytest.raises(PacketError, match="not connected; give an address"):
+                send([b"x"] if send == one.send_many_nowait else b"x")
 
 
 async def test_what_overflows_the_buffer_is_counted_also_after_closing() -> None:

@@ -12,9 +12,10 @@ import pytest
 
 import aiotun
 from aiotun.netstack import Refusal
+from aiotun.runs import Pool
 
 from ..helpers import checksum, wait_until
-from .stacks import client_of
+from .stacks import CLIENT, client_of
 
 HOSTS = ["192.0.2.1", "2001:db8::1"]
 
@@ -302,6 +303,40 @@ async def test_batches_keep_their_order_and_count(any_stack: aiotun.Netstack) ->
         batch.append(header + segment("10.77.0.2", "192.0.2.1", sport=port, flags=flags))
     assert await any_stack.tun.send_many(batch) == 20
     assert asked == [3, 6, 9, 12, 15, 18]
+
+
+@pytest.mark.parametrize("offload", ["off", "split"])
+async def test_what_is_sent_in_runs_is_admitted_too(mechanism: str, offload: Any) -> None:
+    async def carry(source: aiotun.TunDevice, target: aiotun.TunDevice) -> None:
+        pool = Pool(4)
+        with contextlib.suppress(aiotun.DeviceClosedError):
+            while True:
+                with await source.recv_run(pool) as run:
+                    await target.send_run(run)
+
+    asked: list[Any] = []
+
+    async def admit(local: Any, peer: Any) -> bool:
+        asked.append(local)
+        return bool(local[1] == 80)
+
+    async with (
+        aiotun.open_netstack(intercept=True, offload=offload) as stack,
+        aiotun.open_netstack(addresses=CLIENT, offload=offload) as client,
+        asyncio.TaskGroup() as group,
+    ):
+        tasks = [
+            group.create_task(carry(stack.tun, client.tun)),
+            group.create_task(carry(client.tun, stack.tun)),
+        ]
+        await stack.intercept_tcp(greet, admit=admit)
+        for host in HOSTS:
+            assert await hear(client, host) == b"hello"
+            with pytest.raises(ConnectionRefusedError):
+                await hear(client, host, 81)
+        assert len(asked) == 4
+        for task in tasks:
+            task.cancel()
 
 
 async def test_a_capture_records_what_is_answered_too(

@@ -85,7 +85,8 @@ class DatagramPort:
         pending: how many datagrams, or errors, the port keeps.
         counts: what it has counted.
         drained: the last call of `read_many` found the socket empty.
-        failed: destinations that an ICMP error was about, and its errno, until that was told.
+        failed: destinations that an ICMP error was about, and its errno, until that was told or a
+            datagram has come from there.
     """
 
     __slots__ = (
@@ -130,9 +131,9 @@ class DatagramPort:
         self._more = False
         self._reads = 0
         self.ends: frozenset[int] = TUN_ENDS
-        self.pending = 0
-        self.counts = Counts()
-        self.drained = False
+        self.pending: int = 0
+        self.counts: Counts = Counts()
+        self.drained: bool = False
         self.failed: dict[Address | None, int] = {}
 
     # Receiving
@@ -260,7 +261,7 @@ class DatagramPort:
         """Receive, and note the ICMP errors that are raised instead."""
         for _ in range(3):
             try:
-                return receive(*args)
+                received = receive(*args)
             except BlockingIOError:
                 raise
             except OSError as error:
@@ -268,6 +269,10 @@ class DatagramPort:
                 # destination, and says nothing of what waits here.
                 if not self._note_errors() or error.errno in self.ends:
                     raise
+            else:
+                if self.failed:
+                    self.failed.pop(received[3], None)  # the other end is back
+                return received
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     # ICMP errors

@@ -10,7 +10,13 @@ from .._kernel import ioctl, namespaces, rtnetlink, threads
 from .._kernel.abi import Iff
 from .._kernel.interface import Interface
 from .._kernel.words import Mode, Offload, check_offload, mode_of
-from .._queue.judging import check_packet_info, is_another, known_offloads, packet_format
+from .._queue.judging import (
+    UNKNOWN_OFFLOADS,
+    check_packet_info,
+    is_another,
+    known_offloads,
+    packet_format,
+)
 from .._queue.port import Offloads, PacketFormat
 from ..errors import DeviceMismatchError, LinkError, NotPermittedError
 from .opening import Opened
@@ -120,22 +126,22 @@ def _look_up(
 
     def look() -> tuple[int, int, Iff | None, Offloads]:
         index = ioctl.get_index(name)
-        return index, ioctl.get_mtu(name), rtnetlink.get_flags(index), known_offloads(name)
+        offloads = known_offloads(name, packets.offload != "off")
+        return index, ioctl.get_mtu(name), rtnetlink.get_flags(index), offloads
 
-    unknown = known_offloads(None)
     try:
         index, mtu, found, known = threads.run_blocking(look, namespace.fd)
     except NotPermittedError:
         # We may not go there; packets pass all the same.
-        return Interface(name, namespace=namespace), unknown
+        return Interface(name, namespace=namespace), UNKNOWN_OFFLOADS
     except LinkError:
         if told or said:
             raise
-        return Interface(name), unknown  # it is elsewhere, and nobody tells us where
+        return Interface(name), UNKNOWN_OFFLOADS  # it is elsewhere, and nobody tells us where
     if not told and is_another(flags, found):
         if said:
             text = f"the {name} in that network namespace is not the one that the fd is a queue of"
             raise LinkError(errno.ENODEV, f"{text}; leave netns out, or name its own", name)
-        return Interface(name), unknown
+        return Interface(name), UNKNOWN_OFFLOADS
     check_packet_info(name, found, packets)
     return Interface(name, index, mtu, namespace), known

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from .._packets import native
 from .._packets.ipheader import IPHeader
 from .._packets.udp import TCP
 from .._queue.port import Port
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["IntakePort"]
 
-_SYN_OR_RST = 0x06
 # As in `_packets.ipheader`: the headers of IPv6 that may stand before that of TCP.
 _EXTENSIONS = frozenset({0, 43, 44, 51, 60})
 
@@ -29,17 +29,25 @@ class IntakePort(Port):
     takes no detour.
     """
 
-    __slots__ = ("_header", "_intake", "inner", "read", "read_into", "read_many")
+    __slots__ = ("_header", "_intake", "inner", "read", "read_into", "read_many", "read_run")
 
     def __init__(self, inner: Port, intake: Intake) -> None:
         # Not by the parent's __init__, which would set `pending`.
         self.format, self.counts, self.ends = inner.format, inner.counts, inner.ends
-        self.inner = inner
         self._intake = intake
         self._header = inner.format.header_bytes
+        self._use(inner)
+
+    def _use(self, inner: Port) -> None:
+        self.inner = inner
         self.read = inner.read
         self.read_into = inner.read_into  # type: ignore[method-assign]  # a slot
         self.read_many = inner.read_many  # type: ignore[method-assign]  # a slot
+        self.read_run = inner.read_run  # type: ignore[method-assign]  # a slot
+
+    def for_runs(self) -> Port:
+        self._use(self.inner.for_runs())
+        return self
 
     def __reduce__(self) -> tuple[Callable[..., Port], tuple[object, ...]]:
         return self.inner.__reduce__()  # another process has no part in the stack
@@ -49,50 +57,35 @@ class IntakePort(Port):
         return self.inner.pending
 
     def write(self, fd: int, packet: Buffer) -> None:
-        if not (self._intake.active and self._concerns(packet) and self._take(packet)):
+        if not (self._intake.active and self._find([packet], 0) == 0 and self._take(packet)):
             self.inner.write(fd, packet)
 
     def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
         if not self._intake.active:
             return self.inner.write_many(fd, packets)
         done = 0  # how many were written or taken
-        for at, packet in enumerate(packets):
-            if not self._concerns(packet):
-                continue
+        at = -1
+        while (at := self._find(packets, at + 1)) < len(packets):
             # All before it first: where one of them can't be written, none after it counts as sent.
             if done < at and (left := self.inner.write_many(fd, packets[done:at])):
                 return [*(done + place for place in left), *range(at, len(packets))]
-            done = at + self._take(packet)
+            done = at + self._take(packets[at])
         if done < len(packets):
             return [done + place for place in self.inner.write_many(fd, packets[done:])]
         return ()
 
+    def write_run(
+        self, fd: int, buffer: memoryview, start: int, stride: int, lengths: list[int]
+    ) -> Sequence[int]:
+        if not self._intake.active:
+            return self.inner.write_run(fd, buffer, start, stride, lengths)
+        return super().write_run(fd, buffer, start, stride, lengths)
+
     def drop_rest(self) -> None:
         self.inner.drop_rest()
 
-    def _concerns(self, packet: Buffer) -> bool:
-        """Whether the intake is asked about a packet; quickly, as it mostly is not.
-
-        It is asked about all but TCP; where TCP is admitted also about what may open or end an
-        attempt to connect: segments with SYN or RST, and fragments.
-        """
-        if type(packet) is not bytes:
-            return True
-        at = self._header
-        try:
-            if packet[at] >> 4 != 4:
-                if packet[at + 6] != TCP:
-                    return True
-                return self._intake.tcp is not None and packet[at + 53] & _SYN_OR_RST != 0
-            if packet[at + 9] != TCP:
-                return True
-            if self._intake.tcp is None:
-                return False
-            if packet[at] != 0x45 or packet[at + 6] & 0x3F or packet[at + 7]:
-                return True  # options, or a fragment
-            return packet[at + 33] & _SYN_OR_RST != 0
-        except IndexError:
-            return False  # the kernel knows what is wrong with it
+    def _find(self, packets: list[Buffer], start: int) -> int:
+        return native.find_other(packets, start, self._header, self._intake.tcp is not None)
 
     def _take(self, packet: Buffer) -> bool:
         try:

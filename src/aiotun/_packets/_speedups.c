@@ -87,6 +87,7 @@ SHARED char read_buffer[READ_SIZE];
 enum { GSO_NONE = 0, GSO_TCPV4 = 1, GSO_TCPV6 = 4, GSO_UDP_L4 = 5, GSO_ECN = 0x80 };
 
 enum { TCP = 6, UDP = 17 };
+#define SYN_OR_RST 0x06
 enum { LOOSE_ROUTE = 0x83, STRICT_ROUTE = 0x89 }; /* IPv4 options (RFC 791) */
 enum { FIN = 0x01, PSH = 0x08, ACK = 0x10, CWR = 0x80 };
 
@@ -1764,6 +1765,58 @@ static PyObject *speedups_checksum(PyObject *module, PyObject *const *args, Py_s
 	return PyLong_FromLong((long)(0xffff - sum));
 }
 
+/* === Finding packets for a program ============================================================ */
+
+/* Whether a netstack's program is asked about a packet; `_find_other` in native.py says when. */
+static int is_other(const uint8_t *packet, Py_ssize_t size, int tcp)
+{
+	if (size < 7 || (packet[0] >> 4 == 4 && size < 10))
+		return 0;
+	if (packet[0] >> 4 != 4) {
+		if (packet[6] != TCP)
+			return 1;
+		return tcp && size > 53 && packet[53] & SYN_OR_RST;
+	}
+	if (packet[9] != TCP)
+		return 1;
+	if (!tcp)
+		return 0;
+	if (packet[0] != 0x45 || packet[6] & 0x3f || packet[7])
+		return 1;
+	return size > 33 && packet[33] & SYN_OR_RST;
+}
+
+/* find_other(packets, start, header, tcp): see native.py. */
+static PyObject *speedups_find_other(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+	Py_ssize_t count;
+	long at, header;
+	int tcp;
+
+	(void)module;
+	if (nargs != 4)
+		return PyErr_Format(PyExc_TypeError, "find_other takes 4 arguments, not %zd",
+				    nargs);
+	if (!PyList_Check(args[0]))
+		return PyErr_Format(PyExc_TypeError, "find_other takes a list");
+	if ((at = number(args[1], "a start", INT_MAX)) < 0 ||
+	    (header = number(args[2], "a header's size", INT_MAX)) < 0 ||
+	    (tcp = PyObject_IsTrue(args[3])) < 0)
+		return NULL;
+	for (count = PyList_Size(args[0]); at < count; at++) {
+		PyObject *packet = PyList_GetItem(args[0], at);
+		Py_ssize_t size;
+
+		if (!PyBytes_CheckExact(packet))
+			break;
+		size = PyBytes_Size(packet) - header;
+		if (size > 0 &&
+		    is_other((const uint8_t *)PyBytes_AsString(packet) + header, size, tcp))
+			break;
+	}
+	return PyLong_FromLong(at);
+}
+
 /* === The module =============================================================================== */
 
 static PyMethodDef methods[] = {
@@ -1778,6 +1831,7 @@ static PyMethodDef methods[] = {
 	{"read_run", (PyCFunction)(void (*)(void))speedups_read_run, METH_FASTCALL, NULL},
 	{"write_run", (PyCFunction)(void (*)(void))speedups_write_run, METH_FASTCALL, NULL},
 	{"checksum", (PyCFunction)(void (*)(void))speedups_checksum, METH_FASTCALL, NULL},
+	{"find_other", (PyCFunction)(void (*)(void))speedups_find_other, METH_FASTCALL, NULL},
 	{NULL, NULL, 0, NULL},
 };
 

@@ -22,6 +22,7 @@ def merge(
 def write_merged(
     fd: int, packets: Iterable[Buffer], frame: bool, header: int = 10, udp: bool = True, /
 ) -> list[int]: ...
+def find_other(packets: list[Buffer], start: int, header: int, tcp: bool, /) -> int: ...
 def read_run(
     fd: int,
     first: bytes | None,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SPEEDUPS",
     "checksum",
+    "find_other",
     "keep_freed_memory",
     "long_header",
     "merge",
@@ -39,6 +40,7 @@ __all__ = [
     "write_run",
 ]
 
+_TCP, _SYN_OR_RST = 6, 0x06
 _GSO_ECN = 0x80  # virtio_net.h
 
 _choice = os.environ.get("AIOTUN_SPEEDUPS", "")
@@ -346,12 +348,55 @@ def keep_freed_memory() -> None:
     bytearray(16 * 1024 * 1024)
 
 
+def _find_other(packets: list[Buffer], start: int, header: int, tcp: bool) -> int:
+    """Find the next packet that a netstack's program is asked about before the kernel gets it.
+
+    These are all but TCP. With `tcp` they are also the segments that may open a connection or end
+    an attempt, with SYN or RST, and those that may hide it: fragments, and IPv4 with options.
+
+    Args:
+        packets: what is not `bytes` is always found.
+        start: where to begin.
+        header: the size of the virtio-net header in front of each.
+        tcp: see above.
+
+    Returns:
+        Its place; the number of packets if there is none. A packet that is too short to tell is not
+        found, because the kernel knows what is wrong with it.
+    """
+    for at in range(start, len(packets)):
+        packet = packets[at]
+        if type(packet) is not bytes:
+            return at
+        try:
+            if _is_other(packet, header, tcp):
+                return at
+        except IndexError:
+            pass
+    return max(start, len(packets))
+
+
+def _is_other(packet: bytes, at: int, tcp: bool) -> bool:
+    if packet[at] >> 4 != 4:
+        if packet[at + 6] != _TCP:
+            return True
+        return tcp and packet[at + 53] & _SYN_OR_RST != 0
+    if packet[at + 9] != _TCP:
+        return True
+    if not tcp:
+        return False
+    if packet[at] != 0x45 or packet[at + 6] & 0x3F or packet[at + 7]:
+        return True
+    return packet[at + 33] & _SYN_OR_RST != 0
+
+
 read: Callable[[int, int], bytes] = os.read
 """Read one packet from a non-blocking fd: ``read(fd, size)``, like `os.read`."""
 
 read_many: Callable[[int, int, int], list[bytes]] = _read_many
 read_split: Callable[..., tuple[list[bytes], int]] = _read_split
 write_many: Callable[[int, list[Buffer]], int] = _write_many
+find_other: Callable[[list[Buffer], int, int, bool], int] = _find_other
 send_run: Callable[[int, list[Buffer], bytes | None, int], int] = _send_run
 write_merged: Callable[..., Sequence[int]] = _write_merged
 read_run: Callable[..., Taken] = _read_run
@@ -364,6 +409,7 @@ if _choice != "forbid":
     try:
         from ._speedups import (
             checksum,
+            find_other,
             merge,
             read,
             read_many,

@@ -16,10 +16,20 @@ from ..errors import DeviceMismatchError, LinkError, NotPermittedError
 from .port import Offloads, PacketFormat, Port
 from .splitport import make_port
 
-__all__ = ["check_packet_info", "is_another", "judge", "known_offloads", "packet_format"]
+__all__ = [
+    "UNKNOWN_OFFLOADS",
+    "check_packet_info",
+    "is_another",
+    "judge",
+    "known_offloads",
+    "packet_format",
+]
 
 # Those that keep packets apart.
 _KINDS = (socket.SOCK_DGRAM, socket.SOCK_SEQPACKET, socket.SOCK_RAW)
+
+# Linux accepts TCP from every device with a virtio-net header, and UDP from 6.2 on.
+UNKNOWN_OFFLOADS = ~Offloads.USO
 
 # What both TUNGETIFF and rtnetlink tell of a device.
 _TOLD_BY_BOTH = Iff.TUN | Iff.TAP | Iff.VNET_HDR | Iff.PERSIST | Iff.MULTI_QUEUE
@@ -57,7 +67,9 @@ def judge(fd: int, offload: Offload, packet_info: bool) -> tuple[Interface, Port
     namespace = None if told is None else namespaces.NamespaceFd(told)
 
     def look_up() -> tuple[Iff | None, Offloads]:
-        return rtnetlink.get_flags(ioctl.get_index(name)), known_offloads(name)
+        return rtnetlink.get_flags(ioctl.get_index(name)), known_offloads(
+            name, packets.offload != "off"
+        )
 
     try:
         if namespace is None or namespaces.is_here(namespace.fd):
@@ -65,26 +77,27 @@ def judge(fd: int, offload: Offload, packet_info: bool) -> tuple[Interface, Port
         else:
             found, known = threads.run_blocking(look_up, namespace.fd)
     except (LinkError, NotPermittedError):
-        found, known = None, known_offloads(None)  # it is in a namespace that we can't look into
+        found, known = None, UNKNOWN_OFFLOADS  # it is in a namespace that we can't look into
     if namespace is not None or not is_another(flags, found):
         check_packet_info(name, found, packets)
     else:
-        known = known_offloads(None)
+        known = UNKNOWN_OFFLOADS
     packets = packets._replace(accepted=known)
     return Interface(name, namespace=namespace), make_port(packets)
 
 
-def known_offloads(name: str | None) -> Offloads:
-    """Return the super-packets that the kernel accepts from a device with a virtio-net header.
+def known_offloads(name: str, has_header: bool = True) -> Offloads:
+    """Return the super-packets that the kernel accepts from a device.
 
     For a device whose offloads are not ours to set: setting them is the only other way to find out.
 
     Args:
-        name: a TUN or TAP interface in this thread's network namespace; None if it can't be asked.
+        name: a TUN or TAP interface in this thread's network namespace.
+        has_header: whether it has a virtio-net header. Without one the kernel is not asked.
     """
-    if name is not None and features.has_feature(name, "tx-udp-segmentation"):
+    if has_header and features.has_feature(name, "tx-udp-segmentation"):
         return ~Offloads(0)
-    return ~Offloads.USO
+    return UNKNOWN_OFFLOADS
 
 
 def packet_format(

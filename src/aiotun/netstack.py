@@ -241,11 +241,12 @@ class Netstack(DatagramInterception):
                 `asyncio.start_server`; plain or async. What it raises goes to the loop's exception
                 handler, and the connection is closed.
             admit: asked at the first packet (SYN) of each connection, which waits: called as
-                ``admit(local, peer)`` with two addresses as `socket.getsockname` gives them, plain
-                or async. True lets the connection come; False refuses it (the client sees
+                ``admit(local, peer)`` with two tuples of address and port, plain or async. True
+                lets the connection come; False refuses it (the client sees
                 ConnectionRefusedError), a `Refusal` with an ICMP error. It is canceled when the
                 client is gone. What it raises goes to the loop's exception handler, and the
-                connection is refused.
+                connection is refused. At most 512 connections to one address and port wait, and
+                4096 in all; more are dropped, and counted.
             limit: how many connections may be open at once; more are reset, and counted as refused.
                 The default leaves each connection two of the descriptors that the program may have
                 (RLIMIT_NOFILE), so that it can be passed on.

@@ -19,7 +19,7 @@ import pytest
 from aiotun._kernel import abi
 from aiotun._kernel.abi import Iff, Ioctl
 
-from ..helpers import REAL_ROOT, ip, need, ordinary_python
+from ..helpers import REAL_ROOT, SLOWER, ip, need, ordinary_python
 
 # The uid of an ordinary user's child, as the namespace sees it.
 ORDINARY = 65534 if REAL_ROOT else 0
@@ -235,7 +235,7 @@ def _child(command: list[str], env: dict[str, str] | None, code: str, fds: Seque
         cwd="/",
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=30 * SLOWER,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return json.loads(done.stdout.splitlines()[-1])

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import socket
 import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .addresses import Address, address
 from .answers import Refusal, reset, unreachable
 
 if TYPE_CHECKING:
@@ -22,14 +22,11 @@ if TYPE_CHECKING:
     from .injector import Injector
     from .seen import Seen
 
-__all__ = ["Admission", "Admit", "Verdict", "checked", "name_of"]
-
-Name = tuple[Any, ...]
-"""An address as `socket.getsockname` gives it: host and port, and with IPv6 two numbers more."""
+__all__ = ["Admission", "Admit", "Verdict", "checked"]
 
 Verdict = bool | Refusal
 
-Admit = Callable[[Name, Name], Verdict | Awaitable[Verdict]]
+Admit = Callable[[Address, Address], Verdict | Awaitable[Verdict]]
 """Decides about a connection or a flow from `peer` to `local`: ``admit(local, peer)``."""
 
 _SYN, _RST, _ACK = 0x02, 0x04, 0x10
@@ -131,9 +128,8 @@ class Admission:
         return self._opens(key, seen, sequence)
 
     def _concerns(self, header: IPHeader) -> bool:
-        """Whether the kernel would deliver it, and not to one of the stack's own servers."""
-        source, target, own = header.src_bytes, header.dst_bytes, self._core.own
-        return target not in own and source not in own and _unicast(source) and _unicast(target)
+        """Whether it is for one host, and not for one of the stack's own servers."""
+        return header.dst_bytes not in self._core.own and _one_host(header.dst_bytes)
 
     def _refuses_own(self, syn: Seen) -> bool:
         """Refuse what is sent to an own address and would reach a socket of ours."""
@@ -174,9 +170,9 @@ class Admission:
     def _ask(self, header: IPHeader) -> Verdict | Awaitable[Verdict]:
         if self._admit is None:
             return True
-        local, peer = name_of(header, self._core.tun.index)
+        source, target = header.src_bytes, header.dst_bytes
         try:
-            verdict = self._admit(local, peer)
+            verdict = self._admit(_address(target, header.dport), _address(source, header.sport))
             return verdict if inspect.isawaitable(verdict) else checked(verdict)
         except Exception as error:  # noqa: BLE001 - it is the program's, and reported
             self._report(error)
@@ -293,41 +289,22 @@ def checked(verdict: object) -> Verdict:
     raise TypeError(f"admit must return True, False or a Refusal, got {verdict!r}")
 
 
-def name_of(header: IPHeader, index: int) -> tuple[Name, Name]:
-    """Give destination and source of a packet as a socket's local address and peer.
-
-    Args:
-        header: of a packet that has ports.
-        index: the interface, for link-local addresses.
-    """
-    return (
-        _name(header.dst_bytes, header.dport, index),
-        _name(header.src_bytes, header.sport, index),
-    )
-
-
 def _destination(header: IPHeader) -> tuple[bytes, int | None]:
     return header.dst_bytes, header.dport
 
 
-def _name(packed: bytes, port: int | None, index: int) -> Name:
+def _address(packed: bytes, port: int | None) -> Address:
+    return address(packed + (port or 0).to_bytes(2, "big"))
+
+
+def _one_host(packed: bytes) -> bool:
+    """Whether a destination is one host: nobody may answer what is sent to many."""
     if len(packed) == 4:
-        return socket.inet_ntop(socket.AF_INET, packed), port
-    zone = index if packed[0] == 0xFE and packed[1] & 0xC0 == 0x80 else 0
-    return socket.inet_ntop(socket.AF_INET6, packed), port, 0, zone
+        return not 224 <= packed[0] < 240 and packed not in _NOT_ONE
+    return packed[0] != 0xFF
 
 
-def _unicast(packed: bytes) -> bool:
-    """Whether the kernel takes TCP to and from this address, by what it is alone."""
-    if len(packed) == 4:
-        first = packed[0]
-        return (first < 224 or first >= 240) and first != 127 and packed not in _NOBODY
-    return packed[0] != 0xFF and packed[:12] != _MAPPED and packed != _LOOPBACK
-
-
-_NOBODY = {bytes(4), b"\xff" * 4}
-_MAPPED = bytes(10) + b"\xff\xff"
-_LOOPBACK = bytes(15) + b"\1"
+_NOT_ONE = (bytes(4), b"\xff" * 4)
 
 
 def _hides_flags(packet: bytes, header: IPHeader) -> bool:

@@ -35,7 +35,7 @@ def end(host: str, port: int, version: int) -> bytes:
     except OSError:
         packed = b""
     if not unicast(packed):
-        raise ValueError(f"source must be the IPv{version} address of one host, got {host!r}")
+        raise ValueError(f"source must have the IPv{version} address of one host, got {host!r}")
     if not 0 <= port <= 65535:
         raise ValueError(f"source must have a port from 0 to 65535, got {port!r}")
     return packed + port.to_bytes(2, "big")

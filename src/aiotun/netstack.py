@@ -1,4 +1,4 @@
-"""The kernel of a private namespace as a TCP/IP stack for packets that the program has in hand."""
+"""The kernel of a private network namespace as a TCP/IP stack for the program's own packets."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A /proc/sys of the test's own, and no seccomp filter."""
     monkeypatch.setattr(refusals, "_SETTINGS", tmp_path)
     monkeypatch.setattr(refusals, "_filtered", lambda: False)
+    monkeypatch.setattr(refusals, "_may_map_root", lambda: True)
     return tmp_path
 
 

@@ -67,6 +67,12 @@ def find(step: str, code: int) -> Refusal:
             "kernel.unprivileged_userns_clone = 0 keeps ordinary users from user namespaces",
             *_sysctl("kernel.unprivileged_userns_clone", 1),
         )
+    if step == "map" and os.geteuid() == 0 and not _may_map_root():
+        return Refusal(
+            "root without CAP_SETFCAP may make no user namespace in which it is root, too",
+            "run the program as another user, or give it the capability "
+            "(in Docker '--cap-add SETFCAP')",
+        )
     if step != "user" or code == errno.EACCES:
         return _security_module(step)
     if _filtered():
@@ -116,11 +122,22 @@ def _security_module(step: str) -> Refusal:
 
 def _filtered() -> bool:
     """Whether a seccomp filter applies to this thread (proc(5): mode 2)."""
+    return _status("Seccomp") == "2"
+
+
+def _may_map_root() -> bool:
+    """Whether this thread has CAP_SETFCAP (31), needed since Linux 5.12; True if unknown."""
+    effective = _status("CapEff")
+    return effective is None or bool(int(effective, 16) >> 31 & 1)
+
+
+def _status(field: str) -> str | None:
+    """Give a field of this thread's status (proc(5))."""
     try:
-        status = Path("/proc/thread-self/status").read_text()
+        lines = Path("/proc/thread-self/status").read_text().splitlines()
     except OSError:
-        return False
-    return "\nSeccomp:\t2" in status
+        return None
+    return next((line.split()[1] for line in lines if line.startswith(f"{field}:")), None)
 
 
 def _setting(name: str) -> str | None:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from .addresses import Address, address
+from .addresses import Address, address, unicast
 from .answers import Refusal, reset, unreachable
 
 if TYPE_CHECKING:
@@ -114,10 +114,9 @@ class Admission:
         if header.fragment and _hides_flags(packet, header):
             self._core.counts.packets_refused += 1
             return True
-        at = header.payload_offset
-        if header.sport is None or len(packet) < at + _START.size:
-            return False  # a later fragment, or a packet too short for TCP, which the kernel drops
-        ports, sequence, flags = _START.unpack_from(packet, at)
+        if header.sport is None or not _is_valid(packet, header):
+            return False  # a later fragment, or what the kernel drops
+        ports, sequence, flags = _START.unpack_from(packet, header.payload_offset)
         key = header.src_bytes + header.dst_bytes + ports
         if flags & _RST:
             if key in self._held:
@@ -127,11 +126,19 @@ class Admission:
             return False
         if not self._concerns(header):
             return self._refuses_own(seen)
+        if not self._has_sender(header):
+            self._core.counts.packets_refused += 1
+            return True
         return self._opens(key, seen, sequence)
 
     def _concerns(self, header: IPHeader) -> bool:
         """Whether a packet is for one host, and not for one of the stack's own addresses."""
         return header.dst_bytes not in self._core.own and _one_host(header.dst_bytes)
+
+    def _has_sender(self, header: IPHeader) -> bool:
+        """Whether it is from a host that can be answered; the kernel drops it otherwise, too."""
+        source = header.src_bytes
+        return source not in self._core.own and (unicast(source) or _is_link_local(source))
 
     def _refuses_own(self, syn: Seen) -> bool:
         """Refuse a SYN to one of the stack's own addresses that a mechanism's socket would get."""
@@ -310,13 +317,26 @@ def _one_host(packed: bytes) -> bool:
 _NOT_ONE = (bytes(4), b"\xff" * 4)
 
 
+def _is_link_local(packed: bytes) -> bool:
+    return len(packed) == 16 and packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
+
+
+def _is_valid(packet: bytes, header: IPHeader) -> bool:
+    """Whether the lengths in a segment's headers fit the packet. The kernel drops it otherwise."""
+    at, end = header.payload_offset, header.total_length
+    if end > len(packet) or end < at + _TCP_HEADER:
+        return False
+    size = (packet[at + 12] >> 4) * 4
+    return size >= _TCP_HEADER and (header.fragment or at + size <= end)
+
+
 def _hides_flags(packet: bytes, header: IPHeader) -> bool:
     """Whether a fragment has only a part of the TCP header, so that the flags may be in another.
 
     RFC 3128 describes this way around filters.
     """
     if header.sport is not None:
-        return len(packet) < header.payload_offset + _TCP_HEADER
+        return min(header.total_length, len(packet)) < header.payload_offset + _TCP_HEADER
     at = 6 if header.version == 4 else header.payload_offset - 6
     field = int.from_bytes(packet[at : at + 2], "big")
     # The offset in units of 8 bytes; in IPv6 it stands before three bits of flags.

@@ -61,7 +61,10 @@ class Tproxy(Mechanism):
 
     def stop(self) -> None:
         made, self._listening = self._listening, []
+        # Forgotten, because it holds the stack that holds this: the namespace would stay open until
+        # the garbage collector finds the cycle.
+        receiver, self._receiver = self._receiver, None
         for sock in made:
-            assert self._receiver is not None
-            self._receiver.remove(sock)
+            assert receiver is not None
+            receiver.remove(sock)
             sock.close()

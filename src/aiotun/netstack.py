@@ -120,7 +120,7 @@ class Netstack(DatagramInterception):
     @property
     def stats(self) -> NetstackStats:
         """A snapshot of what the stack has counted; see `NetstackStats`."""
-        return NetstackStats(*dataclasses.astuple(self._core.counts))
+        return NetstackStats(**dataclasses.asdict(self._core.counts))
 
     def __repr__(self) -> str:
         return f"<Netstack {self.tun.name}{' closed' if self._closed else ''}>"

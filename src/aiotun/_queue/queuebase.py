@@ -149,7 +149,7 @@ class QueueBase(ServedFd, PacketIO):
 
     @property
     def stats(self) -> PacketStats:
-        return PacketStats(*dataclasses.astuple(self.port.counts))
+        return PacketStats(**dataclasses.asdict(self.port.counts))
 
     @property
     def _mode(self) -> Mode:

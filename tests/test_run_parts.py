@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from aiotun import cli
 from aiotun._cli.access import Access, Place, is_of_this_machine
 from aiotun._cli.arguments import UsageError
 from aiotun._cli.resolvers import Resolvers
@@ -99,7 +100,9 @@ def test_places(text: str, has: list[tuple[str, int]], has_not: list[tuple[str, 
     assert not any(place.has(each) for each in has_not)
 
 
-@pytest.mark.parametrize("text", ["", "192.0.2.1:99999", "192.0.2", "[::1", "a b", "1.2.3.4/33"])
+@pytest.mark.parametrize(
+    "text", ["", "192.0.2.1:99999", "192.0.2", "[::1", "a b", "1.2.3.4/33", "a..b"]
+)
 def test_what_is_no_place(text: str) -> None:
     with pytest.raises(UsageError):
         Place.parse(text)
@@ -137,3 +140,18 @@ def test_the_name_servers_are_read_again_when_the_file_changes(tmp_path: Path) -
     assert resolvers.text("198.18.0.53") == "nameserver 198.18.0.53\noptions ndots:2 rotate\n"
     path.unlink()
     assert resolvers.servers == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run"], "give a command to run"),
+        (["run", "--host-loopback", "here", "--", "true"], "--host-loopback needs an IP address"),
+        (["run", "--deny", "a..b", "--", "true"], "can't find the address of 'a..b'"),
+    ],
+)
+def test_wrong_arguments_of_run(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    assert said in capsys.readouterr().err

@@ -58,8 +58,9 @@ class Place:
                 ) from None
         try:
             found_addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise UsageError(f"can't find the address of {host!r}: {error.strerror}") from error
+        except (OSError, UnicodeError) as error:  # the latter for a label that no name can have
+            said = getattr(error, "strerror", None) or "no such name"
+            raise UsageError(f"can't find the address of {host!r}: {said}") from error
         addresses = sorted({str(each[4][0]).partition("%")[0] for each in found_addresses})
         return cls(tuple(ipaddress.ip_network(each) for each in addresses), port)
 

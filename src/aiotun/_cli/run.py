@@ -7,6 +7,7 @@ comes out of that device. `Outside` carries it on to the host's network.
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import math
 import os
 import resource
@@ -20,6 +21,7 @@ from aiotun.netstack import UdpFlow
 from aiotun.testing import FaultInjector
 
 from .access import Access, Address, Place, is_of_this_machine
+from .arguments import UsageError
 from .outside import Inside, Outside, as_text
 from .outside_ping import PingsOutside
 from .outside_udp import UdpOutside
@@ -49,6 +51,11 @@ def run(options: Options) -> int:
         UsageError: an option is wrong.
         AiotunError: the namespace or a device in it could not be made.
     """
+    try:
+        ipaddress.ip_address(options.host_loopback or "10.0.0.1")
+    except ValueError:
+        text = f"--host-loopback needs an IP address, got {options.host_loopback!r}"
+        raise UsageError(text) from None
     access = Access(
         tuple(Place.parse(each) for each in options.deny),
         tuple(Place.parse(each) for each in options.allow),

@@ -47,7 +47,7 @@ test-free-threaded: ## two threads at once, on a free-threaded Python, which it 
 foreign = python=$$(tools/python.sh) && tools/venv.sh .venvs/release "$$python" release && \
 	tools/venv.sh .venv "$$python" test
 
-test-foreign: ## run the tests that need no device on emulated arm64 and s390x (big-endian), and with musl
+test-foreign: ## run the tests that need no device on emulated arm64 and s390x (big-endian)
 	@$(foreign) && tools/test_foreign.sh $(ARGS)
 
 test-kernels: ## boot other kernels in QEMU and run the tests there; KERNELS="5.10 6.1", ARGS=--basic

@@ -105,11 +105,12 @@ class _Socket:
     def __init__(self) -> None:
         self.sent: list[bytes] = []
 
-    def send_nowait(self, datagrams: list[bytes], address: Any) -> None:
+    def send_many_nowait(self, datagrams: list[bytes], address: Any) -> int:
         self.sent += datagrams
+        return len(datagrams)
 
-    async def send(self, datagrams: list[bytes], address: Any) -> None:
-        self.sent += datagrams
+    async def send_many(self, datagrams: list[bytes], address: Any) -> int:
+        return self.send_many_nowait(datagrams, address)
 
 
 def _now(coroutine: Any) -> None:

@@ -6,11 +6,20 @@ import signal
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 
+import hypothesis
 import pytest
 import uvloop
 
 from . import _isolation, invariants
 from ._leaks import LeakCheck
+from .helpers import SLOWER
+
+# On an emulated machine everything takes long.
+hypothesis.settings.register_profile(
+    "slower", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+if SLOWER > 1:
+    hypothesis.settings.load_profile("slower")
 
 # --- The whole run -------------------------------------------------------------------------------
 

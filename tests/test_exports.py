@@ -59,7 +59,17 @@ ROOMS: dict[str, set[str]] = {
         "runs",
         "transport",
     },
-    "cli": {"__init__", "_kernel", "_packets", "capture", "errors", "namespaces", "reply"},
+    "cli": {
+        "__init__",
+        "_kernel",
+        "_packets",
+        "capture",
+        "errors",
+        "namespaces",
+        "netstack",
+        "reply",
+        "testing",
+    },
 }
 # Modules that belong to another room than their name suggests.
 ELSEWHERE = {"__main__": "cli", "pytest_plugin": "testing"}

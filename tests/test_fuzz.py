@@ -34,7 +34,7 @@ from fuzz import _kernel, _mutating, _runs, packets, words
 from fuzz._target import Choices, Target
 from fuzz.targets import TARGETS
 
-from .helpers import ROOT
+from .helpers import ROOT, SLOWER
 
 each_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 
@@ -164,7 +164,7 @@ def test_a_finding_is_saved_and_can_be_replayed(
     assert b"\x45" in run.finding.read_bytes()
     again = subprocess.run(
         [sys.executable, "-m", "fuzz", "--replay", str(run.finding)],
-        cwd=ROOT, capture_output=True, text=True, timeout=50,
+        cwd=ROOT, capture_output=True, text=True, timeout=50 * SLOWER,
     )  # fmt: skip
     assert again.returncode == 0, again.stderr  # the library itself is not broken
     assert again.stdout.startswith("header: ")

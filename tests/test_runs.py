@@ -402,7 +402,7 @@ class TestRun:
         assert run.lengths(7) == [93, 93, 0]
         assert run.lengths(4, (5, 6, 7)) == [5, 6, 7]
         for before, sizes in ((8, None), (0, [1, 2]), (0, [1, 2, 200]), (0, [1, -1, 1])):
-            with pytest.raises(ValueError, match=r"a size|outside"):
+            with pytest.raises(ValueError, match=r"one size|outside"):
                 run.lengths(before, sizes)
 
 

@@ -21,7 +21,7 @@ if [ ! -e "$folder/unpacked" ]; then
     mkdir -p "$folder" "$root"
     tools/debian.sh "$folder/apt" "$suite" "$architecture" apt-get install -y --download-only \
         base-files bash busybox-static coreutils dash grep iproute2 iputils-ping kmod libcap2-bin \
-        mount nftables procps python3 python3-cryptography python3-uvloop sed util-linux >"$folder/log" 2>&1 ||
+        mount netbase nftables procps python3 python3-cryptography python3-uvloop sed util-linux >"$folder/log" 2>&1 ||
         fail "Debian's packages for $architecture could not be fetched; see $folder/log"
     for link in bin sbin lib lib64; do
         mkdir -p "$root/usr/$link"

@@ -1,7 +1,7 @@
 #!/bin/sh
 # test_foreign.sh [PYTEST'S ARGUMENTS]: runs the tests that need no device, among them those of the
 # C module and the fuzz corpus, on emulated processors: arm64, with the C module that is built for
-# it here, and s390x, which is big-endian. Then runs the C module for musl on both; see musl.sh.
+# it here, and s390x, which is big-endian.
 #
 # ARCHITECTURES, if set, names others of Debian's ("arm64").
 set -eu
@@ -27,12 +27,14 @@ for architecture in ${ARCHITECTURES:-arm64 s390x}; do
     esac
     qemu=$(command -v $qemu) || fail "$qemu is missing; install qemu-user-static"
     tools/foreign.sh "$architecture"
+    # Debian's library for cryptography is too old for the WireGuard example on s390x.
+    [ "$architecture" = s390x ] && without=wireguard || without=nothing
     echo "--- $architecture: ${*:-all tests that need no device}"
     # Its own list of emulators (Linux 6.7) and its own root, so that the tests can start programs,
     # and nothing changes outside.
     unshare --map-root-user --mount --net --pid --fork sh -eu -c '
-        root=$1 qemu=$2 numbers=$3 mask=$4
-        shift 4
+        root=$1 qemu=$2 numbers=$3 mask=$4 without=$5
+        shift 5
         mount --bind "$root" "$root"
         cd "$root"
         mount -t proc proc proc
@@ -48,9 +50,10 @@ for architecture in ${ARCHITECTURES:-arm64 s390x}; do
         umount -l /mnt
         cd /aiotun
         export PATH=/usr/sbin:/usr/bin HOME=/root LANG=C.UTF-8 PYTHONPATH=/aiotun/site
-        export PYTHONDONTWRITEBYTECODE=1
-        exec python3 -m pytest -q -p no:cacheprovider -p no:xdist -o timeout=900 "$@"
-    ' sh "$PWD/.foreign/$architecture/root" "$qemu" "$numbers" "$mask" ${*:-$pure} ||
+        export PYTHONDONTWRITEBYTECODE=1 AIOTUN_TESTS_SLOWER=20
+        exec python3 -m pytest -q -p no:cacheprovider -p no:xdist -o timeout=900 \
+            -k "not $without" "$@"
+    ' sh "$PWD/.foreign/$architecture/root" "$qemu" "$numbers" "$mask" $without ${*:-$pure} ||
         failed="$failed $architecture"
 done
 [ -z "$failed" ] || fail "failed on$failed"

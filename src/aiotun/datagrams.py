@@ -1,4 +1,4 @@
-"""UDP sockets that carry a tunnel: many datagrams a call, with a queue's promises.
+"""UDP sockets for tunnels: many datagrams in each call, with the same promises as a queue's.
 
 ::
 
@@ -6,9 +6,9 @@
         async for datagrams, source in sock.batches():
             await sock.send_many(answers_to(datagrams), source)
 
-With UDP_SEGMENT the kernel takes a run of datagrams to one address in one call, and with UDP_GRO it
-hands one over. That is to a UDP socket what ``offload="split"`` is to a device: the user sees
-nothing of it but the speed.
+With UDP_SEGMENT the kernel takes a run of datagrams to one address in one system call, and with
+UDP_GRO it hands over a run in one. A program gets single datagrams nevertheless, only faster, as it
+gets single packets from a device with ``offload="split"``.
 """
 
 from __future__ import annotations
@@ -52,8 +52,7 @@ __all__ = [
     "segments_for",
 ]
 
-# With less than this a burst of runs overflows the receive buffer while this program does something
-# else.
+# A burst of runs overflows a smaller receive buffer while this program does something else.
 _ENOUGH_BYTES = 1 << 20
 
 
@@ -67,20 +66,20 @@ class DatagramSocket(ServedFd):
     to exactly one receiver. Receivers are served in the order they began to wait, and one that did
     not wait does not overtake one that does; senders likewise.
 
-    *Fairness*: where datagrams never run out, the loop gets a turn after every 256 of them or so.
+    *Fairness*: while datagrams keep coming, the loop gets a turn after about every 256 of them.
 
-    *Loops*: the first coroutine that is awaited binds a socket to its event loop. Another loop is a
-    `RuntimeError`. Nothing here may be called from another thread.
+    *Loops*: the first coroutine that is awaited binds a socket to its event loop. Using another
+    loop raises `RuntimeError`. No method may be called from another thread.
 
-    *Closing*: what waits when the socket is closed raises `DeviceClosedError`, and so does every
-    later call.
+    *Closing*: calls that wait when the socket is closed raise `DeviceClosedError`, and so does
+    every later call.
 
     *ICMP errors* never end a socket. Each is counted in `stats`. On a socket of `open_datagrams`
     the next call that sends to the address in question raises it, once, as a `PacketError`, before
-    it sends anything, unless a datagram has come from there since. Receiving does not raise it, as
-    it may have nothing to do with what arrives.
+    it sends anything, unless a datagram has come from there since. Receiving does not raise it: one
+    peer's error must not disturb receiving from others.
     On a connected socket (`from_socket`) the next call raises it, whether it sends or receives. On
-    others that were made elsewhere the kernel tells of none.
+    other sockets that were made elsewhere the kernel reports no ICMP errors.
     """
 
     __slots__ = ("_address", "_family")
@@ -95,18 +94,18 @@ class DatagramSocket(ServedFd):
 
     @classmethod
     def from_socket(cls, sock: socket.socket, *, offload: bool = True) -> Self:
-        """Make one of a UDP socket that is there already, such as one of `Namespace.socket`.
+        """Take over an existing UDP socket, for example one from `Namespace.socket`.
 
-        The fd becomes this object's, and `sock` is closed as if by its `detach`; where this raises,
-        it is still the caller's. Options that the socket has are kept, but that UDP_GRO is set as
-        `offload` says, and the fd is made non-blocking and close-on-exec.
+        The new object owns the fd; `sock` is detached, as by its method `detach`. If this raises,
+        the caller still owns it. The socket's options are kept, except for UDP_GRO, which is set as
+        `offload` says. The fd is made non-blocking and close-on-exec.
 
         Args:
-            sock: bound, or not yet; connected, or not.
+            sock: a UDP socket. It need not be bound or connected.
             offload: as for `open_datagrams`.
 
         Raises:
-            TypeError, ValueError: not an open UDP socket over IPv4 or IPv6.
+            TypeError, ValueError: `sock` is not an open UDP socket over IPv4 or IPv6.
         """
         check_socket(sock)
         os.set_inheritable(sock.fileno(), False)
@@ -124,8 +123,8 @@ class DatagramSocket(ServedFd):
 
         Raises:
             DeviceClosedError: closed here, before or while waiting.
-            PacketTruncatedError: a datagram came that could not be handed over whole. It is gone,
-                and counted in `stats`.
+            PacketTruncatedError: the kernel could not hand over a datagram whole. The datagram is
+                dropped, and counted in `stats`.
             PacketError: an ICMP error, on a connected socket only.
         """
         return self._receive(lambda _: self._take())
@@ -134,8 +133,8 @@ class DatagramSocket(ServedFd):
         """Wait for a datagram, then take those that are ready and came from the same address.
 
         Args:
-            limit: how many at most. What may be read before the loop has a turn bounds the batch,
-                too: 256 datagrams.
+            limit: how many datagrams at most. A batch never has more than 256, because the loop
+                gets a turn after that many.
 
         Returns:
             Between 1 and `limit` datagrams, in the order they came, and their source.
@@ -148,20 +147,20 @@ class DatagramSocket(ServedFd):
         return self._receive(lambda _: self._take_many(most))
 
     def recv_nowait(self) -> tuple[bytes, Address]:
-        """Receive one datagram that is there already.
+        """Receive one datagram without waiting.
 
         Raises:
-            BlockingIOError: none is, or a task has been waiting for it.
+            BlockingIOError: there is no datagram, or a task has been waiting for it.
             DeviceClosedError, PacketTruncatedError, PacketError: as `recv`.
         """
         self._check_turn()
         return self.take(lambda _: self._take())
 
     def recv_many_nowait(self, limit: int = 64) -> tuple[list[bytes], Address]:
-        """Receive datagrams that are there already; see `recv_many`.
+        """Receive datagrams without waiting; see `recv_many`.
 
         Raises:
-            BlockingIOError: none is, or a task has been waiting for them.
+            BlockingIOError: there is no datagram, or a task has been waiting for it.
             TypeError, ValueError, DeviceClosedError, PacketTruncatedError, PacketError: as
                 `recv_many`.
         """
@@ -170,15 +169,15 @@ class DatagramSocket(ServedFd):
         return self.take(lambda _: self._take_many(most))
 
     def __aiter__(self) -> AsyncIterator[tuple[bytes, Address]]:
-        """Iterate over datagrams and their sources, each as `recv` gives it.
+        """Iterate over datagrams and their sources, each as `recv` returns it.
 
-        Iteration ends when the socket is closed here, also where it was closed before. Any number
-        of tasks may iterate at once, and one that was cancelled may start again.
+        Iteration ends when the socket is closed, also if it was closed before. Any number of tasks
+        may iterate at once, and a task that was cancelled may start again.
         """
         return Arriving(self._receive, lambda _: self._take())
 
     def batches(self, limit: int = 64) -> AsyncIterator[tuple[list[bytes], Address]]:
-        """Iterate over lists of datagrams and their source, each as `recv_many` gives it.
+        """Iterate over lists of datagrams and their source, each as `recv_many` returns it.
 
         Raises:
             TypeError, ValueError: `limit` is not an int, or below 1.
@@ -189,12 +188,13 @@ class DatagramSocket(ServedFd):
     async def recv_run(self, pool: Pool) -> tuple[Run, Address]:
         """Receive a run of datagrams into one buffer, without an object for each.
 
-        Waits for a datagram, and returns what the kernel hands over at once: one, or several of one
-        size, of which only the last may be shorter. There is no room between them.
+        This waits for a datagram, and returns what the kernel hands over in one call: one datagram,
+        or several of one size, of which only the last may be shorter. There is no room between
+        them.
 
         Args:
-            pool: where the buffer is from. The run holds it until `aiotun.runs.Run.release`. While
-                none is free, this waits and reads nothing.
+            pool: the buffers. The run holds one until `aiotun.runs.Run.release`. While no buffer is
+                free, this waits and reads nothing.
 
         Returns:
             The run, and the address that its datagrams came from.
@@ -244,11 +244,11 @@ class DatagramSocket(ServedFd):
 
         Args:
             data: any bytes-like object, at most 65,507 bytes.
-            address: where to: an IP address and a port, as a socket tuple. None on a connected
-                socket.
+            address: the destination: an IP address and a port, as a socket tuple. None on a
+                connected socket.
 
         Raises:
-            TypeError, ValueError: not such an address, or of another family than the socket's.
+            TypeError, ValueError: the address is invalid, or not of the socket's family.
             PacketError: the datagram is too long, the kernel refused it (no route, for example),
                 or an ICMP error came for an earlier datagram to this address. It was not sent.
             DeviceClosedError: closed here, before or while waiting.
@@ -270,18 +270,20 @@ class DatagramSocket(ServedFd):
     ) -> Coroutine[Any, Any, int]:
         """Send datagrams to one address, in order; waits only while the send buffer is full.
 
-        Consecutive ones of one size go to the kernel in runs, where it takes them. After every 256
-        datagrams the loop gets a turn. An iterable is asked for so many at a time.
+        Consecutive datagrams of one size go to the kernel in runs, if the kernel and the path take
+        runs. After every 256 datagrams the loop gets a turn; an iterable without a length is asked
+        for 256 at a time.
 
         Returns:
             How many were sent, which is all of them.
 
         Raises:
             TypeError, ValueError: the address is not valid; the call itself raises it.
-            TypeError, PacketError, DeviceClosedError: as `send`. Whatever awaiting this raises, a
-                cancellation too, has two more attributes: `sent`, how many datagrams went before,
-                and `unsent`, a list of the others, beginning with the one that could not be sent.
-                Of an iterable without a length `unsent` has only those that were taken from it.
+            TypeError, PacketError, DeviceClosedError: as `send`. Every exception that awaiting this
+                raises, also a cancellation, has two more attributes: `sent`, how many datagrams
+                were sent before, and `unsent`, a list of the others, beginning with the one that
+                could not be sent. If the iterable has no length, `unsent` has only the datagrams
+                that were taken from it.
         """
         where = self._destination(address)
         return send_all(
@@ -294,8 +296,8 @@ class DatagramSocket(ServedFd):
     async def send_run(self, run: Run, address: Address | None = None) -> int:
         """Send the datagrams of a run to one address, in order, as `send_many`.
 
-        Without room between them no object is made for any. Nobody may change or release the run
-        before this returns.
+        If there is no room between the datagrams, no object is made for each. The run must not be
+        changed or released before this returns.
 
         Returns:
             How many were sent, which is all of them.
@@ -333,11 +335,11 @@ class DatagramSocket(ServedFd):
         self._put(data, where)
 
     def send_many_nowait(self, datagrams: Iterable[Buffer], address: Address | None = None) -> int:
-        """Send as many datagrams to one address as go without waiting, in order.
+        """Send as many datagrams to one address as possible without waiting, in order.
 
         Returns:
-            How many were sent: fewer than all, or none, where the send buffer is full or a task has
-            been waiting for it. The rest is the caller's to send again, or to drop.
+            How many were sent: fewer than all, or 0, if the send buffer is full or a task has been
+            waiting for it. The caller sends the rest again, or drops it.
 
         Raises:
             TypeError, ValueError, PacketError, DeviceClosedError: as `send_many`, with `sent` and
@@ -350,7 +352,7 @@ class DatagramSocket(ServedFd):
         try:
             while left := self._put_many(waiting, where):
                 del waiting[: left.start]
-                self.send_nowait(waiting[0], where)  # which meets whatever is in the way
+                self.send_nowait(waiting[0], where)  # raises the error that stopped `_put_many`
                 del waiting[0]
             waiting = []
         except BlockingIOError:
@@ -382,7 +384,7 @@ class DatagramSocket(ServedFd):
             raise self._refused(error, address) from error
 
     def _put_many(self, datagrams: list[Buffer], address: Address | None) -> range:
-        """Send as many as go without waiting, and raise nothing; give the places of the rest."""
+        """Send as many as possible without waiting; return the indexes of the rest. Can't raise."""
         sent = 0
         failed = self.port.failed
         if not self._senders and self._fd >= 0 and not (failed and address in failed):
@@ -392,7 +394,7 @@ class DatagramSocket(ServedFd):
     # Errors
 
     def _undelivered(self, address: Address | None) -> PacketError:
-        """Tell of the ICMP error that came for this destination, once."""
+        """Make the error for an ICMP error that came for this destination, and forget it."""
         code = self.port.failed.pop(address)
         text = f"an earlier datagram to {shown(address)} was not delivered"
         return PacketError(code, f"{text}: {refusals.meaning(code)}", self._interface.name)
@@ -417,7 +419,7 @@ class DatagramSocket(ServedFd):
         return refusals.unread(error, self._interface.name)
 
     def _closed_error(self) -> DeviceClosedError:
-        return DeviceClosedError(f"the {self._interface.name} was closed; open another to go on")
+        return DeviceClosedError(f"the {self._interface.name} was closed; open another")
 
     def _lost_error(self, code: int | None) -> DeviceLostError:
         name = self._interface.name
@@ -547,24 +549,25 @@ def open_datagrams(
     This checks the arguments and returns an opener. Await it, or use it with ``async with``, which
     also closes the socket at the end. An opener can be used once.
 
-    A socket has one family: the IPv6 socket of ``("::", port)`` carries no IPv4. Its datagrams may
-    be fragmented (IP_PMTUDISC_DONT), as a tunnel's should be.
+    A socket has one family: an IPv6 socket at ``("::", port)`` does not carry IPv4. Its datagrams
+    may be fragmented on their way (IP_PMTUDISC_DONT). A tunnel needs that: otherwise datagrams that
+    are too long for the path would be lost without an error.
 
     Args:
-        address: a socket tuple: an IP address (no name) and a port, ``("0.0.0.0", 4500)``. With
-            port 0 the kernel picks one, which `DatagramSocket.address` tells.
+        address: a socket tuple: an IP address (not a name) and a port, ``("0.0.0.0", 4500)``. With
+            port 0 the kernel picks a free port; see `DatagramSocket.address`.
         netns: the network namespace: a `Namespace`, a name under /run/netns, a path, or an open fd.
             None means the calling thread's.
         mark: the mark of the packets (SO_MARK), for routing rules; needs CAP_NET_ADMIN.
         receive_bytes: the size of the receive buffer. An ordinary user gets net.core.rmem_max at
-            most: `DatagramSocket.receive_bytes` tells what was granted, and a `RuntimeWarning`
-            where that is below 1 MiB, which loses a tunnel's bursts.
+            most; `DatagramSocket.receive_bytes` is the size that was granted. Below 1 MiB, which is
+            too small for a tunnel's bursts, there is a `RuntimeWarning`.
         send_bytes: the size of the send buffer; None means the system's default.
         reuse_port: let several sockets bind this address and port; the kernel spreads the flows
             over them.
-        offload: send and receive runs of datagrams, where the kernel can (UDP_SEGMENT, Linux 4.18;
-            UDP_GRO, Linux 5.0). The environment variable ``AIOTUN_UDP_GSO=off`` switches sending
-            them off, for a kernel that corrupts them.
+        offload: send and receive runs of datagrams, if the kernel can (UDP_SEGMENT, Linux 4.18;
+            UDP_GRO, Linux 5.0). The environment variable ``AIOTUN_UDP_GSO=off`` switches off
+            sending runs, for a kernel that corrupts them.
 
     Returns:
         An opener of a `DatagramSocket`.
@@ -573,9 +576,9 @@ def open_datagrams(
         TypeError, ValueError: an invalid argument.
 
     Awaiting or entering it raises:
-        DeviceBusyError: another socket is bound there.
-        NotPermittedError: the port, the mark or the namespace is not for this user.
-        LinkError: no interface has this address, or there is no such namespace.
+        DeviceBusyError: another socket is bound to this address and port.
+        NotPermittedError: this user may not use the port, the mark or the namespace.
+        LinkError: no interface has this address, or the namespace does not exist.
         ResourceLimitError: no thread can be started, or no file descriptor is left.
         OSError: the kernel makes no such socket (IPv6 is switched off, for example).
 

@@ -1,4 +1,4 @@
-"""The kernel of a private namespace as a TCP/IP stack for packets that the program has in hand."""
+"""The kernel of a private network namespace as a TCP/IP stack for the program's own packets."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ P = TypeVar("P", bound=asyncio.BaseProtocol)
 class NetstackStats:
     """What a stack has counted since it was opened, and what is open now.
 
-    Of packets the kernel counts more: ``await stack.tun.link.stats()``.
+    ``await stack.tun.link.stats()`` returns the kernel's own counters for packets.
     """
 
     connections_open: int = 0
@@ -77,19 +77,19 @@ class NetstackStats:
     flows_displaced: int = 0
     """UDP flows that were closed to make room for others."""
     flows_unreachable: int = 0
-    """Answers in UDP flows that the client's host refused: nobody had the port any more."""
+    """Answers in UDP flows that the client's host refused: no socket had the port any more."""
     datagrams_dropped: int = 0
-    """Datagrams that nobody had received when their flow's queue was full, or when it ended."""
+    """Datagrams dropped because their flow's queue was full, or left in it when the flow ended."""
     fragments_dropped: int = 0
-    """Fragments of intercepted packets that were invalid, or of which others did not come."""
+    """Fragments of intercepted packets that were invalid, or whose packet never became complete."""
     packets_refused: int = 0
-    """Packets that the stack itself dropped: those of what was refused, and unanswered pings."""
+    """Packets that the stack itself dropped: of refused flows, and pings without an answer."""
 
 
 class Netstack(DatagramInterception):
     """A TCP/IP stack; see `open_netstack`.
 
-    One that is not closed warns (`ResourceWarning`) when it is collected, and is closed then.
+    A stack that was not closed emits a `ResourceWarning` when it is collected, and is closed then.
 
     *Concurrency*: belongs to the event loop in which it was opened. Methods may be called at the
     same time, from any number of its tasks.
@@ -104,23 +104,23 @@ class Netstack(DatagramInterception):
 
     @property
     def tun(self) -> TunDevice:
-        """The device: packets that the stack sends are received here, and packets sent arrive."""
+        """The device: the stack's packets are received from it, and packets sent to it arrive."""
         return self._core.tun
 
     @property
     def namespace(self) -> Namespace:
-        """The namespace whose kernel the stack is."""
+        """The network namespace that is the stack."""
         return self._core.namespace
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed here."""
+        """Whether the stack was closed."""
         return self._closed
 
     @property
     def stats(self) -> NetstackStats:
         """A snapshot of what the stack has counted; see `NetstackStats`."""
-        return NetstackStats(*dataclasses.astuple(self._core.counts))
+        return NetstackStats(**dataclasses.asdict(self._core.counts))
 
     def __repr__(self) -> str:
         return f"<Netstack {self.tun.name}{' closed' if self._closed else ''}>"
@@ -233,32 +233,33 @@ class Netstack(DatagramInterception):
     ) -> Server:
         """Accept every TCP connection to an address that is not the stack's own.
 
-        ``writer.get_extra_info("sockname")`` is what the client asked for. Any unicast address
-        works, with any port.
+        ``writer.get_extra_info("sockname")`` is the address that the client connected to. Any
+        unicast address works, with any port.
 
         Args:
-            handle: called with a reader and a writer for each connection, as the callback of
-                `asyncio.start_server`; plain or async. What it raises goes to the loop's exception
-                handler, and the connection is closed.
-            admit: asked at the first packet (SYN) of each connection, which waits: called as
-                ``admit(local, peer)`` with two tuples of address and port, plain or async. True
-                lets the connection come; False refuses it (the client sees
-                ConnectionRefusedError), a `Refusal` with an ICMP error. It is canceled when the
-                client is gone. What it raises goes to the loop's exception handler, and the
-                connection is refused. At most 512 connections to one address and port wait, and
-                4096 in all; more are dropped, and counted.
-            limit: how many connections may be open at once; more are reset, and counted as refused.
-                The default leaves each connection two of the descriptors that the program may have
-                (RLIMIT_NOFILE), so that it can be passed on.
+            handle: called with a reader and a writer for each connection, like the callback of
+                `asyncio.start_server`; plain or async. If it raises, the error goes to the loop's
+                exception handler, and the connection is closed.
+            admit: decides about each connection, plain or async. It is called as
+                ``admit(local, peer)`` with two tuples of address and port when the first packet
+                (SYN) comes, which waits for the decision. True accepts the connection. False
+                refuses it with a reset (the client sees ConnectionRefusedError), and a `Refusal`
+                with an ICMP error. An async `admit` is cancelled when the client gives up. If
+                `admit` raises, the error goes to the loop's exception handler, and the connection
+                is refused. At most 512 connections to one address and port wait, and 4096 in all;
+                the packets of others are dropped and counted.
+            limit: how many connections may be open at once; others are reset, and counted as
+                refused. The default is half the number of descriptors that the program may have
+                (RLIMIT_NOFILE), because a connection that is passed on takes two.
             backlog: how many connections may wait until the loop accepts them.
 
         Returns:
-            A server, which is closed with the stack at the latest.
+            A server. Closing the stack closes it, too.
 
         Raises:
             TypeError, ValueError: an argument is invalid.
-            RuntimeError: the stack was opened without ``intercept=True``, or TCP is intercepted
-                already.
+            RuntimeError: the stack was opened without ``intercept=True``, or already intercepts
+                TCP.
             DeviceClosedError: the stack was closed.
             OSError, LinkError: no socket can be made.
 
@@ -274,7 +275,7 @@ class Netstack(DatagramInterception):
         self._check_intercepting("TCP", TcpInterceptor)
         interceptor = TcpInterceptor(self._core, handle, admit, most, backlog)
         server = Server(interceptor)
-        self._remember(server)  # before the await: a second call must not get as far
+        self._remember(server)  # before the await, so that a second call meanwhile is refused
         await interceptor.start()
         return server
 
@@ -287,7 +288,7 @@ class Netstack(DatagramInterception):
             )
         for server in self._servers:
             if isinstance(server, Server) and not server.closed and server.is_of(kind):
-                raise RuntimeError(f"this stack intercepts {what} already; close that server first")
+                raise RuntimeError(f"this stack already intercepts {what}; close that server first")
 
     def _remember(self, server: Server | asyncio.AbstractServer) -> None:
         self._servers = [
@@ -298,24 +299,26 @@ class Netstack(DatagramInterception):
     # Closing
 
     def close(self) -> None:
-        """Close at once; may be called again. `aclose` closes in an orderly way.
+        """Close at once; may be called again. Prefer `aclose`.
 
-        Connections are reset, but nobody has a turn to carry the resets to their peers.
+        Connections are reset, but their peers don't learn about it: no other task gets a turn to
+        carry the resets to them.
         """
         if self._begin_closing():
             closing.reset_now(self._prepared)
             closing.close_now(self._prepared)
 
     async def aclose(self) -> None:
-        """Close the stack; may be called again, also at once.
+        """Close the stack; may be called again, also while another call is under way.
 
-        Its servers are closed. Then every connection is reset: whoever waits for one gets
-        ConnectionAbortedError, and the peers are told, for which those who read `tun` have a turn
-        (some milliseconds at most). Then `tun` is closed, and `namespace` if the stack made it.
+        This closes the stack's servers. Then it resets every connection: a task that waits for one
+        gets ConnectionAbortedError, and the tasks that read `tun` get a turn to carry the resets to
+        the peers (a few milliseconds at most). Then it closes `tun`, and `namespace` if the stack
+        made it.
 
         Raises nothing.
 
-        *Cancellation*: everything is closed all the same, only the waiting ends.
+        *Cancellation*: everything is closed nevertheless; the task only stops waiting.
         """
         if self._begin_closing():
             try:
@@ -403,7 +406,7 @@ def open_netstack(
     name: str | None = None,
     txqueuelen: int | None = None,
 ) -> NetstackOpener:
-    """Make the kernel of a private namespace a TCP/IP stack for packets of this program.
+    """Use the kernel of a private network namespace as a TCP/IP stack for this program's packets.
 
     ::
 
@@ -411,28 +414,30 @@ def open_netstack(
             pump = asyncio.create_task(aiotun.relay(stack.tun, vpn))
             reader, writer = await stack.open_connection("10.0.0.1", 80)
 
-    What the stack sends is received at its `tun`, and what is sent there arrives at the stack. No
-    root is needed where the kernel allows user namespaces; see `new_namespace`.
+    The program receives the stack's packets from `tun`, and packets that it sends to `tun` arrive
+    at the stack. Root is not needed if the kernel allows user namespaces; see `new_namespace`.
 
-    With ``intercept=True`` the stack answers for every address: `intercept_tcp` accepts what is
-    asked of any address and port, the kernel answers echo requests, and what nobody accepts is
-    refused as by a host.
+    With ``intercept=True`` the stack answers for every address: `intercept_tcp` accepts connections
+    to any address and port, and the kernel answers echo requests. What nobody intercepts is refused
+    as an ordinary host refuses it.
 
     Args:
-        addresses: the stack's own addresses, as for `open_tun`. A stack that only intercepts needs
-            none. One that opens connections does.
-        routes: where the stack sends its packets by `tun`, as for `open_tun`: everywhere, by
-            default. The default for IPv6 is left out where the kernel has no IPv6, or `mtu` is too
-            small for it.
+        addresses: the stack's own addresses, as for `open_tun`. A stack needs one to open
+            connections, and none to intercept.
+        routes: the destinations that the stack reaches through `tun`, as for `open_tun`. The
+            default is all destinations. The default route for IPv6 is left out if the kernel has no
+            IPv6, or if `mtu` is too small for it.
         mtu: the largest packet in bytes, 68 to 65535.
-        offload: as for `open_tun`. ``"raw"`` is twice as fast as ``"split"`` where packets are only
-            passed on to a device or a program that takes super-packets.
+        offload: as for `open_tun`. ``"raw"`` is twice as fast as ``"split"`` if the packets are
+            only passed on to a device or a program that takes super-packets.
         intercept: whether the stack answers for addresses that are not its own.
         answer_pings: whether a stack that intercepts answers echo requests to addresses that are
-            not its own. False leaves them to `intercept_ping`; others are dropped, and counted.
-        namespace: a `Namespace` to be used instead of a private one; it stays open. Only one stack
-            in a namespace can intercept.
-        name: the interface's name, `tun0` in a private namespace by default. It must not exist.
+            not its own. With False only those are answered that `intercept_ping` accepts; others
+            are dropped and counted.
+        namespace: a `Namespace` to use instead of a private one. Closing the stack leaves it open.
+            Only one stack in a namespace can intercept.
+        name: the interface's name, by default `tun0` in a private namespace. No interface of that
+            name may exist.
         txqueuelen: how many packets the device holds for the program, as for `open_tun`.
 
     Returns:
@@ -444,15 +449,15 @@ def open_netstack(
 
     Awaiting or entering it raises:
         NotPermittedError: the kernel refuses a namespace, or ``/dev/net/tun`` can't be opened; the
-            text says who forbids it and what would allow it.
+            text says what forbids it and what would allow it.
         TunUnavailableError: this machine has no TUN/TAP driver.
         LinkError: the kernel refuses an address, a route or another step, or the helper process
             can't be started.
         ResourceLimitError: no thread can be started, or no descriptor or memory is left.
-        ValueError: the environment variable ``AIOTUN_NETSTACK`` (for tests: ``tproxy`` or
-            ``listeners`` forces how connections are intercepted) has another value.
+        ValueError: the environment variable ``AIOTUN_NETSTACK`` has an unknown value. It is for
+            tests: ``tproxy`` or ``listeners`` chooses how connections are intercepted.
 
-    *Cancellation*: waits for the step under way (some 20 ms); then nothing is left.
+    *Cancellation*: waits for the step under way (about 20 ms), then undoes every step.
 
     *Concurrency*: any number may be opened at once.
     """

@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
 import aiotun
-from aiotun import PacketIO
+from aiotun import Offloads, PacketIO
 from aiotun.runs import Pool
 
 _POOL = Pool(4)
@@ -19,6 +21,12 @@ OURS, THEIRS, PORT = "10.9.0.1", "10.9.0.2", 9
 # udp.h: the size of the datagrams into which the kernel, or the receiver of a super-packet, cuts
 # what a socket sends.
 _UDP_SEGMENT = 103
+
+
+def needs_uso(device: aiotun.Device) -> None:
+    """Skip the test if the kernel hands over no UDP super-packets."""
+    if Offloads.USO not in device.offloads:
+        pytest.skip("this kernel has no USO (before Linux 6.2)")
 
 
 @dataclass

@@ -629,7 +629,7 @@ async def test_closing_the_server_ends_its_flows_and_the_kernel_refuses(
     server = await any_net.stack.intercept_udp(echo)
     sock = any_net.socket(host, 9)
     assert await ask(sock, b"x") == b"x"
-    with pytest.raises(RuntimeError, match="UDP already"):
+    with pytest.raises(RuntimeError, match="already intercepts UDP"):
         await any_net.stack.intercept_udp(echo)
     server.close()
     server.close()
@@ -1189,7 +1189,7 @@ async def test_a_program_decides_which_pings_are_answered(
             assert 0 < ping.ttl <= 64
         await silence(any_net, host, ident=2)
         assert await pong(any_net, OWN[version(host)])
-        with pytest.raises(RuntimeError, match="pings already"):
+        with pytest.raises(RuntimeError, match="already intercepts pings"):
             await stack.intercept_ping(plain)
     assert len(seen) == 1
     assert await pong(any_net, host)  # the kernel answers again

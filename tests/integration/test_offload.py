@@ -21,7 +21,7 @@ from aiotun.offload import GsoType, VnetHeader, merge, split
 from ..helpers import SLOWER, checksum, ip
 from ..test_gso import A4, A6, B4, B6, Packet, run_of, written
 from .kernel import another_namespace
-from .rig import OURS, PORT, THEIRS, number, rig, udp
+from .rig import OURS, PORT, THEIRS, needs_uso, number, rig, udp
 
 MODES = ["off", "split", "raw"]
 PAIRS = list(itertools.product(MODES, MODES))
@@ -228,6 +228,7 @@ def _checksums(packet: bytes) -> tuple[int, int]:
 @pytest.mark.parametrize("how", ["close", "detach"])
 async def test_a_rest_that_nobody_took_is_counted(how: str) -> None:
     async with rig("split") as r:
+        needs_uso(r.tun)
         r.inject(20)
         for place in range(3):
             assert number(await r.tun.recv()) == place
@@ -250,6 +251,7 @@ async def test_a_limit_counts_segments() -> None:
 async def test_send_many_writes_one_super_packet() -> None:
     """The kernel counts one packet, and the socket receives all datagrams."""
     async with rig("split", queues=1) as r:
+        needs_uso(r.tun)
         port = r.sock.getsockname()[1]
         packets = [udp(THEIRS, PORT, OURS, port, struct.pack("!I", place)) for place in range(40)]
         packets = [sealed(packet) for packet in packets]
@@ -331,6 +333,7 @@ async def test_a_kernel_that_refuses_super_packets(
     monkeypatch.setattr("aiotun._queue.splitport._write", write)
     monkeypatch.setattr("aiotun._queue.splitport._write_merged", write_merged)
     async with rig("split") as r:
+        needs_uso(r.tun)
         packets = written(run_of(Packet(version=version), [100] * 10))
         datagrams = written(run_of(Packet(version=version, protocol="udp"), [100] * 10))
         assert await r.tun.send_many(packets + datagrams) == 20
@@ -388,6 +391,7 @@ async def test_the_offload_mask_is_set_at_every_attach() -> None:
     ip("tuntap", "add", "rig0", "mode", "tun", "vnet_hdr")
     opener = aiotun.open_tun("rig0", offload="raw", addresses=[f"{OURS}/24"])
     async with opener as tun:
+        needs_uso(tun)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.setsockopt(socket.IPPROTO_UDP, 103, 1000)
             sock.sendto(bytes(5000), (THEIRS, PORT))

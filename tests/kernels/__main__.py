@@ -10,6 +10,7 @@ so a minute on this machine is about ten minutes there.
 """
 
 import argparse
+import signal
 import sys
 import time
 
@@ -57,6 +58,8 @@ def main() -> int:
     parser.add_argument("--architecture", default="amd64", help="amd64 or arm64")
     parser.add_argument("--minutes", type=float, default=30, help="the limit for each kernel")
     args = parser.parse_args()
+    # So that the guest ends, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parts = _parts(args)
     logs = ROOT / "build" / "kernels"
     logs.mkdir(parents=True, exist_ok=True)

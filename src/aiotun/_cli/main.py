@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import aiotun
 
-from . import arguments, demo, doctor, dump, networkd, terminal, tuntap
+from . import arguments, demo, doctor, dump, networkd, run_arguments, terminal, tuntap
 
 __all__ = ["main", "make_parser"]
 
@@ -155,6 +155,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_run_networkd)
 
     _add_dump(commands)
+    run_arguments.add_run(commands, _run_run)
 
     said = "check what works on this machine, and say how to fix what doesn't"
     command = commands.add_parser("doctor", help=said, description=doctor.__doc__)
@@ -290,6 +291,12 @@ def _run_dump(args: argparse.Namespace) -> None:
             stdout=None if sys.stdout.isatty() else sys.stdout.buffer,
         )
     )
+
+
+def _run_run(args: argparse.Namespace) -> int:
+    from . import run  # with everything that only this command needs
+
+    return run.run(run_arguments.options(args, _note))
 
 
 def _note(line: str) -> None:

@@ -1,4 +1,4 @@
-"""Socket addresses: what users give, checked and made what the kernel tells."""
+"""Socket addresses: checked, and brought into the form that the kernel returns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SOCKADDR_IN6 = struct.Struct("=HHI16sI")
 
 
 def family_of(address: object) -> socket.AddressFamily:
-    """The family of an address that is to be bound.
+    """Return the family of an address.
 
     Raises:
         TypeError, ValueError: it is not an address; see `check_address`.
@@ -29,14 +29,14 @@ def family_of(address: object) -> socket.AddressFamily:
 
 @functools.lru_cache(maxsize=4096)
 def check_address(family: int, address: Address) -> Address:
-    """Give an address as the kernel would tell it: of 2 parts with IPv4, of 4 with IPv6.
+    """Return an address in the form that the kernel returns: 2 parts for IPv4, 4 parts for IPv6.
 
-    Names are not resolved: that would block the event loop, and ask the host's resolver for what
-    may concern another namespace.
+    Names are not resolved: that would block the event loop, and the host's resolver may give wrong
+    addresses for another namespace.
 
     Raises:
-        TypeError: not a tuple of text and numbers.
-        ValueError: not an IP address, of another family, or a number is out of range.
+        TypeError: the address is not a tuple of text and numbers.
+        ValueError: it has no valid IP address, is of another family, or a number is out of range.
     """
     host, port, *more = _parts(address)
     parsed = _parsed(host)
@@ -80,7 +80,7 @@ def _parts(address: object) -> tuple[str, int, *tuple[int, ...]]:
 
 @functools.lru_cache(maxsize=4096)
 def packed(address: Address) -> bytes:
-    """Give a checked address as the kernel's struct sockaddr_in (in.h) or sockaddr_in6 (in6.h)."""
+    """Pack a checked address as struct sockaddr_in (in.h) or sockaddr_in6 (in6.h)."""
     host, port, *more = address
     if not more:
         return _SOCKADDR_IN.pack(
@@ -97,7 +97,7 @@ def packed(address: Address) -> bytes:
 
 
 def shown(address: Address | None) -> str:
-    """An address as messages show it."""
+    """Return an address as error messages show it."""
     if address is None:
         return "the other end"
     host, port = address[:2]

@@ -11,7 +11,7 @@ __all__ = ["Counts", "DatagramStats"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DatagramStats:
-    """What a `DatagramSocket` has sent and received, and what became of the rest."""
+    """What a `DatagramSocket` has sent, received, refused and dropped."""
 
     runs_sent: int = 0
     """System calls that sent several datagrams at once."""
@@ -20,14 +20,14 @@ class DatagramStats:
     runs_received: int = 0
     """System calls that received several datagrams at once."""
     datagrams_received: int = 0
-    """Datagrams received, those that nobody has taken yet included."""
+    """Datagrams received, including those that no task has taken yet."""
     fallbacks: int = 0
-    """Runs that the kernel or the path to one destination did not take; they went one by one."""
+    """Runs that the kernel or a path did not take, so that their datagrams were sent one by one."""
     refused: Mapping[int, int] = dataclasses.field(default_factory=dict)
     """By errno: datagrams that were not sent or not delivered.
 
-    Those that a call could not send, those that an ICMP error was reported for, and those that the
-    outgoing interface's full queue dropped (ENOBUFS).
+    This counts datagrams that a call could not send, datagrams for which an ICMP error came, and
+    datagrams that the outgoing interface dropped because its queue was full (ENOBUFS).
     """
     overflowed: int = 0
     """Datagrams that the kernel dropped from a full receive buffer; a run counts as one."""
@@ -39,7 +39,7 @@ class DatagramStats:
 
 @dataclasses.dataclass(slots=True)
 class Counts:
-    """`DatagramStats` while it is counted."""
+    """The counters behind `DatagramStats`."""
 
     runs_sent: int = 0
     datagrams_sent: int = 0

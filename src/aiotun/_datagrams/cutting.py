@@ -13,8 +13,8 @@ __all__ = ["cut", "segments_for"]
 def segments_for(mtu: int, overhead: int = 0) -> int:
     """Say how many packets of a tunnel fit one run of datagrams.
 
-    A device whose super-packets have that many segments (``gso_max_segs``) gives a tunnel what it
-    can send in one call.
+    Set a device's ``gso_max_segs`` to this number. Then a tunnel can send the packets of each
+    super-packet in one call.
 
     Args:
         mtu: the tunnel's MTU in bytes.
@@ -34,8 +34,8 @@ def segments_for(mtu: int, overhead: int = 0) -> int:
 def cut(sizes: Sequence[int], largest: int, full_tails: bool = True) -> list[tuple[int, int]]:
     """Cut consecutive datagrams into runs.
 
-    The datagrams of a run have the same size; only the last may be shorter. What is too much for
-    one run is cut evenly, as the kernel's work is for each run.
+    The datagrams of a run have the same size; only the last may be shorter. If there are too many
+    for one run, they are spread evenly over several. The kernel's work is per run.
 
     Args:
         sizes: of the datagrams, in bytes.
@@ -47,7 +47,7 @@ def cut(sizes: Sequence[int], largest: int, full_tails: bool = True) -> list[tup
     """
     count = len(sizes)
     if full_tails and count and 0 < sizes[0] <= largest and count <= segments_for(sizes[0]):
-        # As nearly always: all in one run, which takes less time to see than stretches.
+        # Nearly always all datagrams go in one run. This check is faster than the general case.
         same = sizes.count(sizes[0])
         if same == count or (same == count - 1 and 0 < sizes[-1] < sizes[0]):
             return [(0, count)]

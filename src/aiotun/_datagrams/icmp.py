@@ -9,8 +9,8 @@ from .addresses import Address
 
 __all__ = ["read_errors", "report_errors"]
 
-# The queue is part of the receive buffer. Whatever sends more errors at a time than this waits for
-# the next call.
+# How many errors one call reads. The queue is part of the receive buffer; further errors stay there
+# until the next call.
 _MOST = 64
 
 _HEADERS = frozenset(RECVERR.values())
@@ -19,13 +19,13 @@ _HEADERS = frozenset(RECVERR.values())
 def report_errors(sock: socket.socket) -> None:
     """Have the kernel queue the ICMP errors about a socket's datagrams.
 
-    Without this it tells of none on a socket that is not connected.
+    Without this the kernel reports none on a socket that is not connected.
     """
     sock.setsockopt(*RECVERR[sock.family], 1)
 
 
 def read_errors(sock: socket.socket) -> list[tuple[Address, int]]:
-    """Take ICMP errors out of the queue: the destination and the errno of each."""
+    """Take ICMP errors out of the queue; return the destination and the errno of each."""
     errors: list[tuple[Address, int]] = []
     for _ in range(_MOST):
         try:

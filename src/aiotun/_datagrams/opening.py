@@ -1,4 +1,4 @@
-"""Making UDP sockets, and looking at those that somebody else made.
+"""Making UDP sockets, and checking those that were made elsewhere.
 
 Opening blocks (it may enter another namespace), so it runs in a short-lived thread.
 """
@@ -89,7 +89,7 @@ def _number(name: str, value: object, least: int, most: int) -> int:
 
 
 def open_socket(options: Options) -> socket.socket:
-    """Make the socket, where the calling thread stands, and bind it.
+    """Make the socket in the calling thread's network namespace, and bind it.
 
     Raises:
         DeviceBusyError, NotPermittedError, LinkError, OSError: see `open_datagrams`.
@@ -98,7 +98,7 @@ def open_socket(options: Options) -> socket.socket:
     sock = places.make_socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
         if family == socket.AF_INET6:
-            # One socket, one family: on others "::" would take the port of "0.0.0.0" as well.
+            # A socket has one family. Without this, "::" would take the port of "0.0.0.0", too.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if options.reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -131,7 +131,7 @@ def _set_buffer(sock: socket.socket, force: int, option: int, size: int) -> None
 
 def _mark(sock: socket.socket, mark: int) -> None:
     try:
-        # As unsigned, which setsockopt's int is not.
+        # As bytes: the mark is unsigned, and setsockopt takes only signed ints.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark.to_bytes(4, sys.byteorder))
     except PermissionError as error:
         text = "setting the socket's mark needs CAP_NET_ADMIN; run as root, or leave mark out"
@@ -177,10 +177,10 @@ def check_socket(sock: object) -> socket.socket:
 
 
 def make_port(sock: socket.socket, *, offload: bool, queues_errors: bool) -> DatagramPort:
-    """Make the port of a socket, whose fd stays the caller's, and switch receiving runs on."""
+    """Make the port of a socket, and switch receiving runs on. The caller still owns the fd."""
     segment = offload and os.environ.get(GSO_VARIABLE, "") != "off"
     if segment:
-        # Asked for, not tried: kernels before 4.18 send the whole run as one datagram.
+        # Ask the kernel instead of trying: kernels before 4.18 send the whole run as one datagram.
         try:
             sock.getsockopt(socket.IPPROTO_UDP, UDP_SEGMENT)
         except OSError:

@@ -1,10 +1,10 @@
 """The port of a datagram socket: runs of datagrams towards the kernel, datagrams to the user.
 
 With UDP_SEGMENT the kernel takes a run of datagrams to one address in one call, and with UDP_GRO it
-hands one over. No method here waits: what can't be done now is a BlockingIOError.
+hands over a run in one. No method here waits: they raise BlockingIOError instead.
 
-The rest of a run that is being handed out is all that is kept here. It comes before anything is
-read; `pending` tells the socket of it.
+If the user takes only a part of a run, the port keeps the rest, and returns it before it reads
+again. `pending` tells the socket that there is a rest.
 """
 
 from __future__ import annotations
@@ -45,25 +45,26 @@ __all__ = ["DatagramPort"]
 
 T = TypeVar("T")
 
-# What recvmsg gives: the data or its length, control messages, flags and source.
+# What recvmsg returns: the data or its length, control messages, flags and source.
 Received: TypeAlias = tuple[T, list[tuple[int, int, bytes]], int, Address]
 
 Datagrams = tuple[list[bytes], Address]
 
 _send_run = native.send_run
 
-_READ_BYTES = 65_535  # no datagram and no run is longer
+_READ_BYTES = 65_535  # the longest datagram or run
 
 # With these errnos a run fails although each of its datagrams could be sent: it does not fit the
 # path's MTU (EINVAL, EMSGSIZE), or the outgoing interface can't compute checksums (EIO).
 _NOT_AT_ONCE = frozenset({errno.EINVAL, errno.EMSGSIZE, errno.EIO})
-# The next run to that destination may go through again: its route changes, or its path's MTU.
+# How long a destination gets no runs. After that they may work again: its route may have changed,
+# or its path's MTU.
 _FALLBACK_SECONDS = 60.0
 _MOST_FALLBACKS = 1024
 _MOST_FAILED = 256
 
-# A read that finds no second datagram costs as much as one that does. So read on where the last
-# call found more, and every sixteenth time to see whether there is more again.
+# A system call that finds no datagram costs as much as one that finds one. So `read_many` reads on
+# only if the last call found more than one, and on every sixteenth call to see if there is more.
 _RETRY = 16
 
 
@@ -77,16 +78,16 @@ class _Borrowed(socket.socket):
 class DatagramPort:
     """Reads and writes one UDP socket.
 
-    Its methods take no fd, as other ports' do: receiving control messages takes a socket object.
-    `drop_rest` makes that forget the fd.
+    Unlike other ports' methods, these take no fd: receiving control messages needs a socket object.
+    `drop_rest` makes that object forget the fd.
 
     Attributes:
         ends: see `_queue.fdowner.Keeper`.
-        pending: how many datagrams, or errors, the port keeps.
+        pending: how many datagrams the port keeps; 1 if it keeps an error.
         counts: what it has counted.
         drained: the last call of `read_many` found the socket empty.
-        failed: destinations that an ICMP error was about, and its errno, until that was told or a
-            datagram has come from there.
+        failed: for each destination that an ICMP error came for, its errno, until the error was
+            raised or a datagram has come from there.
     """
 
     __slots__ = (
@@ -109,7 +110,7 @@ class DatagramPort:
     )
 
     def __init__(self, fd: int, *, segment: bool, full_tails: bool, queues_errors: bool) -> None:
-        """Take part in a socket; the fd stays the caller's.
+        """Make a port. The caller still owns the fd.
 
         Args:
             segment: whether runs may be sent.
@@ -148,7 +149,7 @@ class DatagramPort:
         return self._take(1)[0][0], self._source
 
     def read_many(self, limit: int) -> Datagrams:
-        """Take datagrams from one address, at most `limit`. Never empty: else it raises."""
+        """Take between 1 and `limit` datagrams from one address; raise if there is none."""
         self.drained = False
         batch, source = self._take(limit) if self.pending else self._receive()
         if len(batch) > limit:
@@ -159,7 +160,7 @@ class DatagramPort:
             return batch, source
         self._more = False
         largest = len(batch)
-        # What might have to be cut is left for the next call.
+        # Stop if another run as long as the longest so far would not fit.
         while len(batch) + largest <= limit:
             try:
                 datagrams, whence = self._receive()
@@ -167,7 +168,7 @@ class DatagramPort:
                 self.drained = True
                 break
             except OSError as error:
-                self._error = error  # what we have goes first
+                self._error = error  # raised by the next call, after the datagrams we have
                 self.pending = 1
                 break
             self._more = True
@@ -179,7 +180,7 @@ class DatagramPort:
         return batch, source
 
     def _take(self, limit: int) -> Datagrams:
-        """Take from the rest; raise the error that came after it."""
+        """Take datagrams from the rest; raise the error that came after them if none are left."""
         batch = self._rest[: -limit - 1 : -1]
         if not batch:
             error, self._error = self._error, None
@@ -209,7 +210,7 @@ class DatagramPort:
         return [data[at : at + size] for at in range(0, len(data), size)], source
 
     def read_run(self, buffer: memoryview) -> tuple[int, int, int, Address]:
-        """Receive a run into a buffer of at least 64 KiB: its count, size, last and source."""
+        """Receive a run into a buffer of 64 KiB; return its count, size, last and source."""
         if self.pending:
             return self._run_of_rest(buffer)
         length, ancillary, flags, source = self._noting(
@@ -220,7 +221,7 @@ class DatagramPort:
         return count, size, length - (count - 1) * size, source
 
     def _run_of_rest(self, buffer: memoryview) -> tuple[int, int, int, Address]:
-        """Put so many datagrams of the rest into a buffer as may be one run."""
+        """Copy datagrams of the rest into a buffer, as many as can form one run."""
         batch, source = self._take(self.pending)
         size, end, count = len(batch[0]), 0, 0
         for datagram in batch:
@@ -235,16 +236,16 @@ class DatagramPort:
         return count, size, end - (count - 1) * size, source
 
     def _size_of(self, length: int, ancillary: list[tuple[int, int, bytes]], flags: int) -> int:
-        """Count what was received, and give the size of each datagram but the last."""
+        """Count what was received, and return the size of each datagram but the last."""
         counts = self.counts
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            # Without its control messages we can't tell where the datagrams of a run begin.
+            # The size of a run's datagrams is in a control message. If those were cut, the run
+            # can't be split.
             counts.truncated += 1
             raise PacketTruncatedError(
                 errno.EMSGSIZE,
-                "a datagram or a run of them came with more than the kernel could hand over, and "
-                "was dropped; switch off what else this socket was told to report (timestamps, "
-                "for example)",
+                "a datagram or a run of datagrams could not be received whole, and was dropped; "
+                "switch off what else this socket reports (timestamps, for example)",
                 None,
             )
         for level, kind, value in ancillary:
@@ -265,8 +266,9 @@ class DatagramPort:
             except BlockingIOError:
                 raise
             except OSError as error:
-                # The kernel tells of an ICMP error once, to whoever calls next. It may be about any
-                # destination, and says nothing of what waits here.
+                # The next system call on the socket returns a pending ICMP error, whatever
+                # destination the error is about. There may still be a datagram to receive, so note
+                # the error and try again.
                 if not self._note_errors() or error.errno in self.ends:
                     raise
             else:
@@ -278,7 +280,7 @@ class DatagramPort:
     # ICMP errors
 
     def _note_errors(self) -> bool:
-        """Note for which destinations ICMP errors came; tell whether the kernel queues them."""
+        """Note for which destinations ICMP errors came; return whether the kernel queues them."""
         if not self._queues_errors:
             return False
         for destination, code in read_errors(self._sock):
@@ -291,7 +293,7 @@ class DatagramPort:
     # Sending
 
     def write(self, datagram: Buffer, address: Address | None) -> None:
-        """Send one datagram; without an address to where the socket is connected."""
+        """Send one datagram. None as the address means the address the socket is connected to."""
         length = len(datagram) if type(datagram) is bytes else memoryview(datagram).nbytes
         if length > LARGEST_DATAGRAM:
             raise PacketError(
@@ -302,9 +304,9 @@ class DatagramPort:
         self._sendmsg((datagram,), (), address, 1)
 
     def write_many(self, datagrams: list[Buffer], address: Address | None) -> int:
-        """Send as many datagrams as go without waiting, in order; give how many.
+        """Send as many datagrams as possible without waiting, in order; return how many.
 
-        Raises nothing: the first datagram left over meets the error when it is sent by itself.
+        Raises nothing. The caller sends the first of the rest by itself, which raises the error.
         """
         done = self._write_at_once(datagrams, address)
         if done or not datagrams:
@@ -321,11 +323,11 @@ class DatagramPort:
                     went = self._write_run(run, sizes[done], address)
                     done += went
                     if went < count:
-                        break  # the path takes no such runs: cut again
+                        break  # the path does not take this run: cut again, into shorter ones
         return done
 
     def _write_at_once(self, datagrams: list[Buffer], address: Address | None) -> int:
-        """Send all datagrams as one run if that is possible; give how many, all or none."""
+        """Send all datagrams as one run if possible; return how many were sent: all or 0."""
         largest = self._largest_to(address)
         if not (largest and self._full_tails):
             return 0
@@ -336,16 +338,16 @@ class DatagramPort:
             return 0
         except OSError:
             self._note_errors()
-            return 0  # the caller meets the error again
+            return 0  # the caller sends again, and gets the error then
         if count:
             self.counts.datagrams_sent += count
             self.counts.runs_sent += 1
         return count
 
     def write_run(self, run: Run, address: Address | None) -> int:
-        """Send as many datagrams of a run as go without waiting, as `write_many`.
+        """Send as many datagrams of a run as possible without waiting, as `write_many`.
 
-        Where there is no room between them, the kernel gets them as one piece.
+        If there is no room between the datagrams, the kernel gets them as one piece.
         """
         count, size, last = run.count, run.size, run.last
         length = (count - 1) * size + last
@@ -355,7 +357,7 @@ class DatagramPort:
             and length <= LARGEST_RUN_BYTES
             and 0 < last < size + self._full_tails
         ):
-            with contextlib.suppress(OSError):  # the datagrams meet it again
+            with contextlib.suppress(OSError):  # `write_many` below handles the error
                 piece = run.buffer[run.start : run.start + length]
                 self._sendmsg((piece,), self._segmented(size), address, count)
                 return count
@@ -367,7 +369,7 @@ class DatagramPort:
         return self._control[1]
 
     def _write_run(self, run: Sequence[Buffer], size: int, address: Address | None) -> int:
-        """Send a run, or only its first datagram where it can't go at once; give how many."""
+        """Send a run, or only its first datagram if the run is refused; return how many."""
         if len(run) == 1:
             self.write(run[0], address)
             return 1
@@ -376,7 +378,7 @@ class DatagramPort:
         except OSError as error:
             if error.errno not in _NOT_AT_ONCE:
                 raise
-            self.write(run[0], address)  # where this fails, too, it is not because of the run
+            self.write(run[0], address)  # if this fails, too, the run was not the cause
             self._fall_back(address, 0 if error.errno == errno.EIO else size - 1)
             return 1
         return len(run)
@@ -397,13 +399,13 @@ class DatagramPort:
             except OSError as error:
                 if error.errno in self.ends or not self._note_errors() or address in self.failed:
                     raise
-                # It may have been the ICMP error about another destination.
+                # The error may have been an ICMP error about another destination: try again.
                 self._sock.sendmsg(datagrams, control, 0, address)
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
-            # The outgoing interface's queue was full, and dropped it. No poll tells when there is
-            # room: waiting would be of no use.
+            # The outgoing interface's queue was full and dropped the datagram. We can't wait: poll
+            # does not report when that queue has room.
             counts.refused[errno.ENOBUFS] += count
             return
         counts.datagrams_sent += count
@@ -411,7 +413,7 @@ class DatagramPort:
             counts.runs_sent += 1
 
     def _largest_to(self, address: Address | None) -> int:
-        """The size of the largest datagram that may go there in a run; 0 if none may."""
+        """The size of the largest datagram that may be in a run to an address; 0 for no runs."""
         if self._fallbacks and (fallback := self._fallbacks.get(address)) is not None:
             largest, until = fallback
             if time.monotonic() < until:
@@ -434,9 +436,9 @@ class DatagramPort:
         return name
 
     def buffer_bytes(self, option: int) -> int:
-        """The size that was granted for SO_RCVBUF or SO_SNDBUF, as it was asked for.
+        """Return the granted size for SO_RCVBUF or SO_SNDBUF, in the unit in which it is set.
 
-        The kernel doubles that, for what it keeps beside the data.
+        The kernel doubles the size that is set, to have room for its bookkeeping.
         """
         return self._sock.getsockopt(socket.SOL_SOCKET, option) // 2
 
@@ -446,7 +448,7 @@ class DatagramPort:
             self.counts.overflowed = MEMINFO.unpack(data)[MEMINFO_DROPS]
 
     def drop_rest(self) -> None:
-        """Drop and count what is kept, and forget the fd, which is about to be given up."""
+        """Drop and count the rest, and forget the fd, which is about to be closed or given away."""
         self.count_overflowed()
         self._sock.detach()
         self.counts.dropped += len(self._rest)

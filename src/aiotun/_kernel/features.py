@@ -1,4 +1,4 @@
-"""What an interface's driver can do, as ethtool shows it; reading it needs no privilege.
+"""Features of an interface's driver, as ethtool(8) shows them; reading them needs no privilege.
 
 Source: ``include/uapi/linux/ethtool.h``: struct ethtool_sset_info, ethtool_gstrings and
 ethtool_gfeatures. The names of the features are in the kernel's ``net/ethtool/common.c``.
@@ -19,18 +19,18 @@ _NAME = 32  # ETH_GSTRING_LEN
 
 
 def has_feature(name: str, feature: str) -> bool | None:
-    """ETHTOOL_GFEATURES: return whether an interface's driver can have a feature switched on.
+    """ETHTOOL_GFEATURES: return whether a feature of an interface's driver can be switched on.
 
     Args:
         name: an interface in this thread's network namespace.
         feature: the name that ``ethtool -k`` shows, for example ``"tx-udp-segmentation"``.
 
     Returns:
-        None if the kernel doesn't tell: there is no such interface, or the kernel (gVisor, for
-        example) doesn't have this request.
+        None if this is unknown: there is no such interface, or the kernel (gVisor, for example)
+        doesn't have this request.
 
     Raises:
-        ResourceLimitError: no file descriptor is left to ask with.
+        ResourceLimitError: no file descriptor is left for the request.
     """
     try:
         info = _ask(name, struct.pack("=IIQI", _GSSET_INFO, 0, 1 << _SS_FEATURES, 0))

@@ -1,11 +1,11 @@
 """What a helper process does: it lives in a private network namespace and makes sockets there.
 
-Sent to another interpreter (`interpreters`), or run in a fork of the program. So it uses no other
-module of aiotun, and only modules that are built into every Python: starting takes a third less
-time without `socket` and `enum`.
+This code is sent to another interpreter (`interpreters`), or run in a fork of the program. So it
+uses no other module of aiotun, and only modules that are built into every Python: without `socket`
+and `enum` the helper starts in a third less time.
 
-The helper ends when the other end of its socket is closed. The program does that, or the kernel
-when the program ends, however that happens.
+The helper ends when the other end of its socket is closed: by the program, or by the kernel when
+the program ends for any reason.
 
 The program sends one line and waits for its answer before it sends the next:
 
@@ -13,8 +13,8 @@ The program sends one line and waits for its answer before it sends the next:
     open FLAGS PATH                     the file
     sysfs FLAGS PATH                    the file below /sys, as it is in the network namespace
 
-The answer is ``ok`` with file descriptors, or an errno as text. The first answer comes unasked. It
-brings the two namespaces, or names the step that failed, and its errno.
+The answer is ``ok`` with file descriptors, or an errno as text. Before any request, the helper
+sends one answer: ``ok`` with the two namespaces, or the step that failed and its errno.
 """
 
 import _socket
@@ -51,17 +51,17 @@ def main(requests: BufferedReader) -> None:
 
 
 def begin(control: _socket.socket) -> bool:
-    """Make the namespaces and pass them on; False where the kernel refuses."""
+    """Make the namespaces and send them to the program; False if the kernel refuses."""
     uid, gid = os.geteuid(), os.getegid()
     os.chdir("/")  # so that this process keeps no file system in use
     # One step at a time: the kernel gives the same errno for limits on either kind of namespace.
     step = "user"
     try:
         unshare(CLONE_NEWUSER)
-        # The user is root inside. Else the interfaces' files in /sys would belong to the real root.
-        # A program that is run there becomes the same user as outside again (`launch`).
+        # Map the user to root inside. Otherwise the interfaces' files in /sys would belong to the
+        # real root. A program that is started there becomes the outside user again (`launch`).
         step = "map"
-        write("/proc/self/setgroups", "deny")  # else gid_map may not be written
+        write("/proc/self/setgroups", "deny")  # required before gid_map may be written
         write("/proc/self/uid_map", f"0 {uid} 1")
         write("/proc/self/gid_map", f"0 {gid} 1")
         step = "net"
@@ -75,10 +75,10 @@ def begin(control: _socket.socket) -> bool:
 
 
 def mount_sysfs(control: _socket.socket) -> bool:
-    """Mount the /sys of the network namespace; False, and the errno as an answer, if refused.
+    """Mount the /sys of the network namespace; if that fails, answer with the errno, return False.
 
-    The mount namespace is this process's own from then on, so nobody else sees it. What is mounted
-    or unmounted outside happens here too, so this process keeps no file system in use.
+    From then on this process has a mount namespace of its own, so no other process sees this mount.
+    Mounts and unmounts outside are propagated here, so this process keeps no file system in use.
     """
     try:
         own_sysfs()
@@ -105,7 +105,7 @@ def own_sysfs() -> None:
 
 
 def do(control: _socket.socket, line: bytes) -> None:
-    """Do what one line says, and answer it."""
+    """Handle one request, and answer it."""
     what, _, rest = line.rstrip(b"\n").partition(b" ")
     fds: list[int] = []
     try:
@@ -116,7 +116,7 @@ def do(control: _socket.socket, line: bytes) -> None:
             flags, _, path = rest.partition(b" ")
             fds.append(open_file(os.fsdecode(path), int(flags)))
     except OSError as error:
-        if not fds:  # else fewer than asked for
+        if not fds:  # otherwise answer with fewer sockets than requested
             control.send(str(error.errno).encode())
             return
     answer(control, fds)

@@ -1,8 +1,9 @@
 """Runs a module of ours in another Python interpreter that never imports aiotun.
 
-The functions go there as compiled code (marshal), through a socket. Nothing is read from disk, so
-that it works from a zip archive, after a chroot, and while the package is being upgraded. The other
-interpreter starts without site-packages and without the environment's Python variables.
+The module's functions are sent there as compiled code (marshal), through a socket. The other
+interpreter reads none of our files, so this works from a zip archive, after a chroot, and while the
+package is being upgraded. It starts without site-packages, and ignores Python's environment
+variables.
 """
 
 from __future__ import annotations
@@ -41,26 +42,26 @@ def available() -> bool:
 
 
 def arguments(fd: int, title: str) -> list[str]:
-    """Give the command that runs what comes through a socket.
+    """Return the command that runs a module that is sent through a socket.
 
     Args:
-        fd: an inherited socket. The first thing to send through it is `packed` of a module; that
-            module's ``main`` gets the rest, as a binary file.
-        title: shown by ps(1).
+        fd: an inherited socket. Send the module through it first, as `packed` returns it. All that
+            follows goes to the module's ``main``, as a binary file.
+        title: the name that ps(1) shows.
     """
     return [sys.executable, "-ISE", "-c", _BOOT, str(fd), title]
 
 
 def packed(module: ModuleType) -> bytes:
-    """Give a module as bytes: its functions, its constants, and the names of what it imports.
+    """Return a module as bytes: its functions, its constants, and the names of what it imports.
 
-    The functions must have no default arguments, and use nothing but each other, those constants
-    (numbers, text, tuples) and whole modules.
+    The functions must have no default arguments. They may use each other, the module's constants
+    (numbers, text, tuples) and imported modules, but no names imported from modules.
     """
     modules: list[str] = []
     names: dict[str, CodeType | int | str | bytes | tuple[object, ...]] = {}
     for name, value in vars(module).items():
-        if not name.isidentifier():  # pytest's, which has rewritten the module
+        if not name.isidentifier():  # pytest adds such names when it rewrites the module
             continue
         if isinstance(value, ModuleType):
             modules.append(value.__name__)

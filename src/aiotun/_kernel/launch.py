@@ -1,8 +1,8 @@
-"""What a child process does between its start and the program that it was started for.
+"""What a child process does before it executes a program in a namespace.
 
-It enters the namespaces and mounts what belongs to them, then becomes the program. Sent to another
-interpreter (`interpreters`), or called in a fork of the program; so it uses no other module of
-aiotun.
+It enters the namespaces, mounts /sys and resolv.conf for them, and then executes the program. This
+code is sent to another interpreter (`interpreters`), or called in a fork of the program, so it uses
+no other module of aiotun.
 """
 
 import ctypes
@@ -29,12 +29,12 @@ MNT_DETACH = 2
 PR_SET_SECUREBITS = 28
 SECBIT_NOROOT_LOCKED = 1 | 2
 
-# Who resolves names for programs by a Unix socket, and asks in the network namespace outside.
+# Sockets of services that resolve names for programs, but in the network namespace outside.
 RESOLVERS = ("/run/systemd/resolve", "/run/nscd", "/var/run/nscd")
 
 
 def main(stream: BufferedReader) -> None:
-    """Enter, and become the program; tell through the socket what fails."""
+    """Enter the namespaces and execute the program; report a failure through the socket."""
     control = stream.fileno()
     os.set_inheritable(control, False)  # so that it is closed by a successful exec
     step = "enter"
@@ -46,8 +46,8 @@ def main(stream: BufferedReader) -> None:
         enter(user, net, resolv_conf)
         step = "exec"
         become(ids)
-        # Python ignores the first two, and was started with Ctrl-C ignored. A program would go on
-        # ignoring them.
+        # Python ignores the first two signals, and was started with SIGINT (Ctrl-C) ignored. The
+        # program would inherit that.
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT)[: 2 + interruptible]:
             signal.signal(number, signal.SIG_DFL)
         run(paths, argv, env)
@@ -63,15 +63,15 @@ def tell(control: int, step: str, error: OSError) -> None:
 
 
 def enter(user: int, net: int, resolv_conf: bytes | None) -> None:
-    """Enter the namespaces, and mount what belongs to them.
+    """Enter the namespaces, and mount /sys and resolv.conf for them.
 
     Args:
         user: an fd of the user namespace, or -1.
         net: an fd of the network namespace.
-        resolv_conf: the text of /etc/resolv.conf inside; None leaves the file as it is.
+        resolv_conf: the content of /etc/resolv.conf inside; None leaves the file as it is.
 
     Raises:
-        OSError: the kernel refuses; its filename says what.
+        OSError: the kernel refuses; `filename` is the path or the system call.
     """
     uid, gid = os.geteuid(), os.getegid()
     if user >= 0:
@@ -79,13 +79,13 @@ def enter(user: int, net: int, resolv_conf: bytes | None) -> None:
     call("setns", net, CLONE_NEWNET)
     try:
         call("unshare", CLONE_NEWNS)
-        # What is mounted from now on is not seen outside; what is mounted outside is seen here.
+        # Mounts made here are not visible outside, but mounts made outside are visible here.
         mount(b"none", "/", None, MS_REC_SLAVE)
         hide_resolvers()
         if resolv_conf is not None:
             replace_resolv_conf(resolv_conf)
-        # In a container that hides parts of /sys the kernel refuses this. The program sees the
-        # container's /sys then.
+        # The kernel refuses this in a container that hides parts of /sys. Then the program sees the
+        # container's /sys.
         mount(b"sysfs", "/sys", b"sysfs", MS_NOSUID_NODEV_NOEXEC)
     except OSError as error:
         if resolv_conf is not None and error.filename != "/sys":
@@ -97,19 +97,19 @@ def enter(user: int, net: int, resolv_conf: bytes | None) -> None:
 def become_again(uid: int, gid: int) -> None:
     """Become the same user as outside again, without capabilities.
 
-    In the user namespace the user is root, and a program would have all capabilities. So the
-    program gets a user namespace inside that one.
+    In the user namespace the user is root, and a program would have all capabilities there. So the
+    program gets another user namespace inside that one.
     """
     call("unshare", CLONE_NEWUSER)
-    write("/proc/self/setgroups", b"deny")  # else gid_map may not be written
+    write("/proc/self/setgroups", b"deny")  # required before gid_map may be written
     write("/proc/self/uid_map", b"%d 0 1" % uid)
     write("/proc/self/gid_map", b"%d 0 1" % gid)
-    # A program that root starts would be root in there as well.
+    # Without this, a program that root starts would have all capabilities inside, too.
     call("prctl", PR_SET_SECUREBITS, SECBIT_NOROOT_LOCKED, 0, 0, 0)
 
 
 def hide_resolvers() -> None:
-    """Hide the services that would resolve names in the network namespace outside."""
+    """Hide the sockets of services that resolve names in the network namespace outside."""
     for path in RESOLVERS:
         if os.path.isdir(path) and not os.path.islink(os.path.dirname(path)):
             keep = resolv_conf_in(path)
@@ -119,7 +119,7 @@ def hide_resolvers() -> None:
 
 
 def resolv_conf_in(path: str) -> list[tuple[str, bytes]]:
-    """Give /etc/resolv.conf, where it is a link to a file in this folder."""
+    """Return the file that /etc/resolv.conf links to, and its content, if it is in this folder."""
     real = os.path.realpath("/etc/resolv.conf")
     if os.path.dirname(real) != path or not os.path.exists(real):
         return []
@@ -128,12 +128,12 @@ def resolv_conf_in(path: str) -> list[tuple[str, bytes]]:
 
 
 def replace_resolv_conf(text: bytes) -> None:
-    """Put another file over /etc/resolv.conf."""
+    """Bind-mount another file over /etc/resolv.conf."""
     real = os.path.realpath("/etc/resolv.conf")
     if not os.path.exists(real):
         raise OSError(errno.ENOENT, "there is no file to put resolv_conf over", real)
-    # The file needs a file system. /proc is there in any case, and is uncovered again at once; the
-    # file stays where it is bound.
+    # The file needs a file system: mount one over /proc, which always exists, and unmount it again
+    # at once. The file stays bound.
     mount(b"tmpfs", "/proc", b"tmpfs", MS_NOSUID_NODEV_NOEXEC)
     write("/proc/resolv.conf", text)
     mount(b"/proc/resolv.conf", real, None, MS_BIND)
@@ -157,7 +157,7 @@ def become(ids: tuple[int | None, int | None, list[int] | None]) -> None:
 
 
 def run(paths: list[bytes], argv: list[bytes], env: dict[bytes, bytes]) -> None:
-    """Become the first program of these that there is; the error is that of `subprocess`."""
+    """Execute the first of these programs that exists; raise the same error as `subprocess`."""
     said = OSError(errno.ENOENT, os.strerror(errno.ENOENT))
     for path in paths:
         try:

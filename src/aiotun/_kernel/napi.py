@@ -23,12 +23,12 @@ _UNKNOWN = frozenset({errno.ENOENT, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 def set_threaded(name: str, on: bool) -> bool:
-    """Switch the kernel threads on or off for an interface where the calling thread stands.
+    """Switch threaded NAPI on or off for an interface in the calling thread's network namespace.
 
-    Nothing is written if they are switched so already.
+    Nothing is written if this would change nothing.
 
     Returns:
-        Whether they were on before.
+        Whether threaded NAPI was on before.
 
     Raises:
         NotPermittedError: sysfs can't be mounted, or this user may not write the file.
@@ -55,7 +55,8 @@ def set_threaded(name: str, on: bool) -> bool:
 
 def _open(path: str) -> int:
     place = places.here()
-    # A new thread is in the network namespace of this one, and its mounts end with it.
+    # In a new thread, because `open_sysfs` may mount /sys. The new thread is in the same network
+    # namespace as this one, and its mounts end with it.
     return run_blocking(lambda: place.open_sysfs(path, os.O_RDWR))
 
 
@@ -63,14 +64,14 @@ def _explained(error: OSError, name: str) -> AiotunError:
     code = error.errno or 0
     if code in _FORBIDDEN:
         text = (
-            "napi='threaded' takes the right to mount sysfs and to write "
+            "napi='threaded' needs the right to mount sysfs and to write "
             f"/sys/class/net/{name}/threaded ({os.strerror(code)}); run as root, with "
             "CAP_SYS_ADMIN and CAP_NET_ADMIN, or use napi=True"
         )
         return NotPermittedError(code, text, name)
     if code in _UNKNOWN:
         text = (
-            f"this kernel can't receive from {name} in a thread ({os.strerror(code)}), which takes "
+            f"this kernel can't receive from {name} in a thread ({os.strerror(code)}), which needs "
             "Linux 5.12 and /sys; use napi=True"
         )
         return DeviceMismatchError(code, text, name)

@@ -1,12 +1,12 @@
 """Where a thread makes its sockets and opens its files.
 
-Most threads do it themselves, in the network namespace that they are in. A thread of an ordinary
-user can't enter a namespace that belongs to a user namespace, because joining a user namespace
-takes a process with a single thread. A helper process in there makes the sockets instead, and
-passes them. So "entering" such a namespace means to remember the helper, as the kernel would
-remember the namespace: for this thread only.
+Usually a thread does this itself, in the network namespace that it is in. But a thread of an
+ordinary user can't enter a namespace that belongs to a user namespace, because only a process with
+a single thread may join a user namespace. Instead, a helper process in that namespace makes the
+sockets and passes them to this program. "Entering" such a namespace means that this module
+remembers the helper, for this thread only, just as the kernel remembers a thread's namespace.
 
-Code that wants a socket in "its" namespace asks this module and need not know which it is.
+Code that needs a socket in the thread's namespace calls this module, and works in both cases.
 """
 
 from __future__ import annotations
@@ -37,33 +37,34 @@ Key = tuple[int, int]
 
 
 class Place(Protocol):
-    """What can make sockets and open files in one network namespace."""
+    """Makes sockets and opens files in one network namespace."""
 
     def make_sockets(self, family: int, kind: int, proto: int, count: int) -> list[socket.socket]:
-        """Make sockets, close-on-exec: `count` of them, or fewer where descriptors run out.
+        """Make `count` sockets, close-on-exec, or fewer if descriptors run out.
 
         Raises:
-            OSError: there is not even one.
-            LinkError: this place has gone.
+            OSError: not even one socket could be made.
+            LinkError: the namespace's helper has ended.
         """
 
     def open_file(self, path: str, flags: int) -> int:
-        """Open a file whose content depends on the namespace; the fd is the caller's to close.
+        """Open a file whose content depends on the namespace. The caller must close the fd.
 
         Raises:
             OSError: open(2) failed.
-            LinkError: this place has gone.
+            LinkError: the namespace's helper has ended.
         """
 
     def open_sysfs(self, path: str, flags: int) -> int:
-        """Open a file below /sys, which shows the namespace in which it was mounted.
+        """Open a file below /sys, as it is in this place's network namespace.
 
-        So it is mounted again, where nobody else sees it. The calling thread may have mounts of its
-        own afterwards, so it must be one that ends soon. The fd is the caller's to close.
+        /sys shows the network namespace in which it was mounted. So this mounts /sys again, in a
+        private mount namespace. The calling thread may be in that mount namespace afterwards, so
+        call this in a short-lived thread. The caller must close the fd.
 
         Raises:
             OSError: mount(2) or open(2) failed.
-            LinkError: this place has gone.
+            LinkError: the namespace's helper has ended.
         """
 
 
@@ -94,52 +95,52 @@ class _Local(threading.local):
 
 _local = _Local()
 
-# Namespaces that a helper serves. Weak: code that has such a namespace open holds its helper
-# (`NamespaceFd`), and a helper keeps the namespace, so that its number is not given to another.
+# Namespaces that a helper serves. The values are weak: a `NamespaceFd` of such a namespace holds
+# its helper. The helper keeps the namespace open, so that the kernel can't reuse its inode number.
 _served: weakref.WeakValueDictionary[Key, Place] = weakref.WeakValueDictionary()
 
 
 def key_of(fd: int) -> Key:
-    """Identify the namespace that an fd stands for."""
+    """Return the key of the namespace that an fd refers to."""
     status = os.fstat(fd)
     return status.st_dev, status.st_ino
 
 
 def serve(fd: int, place: Place) -> None:
-    """From now on let `place` serve the namespace that `fd` stands for."""
+    """Let `place` serve the namespace that `fd` refers to from now on."""
     _served[key_of(fd)] = place
 
 
 def serving(fd: int) -> Place | None:
-    """Give what serves the namespace that `fd` stands for; None where a thread has to enter it."""
+    """Return the helper of the namespace that `fd` refers to; None if threads can enter it."""
     return _served.get(key_of(fd)) if _served else None
 
 
 def served() -> list[Place]:
-    """Give everything that serves a namespace."""
+    """Return all helpers."""
     return list(_served.values())
 
 
 def stand(place: Place | None) -> None:
-    """Have the calling thread use `place` from now on; None: the thread itself again."""
+    """Have the calling thread use `place` from now on; None means its own namespace again."""
     _local.place = _Local.place if place is None else place
 
 
 def make_socket(family: int, kind: int, proto: int = 0) -> socket.socket:
-    """Make one socket where the calling thread stands; see `Place.make_sockets`."""
+    """Make one socket in the calling thread's place; see `Place.make_sockets`."""
     return _local.place.make_sockets(family, kind, proto, 1)[0]
 
 
 def make_sockets(family: int, kind: int, proto: int, count: int) -> list[socket.socket]:
-    """Make sockets where the calling thread stands; see `Place.make_sockets`."""
+    """Make sockets in the calling thread's place; see `Place.make_sockets`."""
     return _local.place.make_sockets(family, kind, proto, count)
 
 
 def open_file(path: str, flags: int) -> int:
-    """Open a file where the calling thread stands; see `Place.open_file`."""
+    """Open a file in the calling thread's place; see `Place.open_file`."""
     return _local.place.open_file(path, flags)
 
 
 def here() -> Place:
-    """Give the place where the calling thread stands, for another thread to use."""
+    """Return the calling thread's place, for another thread to use."""
     return _local.place

@@ -14,18 +14,18 @@ __all__ = ["make"]
 
 _CLONE_NEWNET = 0x4000_0000  # sched.h
 
-# icmp(7): the groups that may have ICMP sockets, as ping(8) wants one. In a new namespace none may.
+# icmp(7): the groups that may make ICMP sockets, which ping(8) uses. In a new namespace none may.
 _PING_GROUPS = "/proc/sys/net/ipv4/ping_group_range"
 
 
 def make(rootless_only: bool | None) -> NamespaceFd:
-    """Make a network namespace in which `lo` is up. Blocks; for a short-lived thread of its own.
+    """Make a network namespace in which `lo` is up. Blocks; call it in a short-lived thread.
 
     Args:
-        rootless_only: True by a helper process, False without one, None whichever works.
+        rootless_only: True uses a helper process, False does not, None uses one if needed.
 
     Raises:
-        NotPermittedError: it is not allowed; the text says who forbids it and what would allow it.
+        NotPermittedError: this is not allowed; the text says what forbids it and what allows it.
         LinkError: the helper process can't be started.
     """
     if rootless_only:
@@ -60,9 +60,9 @@ def _by_this_thread() -> NamespaceFd:
 
 
 def _prepare() -> None:
-    """Make the namespace in which the calling thread stands ready for use."""
+    """Prepare the calling thread's new namespace for use."""
     ioctl.set_up("lo")
-    # Not fatal: without it ping(8) may still work, with a capability of its own.
+    # Ignore errors: ping(8) may still work, if the file has a capability.
     with contextlib.suppress(OSError):
         fd = places.open_file(_PING_GROUPS, os.O_WRONLY | os.O_CLOEXEC)
         try:

@@ -1,4 +1,4 @@
-"""Why a private network namespace can't be had, and what would allow it."""
+"""Explains why the kernel refuses a private network namespace, and what would allow it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _SETTINGS = Path("/proc/sys")
 
 
 class Refusal(NamedTuple):
-    """Who forbids it, and what allows it.
+    """What forbids the namespace, and what allows it.
 
     Attributes:
-        said: one sentence without a full stop.
-        fix: a command, where `is_command`, else what to do.
+        said: one sentence without a period.
+        fix: a command if `is_command`, otherwise a sentence that says what to do.
     """
 
     said: str
@@ -28,12 +28,12 @@ class Refusal(NamedTuple):
 
 
 def explain(step: str, code: int) -> NotPermittedError:
-    """Make an error of the step that failed.
+    """Make the error for the step that failed.
 
     Args:
         step: ``"user"`` (making a user namespace), ``"map"`` (its users), ``"net"`` (making a
-            network namespace), ``"bare"`` (the same without a user namespace around it), or
-            ``"mount"`` (a mount namespace).
+            network namespace), ``"bare"`` (making a network namespace without a user namespace), or
+            ``"mount"`` (making a mount namespace).
         code: the errno.
     """
     refusal = find(step, code)
@@ -44,7 +44,7 @@ def explain(step: str, code: int) -> NotPermittedError:
 
 
 def find(step: str, code: int) -> Refusal:
-    """Find out who forbids it; the arguments are those of `explain`."""
+    """Find out what forbids the namespace; the arguments are those of `explain`."""
     if code == errno.ENOSPC:
         return _limit(
             "user.max_net_namespaces" if step in ("net", "bare") else "user.max_user_namespaces"
@@ -59,7 +59,7 @@ def find(step: str, code: int) -> Refusal:
         return Refusal(f"the kernel says '{os.strerror(code)}'", "look at the kernel's log (dmesg)")
     if step == "bare":
         return Refusal(
-            "without a user namespace it takes CAP_SYS_ADMIN and CAP_NET_ADMIN",
+            "without a user namespace it needs CAP_SYS_ADMIN and CAP_NET_ADMIN",
             "run as root, or leave out rootless=False",
         )
     if _setting("kernel.unprivileged_userns_clone") == "0" and step == "user":
@@ -77,7 +77,7 @@ def find(step: str, code: int) -> Refusal:
         return _security_module(step)
     if _filtered():
         return Refusal(
-            "a seccomp filter forbids user namespaces, as the one that Docker sets by itself does",
+            "a seccomp filter forbids user namespaces, as Docker's default filter does",
             "run the container with '--security-opt seccomp=PROFILE', with a profile that allows "
             "unshare and setns, or the service without RestrictNamespaces",
         )
@@ -92,7 +92,7 @@ def _limit(name: str) -> Refusal:
     kind = "network" if "net" in name else "user"
     if value == "0":
         return Refusal(f"{name} = 0 allows no {kind} namespaces", *_sysctl(name, 10_000))
-    # Each user namespace around this one has a limit too, which can't be seen from here.
+    # Each user namespace around this one has a limit, too, which this program can't read.
     known = f"the limit {name} = {value}" if value else f"the limit {name}"
     return Refusal(
         f"{known}, or that of a namespace around this one, is used up",
@@ -102,7 +102,10 @@ def _limit(name: str) -> Refusal:
 
 
 def _security_module(step: str) -> Refusal:
-    """AppArmor as Ubuntu has it lets user namespaces be made and takes the capabilities away."""
+    """Explain what a security module or a seccomp filter forbids.
+
+    Ubuntu's AppArmor allows user namespaces, but takes the capabilities in them away.
+    """
     setting = "kernel.apparmor_restrict_unprivileged_userns"
     if _setting(setting) == "1":
         return Refusal(

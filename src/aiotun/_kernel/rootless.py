@@ -1,10 +1,10 @@
 """Network namespaces without root: the program's side of the helper process.
 
-An ordinary user may make a user namespace and, inside it, a network namespace. A running program
-can't: with several threads unshare(2) refuses. So a helper process does (`helper`). The program
-owns that user namespace, since it started the helper as the same user, and the kernel gives the
-owner every capability over it. With sockets that the helper made, the program can therefore
-configure links and open devices by itself.
+An ordinary user may make a user namespace and, inside it, a network namespace. But a program with
+several threads can't make a user namespace: unshare(2) refuses. So a helper process does it
+(`helper`). The program starts the helper as its own user, so this user owns the user namespace, and
+the kernel gives the owner every capability over it. With sockets that the helper has made, the
+program can therefore configure links and open devices by itself.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from .namespaces import NamespaceFd
 
 __all__ = ["Helper", "start"]
 
-# How long a helper may take for an answer. It takes microseconds, and some milliseconds to start.
-# Where it takes longer somebody has stopped it.
+# How many seconds a helper may take to answer. Normally it takes microseconds, and a few
+# milliseconds to start. If it takes longer, the process was stopped (SIGSTOP, for example).
 _TIMEOUT = 30.0
 
 # unix(7): SCM_MAX_FD, the most descriptors in one message.
@@ -43,14 +43,16 @@ _INT_BYTES = array.array("i").itemsize
 class _Child:
     """A child process of this program.
 
-    Not `subprocess.Popen`: that warns in a fork of the program, whose child it is not.
+    Not `subprocess.Popen`: its finalizer would warn in a fork of the program, which is not the
+    parent of this process.
     """
 
     def __init__(self, pid: int) -> None:
         self.pid: int = pid
 
     def kill(self) -> None:
-        # Where the program has waited for all its children the number may be another process's.
+        # If the program waits for all of its children, the kernel may have given the pid to another
+        # process. waitid raises ChildProcessError then.
         with contextlib.suppress(ChildProcessError, ProcessLookupError):
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             os.kill(self.pid, signal.SIGKILL)
@@ -81,11 +83,11 @@ class Helper:
         self._gone = ""  # why there are no more answers
 
     def begin(self) -> NamespaceFd:
-        """Wait until the namespaces are there; give the network namespace.
+        """Wait until the helper has made the namespaces; return the network namespace.
 
         Raises:
             NotPermittedError, LinkError: the kernel refuses.
-            OSError: the process has ended without a word, or can't be heard.
+            OSError: the process ended without an answer, or the answer can't be received.
         """
         told, fds = self._receive()
         if told != b"ok":
@@ -97,8 +99,9 @@ class Helper:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         user, net = fds
         self.user = NamespaceFd(user)
-        # As long as this object may be found by the namespace's inode number, the kernel must not
-        # give the number to another namespace. (Made before `serve`, or it would hold this object.)
+        # `places` finds this object by the namespace's inode number. This fd keeps the namespace
+        # open, so that the kernel can't reuse the number. Make it before `serve`: a `NamespaceFd`
+        # that is made later would hold this object, and so make a reference cycle.
         self._pin = NamespaceFd(net)
         places.serve(net, self)
         return NamespaceFd(os.dup(net))  # which holds this object from now on
@@ -128,8 +131,8 @@ class Helper:
                 self._control.sendall(os.fsencode(line) + b"\n")
                 told, fds = self._receive()
             except BaseException as error:
-                # Also after an interruption (Ctrl-C): the answer to this request would be taken for
-                # the answer to the next one.
+                # Give up after any interruption, also Ctrl-C: otherwise the late answer to this
+                # request would be taken for the answer to the next one.
                 self._give_up(
                     f"the helper process of this network namespace (pid {self.pid}) has ended or "
                     "does not answer"
@@ -139,13 +142,14 @@ class Helper:
                 raise
         if told == b"ok" and fds:
             return fds
-        # Where this process has no free descriptor the kernel drops those that came.
+        # If this process has no free descriptor, the kernel drops those that were sent.
         code = errno.EMFILE if told == b"ok" else int(told)
         raise OSError(code, os.strerror(code))
 
     def _receive(self) -> tuple[bytes, list[int]]:
-        """Receive an answer: its text, and as many of its descriptors as there was room for."""
-        # Not by socket.recv_fds: children started at that moment would inherit the descriptors.
+        """Receive an answer: its text, and as many of its descriptors as this process may have."""
+        # Don't use socket.recv_fds: the descriptors would not be close-on-exec at once, and a child
+        # started at that moment would inherit them.
         space = socket.CMSG_SPACE(_MAX_FDS * _INT_BYTES)
         told, messages, _, _ = self._control.recvmsg(100, space, socket.MSG_CMSG_CLOEXEC)
         fds = array.array("i")
@@ -166,16 +170,16 @@ class Helper:
     # The end
 
     def end(self) -> None:
-        """End the process at once, without waiting for it. What it made lives on."""
+        """End the process at once, without waiting for it. Sockets that it made stay open."""
         self._gone = self._gone or "this network namespace was closed"
-        # Not close(): another thread may be waiting for an answer, and this wakes it.
+        # shutdown instead of close: it wakes another thread that waits for an answer.
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
         if self._process is not None:
             self._process.kill()  # it may have been stopped (SIGSTOP)
 
     def reap(self) -> None:
-        """Wait for the process after `end`, a millisecond or so, and close the socket. Blocks."""
+        """After `end`: wait for the process, and close the socket. Blocks for about 1 ms."""
         process, self._process = self._process, None
         if process is not None:
             process.wait()
@@ -207,14 +211,14 @@ os.register_at_fork(after_in_child=_forget_all)
 
 
 def start() -> tuple[Helper, NamespaceFd]:
-    """Start a helper in a new user namespace and a new network namespace. Blocks, some 15 ms.
+    """Start a helper in a new user namespace and a new network namespace. Blocks for about 15 ms.
 
     Returns:
-        The helper, which is the caller's to end, and the network namespace. Threads that enter the
-        latter (`namespaces.setns`) make their sockets by the helper.
+        The helper, which the caller must end, and the network namespace. For threads that enter
+        this namespace (`namespaces.setns`) the helper makes the sockets.
 
     Raises:
-        NotPermittedError: the kernel refuses; the text says who forbids it and what would allow it.
+        NotPermittedError: the kernel refuses; the text says what forbids it and what allows it.
         LinkError: the process can't be started, or ended before it was ready.
         ResourceLimitError: no process or file descriptor is left.
     """
@@ -240,7 +244,7 @@ def start() -> tuple[Helper, NamespaceFd]:
         if isinstance(error, OSError) and not isinstance(error, AiotunError):
             if error.errno in LIMITS:
                 raise limit_error(error.errno, _WHAT) from error
-            text = f"look whether '{sys.executable} -ISE -c pass' works"
+            text = f"check whether '{sys.executable} -ISE -c pass' works"
             raise _not_started(error, text) from error
         raise
 
@@ -250,7 +254,7 @@ def _not_started(error: OSError, advice: str) -> LinkError:
 
 
 def _spawn(control: socket.socket) -> _Child | None:
-    """Start the helper in an interpreter of its own; None where there is none to be run."""
+    """Start the helper in an interpreter of its own; None if no interpreter can be started."""
     if not interpreters.available():
         return None
     try:
@@ -263,18 +267,18 @@ def _spawn(control: socket.socket) -> _Child | None:
             start_new_session=True,  # Ctrl-C is for the program
         )
     except (FileNotFoundError, PermissionError, NotADirectoryError):
-        # The program has changed its root folder, or its user.
+        # The program may have changed its root folder or its user.
         return None
-    process.returncode = 0  # waiting for it is our business
+    process.returncode = 0  # `_Child` waits for the process, so Popen must not
     return _Child(process.pid)
 
 
 def _fork(control: socket.socket) -> _Child:
-    """Run the helper in a copy of this program: it may be frozen, without an interpreter."""
+    """Run the helper in a fork of this program, for frozen programs without an interpreter."""
     import ctypes  # noqa: F401 - the helper needs it, and must import nothing
 
     with warnings.catch_warnings():
-        # Python warns of locks that other threads hold at this moment. The helper takes none.
+        # Python warns that other threads may hold locks at this moment. The helper takes no locks.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid:
@@ -297,7 +301,7 @@ def _become_helper(control: int) -> None:
         os.dup2(null, standard)
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 3:
-            with contextlib.suppress(OSError):  # the one that listed the folder
+            with contextlib.suppress(OSError):  # the fd that listed the folder is closed already
                 os.close(int(name))
     with open(3, "rb") as requests:
         helper.main(requests)

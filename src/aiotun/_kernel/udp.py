@@ -35,7 +35,7 @@ UDP_SEGMENT, UDP_GRO = 103, 104
 
 INT, UINT16 = struct.Struct("=i"), struct.Struct("=H")
 
-# What an IPv4 packet of 65,535 bytes leaves for a datagram.
+# The longest datagram that fits in an IPv4 packet of 65,535 bytes.
 LARGEST_DATAGRAM = 65_507
 
 # The kernel builds a run of datagrams as one packet first. That packet has 65,535 bytes at most, an
@@ -45,8 +45,8 @@ LARGEST_RUN_BYTES = 65_487
 # UDP_MAX_SEGMENTS, which was raised to 128 in Linux 6.9.
 LARGEST_RUN_DATAGRAMS = 64
 
-# Room for all control messages of one receive: ours have 4 bytes, and a socket that somebody else
-# made may ask for timestamps, addresses and marks.
+# Room for all control messages of one receive. Ours has 4 bytes, but a socket that was made
+# elsewhere may have asked for timestamps, addresses and marks.
 CONTROL_BYTES = 512
 
 # By family: level and option.
@@ -61,7 +61,7 @@ RECVERR = {
 }
 
 # errqueue.h: struct sock_extended_err { __u32 ee_errno; __u8 ee_origin, ee_type, ee_code, ee_pad;
-# __u32 ee_info, ee_data; }, which the address of the host follows that sent the ICMP message.
+# __u32 ee_info, ee_data; }, followed by the address of the host that sent the ICMP message.
 EXTENDED_ERROR = struct.Struct("=I4B2I")
 ORIGINS_ICMP = (2, 3)  # SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6
 
@@ -76,12 +76,12 @@ _FIRST_CORRUPTING, _LAST_CORRUPTING = (7, 0, 0), (7, 1, 4)
 def corrupts_full_tails(release: str) -> bool:
     """Whether a kernel corrupts runs of datagrams whose last datagram is as long as the others.
 
-    Linux 7.0 to 7.1.4 do, on some network devices, and no error tells of it. Distributions have
-    taken the fault into older kernels, and the fix into kernels of these versions: a version alone
-    does not show that.
+    Linux 7.0 to 7.1.4 do, on some network devices, without an error. This function knows only the
+    version: a distribution may have backported the fault to an older kernel, or the fix to one of
+    these.
 
     Args:
-        release: as `os.uname` tells it.
+        release: the kernel's release, from `os.uname`.
     """
     found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
     if found is None:

@@ -11,11 +11,12 @@ from .._kernel.namespaces import NamespaceFd
 
 __all__ = ["Pool"]
 
-# A batch grows with what is asked for: whoever wants one socket does not hold thirty.
+# How many sockets are made at once at most. A batch grows with the demand, so that a program that
+# needs one socket does not hold thirty.
 _BATCH_MAX = 32
 
-# Sockets to which nothing comes before they are bound or connected. A packet socket, say, would
-# have received something by the time it is handed out.
+# Kinds of sockets that receive nothing before they are bound or connected, so that they can be made
+# in advance. A packet socket, for example, would have received packets before it is used.
 _SILENT = {
     (family, kind, proto)
     for family in (socket.AF_INET, socket.AF_INET6)
@@ -32,8 +33,8 @@ Kind = tuple[int, int, int]
 class Pool:
     """Makes sockets in a namespace, and keeps some ready.
 
-    A request to the helper costs 30 us and a thread that enters the namespace 100; a socket that is
-    ready costs 2.
+    A request to the helper takes 30 us, and a thread that enters the namespace takes 100 us. Taking
+    a socket that is ready takes 2 us.
 
     *Concurrency*: may be used in any thread and by any number of tasks.
     """
@@ -45,11 +46,11 @@ class Pool:
         self._closed = False
 
     async def take(self, namespace: NamespaceFd, kind: Kind) -> socket.socket:
-        """Give a socket.
+        """Return a socket.
 
         Raises:
             OSError: the kernel refuses.
-            LinkError: the namespace's helper has gone.
+            LinkError: the namespace's helper has ended.
         """
         if (ready := self._at_hand(kind)) is not None:
             return ready
@@ -58,7 +59,7 @@ class Pool:
         )
 
     def take_blocking(self, namespace: NamespaceFd, kind: Kind) -> socket.socket:
-        """Give a socket as `take` does. Blocks, if it has to be made."""
+        """Return a socket as `take` does. Blocks if the socket has to be made."""
         if (ready := self._at_hand(kind)) is not None:
             return ready
         return threads.run_blocking(
@@ -83,13 +84,13 @@ class Pool:
             try:
                 made = places.make_sockets(*kind, count)
             except OSError as error:
-                # The program has no free descriptor, and sockets of other kinds hold some.
+                # The program has no free descriptor, but this pool may hold some that are not used.
                 if error.errno != errno.EMFILE or not self._drain():
                     raise
                 made = places.make_sockets(*kind, 1)
             first, *rest = (_non_blocking(each) for each in made)
             ready += rest
-            if len(made) < count:  # descriptors have run out, so leave those that are left
+            if len(made) < count:  # descriptors have run out: release those that are not needed
                 self._batch[kind] = 1
                 self._drain()
         if self._closed:
@@ -97,12 +98,12 @@ class Pool:
         return first
 
     def close(self) -> None:
-        """Close the sockets that nobody has taken. Never waits."""
+        """Close the sockets that were not taken. Never waits."""
         self._closed = True
         self._drain()
 
     def _drain(self) -> bool:
-        """Close what is ready; whether there was anything."""
+        """Close the sockets that are ready; return whether there were any."""
         found = False
         for ready in list(self._ready.values()):
             while True:

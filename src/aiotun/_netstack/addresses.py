@@ -1,4 +1,4 @@
-"""Addresses as packets have them, and as users of sockets know them."""
+"""Addresses as bytes in packets, and as the tuples that sockets use."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ Address = tuple[str, int]
 
 @functools.lru_cache(4096)
 def address(end: bytes) -> Address:
-    """Give the address and port of an end (see `_packets.udp`)."""
+    """Return the address and port of an end (see `_packets.udp`)."""
     family = socket.AF_INET if len(end) == 6 else socket.AF_INET6
     return socket.inet_ntop(family, end[:-2]), end[-2] << 8 | end[-1]
 
 
 @functools.lru_cache(4096)
 def end(host: str, port: int, version: int) -> bytes:
-    """Give the end of an address and port.
+    """Return the end of an address and port.
 
     Raises:
-        ValueError: they are not an address and port of this IP version, or the address is not that
-            of one host.
+        ValueError: this is not a valid address and port of this IP version, or not the address of
+            one host.
     """
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     if version == 4:
-        host = host.removeprefix("::ffff:")  # as a socket for both versions has it
+        host = host.removeprefix("::ffff:")  # a dual-stack socket gives IPv4 addresses like this
     try:
         packed = socket.inet_pton(family, host)
     except OSError:
         packed = b""
     if not unicast(packed):
-        raise ValueError(f"source must have an IPv{version} address of one host, got {host!r}")
+        raise ValueError(f"source must have the IPv{version} address of one host, got {host!r}")
     if not 0 <= port <= 65535:
         raise ValueError(f"source must have a port from 0 to 65535, got {port!r}")
     return packed + port.to_bytes(2, "big")
@@ -43,10 +43,10 @@ def end(host: str, port: int, version: int) -> bytes:
 
 @functools.lru_cache(4096)
 def unicast(packed: bytes) -> bool:
-    """Whether an address may be that of any host on the Internet, or in a private network.
+    """Whether an address may belong to a host on the Internet or in a private network.
 
-    Not those that mean several hosts, this host, or a host on this link, and not IPv4's in IPv6
-    form: those are for the kernel to judge.
+    Multicast, loopback, unspecified and link-local addresses, and IPv4 addresses in IPv6 form, do
+    not count: the stack leaves packets with these to the kernel.
     """
     if len(packed) == 4:
         four = IPv4Address(packed)

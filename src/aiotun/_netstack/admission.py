@@ -1,7 +1,7 @@
 """Holds SYNs: until `admit` has decided about a connection, and a socket waits for it.
 
-A client whose SYN is neither delivered nor answered repeats it, for some minutes at most. So there
-is time to decide, and then the SYN is written, or answered with a reset or an ICMP error.
+A client repeats a SYN that gets no answer, for a few minutes at most. That leaves time to decide.
+Then the SYN is written to the kernel, or answered here with a reset or an ICMP error.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ _TCP_HEADER = 20
 # How many SYNs are held: in all, and for one destination (address and port).
 _HELD_MAX, _HELD_FOR_ONE = 4096, 512
 
-# After how long without another SYN a client is given up, in seconds. A Linux client repeats the
-# first after a second, and each after at most twice the time before.
+# A client has given up if its SYN was not repeated for so many seconds: at first, and later as a
+# multiple of the time between its last two SYNs. A Linux client repeats the first SYN after one
+# second, and doubles the time at most with each repetition.
 _FIRST_PATIENCE, _PATIENCE = 5.0, 2.5
 _SWEEP = 1.0
 
-# A SYN may be repeated at the very moment in which it is decided about. So this many decisions are
-# remembered, for so many seconds.
+# A client may repeat its SYN while the decision is made, and the copy arrives after it. So the last
+# decisions are remembered: how many, and for how many seconds.
 _REMEMBERED_MAX, _REMEMBERED = 4096, 60.0
 
 
@@ -58,7 +59,7 @@ class _Held:
         self.task: asyncio.Task[None] | None = None
 
     def repeat(self, now: float) -> None:
-        """The client has sent it again."""
+        """Note that the client has sent the SYN again."""
         self.until = now + max(_FIRST_PATIENCE, _PATIENCE * (now - self.seen))
         self.seen = now
 
@@ -68,9 +69,10 @@ class Admission:
 
     Args:
         core: the stack.
-        injector: sends what is answered here.
-        admit: None admits everything; then only what has no socket yet is held.
-        full: whether no more connections are wanted.
+        injector: sends the resets and ICMP errors.
+        admit: the program's function. None admits everything: then a SYN is held only until its
+            socket is made.
+        full: says whether the limit of open connections is reached.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Admission:
         core.intake.tcp = self
 
     def close(self) -> None:
-        """Hold nothing more. What is held is refused with a reset."""
+        """Stop holding SYNs, and refuse those that are held with a reset."""
         for key in list(self._held):
             held = self._release(key)
             self._carry_out(held.syn, False)
@@ -107,7 +109,7 @@ class Admission:
     # Packets
 
     def take(self, seen: Seen) -> bool:
-        """Take a packet that is held, answered or dropped here; False if the kernel gets it."""
+        """Hold, answer or drop a packet; return False if it is for the kernel instead."""
         _, packet, header = seen
         if header.fragment and _hides_flags(packet, header):
             self._core.counts.packets_refused += 1
@@ -130,7 +132,7 @@ class Admission:
         return self._opens(key, seen, sequence)
 
     def _concerns(self, header: IPHeader) -> bool:
-        """Whether it is for one host, and not for one of the stack's own servers."""
+        """Whether a packet is for one host, and not for one of the stack's own addresses."""
         return header.dst_bytes not in self._core.own and _one_host(header.dst_bytes)
 
     def _has_sender(self, header: IPHeader) -> bool:
@@ -139,7 +141,7 @@ class Admission:
         return source not in self._core.own and (unicast(source) or _is_link_local(source))
 
     def _refuses_own(self, syn: Seen) -> bool:
-        """Refuse what is sent to an own address and would reach a socket of ours."""
+        """Refuse a SYN to one of the stack's own addresses that a mechanism's socket would get."""
         mechanism, header = self._mechanism, syn.header
         if header.dst_bytes in self._core.own and mechanism.shadows(header):
             self._answer(reset(syn.packet, header))
@@ -160,7 +162,7 @@ class Admission:
                 verdict = False
             elif not self._has_room(syn.header):
                 self._core.counts.packets_refused += 1
-                return True  # not answered: the client may find room later
+                return True  # no answer: the client sends its SYN again, and may find room then
             else:
                 verdict = self._ask(syn.header)
         if isinstance(verdict, Awaitable) or (verdict is True and not self._ready(syn.header)):
@@ -192,7 +194,8 @@ class Admission:
         self._tasks.add(held.task)
         held.task.add_done_callback(self._tasks.discard)
         if inspect.iscoroutine(verdict):
-            # A task that is cancelled before its first step never awaits it.
+            # If the task is cancelled before its first step, nothing awaits this coroutine, and
+            # Python would warn about it.
             held.task.add_done_callback(lambda _: verdict.close())
         if self._timer is None:
             self._timer = self._loop.call_later(_SWEEP, self._sweep)
@@ -210,7 +213,7 @@ class Admission:
             decided = False
             raise
         finally:
-            # Cancelled by us, it is no longer held.
+            # Skip this if `_release` cancelled this task: it has removed the SYN already.
             if self._held.get(key) is held:
                 held.task = None
                 self._release(key)
@@ -230,7 +233,7 @@ class Admission:
     def _let_in(self, syn: Seen) -> None:
         try:
             self._core.write(syn.sent)
-        except OSError:  # the link is down, say; the client repeats it
+        except OSError:  # the link is down, for example; the client repeats the SYN
             self._core.counts.packets_refused += 1
 
     def _answer(self, packet: bytes) -> None:
@@ -262,7 +265,7 @@ class Admission:
         return held
 
     def _expire(self, key: bytes) -> None:
-        """The client is gone."""
+        """Drop the SYN of a client that has given up."""
         self._release(key)
         self._core.counts.connections_expired += 1
 
@@ -305,7 +308,7 @@ def _address(packed: bytes, port: int | None) -> Address:
 
 
 def _one_host(packed: bytes) -> bool:
-    """Whether a destination is one host: nobody may answer what is sent to many."""
+    """Whether a destination is one host. A packet to many hosts must not be answered."""
     if len(packed) == 4:
         return not 224 <= packed[0] < 240 and packed not in _NOT_ONE
     return packed[0] != 0xFF
@@ -328,7 +331,10 @@ def _is_valid(packet: bytes, header: IPHeader) -> bool:
 
 
 def _hides_flags(packet: bytes, header: IPHeader) -> bool:
-    """Whether a fragment has only a part of a TCP header (RFC 3128): another has the flags."""
+    """Whether a fragment has only a part of the TCP header, so that the flags may be in another.
+
+    RFC 3128 describes this way around filters.
+    """
     if header.sport is not None:
         return min(header.total_length, len(packet)) < header.payload_offset + _TCP_HEADER
     at = 6 if header.version == 4 else header.payload_offset - 6

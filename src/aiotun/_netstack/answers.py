@@ -1,6 +1,6 @@
-"""What a stack answers in the place of the address that is asked; pure functions.
+"""Answers that a stack sends on behalf of the address that a packet was for; pure functions.
 
-Each takes a packet and its header, and returns the packet for its sender.
+Each takes a packet and its header, and returns the packet to send back.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _CODES = {
 
 
 def reset(packet: bytes, header: IPHeader) -> bytes:
-    """Answer a TCP segment that has no ACK, as a SYN, with a reset (RFC 9293, section 3.5.2).
+    """Answer a TCP segment without ACK, such as a SYN, with a reset (RFC 9293, section 3.5.2).
 
     The packet must hold the whole TCP header.
     """
@@ -61,7 +61,7 @@ def reset(packet: bytes, header: IPHeader) -> bytes:
 
 
 def unreachable(packet: bytes, header: IPHeader, refusal: Refusal | None) -> bytes:
-    """Answer any packet with "destination unreachable"; None: the port is."""
+    """Answer a packet with "destination unreachable"; None means "port unreachable"."""
     version = header.version
     code = _CODES[refusal][version]
     quoted = packet[: _QUOTED[version]]
@@ -70,7 +70,7 @@ def unreachable(packet: bytes, header: IPHeader, refusal: Refusal | None) -> byt
 
 
 def echo_reply(packet: bytes, header: IPHeader) -> bytes:
-    """Answer an echo request, whole and valid. IPv4 options are left out."""
+    """Answer an echo request, which must be whole and valid. IPv4 options are left out."""
     version = header.version
     message = packet[header.payload_offset + 4 : header.total_length]
     kind = 0 if version == 4 else 129
@@ -78,7 +78,7 @@ def echo_reply(packet: bytes, header: IPHeader) -> bytes:
 
 
 def _packet(refused: IPHeader, protocol: int, payload: bytes, place: int) -> bytes:
-    """Build a packet back to the sender, with the checksum at this place of the payload."""
+    """Build a packet back to the sender; its checksum is `place` bytes into the payload."""
     source, target = refused.dst_bytes, refused.src_bytes
     covered = payload
     if protocol != _ICMP:

@@ -1,4 +1,4 @@
-"""Asking the program whether something is let in."""
+"""Asking the program's functions (`admit`, `on_ping`) for a decision."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ __all__ = ["ask", "report", "result_of"]
 def ask(
     what: str, question: Callable[[], Any], decided: Callable[[bool | Refusal], None]
 ) -> asyncio.Future[Any] | None:
-    """Ask a function of the program, plain or async, and pass its answer on.
+    """Call a function of the program, plain or async, and pass its answer on.
 
-    An error, or another answer than a bool or `Refusal`, is reported to the loop's exception
-    handler, and is the same as False. So is a cancellation.
+    If the function raises, or returns anything but a bool or a `Refusal`, the error goes to the
+    loop's exception handler, and the answer is False. A cancellation counts as False, too.
 
     Args:
         what: the function's name.
-        question: calls it.
-        decided: gets the answer, exactly once.
+        question: calls the function.
+        decided: called with the answer, exactly once.
 
     Returns:
-        What is waited for, if there is no answer yet. Cancel it if nobody wants the answer any
-        more.
+        The future of the answer, if there is no answer yet. Cancel it if the answer is not needed
+        any more.
     """
     try:
         answer = question()
@@ -37,15 +37,16 @@ def ask(
     if not inspect.isawaitable(answer):
         decided(_checked(what, answer))
         return None
-    # The function's own coroutine, and a callback: a coroutine around it would not be run at all,
-    # nor would what it has under "finally", where its task is cancelled before it begins.
+    # Make a task of the function's own coroutine, and use a callback. A coroutine of ours around it
+    # would never run if its task were cancelled before the first step, and `decided` would not be
+    # called, not even from a "finally" block.
     asked = asyncio.ensure_future(answer)
     asked.add_done_callback(lambda done: decided(_checked(what, result_of(what, done, False))))
     return asked
 
 
 def result_of(what: str, done: asyncio.Future[Any], default: object) -> object:
-    """Give the result of what the program's function began; report an error, and give a default."""
+    """Return a task's result; if it failed, report the error and return the default."""
     if done.cancelled():
         return default
     error = done.exception()
@@ -63,7 +64,7 @@ def _checked(what: str, answer: object) -> bool | Refusal:
 
 
 def report(what: str, error: BaseException) -> None:
-    """Give an error of the program's own function to the loop's exception handler."""
+    """Pass an error of the program's function to the loop's exception handler."""
     asyncio.get_running_loop().call_exception_handler(
         {"message": f"aiotun: {what} has failed", "exception": error}
     )

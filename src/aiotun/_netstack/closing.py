@@ -1,4 +1,4 @@
-"""Closing a stack, so that nobody waits for ever: inside, or at the far end of a connection."""
+"""Closing a stack, so that no task waits forever: not here, nor at a connection's other end."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 __all__ = ["close_now", "reset", "reset_now"]
 
-# How many connections are reset before those who read the device have a turn: each reset is a
+# How many connections are reset before the tasks that read the device get a turn. Each reset is a
 # packet, and the device holds 500.
 _AT_ONCE = 100
 
-# How many turns of the loop they have.
+# How many turns of the loop these tasks get.
 _TURNS = 20
 
 
 def _find(prepared: Prepared) -> list[Connection]:
-    """List the connections; none where the kernel does not tell."""
+    """List the connections; an empty list if the kernel can't list them."""
     core = prepared.core
     try:
         if prepared.owns_namespace:
@@ -39,23 +39,23 @@ def _find(prepared: Prepared) -> list[Connection]:
 
 
 def _destroy(prepared: Prepared, some: list[Connection]) -> None:
-    # A kernel without SOCK_DESTROY leaves them as they are.
+    # A kernel without SOCK_DESTROY can't reset them.
     with contextlib.suppress(OSError):
         diag.destroy(prepared.diag, some)
 
 
 def reset_now(prepared: Prepared) -> None:
-    """Reset every connection. Blocks, some 10 us each."""
+    """Reset every connection. Blocks, about 10 us for each."""
     _destroy(prepared, _find(prepared))
 
 
 async def reset(prepared: Prepared) -> None:
-    """Reset every connection, and let those who read the device carry the resets to the peers."""
+    """Reset every connection, and let the tasks that read the device carry the resets to peers."""
     found = await threads.run(lambda: _find(prepared), or_here=True)
     while True:
         some, found = found[:_AT_ONCE], found[_AT_ONCE:]
         _destroy(prepared, some)
-        for _ in range(_TURNS):  # also for what admission answered
+        for _ in range(_TURNS):  # at least one turn, for the resets that `Admission.close` sent
             await asyncio.sleep(0)
             if not _holds_packets(prepared):
                 break

@@ -18,21 +18,22 @@ if TYPE_CHECKING:
 
 __all__ = ["Core", "spare_descriptors"]
 
-# Descriptors that are left to the rest of the program.
+# Descriptors that the rest of the program keeps.
 _RESERVED = 64
 
 
 @dataclasses.dataclass(eq=False)
 class Core:
-    """The stack without its public face.
+    """The state of a stack; `Netstack` is its public interface.
 
     Attributes:
         namespace: where its sockets are made.
         tun: the device.
-        own: the stack's own addresses, packed: nothing that is sent to them is intercepted.
-        mechanism: how everything else is caught; None where the stack does not intercept.
+        own: the stack's own addresses, packed. Packets to them are not intercepted.
+        mechanism: how connections to other addresses are accepted; None if the stack does not
+            intercept.
         counts: for `Netstack.stats`.
-        intake: who gets the packets that are not for the kernel.
+        intake: takes the packets that are not for the kernel.
         closing: whether the stack is being closed, or was.
     """
 
@@ -48,17 +49,17 @@ class Core:
         """Give the kernel a packet that the intake kept.
 
         Raises:
-            OSError: it is refused, or the device was closed.
+            OSError: the kernel refuses the packet, or the device was closed.
         """
         queue = self.tun.queues[0]
         port = queue.port
-        while isinstance(port, RecordingPort | IntakePort):  # they have seen it
+        while isinstance(port, RecordingPort | IntakePort):  # they have seen the packet already
             port = port.inner
         port.write(queue.fileno(), packet)
 
 
 def spare_descriptors() -> int:
-    """Give how many descriptors connections and flows may use, by RLIMIT_NOFILE.
+    """Return how many descriptors connections and flows may use, by RLIMIT_NOFILE.
 
     A connection that is passed on takes two.
     """

@@ -7,7 +7,7 @@ __all__ = ["Counts"]
 
 @dataclasses.dataclass(slots=True)
 class Counts:
-    """What a stack counts, in the order of `NetstackStats`' fields."""
+    """The counters behind `NetstackStats`, by the same names."""
 
     connections_open: int = 0
     connections_accepted: int = 0

@@ -1,8 +1,8 @@
 """Resets a namespace's TCP connections: SOCK_DESTROY, as ``ss -K`` does.
 
-When its TUN is gone the kernel goes on with a connection, and retransmits for a quarter of an hour.
-Listening sockets are never destroyed: accept(2) would fail with EINVAL for ever, and an event loop
-that watches one would spin.
+A connection outlives its TUN device: the kernel retransmits for a quarter of an hour. Listening
+sockets are never destroyed: accept(2) would fail with EINVAL forever, and an event loop that
+watches one would spin.
 
 Source: sock_diag(7), ``include/uapi/linux/inet_diag.h``.
 """
@@ -39,12 +39,12 @@ Connection = tuple[int, bytes]
 def connections(
     sock: socket.socket, interface: int = 0, addresses: Collection[bytes] = ()
 ) -> list[Connection]:
-    """List the connections of the socket's namespace. Blocks, some us each.
+    """List the connections of the socket's namespace. Blocks, a few us for each.
 
     Args:
         sock: a netlink socket of this family, non-blocking.
-        interface: with this or `addresses`, only connections that are bound to this interface or
-            to one of these addresses (packed).
+        interface, addresses: list only connections that are bound to this interface or to one of
+            these addresses (packed). Without both, list all.
 
     Raises:
         OSError: the kernel has no inet_diag, or refuses.
@@ -85,22 +85,23 @@ def destroy(sock: socket.socket, some: Sequence[Connection]) -> None:
         for _, _ in _answers(sock):
             pass
     except BlockingIOError:
-        pass  # only errors are answered
+        pass  # all answers are read: the kernel answers errors only
     except FileNotFoundError:
-        pass  # one has ended meanwhile
+        pass  # a connection has ended meanwhile
 
 
 def _ask(sock: socket.socket, kind: int, flags: int, body: bytes) -> None:
     head = _NLMSGHDR.pack(16 + len(body), kind, _NLM_F_REQUEST | flags, 0, 0)
-    # To the kernel's address, as in `_link.session`.
+    # Name the kernel's address explicitly; `_link.session` says why.
     sock.sendto(head + body, (0, 0))
 
 
 def _answers(sock: socket.socket) -> Iterator[tuple[int, bytes]]:
-    """Read what the kernel has answered, by the time that send returned.
+    """Read the kernel's answers, which are there by the time that send returns.
 
     Raises:
-        OSError: an error is among the answers.
+        OSError: one of the answers is an error.
+        BlockingIOError: there are no more answers.
     """
     while True:
         answers = sock.recv(1 << 17)

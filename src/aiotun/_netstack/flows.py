@@ -1,4 +1,4 @@
-"""One flow of datagrams: what has come and waits to be received, and what its handler sees."""
+"""One flow of datagrams: its queue of datagrams to receive, and the object its handler gets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ __all__ = ["Flow", "Sender", "UdpFlow"]
 
 T = TypeVar("T")
 
-# What a datagram in a queue costs beside its data, roughly: a flood of empty ones is bounded, too.
+# Roughly the memory that a queued datagram takes in addition to its data. Counting it bounds a
+# flood of empty datagrams, too.
 OVERHEAD = 256
 
 Item = tuple[bytes, bytes]
@@ -44,7 +45,7 @@ class Sender(Protocol):
 
 
 class Flow:
-    """What the table knows of a flow; `UdpFlow` is its face for users.
+    """A flow as the table keeps it; `UdpFlow` is its public interface.
 
     Attributes:
         key: its place in the table.
@@ -52,8 +53,8 @@ class Flow:
         peer: the end that sent it.
         first: the packet of the first datagram, until the flow is admitted.
         admitted: whether it has a handler.
-        ended: whether it was closed, has expired or made room.
-        task: what decides whether it is admitted.
+        ended: whether it was closed, has expired, or was closed to make room for another.
+        task: the question to `admit`, while it is open.
         line, since: its place among the flows in the order of their last datagrams, and that time.
         dns: whether all its datagrams so far were for port 53.
     """
@@ -100,7 +101,7 @@ class Flow:
         self._waiters: deque[asyncio.Future[None]] = deque()
 
     def put(self, item: Item) -> None:
-        """Add a datagram that has come, and wake one task that waits for it."""
+        """Add a datagram to the queue, and wake one task that waits for it."""
         size = len(item[0]) + OVERHEAD
         self.queue.append(item)
         self.bytes += size
@@ -140,7 +141,7 @@ class Flow:
                 break
 
     def finish(self) -> int:
-        """End the flow: wake who waits, drop what nobody has received, and give how many."""
+        """End the flow: wake the tasks that wait, drop the queue, and return how many it held."""
         self.ended = True
         dropped = len(self.queue)
         self.queue.clear()
@@ -157,23 +158,23 @@ class Flow:
         if self.ended:
             peer, port = address(self.peer)
             raise DeviceClosedError(
-                f"the flow of {peer} port {port} was closed or has expired; its next datagram "
-                "begins another flow"
+                f"the flow of {peer} port {port} was closed or has expired; the client's next "
+                "datagram begins another flow"
             )
 
 
 class UdpFlow(Generic[T]):
     """The datagrams of one client, as `intercept_udp` gives them to its handler.
 
-    With ``per="flow"`` it is one client's address and port and one address and port that it sends
-    to, and a datagram is received as `bytes`. With ``per="client"`` it is all that comes from one
-    client's address and port, and a datagram is received as a tuple of the data and the address and
-    port that it was sent to.
+    With ``per="flow"`` a flow has the datagrams from one client's address and port to one address
+    and port, and `recv` returns `bytes`. With ``per="client"`` a flow has all datagrams from one
+    client's address and port, and `recv` returns a tuple: the data, and the address and port that
+    it was sent to.
 
-    It ends when it is closed, has been idle for too long, makes room for another, or when the
-    server or the stack is closed; with ``per="flow"`` also when the client's host says that nobody
-    has the client's port any more. What was not received until then is dropped and counted. If the
-    client sends again, that begins another flow.
+    A flow ends when it is closed, has been idle for too long, is closed to make room for another,
+    or when the server or the stack is closed. With ``per="flow"`` it also ends when the client's
+    host reports that no socket has the client's port any more. Datagrams that were not received
+    until then are dropped and counted. If the client sends again, that begins another flow.
 
     *Cancellation*: a cancelled call loses no datagram.
 
@@ -233,16 +234,16 @@ class UdpFlow(Generic[T]):
         """Send the client a datagram, at once.
 
         Args:
-            data: up to 65,507 bytes (IPv6: 65,527). What is larger than the MTU is fragmented.
-            source: what the client sees as the sender: any host's address, of the flow's IP
-                version, and any port, as `socket.recvfrom` gives them. None means `local`.
+            data: up to 65,507 bytes (IPv6: 65,527). A datagram larger than the MTU is fragmented.
+            source: the sender that the client sees: any host's address, of the flow's IP version,
+                and any port, in a tuple as `socket.recvfrom` returns it. None means `local`.
 
         Raises:
-            BlockingIOError: there is no room for it; see `send`.
+            BlockingIOError: there is no room for the datagram; see `send`.
             DeviceClosedError: the flow has ended.
             LinkDownError: the stack's device is down.
             PacketError: there is too much data (EMSGSIZE).
-            ValueError: `source` is no such address and port.
+            ValueError: `source` is not a valid address and port for this flow.
         """
         flow = self._flow
         flow.check_open()
@@ -256,8 +257,8 @@ class UdpFlow(Generic[T]):
     async def send(self, data: Buffer, source: tuple[Any, ...] | None = None) -> None:
         """Send the client a datagram.
 
-        This waits only where a traffic shaper (``tc``) holds back the packets that leave the stack.
-        As always with UDP, nobody says whether the datagram arrives.
+        This waits only if a traffic shaper (``tc``) holds back the packets that leave the stack. As
+        always with UDP, the program does not learn whether the datagram arrives.
 
         Args:
             data, source: as for `send_nowait`.

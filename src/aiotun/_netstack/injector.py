@@ -1,4 +1,4 @@
-"""Packets that this program makes, sent as if the stack's kernel had."""
+"""Sends packets that this program makes as if the stack's kernel had sent them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ async def make_injector(namespace: Namespace, tun: TunDevice) -> Injector:
         OSError: the kernel has no packet sockets, or no descriptor is left.
         LinkError: the namespace was closed.
     """
-    # Protocol 0: the socket receives nothing. A raw IP socket would do as well, but one for each
-    # IP version, and by the routes, which users may change.
+    # Protocol 0: the socket receives nothing. Raw IP sockets would work, too, but we would need one
+    # for each IP version, and their packets would follow the routes, which users may change.
     sock = await namespace.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     try:
         sock.bind((tun.name, 0))
@@ -44,8 +44,8 @@ async def make_injector(namespace: Namespace, tun: TunDevice) -> Injector:
 class Injector:
     """Sends packets out of the TUN device, so that the program receives them there.
 
-    They pass the kernel's queue like its own packets, and are counted in `tx_dropped` where nobody
-    reads them in time.
+    The packets go through the device's queue like the kernel's own, and are dropped and counted in
+    `tx_dropped` if the program does not read them in time.
     """
 
     def __init__(self, sock: socket.socket, tun: TunDevice) -> None:
@@ -56,21 +56,22 @@ class Injector:
         self._waiters: list[asyncio.Future[None]] = []
 
     def next_ident(self) -> int:
-        """Give an identification for IPv4, 16 bits, which differs from that of other packets."""
+        """Return an identification for an IPv4 packet, 16 bits, different from the last ones."""
         self._ident = (self._ident + 1) & 0xFFFF_FFFF
         return self._ident & 0xFFFF
 
     def limit(self, host: bytes, mtu: int) -> None:
-        """Remember the MTU of the path to an IPv6 host. Routers fragment IPv4 by themselves."""
+        """Remember the MTU of the path to an IPv6 host. IPv4 needs none: routers fragment it."""
         if len(self._paths) >= _MOST_PATHS:
             del self._paths[next(iter(self._paths))]
         self._paths[host] = max(mtu, _IPV6_LEAST_MTU)
 
     def send(self, packet: bytes) -> None:
-        """Send an IP packet, in fragments where it is larger than the MTU.
+        """Send an IP packet, in fragments if it is larger than the MTU.
 
         Raises:
-            BlockingIOError: there is no room for it now, or for all its fragments. `room` waits.
+            BlockingIOError: there is no room for the packet, or not for all its fragments. `room`
+                waits for room.
             LinkDownError: the link is down.
             DeviceLostError: the interface is gone.
         """
@@ -90,7 +91,7 @@ class Injector:
             raise self._error(error) from error
 
     def try_send(self, packet: bytes) -> bool:
-        """Send a packet, unless that fails; whether it was sent."""
+        """Send a packet; return whether the kernel took it."""
         try:
             self.send(packet)
         except OSError:

@@ -1,8 +1,9 @@
-"""Which of the packets that the program sends to a stack's device are not for the kernel.
+"""Decides which packets that the program sends to a stack's device are not for the kernel.
 
-All that is intercepted without a socket passes here: datagrams, pings, ICMP errors about
-datagrams, and the fragments of all these, which are put together first. Connections are accepted by
-sockets, but where they are admitted first, or a socket is missing, their first packets stop here.
+The intake takes everything that is intercepted without a socket: datagrams, pings, ICMP errors
+about datagrams, and fragments of these, which are put together first. Connections are accepted by
+sockets. But if `admit` has to be asked first, or if the socket has to be made first, the intake
+takes the first packet of a connection, too.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ __all__ = ["Intake"]
 
 _OURS = frozenset({ICMP, ICMPV6, UDP})
 
-# virtio_net.h: the checksum is partial, or has been verified; and the kind of super-packet that is
-# several datagrams.
+# virtio_net.h: the checksum is partial, or has been verified; and the gso_type of a super-packet
+# that consists of several UDP datagrams.
 _NEEDS_CSUM, _DATA_VALID = 1, 2
 _UDP_L4 = 5
 
 
 class Intake:
-    """Gives packets to those who intercept them.
+    """Passes packets to the interceptors.
 
     Attributes:
-        udp, pings: who they are. None, or one that was closed, while nobody does.
-        tcp: who decides about connections, while somebody does.
+        udp, pings: the interceptors; None, or a closed one, if there is none.
+        tcp: decides about connections; None if nothing does.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Intake:
 
     @property
     def active(self) -> bool:
-        """Whether anything may be for somebody here."""
+        """Whether the intake may take any packet at all."""
         return (
             self.udp is not None
             or self.pings is not None
@@ -73,11 +74,12 @@ class Intake:
         )
 
     def take(self, packet: bytes, checked: bool = False) -> bool:
-        """Take a packet, and return whether it was for somebody here; if not, the kernel gets it.
+        """Take a packet; return False if it is for the kernel instead.
 
         Args:
             packet: an IP packet, or anything else.
-            checked: whether its checksum is known to be right, or is only partial.
+            checked: whether to skip the check of its checksum, because it is known to be right or
+                is only partial.
         """
         if len(packet) < 20:
             return False
@@ -106,7 +108,7 @@ class Intake:
 
     def _take_fragment(self, packet: bytes) -> bool:
         proto = fragment_of(packet)
-        if not proto:  # an atomic fragment is whole
+        if not proto:  # an atomic fragment is a whole packet
             return self._take_whole(packet, False)
         if proto not in _OURS or not self._wants(proto):
             return False
@@ -117,7 +119,7 @@ class Intake:
         whole = self._fragments.add(packet, self._loop.time())
         self._counts.fragments_dropped += self._fragments.dropped - before
         if whole is not None and not self._take_whole(whole, False):
-            # Its checksum is wrong, or nobody wants it any more.
+            # The checksum is wrong, or its interceptor was closed meanwhile.
             self._counts.packets_refused += 1
         return True
 
@@ -128,12 +130,12 @@ class Intake:
         return pings or not self._answer_pings
 
     def take_super(self, packet: bytes, header: int) -> bool:
-        """Take what has a virtio-net header in front, of `header` bytes; see `take`."""
+        """Take a packet that begins with a virtio-net header of `header` bytes; see `take`."""
         if len(packet) < header:
             return False
         flags, kind, *_ = VNET_HDR.unpack_from(packet)
         if kind != _UDP_L4:
-            # A large datagram to be fragmented (UFO) is one datagram, too.
+            # This includes UFO: one large datagram that the kernel would fragment.
             return self.take(packet[header:], bool(flags & (_NEEDS_CSUM | _DATA_VALID)))
         if self.udp is None:
             return False
@@ -148,7 +150,7 @@ class Intake:
         return True
 
     async def injector(self, namespace: Namespace, tun: TunDevice) -> Injector:
-        """Give what sends the packets that are made here; it is made once.
+        """Return the stack's injector; the first call makes it.
 
         Raises:
             DeviceClosedError: the stack was closed.
@@ -161,7 +163,7 @@ class Intake:
             made.close()
             raise DeviceClosedError(f"the stack of {tun.name} was closed; open another")
         if self._made(made) is not made:
-            made.close()  # another call was quicker
+            made.close()  # another call has made one meanwhile
         return self._made(made)
 
     def _made(self, made: Injector) -> Injector:
@@ -169,10 +171,10 @@ class Intake:
         return self._injector
 
     def close(self) -> None:
-        """Close what the stack's own closing leaves. Idempotent.
+        """Close the injector, and drop the references to the interceptors. Idempotent.
 
-        The device's port holds this object. So this lets go of what holds the device, which would
-        stay open until the next garbage collection.
+        The device's port holds this object, and the interceptors and the injector hold the device.
+        Without this, that reference cycle would keep them alive until the next garbage collection.
         """
         self._closed = True
         self._fragments.clear()

@@ -1,4 +1,4 @@
-"""The port of a stack's device: what is intercepted without a socket does not go to the kernel."""
+"""The port of a stack's device: it keeps packets from the kernel that the intake takes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 __all__ = ["IntakePort"]
 
-# As in `_packets.ipheader`: the headers of IPv6 that may stand before that of TCP.
+# As in `_packets.ipheader`: the IPv6 extension headers that may come before the TCP header.
 _EXTENSIONS = frozenset({0, 43, 44, 51, 60})
 
 
 class IntakePort(Port):
-    """Shows every packet that is sent to the intake, before it is written.
+    """Offers every sent packet to the intake before writing it.
 
-    It stands right in front of the device's own port, so that a capture sees all packets. Reading
-    takes no detour.
+    It is the last port before the device's own, so that a capture also sees the packets that the
+    intake takes. Reading uses the methods of the device's own port directly, which costs nothing.
     """
 
     __slots__ = ("_header", "_intake", "inner", "read", "read_into", "read_many", "read_run")
 
     def __init__(self, inner: Port, intake: Intake) -> None:
-        # Not by the parent's __init__, which would set `pending`.
+        # Don't call the parent's __init__: it would set `pending`, which is a property here.
         self.format, self.counts, self.ends = inner.format, inner.counts, inner.ends
         self._intake = intake
         self._header = inner.format.header_bytes
@@ -50,7 +50,7 @@ class IntakePort(Port):
         return self
 
     def __reduce__(self) -> tuple[Callable[..., Port], tuple[object, ...]]:
-        return self.inner.__reduce__()  # another process has no part in the stack
+        return self.inner.__reduce__()  # the stack stays in this process
 
     @property
     def pending(self) -> int:  # type: ignore[override]  # asked, not set
@@ -66,7 +66,8 @@ class IntakePort(Port):
         done = 0  # how many were written or taken
         at = -1
         while (at := self._find(packets, at + 1)) < len(packets):
-            # All before it first: where one of them can't be written, none after it counts as sent.
+            # First write the packets before this one. If one of them can't be written, the packets
+            # after it must not count as sent.
             if done < at and (left := self.inner.write_many(fd, packets[done:at])):
                 return [*(done + place for place in left), *range(at, len(packets))]
             done = at + self._take(packets[at])
@@ -91,7 +92,7 @@ class IntakePort(Port):
         try:
             octets = packet if type(packet) is bytes else bytes(memoryview(packet))
         except (TypeError, BufferError):
-            return False  # writing it raises the error
+            return False  # writing the packet raises the error
         tcp = self._intake.tcp
         if tcp is not None and (seen := _tcp(octets, self._header)) is not None:
             return tcp.take(seen)

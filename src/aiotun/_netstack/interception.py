@@ -1,4 +1,4 @@
-"""What a stack does with datagrams and pings: the part of `Netstack` that needs no socket."""
+"""Interception of datagrams and pings: the part of `Netstack` that needs no socket."""
 
 from __future__ import annotations
 
@@ -94,34 +94,35 @@ class DatagramInterception(abc.ABC):
 
             server = await stack.intercept_udp(echo)
 
-        Any address of one host works, with any port. Multicast and broadcast do not.
+        Datagrams to any unicast address and any port are received, but not multicast and broadcast.
 
         Args:
-            on_flow: called with a `UdpFlow` for each new flow; plain or async. An async function
-                has the flow for as long as it runs: when it returns, the flow is closed. After a
-                plain function the flow stays open. What it raises goes to the loop's exception
-                handler, and the flow is closed.
-            per: what a flow is. ``"flow"``: one client's address and port, and one address and port
-                that it sends to. ``"client"``: all that one client's address and port sends,
-                wherever to. Such a flow can be a *full cone* NAT, as STUN, games and torrents want
-                it: it has one socket outside, and gives the client what anybody sends to that.
-            admit: a plain or async function that is asked at the first datagram of each flow, with
-                the address and port that it was sent to and the client's: ``admit(local, peer)``.
-                The datagram waits meanwhile, and others of the flow with it. It returns True, or
-                False to refuse (the client's socket says ECONNREFUSED), or a `Refusal`.
-            idle: after how many seconds without a datagram a flow ends. One that has only asked
-                port 53 (DNS) ends 5 seconds after the last answer, if that is sooner.
-            max_flows: how many flows may be open at once. It is lowered to half the descriptors
-                that the program may have (RLIMIT_NOFILE), because a flow that is passed on takes
-                one. Where more come, the one that has been idle for longest ends.
+            on_flow: called with a `UdpFlow` for each new flow; plain or async. When an async
+                function returns, the flow is closed. When a plain function returns, the flow stays
+                open. If it raises, the error goes to the loop's exception handler, and the flow is
+                closed.
+            per: what belongs to one flow. ``"flow"``: the datagrams from one client's address and
+                port to one address and port. ``"client"``: all datagrams from one client's address
+                and port, to any destination. With this a program can be a *full cone* NAT, as STUN,
+                games and torrents need it: each flow gets one socket outside, and the client gets
+                the datagrams that any host sends to that socket.
+            admit: decides about each flow, plain or async. It is called as ``admit(local, peer)``
+                with two tuples of address and port when the first datagram comes. The flow's
+                datagrams wait for the decision. True accepts the flow. False refuses it (the
+                client's socket raises ECONNREFUSED), and a `Refusal` with another ICMP error.
+            idle: after how many seconds without a datagram a flow ends. A flow with nothing but
+                port 53 (DNS) ends 5 seconds after its last answer, if that is sooner.
+            max_flows: how many flows may be open at once. The limit is at most half the number of
+                descriptors that the program may have (RLIMIT_NOFILE), because a flow that is passed
+                on takes one. To make room for another, the flow that was idle for longest ends.
 
         Returns:
-            A server. Closing it ends all flows. It is closed with the stack at the latest.
+            A server. Closing it ends all flows. Closing the stack closes it, too.
 
         Raises:
             TypeError, ValueError: an argument is invalid.
-            RuntimeError: the stack was opened without ``intercept=True``, or UDP is intercepted
-                already.
+            RuntimeError: the stack was opened without ``intercept=True``, or already intercepts
+                UDP.
             DeviceClosedError: the stack was closed.
             OSError, LinkError: the kernel has no packet sockets, or no descriptor is left.
 
@@ -129,14 +130,14 @@ class DatagramInterception(abc.ABC):
 
         *Concurrency*: one server at a time.
 
-        A flow holds up to 256 KiB of datagrams that nobody has received, and all flows 64 MiB. What
-        comes beyond that is dropped, and counted in `stats`.
+        A flow holds up to 256 KiB of datagrams that were not received yet, and all flows together
+        64 MiB. More datagrams are dropped, and counted in `stats`.
         """
         _check(on_flow, admit, per, idle, max_flows)
         self._check_intercepting("UDP", UdpInterceptor)
         intake = self._core.intake
         injector = await intake.injector(self._core.namespace, self._core.tun)
-        self._check_intercepting("UDP", UdpInterceptor)  # another call may have been quicker
+        self._check_intercepting("UDP", UdpInterceptor)  # another call may have run meanwhile
         intake.udp = UdpInterceptor(
             self._core.own,
             self._core.counts,
@@ -152,22 +153,22 @@ class DatagramInterception(abc.ABC):
     async def intercept_ping(self, on_ping: OnPing) -> Server:
         """Decide which echo requests (pings) to addresses other than the stack's own are answered.
 
-        Otherwise the kernel answers all of them, or none where the stack was opened with
+        Without this the kernel answers all of them, or none if the stack was opened with
         ``answer_pings=False``.
 
         Args:
-            on_ping: called with a `Ping` for each request; plain or async. It returns True to have
-                the stack send the reply, at that moment; False for no answer; or a `Refusal`. What
-                it raises goes to the loop's exception handler, and is the same as False. At most
-                256 requests wait for an answer; more are dropped, and counted.
+            on_ping: called with a `Ping` for each request; plain or async. When it returns True,
+                the stack sends the reply. False means no answer, and a `Refusal` an ICMP error. If
+                it raises, the error goes to the loop's exception handler, and there is no answer.
+                At most 256 requests wait for a decision; more are dropped and counted.
 
         Returns:
-            A server. It is closed with the stack at the latest.
+            A server. Closing the stack closes it, too.
 
         Raises:
-            TypeError: `on_ping` is no function.
-            RuntimeError: the stack was opened without ``intercept=True``, or pings are intercepted
-                already.
+            TypeError: `on_ping` is not a function.
+            RuntimeError: the stack was opened without ``intercept=True``, or already intercepts
+                pings.
             DeviceClosedError: the stack was closed.
             OSError, LinkError: the kernel has no packet sockets, or no descriptor is left.
 

@@ -1,11 +1,12 @@
 """The mechanism `listeners`: a socket for a port is made when the first SYN for it is seen.
 
-For kernels without nf_tables. The SYN is held until the socket waits: IPv4's kernel would say
-nothing meanwhile, but IPv6's resets a connection for good. A socket that nothing asks for is closed
-after a while, and the one that was not asked for longest when there are too many.
+For kernels without nf_tables. The SYN is held until its socket listens. With IPv4 the kernel would
+ignore a SYN without a socket, but with IPv6 it answers with a reset, which ends the connection. A
+socket that no SYN has come for is closed after a while. If there are too many sockets, the one that
+was unused for longest is closed.
 
-Limits that `tproxy` does not have: port 0, for which no socket can wait, and a port at which a
-server of the stack listens at all addresses. What is sent there is refused.
+This mechanism can't accept connections to port 0, where no socket can listen, nor to a port at
+which a server of the stack listens at all addresses. Both are refused. `tproxy` has no such limits.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Key = tuple[int, int, bytes]
 
 
 class _Waiting:
-    """A socket that waits for connections."""
+    """A socket that listens, and when the last SYN for it came."""
 
     __slots__ = ("sock", "used")
 
@@ -54,7 +55,7 @@ class Listeners(Mechanism):
         self._tun = os.fsencode(tun)
         self._loop = asyncio.get_running_loop()
         self._receiver: Receiver | None = None
-        # The one that was not asked for longest comes first.
+        # The socket that was unused for longest comes first.
         self._waiting: dict[Key, _Waiting] = {}
         self._most = min(max(spare_descriptors() // 4, 1), _SOCKETS_MAX)
         self._timer: asyncio.TimerHandle | None = None
@@ -90,7 +91,7 @@ class Listeners(Mechanism):
         keys = _keys(header)
         sock = await self._namespace.socket(keys[0][0])
         receiver = self._receiver
-        if receiver is None or self.ready(header):  # stopped, or made meanwhile
+        if receiver is None or self.ready(header):  # stopped, or another call made the socket
             sock.close()
             return receiver is not None
         try:
@@ -131,14 +132,14 @@ class Listeners(Mechanism):
 
 
 def _keys(header: IPHeader) -> tuple[Key, Key]:
-    """Give where a socket for a SYN may wait: at all addresses, or at the one asked for."""
+    """Return the two places where a socket may listen for a SYN: at all addresses, or at one."""
     family = socket.AF_INET if header.version == 4 else socket.AF_INET6
     port = header.dport or 0
     return (family, port, b""), (family, port, header.dst_bytes)
 
 
 def _bind(sock: socket.socket, keys: tuple[Key, Key], header: IPHeader) -> Key | None:
-    """Bind a socket to a port; None where a server of the stack has it at all addresses."""
+    """Bind a socket to a port; None if a server of the stack has the port at all addresses."""
     for key, address in zip(keys, ("", str(header.dst)), strict=True):
         try:
             sock.bind((address, key[1]))

@@ -1,15 +1,16 @@
-"""How a stack accepts connections to addresses that are not its own: the seam of two mechanisms.
+"""How a stack accepts connections to addresses that are not its own: what two mechanisms share.
 
-The kernel delivers a packet only to a socket, and has to be shown which. There are two ways:
+The kernel delivers a packet only to a socket, and must be told to which. There are two ways:
 
-- `tproxy`: nf_tables gives every packet to one socket a family, whatever its port.
+- `tproxy`: nf_tables gives packets for any port to one socket for each address family.
 - `listeners`: the program sees the packets that it sends to the TUN, and makes a socket for a port
   when the first SYN for that port comes. For kernels without nf_tables.
 
-A *receiver* does not see the difference: it is given listening sockets, and watches them. What
-they accept has the address that was asked for as its `getsockname`.
+A *receiver* does not see the difference: it is given listening sockets, and watches them. An
+accepted socket's `getsockname` returns the address that the client connected to.
 
-Datagrams need no socket (see `udp`), and what no socket waits for the kernel answers (`routing`).
+Datagrams need no socket (see `udp`). The kernel refuses packets for which no socket waits (see
+`routing`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
 
 
 class Receiver(Protocol):
-    """What watches the sockets.
+    """Watches the sockets of a mechanism.
 
     Attributes:
         backlog: how many connections may wait to be accepted at each.
@@ -41,14 +42,14 @@ class Receiver(Protocol):
     def backlog(self) -> int: ...
 
     def add(self, sock: socket.socket) -> None:
-        """Watch this socket from now on. It is the mechanism's to close."""
+        """Watch this socket from now on. The mechanism closes it."""
 
     def remove(self, sock: socket.socket) -> None:
         """Stop watching this socket, which is about to be closed."""
 
 
 class Mechanism(abc.ABC):
-    """One of the two; see above. Belongs to the loop that opened the stack.
+    """One of the two mechanisms. It belongs to the loop that opened the stack.
 
     Attributes:
         on_demand: whether sockets are made when a SYN for them is seen.
@@ -72,18 +73,18 @@ class Mechanism(abc.ABC):
 
     @abc.abstractmethod
     def ready(self, header: IPHeader) -> bool:
-        """Whether a socket waits for the connection that this SYN, to another address, opens."""
+        """Whether a socket listens for this SYN, which is not to one of the stack's addresses."""
 
     @abc.abstractmethod
     async def prepare(self, header: IPHeader) -> bool:
-        """Have a socket wait for the connection; False where the kernel can't have one.
+        """Make a socket that listens for this SYN; False if the kernel can't have such a socket.
 
         Raises:
-            OSError, LinkError: none can be made now.
+            OSError, LinkError: no socket can be made now.
         """
 
     def shadows(self, header: IPHeader) -> bool:
-        """Whether one of the sockets would get this SYN, sent to one of the stack's own."""
+        """Whether one of the sockets would get this SYN to one of the stack's own addresses."""
         return False
 
     def give_up(self, port: int) -> None:  # noqa: B027 - nothing to do, mostly

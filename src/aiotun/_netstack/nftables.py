@@ -1,7 +1,7 @@
-"""The rules of nf_tables that give a stack connections to other addresses, by one netlink batch.
+"""Adds nf_tables rules that redirect connections to other addresses to a stack's sockets.
 
-pyroute2 has no helper for the expression `tproxy`, so the batch is packed here. As nft(8) would
-print the table, where ADDRESS is each of the stack's own and TUN its interface::
+pyroute2 has no helper for the expression `tproxy`, so the netlink batch is packed here. nft(8)
+would print the table like this; ADDRESS is each of the stack's own, and TUN is its interface::
 
     table inet aiotun-TUN {
         chain prerouting {
@@ -13,8 +13,8 @@ print the table, where ADDRESS is each of the stack's own and TUN its interface:
         }
     }
 
-The kernel takes the whole batch or nothing of it. Where no socket waits at the address, `tproxy`
-ends its rule, and the packet is routed as if there were none.
+The kernel takes the whole batch or nothing of it. If no socket waits at the address, `tproxy` ends
+its rule, and the packet is routed as if there were no rule.
 
 Source: ``include/uapi/linux/netfilter/nf_tables.h``, ``nfnetlink.h``.
 """
@@ -34,9 +34,9 @@ from .._kernel.limits import LIMITS, limit_error
 __all__ = ["PORT", "RECEIVERS", "NoTproxyError", "intercept", "remove"]
 
 RECEIVERS = {socket.AF_INET: "127.77.0.1", socket.AF_INET6: "::1"}
-"""Where the sockets wait that receive everything, by their family.
+"""The address of the sockets that receive everything, by family.
 
-Not the wildcard address: packets for the stack's own address and this port would get there, too.
+Not the wildcard address: that would also receive packets for the stack's own addresses and `PORT`.
 """
 
 PORT = 1
@@ -78,7 +78,8 @@ _NF_ACCEPT = 1
 _IFNAMSIZ = 16
 _CHAIN = "prerouting"
 
-# Where the destination stands in the IP header, and how the kernel's protocols are called.
+# For each family: the kernel's protocol number, and the offset and length of the destination
+# address in the IP header.
 _FAMILIES = {
     socket.AF_INET: (_NFPROTO_IPV4, 16, 4),
     socket.AF_INET6: (_NFPROTO_IPV6, 24, 16),
@@ -90,13 +91,13 @@ class NoTproxyError(OSError):
 
 
 def intercept(name: str, own: Iterable[IPv4Address | IPv6Address]) -> None:
-    """Add the table of one interface. Blocks, some 0.2 ms.
+    """Add the table of one interface. Blocks, about 0.2 ms.
 
     Call it in a thread that is in the interface's namespace.
 
     Args:
         name: the interface.
-        own: the addresses whose packets are left alone.
+        own: the stack's own addresses; packets to these are not redirected.
 
     Raises:
         NoTproxyError: the kernel refuses; the text says what is missing.
@@ -133,7 +134,7 @@ def intercept(name: str, own: Iterable[IPv4Address | IPv6Address]) -> None:
 
 
 def remove(name: str) -> None:
-    """Remove the table of one interface. Blocks; for a thread as `intercept`.
+    """Remove the table of one interface. Blocks. Call it in a thread as for `intercept`.
 
     Raises:
         NoTproxyError: the kernel refuses.
@@ -143,7 +144,7 @@ def remove(name: str) -> None:
 
 
 def _rules(name: str, own: Iterable[IPv4Address | IPv6Address]) -> Iterator[list[bytes]]:
-    """Give the expressions of each rule, in their order."""
+    """Yield the expressions of each rule, in the order of the rules."""
     for address in own:
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         protocol, offset, length = _FAMILIES[family]
@@ -256,7 +257,7 @@ def _send(what: str, *messages: tuple[int, int, bytes]) -> None:
     """Send a batch, and wait for the kernel's answer to each message.
 
     Raises:
-        NoTproxyError: the kernel refuses one, and so all.
+        NoTproxyError: the kernel refuses one message, and with it the batch.
     """
     begin = _message(_NFNL_MSG_BATCH_BEGIN, _NLM_F_REQUEST, 0, 0, _NFNL_SUBSYS_NFTABLES, b"")
     end = _message(_NFNL_MSG_BATCH_END, _NLM_F_REQUEST, 0, 0, _NFNL_SUBSYS_NFTABLES, b"")
@@ -276,8 +277,8 @@ def _send(what: str, *messages: tuple[int, int, bytes]) -> None:
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
         with places.make_socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER) as sock:
             sock.setblocking(True)
-            # To the kernel's address: else the capabilities of the helper process that made the
-            # socket would count too (see `_link.session`).
+            # Name the kernel's address explicitly. Otherwise the kernel would also check the
+            # capabilities of the helper process that made the socket (see `_link.session`).
             sock.sendto(b"".join((begin, *batch, end)), (0, 0))
             code = _first_error(sock, len(batch))
     except OSError as error:
@@ -289,11 +290,11 @@ def _send(what: str, *messages: tuple[int, int, bytes]) -> None:
 
 
 def _first_error(sock: socket.socket, expected: int) -> int:
-    """Read the answers; give the first error of one, or 0."""
+    """Read the answers, and return the first error, or 0."""
     answered = 0
     while answered < expected:
-        # The kernel has answered by the time that send returns; where it refuses the batch as a
-        # whole it answers once.
+        # The answers are there by the time that send returns. If the kernel refuses the batch as a
+        # whole, there is only one.
         try:
             answers = sock.recv(1 << 16, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -320,7 +321,7 @@ def _reason(code: int) -> str:
     if code == errno.ENOENT:
         return "this kernel's nf_tables has no tproxy; load its module with 'modprobe nft_tproxy'"
     if code == errno.EEXIST:
-        return "another program or stack intercepts at an interface of this name"
+        return "another program or stack already intercepts at an interface of this name"
     if code in (errno.EPERM, errno.EACCES):
         return "a sandbox or a security module of this machine forbids it"
     return os.strerror(code)

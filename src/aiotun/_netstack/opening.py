@@ -1,6 +1,6 @@
-"""Opening a stack: its namespace, its device, what makes the kernel answer for every address.
+"""Opening a stack: its namespace, its device, and the rules to answer for every address.
 
-What was done before a step that fails is undone; see also `_device.opening`.
+If a step fails, the steps before it are undone; see also `_device.opening`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_ROUTES", "Options", "Prepared", "check", "open_core", "undo"]
 
 DEFAULT_ROUTES = ("default", "::/0")
-"""Told apart from the same routes given: of these, what the kernel can't have is left out."""
+"""Compared by identity: of these routes, but not of equal ones that the user gives, the route for
+IPv6 is left out if the kernel can't have it."""
 
 _VARIABLE = "AIOTUN_NETSTACK"
 
 
 class Options(NamedTuple):
-    """The arguments of `open_netstack`, after the checks; an opener each can be used once."""
+    """The checked arguments of `open_netstack`. They can be used once, because openers can."""
 
     namespace: NamespaceOpener | Namespace
     tun: dict[str, Any]
@@ -50,12 +51,13 @@ class Options(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """An open stack: what is shared by its parts, and what is needed to close it."""
+    """An open stack: the state that its parts share, and what is needed to close it."""
 
     core: Core
     diag: socket.socket
     owns_namespace: bool
-    # The namespace, where something is to be undone in it: it is another's, and we intercept.
+    # The namespace, if rules must be removed from it at the end: the stack intercepts, and the
+    # namespace was given by the user.
     place: NamespaceFd | None
 
 
@@ -74,7 +76,7 @@ def check(
     """Check the arguments of `open_netstack`. No system call is made.
 
     Raises:
-        TypeError, ValueError: one is invalid.
+        TypeError, ValueError: an argument is invalid.
     """
     switch("intercept", intercept)
     switch("answer_pings", answer_pings)
@@ -109,7 +111,7 @@ async def open_core(options: Options) -> Prepared:
     """Open everything.
 
     Raises:
-        ValueError: `AIOTUN_NETSTACK` has a word that it can't have.
+        ValueError: the environment variable `AIOTUN_NETSTACK` has an unknown value.
         AiotunError: a step failed.
     """
     forced = _forced()
@@ -144,7 +146,7 @@ async def open_core(options: Options) -> Prepared:
 
 
 def _forced() -> str:
-    """Read the mechanism that is asked for."""
+    """Return the mechanism that the environment variable asks for, or an empty string."""
     word = os.environ.get(_VARIABLE, "")
     if word not in ("", "tproxy", "listeners"):
         raise ValueError(f"{_VARIABLE} must be 'tproxy', 'listeners' or empty, got {word!r}")
@@ -152,7 +154,7 @@ def _forced() -> str:
 
 
 class _Done(NamedTuple):
-    """What `_Work` has done: the own addresses, a socket to reset connections, nf_tables' rules."""
+    """The own addresses, a socket to reset connections, and whether `tproxy` works."""
 
     own: frozenset[bytes]
     control: socket.socket
@@ -160,7 +162,7 @@ class _Done(NamedTuple):
 
 
 class _Work:
-    """What is left to do in a thread in the namespace once the device is there."""
+    """The steps that run in a thread in the namespace, after the device was opened."""
 
     def __init__(self, name: str, index: int, options: Options, forced: str) -> None:
         self._forced = forced
@@ -187,10 +189,10 @@ class _Work:
         undo(self._name)
 
     def _redirect(self, own: list[IPv4Address | IPv6Address]) -> bool:
-        """Have nf_tables redirect to sockets of ours; False where sockets are made on demand.
+        """Have nf_tables redirect to sockets of ours; False if sockets are made on demand instead.
 
         Raises:
-            LinkError: nf_tables is insisted on, and this kernel has none.
+            LinkError: `AIOTUN_NETSTACK` asks for `tproxy`, and this kernel has no nf_tables.
         """
         if self._forced == "listeners":
             return False
@@ -212,7 +214,7 @@ class _Work:
 
 
 def undo(name: str) -> None:
-    """Leave a namespace as it was. Call it in a thread that is in there."""
+    """Remove a stack's rules and routes. Call this in a thread that is in the namespace."""
     with contextlib.suppress(OSError):
         nftables.remove(name)
     in_session(lambda session: routing.undo(session, name))

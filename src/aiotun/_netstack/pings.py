@@ -1,7 +1,7 @@
 """Echo requests to addresses that are not the stack's own, answered by the program.
 
-The kernel of a stack that intercepts answers them for every address. A program that relays wants
-to know first whether the host that is asked answers.
+The kernel of a stack that intercepts answers echo requests to every address. A program that relays
+packets must first find out whether the real host answers.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ class Ping:
     """An echo request."""
 
     local: str
-    """The address that is asked."""
+    """The address that is pinged."""
     peer: str
-    """The address of the host that asks."""
+    """The address of the host that sent the request."""
     ident: int
-    """The identifier: which of that host's programs asks."""
+    """The identifier, which tells that host's ping programs apart."""
     sequence: int
     """The sequence number."""
     ttl: int
-    """The TTL or hop limit with which it has come."""
+    """The TTL or hop limit that the request arrived with."""
     data: bytes
-    """What the answer must repeat."""
+    """The data, which the reply repeats."""
 
 
 OnPing = Callable[[Ping], Any]
-"""Says of a ping whether it is answered: True, False or a `Refusal`; plain or async."""
+"""Decides whether a ping is answered: returns True, False or a `Refusal`; plain or async."""
 
 
 class PingInterceptor:
-    """Takes echo requests, and answers those that `on_ping` says to answer."""
+    """Takes echo requests, and answers those that `on_ping` accepts."""
 
     def __init__(
         self, own: frozenset[bytes], counts: Counts, injector: Injector, on_ping: OnPing
@@ -77,10 +77,10 @@ class PingInterceptor:
         return self._closed
 
     def take(self, packet: bytes) -> bool:
-        """Take an echo request, and return whether it is one; if not, it is for the kernel.
+        """Take an echo request; return False if the packet is for the kernel instead.
 
         Args:
-            packet: a whole IP packet, no fragment.
+            packet: a whole IP packet, not a fragment.
         """
         header = _foreign_request(packet, self._own)
         if header is None:
@@ -117,20 +117,20 @@ class PingInterceptor:
             self._injector.try_send(unreachable(packet, header, answer))
 
     def close(self) -> None:
-        """Take no more; the questions that are open are cancelled. Idempotent."""
+        """Take no more requests, and cancel the calls of `on_ping` under way. Idempotent."""
         self._closed = True
         if not self._loop.is_closed():
             for task in self._tasks:
                 task.cancel()
 
     async def wait_closed(self) -> None:
-        """Wait until no question is open."""
+        """Wait until no call of `on_ping` is under way."""
         while self._tasks:
             await asyncio.wait([*self._tasks])
 
 
 def is_foreign_ping(packet: bytes, own: frozenset[bytes]) -> bool:
-    """Whether a packet is an echo request to an address other than these."""
+    """Whether a packet is an echo request to an address that is not in `own`."""
     return _foreign_request(packet, own) is not None
 
 

@@ -20,7 +20,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @dataclasses.dataclass(slots=True)
 class PipeStats:
-    """What `pipe` has done so far: give it one of these, and look at it at any time."""
+    """Counters of `pipe`: pass it one of these, and read them at any time."""
 
     a_to_b: int = 0
     """Bytes read from the first connection and written to the second."""
@@ -33,15 +33,15 @@ class PipeStats:
 async def pipe(a: Streams, b: Streams, *, stats: PipeStats | None = None) -> None:
     """Move bytes both ways between two connections until both ways have ended.
 
-    The end of one way is passed on when all bytes before it are (half-close), and the other way
-    goes on. A reader that is slow slows the other side's writer, and nobody else. A connection with
-    nothing to move costs no processor time. If one connection breaks, the other is reset.
+    When one way ends, its end is passed on after all its bytes (half-close), and the other way goes
+    on. A slow reader only slows down the writer at the other side. A connection with nothing to
+    move costs no processor time. If one connection breaks, the other is reset.
 
     Args:
         a, b: the reader and writer of a connection, as `asyncio.open_connection` returns them and
-            `asyncio.start_server` passes them. Only their methods are used, so objects of other
-            libraries that have the same ones work, too. Streams opened with ``limit=`` of 128 KiB
-            or more are the fastest.
+            `asyncio.start_server` passes them. `pipe` only calls their methods, so objects of other
+            libraries with the same methods work, too. Streams opened with ``limit=`` of 128 KiB or
+            more are the fastest.
         stats: an object to count in. One object may be given to several pipes.
 
     Returns:
@@ -52,19 +52,20 @@ async def pipe(a: Streams, b: Streams, *, stats: PipeStats | None = None) -> Non
         Exception: a reader or writer of another library raised something that is not an `OSError`.
             Both connections are reset then, too.
 
-    *Cancellation*: closes neither connection, and loses nothing: what was read is in the other
-    connection's buffer. Both can be used afterwards.
+    *Cancellation*: closes neither connection and loses no byte: all that was read is in the other
+    connection's buffer. Both connections can be used afterwards.
 
-    *Concurrency*: nobody else may read from these readers meanwhile.
+    *Concurrency*: no other task may read from these readers meanwhile.
     """
     counts = stats if stats is not None else PipeStats()
     ways = {
         asyncio.create_task(_copy(a[0], b[1], counts, "a_to_b")),
         asyncio.create_task(_copy(b[0], a[1], counts, "b_to_a")),
     }
-    # A way that waits for room does not read, so it would not notice that its source broke. These
-    # tasks must not be cancelled: asyncio would then cancel the future that every `wait_closed` of
-    # that writer awaits. They end with the connections.
+    # A way that waits for room does not read, so it would not notice that its source broke. So two
+    # more tasks wait until the connections close. They must not be cancelled: asyncio would then
+    # cancel the future that every `wait_closed` of that writer awaits. They end with the
+    # connections.
     watches = {asyncio.create_task(writer.wait_closed()) for _, writer in (a, b)}
     for watch in watches:
         watch.add_done_callback(_retrieve)
@@ -109,7 +110,7 @@ async def _copy(
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:
-    """Look at a task's exception; else asyncio would log that nobody did."""
+    """Retrieve a task's exception; otherwise asyncio would log that it was never retrieved."""
     if not task.cancelled():
         task.exception()
 

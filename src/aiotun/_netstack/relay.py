@@ -1,4 +1,4 @@
-"""Packets both ways between two devices, as each of them wants its packets."""
+"""Packets both ways between two devices, each in its own format."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ECN = 0x80
 # if_tun.h: struct tun_pi { __u16 flags; __be16 proto; }, proto as in if_ether.h.
 _IPV4, _IPV6 = b"\0\0\x08\x00", b"\0\0\x86\xdd"
 
-# Gives the packets for the target, and how many of the source's could not be read.
+# Returns the packets for the target, and how many of the source's packets could not be read.
 Convert = Callable[[list[bytes]], tuple[list[bytes], int]]
 
 
@@ -35,8 +35,8 @@ Convert = Callable[[list[bytes]], tuple[list[bytes], int]]
 class RelayCounts:
     """What `relay` has done in one direction so far.
 
-    It counts packets as the receiving device gets them: a super-packet that is passed on whole is
-    one packet. Each packet that came is counted in one of these fields.
+    Packets are counted as the other device gets them: a super-packet that is passed on whole is one
+    packet. Each packet is counted in one of these fields.
     """
 
     passed: int = 0
@@ -53,7 +53,7 @@ class RelayCounts:
 
 @dataclasses.dataclass(slots=True)
 class RelayStats:
-    """What `relay` has done so far: give it one of these, and look at it at any time."""
+    """Counters of `relay`: pass it one of these, and read them at any time."""
 
     a_to_b: RelayCounts = dataclasses.field(default_factory=RelayCounts)
     """From the first device to the second."""
@@ -64,14 +64,14 @@ class RelayStats:
 async def relay(a: PacketIO, b: PacketIO, *, stats: RelayStats | None = None) -> None:
     """Move packets both ways between two devices, until one of them is closed.
 
-    Each device gets packets in its own format, whatever the other's is: super-packets where both
-    have ``offload="raw"``, otherwise packets that are split, or merged as far as the device accepts
-    it (`Device.offloads`), with a virtio-net header of its own size, with or without packet
-    information.
+    Each device gets packets in its own format, whatever the other's is. Between two devices with
+    ``offload="raw"`` the relay passes super-packets on whole. Otherwise it splits them, or merges
+    packets as far as the device accepts super-packets (`Device.offloads`). Virtio-net headers get
+    the size that the device has, and packet information is added or removed.
 
-    A packet that one device can't take is dropped and counted, and the relay goes on: while a link
-    is down, or if the kernel refuses the packet. If a device has no room, the relay waits, and does
-    not read more packets for it meanwhile.
+    A packet that a device can't take is dropped and counted, and the relay goes on. That happens
+    while the link is down, or if the kernel refuses the packet. If a device has no room, the relay
+    waits, and does not read more packets for that device meanwhile.
 
     Args:
         a, b: two TUN devices, or two TAP devices: what `open_tun` and `open_tap` return, what
@@ -86,10 +86,10 @@ async def relay(a: PacketIO, b: PacketIO, *, stats: RelayStats | None = None) ->
         TypeError: `a` or `b` is not a device.
         ValueError: one is a TUN device and the other a TAP device, or both are the same.
 
-    *Cancellation*: closes neither device. Packets that were received but not sent yet are sent at
-    once if there is room for them, and counted in `RelayCounts.unsent` if there is not.
+    *Cancellation*: closes neither device. Packets that were received but not sent yet are sent if
+    there is room for them; otherwise they are dropped and counted in `RelayCounts.unsent`.
 
-    *Concurrency*: other tasks may use both devices meanwhile, and each packet goes to one receiver.
+    *Concurrency*: other tasks may use both devices meanwhile; each packet goes to one receiver.
     Other tasks run after every 256 packets. Several relays may share a device.
     """
     for each in (a, b):
@@ -112,7 +112,7 @@ async def relay(a: PacketIO, b: PacketIO, *, stats: RelayStats | None = None) ->
     finally:
         for pump in pumps:
             pump.cancel()
-        # A cancelled pump ends at once: it only sends what goes without waiting.
+        # A cancelled pump ends at once: it sends only as many packets as possible without waiting.
         await asyncio.wait(pumps)
     for failure in [pump.exception() for pump in pumps if not pump.cancelled()]:
         if failure is not None:
@@ -138,7 +138,7 @@ async def _pump(source: PacketIO, target: PacketIO, counts: RelayCounts) -> None
 
 
 async def _send(target: PacketIO, packets: list[bytes], counts: RelayCounts) -> None:
-    """Send packets and count what becomes of each, whatever happens."""
+    """Send packets, and count for each whether it was sent or why it was dropped."""
     left = packets
     try:
         while left:
@@ -168,7 +168,7 @@ async def _send(target: PacketIO, packets: list[bytes], counts: RelayCounts) -> 
 
 
 def _send_at_once(target: PacketIO, packets: list[bytes]) -> int:
-    """Send as many packets as go without waiting; return how many."""
+    """Send as many packets as possible without waiting; return how many."""
     sent = 0
     try:
         for packet in packets:
@@ -183,7 +183,7 @@ def _send_at_once(target: PacketIO, packets: list[bytes]) -> int:
 
 
 def converter(source: PacketFormat, target: PacketFormat) -> Convert | None:
-    """Return the function that turns one device's packets into another's; None: as they are."""
+    """Return the function that converts packets between two formats; None if there is no need."""
     if source.offload == target.offload == "raw":
         return _repack(source, target)
     if source.offload == "raw":
@@ -197,7 +197,7 @@ def converter(source: PacketFormat, target: PacketFormat) -> Convert | None:
 
 
 def _repack(source: PacketFormat, target: PacketFormat) -> Convert | None:
-    """Super-packets for a device with another header, or whose kernel doesn't know all kinds."""
+    """Convert super-packets for a device with another header size, or without USO."""
     without_udp = Offloads.USO not in target.offloads
     if source.vnet_bytes == target.vnet_bytes and not without_udp:
         return None

@@ -1,20 +1,20 @@
 """Routes and rules that make a namespace's kernel answer for every address.
 
-What comes from the TUN device to an address that is not local would be forwarded or dropped. A
-local default route makes every address one of this host's own, so that packets reach sockets. Where
-no socket waits the kernel answers as a host does: a reset, port unreachable, an echo reply.
+Without these, the kernel would forward or drop packets from the TUN device to an address that is
+not local. A local default route makes every address local, so that packets reach sockets. If no
+socket waits, the kernel answers as any host does: with a reset, port unreachable, or an echo reply.
 
-For IPv4 the route must be in the table `local`: only there the kernel looks up the source address
-of such an answer. So that this program's own packets still find their way out, the rule that has
-everybody look in that table is replaced::
+For IPv4 the route must be in the table `local`, because the kernel looks up the source address of
+such answers only there. But then the packets of local programs would be delivered locally, too. To
+prevent that, the rule that looks up every packet in this table is replaced by two::
 
     1: from all lookup local suppress_prefixlength 0     everything but the default route
     2: from all iif TUN lookup local
 
-IPv6 answers by itself for any address that is routed as local, and a default route in its table
-`local` would break it, so there it is in a table of its own.
+For IPv6 the route is in a table of its own. The kernel answers for any address that is routed as
+local, and a default route in the table `local` would break IPv6.
 
-All of this is for packets *to* the stack; the way out is the device's own routes.
+All of this concerns packets *to* the stack. Packets from the stack follow the device's own routes.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 __all__ = ["add_if_ipv6", "answer_for_all", "undo"]
 
 _LOCAL = 255  # rtnetlink.h: RT_TABLE_LOCAL
-_OURS = 0x6169_6F74  # a table that nobody else uses
+_OURS = 0x6169_6F74  # the number of our table; nothing else is likely to use it
 _RULE_IPV6 = 30_000  # any number before that of the table `main`, 32766
 
-# What the kernel says where it has no IPv6, or the link has none.
+# The kernel's errors if it has no IPv6, or the link has none.
 _NO_IPV6 = {errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EACCES, errno.ENODEV}
 
 
 async def add_if_ipv6(session: Session, index: int, route: Route) -> bool:
-    """Add an IPv6 route to a link; False where the kernel or the link has no IPv6."""
+    """Add an IPv6 route to a link; False if the kernel or the link has no IPv6."""
     info = await session.get(index)
     try:
         await session.add_route(info, route)
@@ -58,7 +58,7 @@ async def answer_for_all(session: Session, tun: str) -> None:
     """Add the routes and rules.
 
     Raises:
-        LinkError: the kernel refuses; EEXIST where they are there already. Nothing is added then.
+        LinkError: the kernel refuses; EEXIST if another stack has added them. Nothing is added.
     """
     try:
         await _add(session, tun)
@@ -70,7 +70,7 @@ async def answer_for_all(session: Session, tun: str) -> None:
 
 async def _add(session: Session, tun: str) -> None:
     four, six = socket.AF_INET, socket.AF_INET6
-    # The first request is the one that fails where another stack has been here.
+    # This request must come first: it fails if another stack intercepts in this namespace.
     await session.rule("add", four, 1, _LOCAL, suppress_prefixlen=0)
     await session.rule("add", four, 2, _LOCAL, iifname=tun)
     await session.add_local_default(four, _LOCAL)
@@ -84,7 +84,7 @@ async def _add(session: Session, tun: str) -> None:
 
 
 async def undo(session: Session, tun: str) -> None:
-    """Remove the routes and rules. What is not there is not missed."""
+    """Remove the routes and rules; ignore those that don't exist."""
     four, six = socket.AF_INET, socket.AF_INET6
     await _attempt(session.rule("add", four, 0, _LOCAL))
     await _attempt(session.remove_local_default(four, _LOCAL))

@@ -1,4 +1,4 @@
-"""A packet of TCP on its way to the stack's device."""
+"""A TCP packet on its way to the stack's device."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["Seen", "TcpTaker"]
 
 
 class Seen(NamedTuple):
-    """What admission looks at.
+    """A TCP packet, as `Admission.take` gets it.
 
     Attributes:
-        sent: as the program sent it. Its virtio-net header may say that the checksum is not
-            complete, so this and nothing else is written later.
-        packet: the same without that header.
+        sent: the packet as the program sent it. Its virtio-net header may say that the checksum is
+            not complete, so the packet must be written later with this header.
+        packet: the packet without the virtio-net header.
         header: its IP header.
     """
 
@@ -25,7 +25,7 @@ class Seen(NamedTuple):
 
 
 class TcpTaker(Protocol):
-    """What decides about connections: `admission.Admission`."""
+    """Decides about connections; see `admission.Admission`."""
 
     def take(self, seen: Seen) -> bool:
-        """Take a packet, and return whether it was taken; if not, the kernel gets it."""
+        """Take a packet; return False if it is for the kernel instead."""

@@ -1,4 +1,4 @@
-"""What `intercept_tcp` and `intercept_udp` return."""
+"""The server that `intercept_tcp`, `intercept_udp` and `intercept_ping` return."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ __all__ = ["Interceptor", "Server"]
 
 
 class Interceptor(Protocol):
-    """What is behind a server."""
+    """The implementation of a server, for TCP, UDP or pings."""
 
     @property
     def closed(self) -> bool: ...
 
     def close(self) -> None:
-        """Intercept nothing more, at once. Idempotent."""
+        """Stop intercepting. Idempotent."""
 
     async def wait_closed(self) -> None:
-        """Wait until what `close` began has ended."""
+        """Wait until the program's functions that `close` cancelled have ended."""
 
 
 class Server:
-    """Intercepts for as long as it is open; see `Netstack.intercept_tcp` and `intercept_udp`.
+    """Intercepts for as long as it is open; see the methods ``intercept_...`` of `Netstack`.
 
     ``async with server:`` closes it at the end of the block.
     """
@@ -35,26 +35,26 @@ class Server:
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed, here or with its stack."""
+        """Whether the server was closed, by `close` or with its stack."""
         return self._interceptor.closed
 
     def is_of(self, kind: type) -> bool:
-        """Internal: whether it intercepts what this class does."""
+        """Internal: whether its interceptor is of this class."""
         return isinstance(self._interceptor, kind)
 
     def close(self) -> None:
-        """Accept nothing more, at once; may be called again.
+        """Stop intercepting at once; may be called again.
 
         TCP connections that were accepted go on. UDP flows end.
         """
         self._interceptor.close()
 
     async def wait_closed(self) -> None:
-        """After `close`: wait until no question to `admit` is open.
+        """Wait until no call of `admit` or `on_ping` is under way; call `close` before.
 
-        It does not wait for what was accepted. Raises nothing.
+        This does not wait for accepted connections and flows. Raises nothing.
 
-        *Cancellation*: only the waiting ends.
+        *Cancellation*: the task only stops waiting.
 
         *Concurrency*: may be called any number of times at once.
         """

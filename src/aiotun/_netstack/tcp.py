@@ -1,7 +1,7 @@
-"""Accepts every TCP connection that a mechanism catches, and has a handler called for each.
+"""Accepts the TCP connections that a mechanism redirects, and calls a handler for each.
 
-Not by asyncio's own server: at the limit of descriptors that one stops accepting for a second, so
-that nobody is told anything, and it knows no limit of connections.
+asyncio's own server has no limit of connections. When descriptors run out, it stops accepting for a
+second, and clients get no answer meanwhile. So this module accepts connections itself.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ ClientHandler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable
 # How many connections are accepted before the loop does something else.
 _AT_ONCE = 64
 
-# How long no connection is accepted if not even one can be refused, in seconds.
+# How many seconds to wait before accepting again if no descriptor is left even to refuse one.
 _PAUSE = 0.2
 
-# A reader stops the transport when it holds more than twice this. The transport reads 256 KiB at
-# once, so with asyncio's own limit of 64 KiB it would be stopped after nearly every read.
+# A StreamReader pauses the transport when it holds more than twice this. The transport reads 256
+# KiB at once, so with asyncio's default of 64 KiB it would pause after nearly every read.
 _READ_LIMIT = 128 * 1024
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
 
-# What accept(2) may say of one connection: it has ended, or the network has an error for it.
+# Errors of accept(2) that concern one connection only: it has ended, or had a network error.
 _ONE_CONNECTION = {
     errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT,
     errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH,
@@ -49,7 +49,7 @@ _ONE_CONNECTION = {
 
 
 class TcpInterceptor:
-    """A receiver of listening sockets (`mechanism.Receiver`), and what they accept."""
+    """Watches listening sockets (see `mechanism.Receiver`), and serves their connections."""
 
     def __init__(
         self,
@@ -68,7 +68,8 @@ class TcpInterceptor:
         self._listening: set[socket.socket] = set()
         self._open = 0
         self._tasks: set[asyncio.Task[Any]] = set()
-        # Given up for a moment to accept a connection that is then refused.
+        # When no descriptor is left, this one is closed for a moment, so that a connection can be
+        # accepted and reset.
         self._spare = _spare()
         self._closed = False
         self._admission: Admission | None = None
@@ -92,7 +93,7 @@ class TcpInterceptor:
         return self._open >= self._limit
 
     def close(self) -> None:
-        """Accept no more; connections go on."""
+        """Stop accepting. Open connections go on."""
         if self._closed:
             return
         self._closed = True
@@ -149,7 +150,7 @@ class TcpInterceptor:
         self._core.counts.connections_refused += 1
 
     def _pause_or_refuse(self, listening: socket.socket, error: OSError) -> None:
-        """Without a free descriptor: refuse a connection by the spare one, else wait a moment."""
+        """Refuse a connection with the help of the spare descriptor, or pause accepting."""
         if error.errno in LIMITS and self._spare >= 0:
             os.close(self._spare)
             try:
@@ -226,7 +227,7 @@ class TcpInterceptor:
 
 
 class _Connection(asyncio.StreamReaderProtocol):
-    """A stream's protocol that tells when the connection has ended."""
+    """A stream's protocol that reports when the connection has ended."""
 
     def __init__(
         self,
@@ -248,7 +249,7 @@ class _Connection(asyncio.StreamReaderProtocol):
 
 
 def _spare() -> int:
-    """Open a descriptor that can be given up; -1 where there is none."""
+    """Open a descriptor to keep in reserve; -1 if none is left."""
     try:
         return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

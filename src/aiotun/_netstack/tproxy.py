@@ -1,4 +1,4 @@
-"""The mechanism `tproxy`: one socket a family receives everything; see `nftables`."""
+"""The mechanism `tproxy`: one socket for each family receives everything; see `nftables`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["Tproxy"]
 
 
 class Tproxy(Mechanism):
-    """Sockets at the address that the rules of nf_tables name.
+    """Sockets at the addresses to which the nf_tables rules redirect.
 
-    They are bound to the device, too, so that no program inside can reach them another way. A
-    connection that they accept inherits that: its packets leave by the device, whatever the routes.
+    They are also bound to the device, so that no program in the namespace can reach them another
+    way. Accepted sockets inherit that: their packets leave by the device, whatever the routes are.
     """
 
     def __init__(self, namespace: Namespace, tun: str) -> None:
@@ -61,7 +61,10 @@ class Tproxy(Mechanism):
 
     def stop(self) -> None:
         made, self._listening = self._listening, []
+        # Forgotten, because it holds the stack that holds this: the namespace would stay open until
+        # the garbage collector finds the cycle.
+        receiver, self._receiver = self._receiver, None
         for sock in made:
-            assert self._receiver is not None
-            self._receiver.remove(sock)
+            assert receiver is not None
+            receiver.remove(sock)
             sock.close()

@@ -1,13 +1,13 @@
 """The table of UDP flows: which datagram belongs to which flow, and when a flow ends.
 
-Datagrams do not pass the kernel. They are taken out of the packets that the program sends to the
-TUN device, and answers are packets made here (`Injector`). That takes less time than sockets do,
-and it needs neither nf_tables nor a descriptor for each flow or port. Any address and port can be
-answered from, while a socket answers only from the port that it is bound to. Refusals quote the
-client's own packet.
+Intercepted datagrams bypass the kernel. They are taken out of the packets that the program sends to
+the TUN device, and answers are packets that are made here (`Injector`). That is faster than sockets
+are, and needs neither nf_tables nor a descriptor for each flow or port. An answer can come from any
+address and port; a socket could answer only from the port that it is bound to. And ICMP errors can
+quote the client's own packet.
 
-Everything here runs in the call that sends a packet to the device, so no code of users does: it
-runs in the loop's next turn.
+This code runs inside the call that sends a packet to the device. The program's functions must not
+run inside that call, so the loop calls them in its next turn.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ __all__ = ["Admit", "OnFlow", "UdpInterceptor"]
 Admit = Callable[[Address, Address], Any]
 OnFlow = Callable[[UdpFlow[Any]], Awaitable[None] | None]
 
-# What waits to be received: of one flow, which is about as much as a socket's buffer holds by
-# default, and of all flows.
+# How many bytes may wait to be received: in one flow, about as much as a socket's default buffer
+# holds, and in all flows.
 _FLOW_BYTES = 256 * 1024
 _ALL_BYTES = 64 * 1024 * 1024
 
 _DNS = (53).to_bytes(2, "big")
 
-# How long after an answer from port 53 a flow of nothing but DNS goes on, in seconds. A resolver
-# asks for IPv4 and IPv6 addresses at once, so that another answer may follow.
+# How many seconds after an answer from port 53 a flow of nothing but DNS ends. Not at once: a
+# resolver asks for IPv4 and IPv6 addresses at the same time, so another answer may follow.
 _DNS_IDLE = 5.0
 
 
@@ -55,7 +55,7 @@ class UdpInterceptor:
     Invariants, which the tests assert after each packet and each call of the timer:
 
     - A flow that has not ended is in the table and in one of the two lines, and no other flow is.
-    - `queued` is what the queues of these flows hold.
+    - `queued` is the sum of the bytes in the queues of these flows.
     - A timer is set while there are flows, unless none of them expires. It may be early.
 
     Attributes:
@@ -87,7 +87,8 @@ class UdpInterceptor:
         # happens to send a packet.
         self._context = contextvars.copy_context()
         self._flows: dict[bytes, Flow] = {}
-        # The flows in the order of their last datagrams: all that wait for as long are in one line.
+        # The flows in the order of their last datagrams. There is one line for each idle time, so
+        # that the first flow of a line is the first to expire.
         self._line: OrderedDict[bytes, Flow] = OrderedDict()
         self._dns_line: OrderedDict[bytes, Flow] = OrderedDict()
         self._idle = ((self._dns_line, min(idle, _DNS_IDLE)), (self._line, idle))
@@ -104,10 +105,10 @@ class UdpInterceptor:
     # Packets from clients
 
     def take(self, packet: bytes, checked: bool = False) -> bool:
-        """Take a datagram, and return whether it is for a flow; if not, it is for the kernel.
+        """Take a datagram; return False if the packet is for the kernel instead.
 
         Args:
-            packet: a whole IP packet, no fragment.
+            packet: a whole IP packet, not a fragment.
             checked: as for `parse`.
         """
         parsed = parse(packet, checked)
@@ -144,8 +145,9 @@ class UdpInterceptor:
             self._injector.limit(error.target[:-2], error.mtu)
         elif error.port_unreachable:
             self._counts.flows_unreachable += 1
-            # Nobody has the client's port any more. But of several hosts that send to a client, it
-            # may refuse one and go on with the others: a connected socket does.
+            # No socket accepts the datagram at the client's port. With one flow for each client,
+            # the flow goes on: the client may refuse datagrams from one host only, as a connected
+            # socket does, and still receive those from others.
             if not self._per_client:
                 self.end(flow)
         return True
@@ -157,7 +159,7 @@ class UdpInterceptor:
     # The beginning of a flow
 
     def _begin(self, key: bytes, peer: bytes, local: bytes, packet: bytes) -> Flow | None:
-        # Handlers that go on after their flows have ended must not become any number either.
+        # Handlers may go on after their flows have ended; bound their number, too.
         if len(self._handlers) >= 2 * self._most:
             self._counts.flows_refused += 1
             self._counts.packets_refused += 1
@@ -233,7 +235,7 @@ class UdpInterceptor:
     # The end of a flow
 
     def _touch(self, flow: Flow, line: OrderedDict[bytes, Flow]) -> None:
-        """Note that a datagram has come or gone."""
+        """Note that a datagram was received or sent, and move the flow to the end of a line."""
         flow.since = self._loop.time()
         if flow.line is line:
             line.move_to_end(flow.key)
@@ -279,7 +281,7 @@ class UdpInterceptor:
             flow.task.cancel()
 
     def _remove(self, flow: Flow) -> int:
-        """Take a flow out of the table; give how many datagrams nobody has received."""
+        """Take a flow out of the table; return how many datagrams were still in its queue."""
         del self._flows[flow.key]
         del flow.line[flow.key]
         return flow.finish()
@@ -294,7 +296,7 @@ class UdpInterceptor:
             self.end(flow)
 
     async def wait_closed(self) -> None:
-        """Wait until no question to `admit` is open. Handlers see the end of their flows."""
+        """Wait until no call of `admit` is under way. This does not wait for handlers."""
         while self._asking:
             await asyncio.wait([*self._asking])
 

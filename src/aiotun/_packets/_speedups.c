@@ -292,19 +292,19 @@ static PyObject *speedups_read_many(PyObject *module, PyObject *const *args, Py_
 	return batch;
 }
 
-/* Return a reference to an item of a list that other threads may change; NULL, without an exception,
- * if it has been taken out meanwhile. */
+/* Return a reference to an item of a list that other code may change; NULL, without an exception, if
+ * it has been taken out meanwhile. */
 static PyObject *item_of(PyObject *list, Py_ssize_t index)
 {
 #ifdef Py_GIL_DISABLED
 	PyObject *item = PyList_GetItemRef(list, index);
+#else
+	PyObject *item = Py_XNewRef(PyList_GetItem(list, index));
+#endif
 
 	if (!item)
 		PyErr_Clear();
 	return item;
-#else
-	return Py_NewRef(PyList_GetItem(list, index));
-#endif
 }
 
 /* write_many(fd, packets): see native.py. */
@@ -363,20 +363,22 @@ static PyObject *speedups_send_run(PyObject *module, PyObject *const *args, Py_s
 	if (count < 2 || count > MOST_RUN_DATAGRAMS)
 		return PyLong_FromLong(0);
 	for (Py_ssize_t i = 0; i < count; i++) {
-		PyObject *datagram = PyList_GetItem(args[1], i);
-		Py_ssize_t length;
+		PyObject *datagram = item_of(args[1], i);
+		Py_ssize_t length = 0;
 
-		if (!PyBytes_CheckExact(datagram))
-			return PyLong_FromLong(0);
-		length = PyBytes_Size(datagram);
+		if (datagram && PyBytes_CheckExact(datagram))
+			length = PyBytes_Size(datagram);
 		if (i == 0)
 			size = length;
 		if (length == 0 || length > largest || length > size ||
 		    (length < size && i < count - 1) ||
-		    whole.iov_len + (size_t)length > MOST_RUN_BYTES)
+		    whole.iov_len + (size_t)length > MOST_RUN_BYTES) {
+			Py_XDECREF(datagram);
 			return PyLong_FromLong(0);
+		}
 		memcpy(read_buffer + whole.iov_len, PyBytes_AsString(datagram), (size_t)length);
 		whole.iov_len += (size_t)length;
+		Py_DECREF(datagram);
 	}
 	if (args[2] != Py_None) {
 		message.msg_name = PyBytes_AsString(args[2]);
@@ -1686,10 +1688,14 @@ static PyObject *speedups_write_run(PyObject *module, PyObject *const *args, Py_
 	if (!PyList_Check(args[4]) || (count = (long)PyList_Size(args[4])) > MOST_IN_RUN)
 		return PyErr_Format(PyExc_TypeError, "write_run takes a list of at most %d lengths",
 				    MOST_IN_RUN);
-	for (long index = 0; index < count; index++)
-		if ((lengths[index] = number(PyList_GetItem(args[4], index), "a length",
-					     READ_SIZE)) < 0)
+	for (long index = 0; index < count; index++) {
+		PyObject *length = item_of(args[4], index);
+
+		lengths[index] = length ? number(length, "a length", READ_SIZE) : 0;
+		Py_XDECREF(length);
+		if (lengths[index] < 0)
 			return NULL;
+	}
 	if (header && header != HEADER && header != LONG_HEADER)
 		return PyErr_Format(PyExc_ValueError, "a header has 0, 10 or 12 bytes");
 	if (PyObject_GetBuffer(args[1], &data, PyBUF_SIMPLE) < 0)

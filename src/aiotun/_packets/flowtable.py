@@ -1,9 +1,9 @@
 """The flows of a batch whose super-packet may still grow; pure, no I/O.
 
 A batch is sorted into runs: packets of one flow that continue each other. Each run takes the place
-of its first packet. A run may take packets from behind other flows' packets, so only the order of
-packets of different flows changes. A run is closed before anything else of its flow gets a place,
-and so the order of each flow's packets stays as it is.
+of its first packet. A packet that joins a run overtakes packets of other flows, but not of its own:
+before a packet of the flow that can't join gets its place, the run is closed. So the packets of
+each flow stay in order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 
 class FlowTable(Generic[R]):
-    """Open runs by flow: at most 128, then the one that was opened first is closed.
+    """Open runs by flow, at most 128. Opening one more closes the run that was opened first.
 
     A flow is the packet's addresses, both ports and the protocol, as bytes. Frames of one flow may
     differ in their MAC addresses and VLAN tags.

@@ -30,8 +30,8 @@ def fragment(packet: bytes, mtu: int, ident: int) -> list[bytes]:
         packet: a packet without IPv6 extension headers. IPv4's options are repeated in each
             fragment.
         mtu: at least 68 bytes; 1280 for IPv6.
-        ident: what the fragments of a packet have in common, for IPv6, 32 bits. IPv4 has it in its
-            header.
+        ident: the identification that the fragments of an IPv6 packet share, 32 bits. An IPv4
+            packet has one in its header already.
     """
     if len(packet) <= mtu:
         return [packet]
@@ -68,13 +68,13 @@ def _fragment6(packet: bytes, offset: int, more: bool, ident: int, piece: bytes)
 
 
 def fragment_of(packet: bytes) -> int:
-    """Give the protocol of which an IP packet is a fragment; 0 if it is none."""
+    """Return the protocol (such as UDP) of the packet that this is a fragment of; else 0."""
     if len(packet) < 20:
         return 0
     if packet[0] >> 4 == 4:
         return packet[9] if packet[6] & 0x3F or packet[7] else 0
-    # After other extension headers, which nobody sends in front of it, the kernel may have it. An
-    # atomic fragment (RFC 6946) is a whole packet.
+    # In practice no extension header precedes the fragment header; leave such packets to the
+    # kernel. An atomic fragment (RFC 6946) is a whole packet.
     if packet[6] != _IPV6_FRAGMENT or packet[0] >> 4 != 6 or len(packet) < 48:
         return 0
     return packet[40] if packet[42] or packet[43] & 0xF9 else 0
@@ -98,8 +98,8 @@ class Reassembler:
     """Puts fragments together, within bounds of memory and time.
 
     Attributes:
-        dropped: fragments that were dropped: invalid or overlapping ones, and those of packets of
-            which the rest did not come, or came too late.
+        dropped: how many fragments were dropped: invalid and overlapping ones, and fragments of
+            packets that did not become complete in time.
     """
 
     def __init__(self) -> None:
@@ -108,10 +108,10 @@ class Reassembler:
         self._parts: dict[Key, _Parts] = {}
 
     def add(self, packet: bytes, now: float) -> bytes | None:
-        """Take a fragment; give the whole packet if this was the last one that was missing.
+        """Take a fragment; return the whole packet if no fragment of it is missing any more.
 
         Args:
-            packet: what `fragment_of` says to be a fragment.
+            packet: an IP packet for which `fragment_of` is not 0.
             now: the time in seconds, of any clock that never goes back.
         """
         self._expire(now)
@@ -124,7 +124,7 @@ class Reassembler:
         if parts is None:
             parts = self._parts[key] = _Parts(now)
         if parts.pieces.get(offset) == piece:
-            return None  # a copy of the same fragment; it does no harm
+            return None  # a duplicate of the same fragment, which does no harm
         end = offset + len(piece)
         if offset in parts.pieces or (parts.end and (end > parts.end or not more)):
             self._drop(key, 1)
@@ -147,7 +147,7 @@ class Reassembler:
         parts = self._parts[key]
         at = 0
         for offset in sorted(parts.pieces):
-            if offset != at:  # they overlap; RFC 5722 has the whole packet dropped
+            if offset != at:  # the fragments overlap: drop the whole packet (RFC 5722)
                 self._drop(key)
                 return None
             at += len(parts.pieces[offset])
@@ -181,7 +181,7 @@ class Reassembler:
 
 
 def _take_apart(packet: bytes) -> tuple[Key, bytes, int, bool, bytes]:
-    """Give what a fragment belongs to, its header as that of a whole packet, and its place.
+    """Return a fragment's key, the whole packet's header, its offset, its more flag, and its data.
 
     Raises:
         ValueError, struct.error: the fragment is invalid.

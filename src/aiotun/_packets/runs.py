@@ -1,7 +1,8 @@
 """Runs: many packets in one buffer, a fixed number of bytes apart.
 
-Whoever seals or copies each packet needs no object for it. This module knows where the packets of a
-run are, and which buffers are free. `native.read_run` and `native.write_run` read and write them.
+A program that encrypts or copies each packet of a run needs no object for each. This module knows
+where the packets of a run are, and which buffers are free. `native.read_run` and `native.write_run`
+read and write runs.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class Run:
     the room that it asked for, and the padding, which is zero.
 
     A run of a `Pool` holds its buffer until `release`; ``with run:`` releases it at the end of the
-    block. A run that is dropped without that emits a `ResourceWarning`, and the pool makes another
-    buffer.
+    block. If a run becomes garbage without that, it emits a `ResourceWarning`, and the pool makes
+    another buffer.
 
     Attributes:
         buffer (memoryview): all of the buffer, writable bytes.
@@ -53,7 +54,7 @@ class Run:
         """Describe packets that are in a buffer already.
 
         Args:
-            buffer: bytes; writable if the run is.
+            buffer: a view of bytes. It must be writable if the packets are to be changed.
             start, stride, size, last, count: see the attributes. They are not checked here.
             pool: where `release` puts the buffer.
         """
@@ -78,7 +79,7 @@ class Run:
         """Return packet `index` as a view of the buffer.
 
         Raises:
-            IndexError: there is no such packet; negative numbers count from the end.
+            IndexError: there is no such packet. Negative numbers count from the end.
         """
         count = self.count
         if not -count <= index < count:
@@ -100,16 +101,16 @@ class Run:
     def words(self, offset: int) -> memoryview:
         """Return one 32-bit field of all packets, as a view of `count` numbers.
 
-        The numbers have the machine's byte order, and can be read and written as one:
-        ``run.words(12)[:] = ...`` wants a buffer of the format ``"I"``.
+        The numbers have the machine's byte order. All can be written at once:
+        ``run.words(12)[:] = ...`` takes a buffer of the format ``"I"``.
 
         Args:
             offset: where the field is, in bytes from each packet's beginning; below 0 it is in the
                 room before the packet.
 
         Raises:
-            ValueError: the field of some packet is not at a multiple of 4 bytes of the buffer, or
-                outside it.
+            ValueError: in some packet the field does not begin at a multiple of 4 bytes in the
+                buffer, or is outside the buffer.
         """
         at, stride = self.start + offset, self.stride
         end = at + (self.count - 1) * stride + 4
@@ -126,10 +127,10 @@ class Run:
         return [view.tobytes() for view in self.views()]
 
     def lengths(self, before: int = 0, sizes: Sequence[int] | None = None) -> list[int]:
-        """Return how many bytes of each packet are to be sent; see `Queue.send_run`.
+        """Return how many bytes of each packet to send; see `Queue.send_run`.
 
         Raises:
-            ValueError: not one size for each packet, or a packet does not end inside the buffer.
+            ValueError: there is not one size for each packet, or a packet ends outside the buffer.
         """
         if sizes is None:
             lengths = [self.size - before] * (self.count - 1)
@@ -138,10 +139,11 @@ class Run:
             lengths = list(sizes)
         if len(lengths) != self.count or before < 0 or min(lengths, default=0) < 0:
             raise ValueError(
-                f"{self!r} needs a size of at least 0 for each packet, and 'before' too; got "
-                f"before={before} and {len(lengths)} sizes"
+                f"{self!r} needs one size for each packet, and sizes and 'before' must be at least "
+                f"0; got before={before} and {len(lengths)} sizes"
             )
-        # The last packet, and the longest where it would be the last but one.
+        # Compare two ends: that of the last packet, and that of the longest other one if it were
+        # the last but one. The second is a bound for all others.
         first = self.start + before + (self.count - 2) * self.stride
         end = max(first + max(lengths[:-1], default=0), first + self.stride + lengths[-1])
         if end > self.buffer.nbytes:
@@ -149,16 +151,16 @@ class Run:
         return lengths
 
     def release(self) -> None:
-        """Give the buffer back to the pool; the views of this run change after that.
+        """Give the buffer back to the pool. After that, other packets may overwrite its views.
 
-        Again, or without a pool, this does nothing.
+        A second call does nothing, nor does a call for a run without a pool.
         """
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.put(self.buffer)
 
     def keep(self) -> memoryview:
-        """Take the buffer out of the pool, which makes another; return it."""
+        """Take the buffer out of the pool and return it; the pool makes another."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.replace()
@@ -177,7 +179,7 @@ class Run:
 
     def __del__(self) -> None:
         if getattr(self, "_pool", None) is not None:
-            # Views of the buffer may live on, so nobody else may get it.
+            # Views of the buffer may still be in use, so no other run may get the buffer.
             self.keep()
             warnings.warn(
                 f"{self!r} was not released; use 'with run:'", ResourceWarning, 1, source=self
@@ -194,19 +196,20 @@ class Pool:
     """Buffers for runs.
 
     Args:
-        buffers: how many runs there can be at once. With one, a program handles a run and releases
-            it before it receives the next.
-        size: of each buffer, in bytes. 128 KiB is enough for the longest super-packet with the
-            usual room around each segment; if one does not fit, it becomes several runs.
+        buffers: how many runs can exist at the same time. With one buffer, a program must release
+            each run before it receives the next.
+        size: the size of each buffer, in bytes. 128 KiB is enough for the longest super-packet with
+            the usual room around each segment. A super-packet that does not fit becomes several
+            runs.
 
-    Not for several threads. Any number of queues and sockets may use one pool.
+    Use a pool in one thread only. Any number of queues and sockets may share it.
 
     Attributes:
         free: the buffers that no run holds.
-        size: of each buffer, in bytes.
+        size: the size of each buffer, in bytes.
 
     Raises:
-        TypeError, ValueError: a number is not an int, or too small.
+        TypeError, ValueError: an argument is not an int, or too small.
     """
 
     __slots__ = ("__weakref__", "_lines", "free", "size")
@@ -225,7 +228,7 @@ class Pool:
         return memoryview(bytearray(self.size))
 
     def put(self, buffer: memoryview) -> None:
-        """Add a buffer, and wake those who wait for one."""
+        """Add a free buffer, and wake the tasks that wait for one."""
         self.free.append(buffer)
         if self._lines:
             lines, self._lines = self._lines, []
@@ -247,9 +250,9 @@ class Layout(NamedTuple):
 
     Attributes:
         before, after: the room in front of each packet, and behind its padding.
-        align: packets are padded with zeros to a multiple of this,
-        most: but no further than to this length.
-        limit: how many packets a run has.
+        align: packets are padded with zeros to a multiple of this, but not beyond `most`.
+        most: the length up to which packets are padded.
+        limit: how many packets a run has at most.
     """
 
     before: int
@@ -269,7 +272,7 @@ def padded(length: int, layout: Layout) -> int:
 
 
 def place(buffer: memoryview, layout: Layout, packets: Sequence[bytes]) -> Measures | None:
-    """Put packets of one size, but for the last, into a buffer; None if they are too many."""
+    """Copy packets into a buffer, all of one size but the last; None if they are too many."""
     size, last, count = len(packets[0]), len(packets[-1]), len(packets)
     stride = layout.before + padded(size, layout) + layout.after
     if count > layout.limit or count * stride > buffer.nbytes:
@@ -284,13 +287,13 @@ def place(buffer: memoryview, layout: Layout, packets: Sequence[bytes]) -> Measu
 
 
 def leading(packets: Iterable[bytes], layout: Layout, room: int, frame: bool) -> list[bytes]:
-    """Return as many of the packets as may be one run: of one size and pair of addresses.
+    """Return the first packets that can form one run: of one size, with the same addresses.
 
     Args:
         packets: at least one.
-        layout: the run's.
+        layout: the run's layout.
         room: the buffer's size in bytes.
-        frame: whether they are frames.
+        frame: whether the packets are Ethernet frames.
     """
     run: list[bytes] = []
     most = layout.limit
@@ -307,13 +310,13 @@ def leading(packets: Iterable[bytes], layout: Layout, room: int, frame: bool) ->
 
 
 def follows(first: bytes, packet: bytes, frame: bool) -> bool:
-    """Return whether a packet may be in a run: not longer, and with the same addresses."""
+    """Return whether a packet may be in the same run as `first`."""
     one, other = _addresses(first, frame), _addresses(packet, frame)
     return len(packet) <= len(first) and other is not None and one == other
 
 
 def _addresses(packet: bytes, frame: bool) -> bytes | None:
-    """Return what packets of a run have in common: the link layer, version and addresses."""
+    """Return the bytes that packets of a run have in common: link layer, version, addresses."""
     ip = 14 if frame else 0
     version = packet[ip] >> 4 if len(packet) > ip else 0
     start, end = (ip + 12, ip + 20) if version == 4 else (ip + 8, ip + 40)

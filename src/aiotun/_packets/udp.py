@@ -1,6 +1,6 @@
 """UDP datagrams in IP packets, and ICMP errors about them; pure functions of bytes.
 
-An *end* is an address and a port as they stand in the packet: 6 bytes for IPv4, 18 for IPv6.
+An *end* is an address followed by a port, as packed bytes: 6 bytes for IPv4, 18 for IPv6.
 
 Sources: RFC 768 and RFC 8200, section 8.1 (UDP); RFC 792 and RFC 4443 (ICMP).
 """
@@ -41,7 +41,7 @@ MAX_DATA = {4: 65535 - 20 - 8, 6: 65535 - 8}
 
 
 def pseudo_header(packet: bytes, length: int, proto: int) -> int:
-    """Sum the pseudo-header of a message of `length` bytes; the packet gives the addresses."""
+    """Return the sum of the pseudo-header for a message of `length` bytes in this packet."""
     layout, start = (_ADDRESSES4, 12) if packet[0] >> 4 == 4 else (_ADDRESSES6, 8)
     words: tuple[int, ...] = layout.unpack_from(packet, start)
     return sum(words) + length + proto
@@ -52,12 +52,12 @@ def parse(packet: bytes, checked: bool = False) -> tuple[bytes, bytes, bytes] | 
 
     Args:
         packet: an IP packet; bytes after its end are ignored.
-        checked: whether UDP's checksum is known to be right, or is only partial (virtio-net's
-            NEEDS_CSUM).
+        checked: whether to skip the check of UDP's checksum, because it is known to be right or is
+            only partial (virtio-net's NEEDS_CSUM).
 
     Returns:
-        The source's end, the destination's end, and the data. None if the packet is a fragment, no
-        UDP, truncated, or has an invalid checksum: a host's kernel would deliver it to nobody.
+        The source's end, the destination's end, and the data. None if the packet is a fragment, not
+        UDP, truncated, or has an invalid checksum. A host's kernel would not deliver it either.
     """
     if len(packet) < 28:
         return None
@@ -82,7 +82,7 @@ def parse(packet: bytes, checked: bool = False) -> tuple[bytes, bytes, bytes] | 
     _, _, length, received = _UDP.unpack_from(packet, start)
     if not 8 <= length <= end - start:
         return None
-    # Zero means that the sender has computed none, which IPv6 forbids (RFC 8200, section 8.1).
+    # Zero means that there is no checksum, which IPv6 forbids (RFC 8200, section 8.1).
     if received:
         if not checked:
             datagram = packet[start : start + length]
@@ -98,7 +98,7 @@ def parse(packet: bytes, checked: bool = False) -> tuple[bytes, bytes, bytes] | 
 
 
 def _after_extensions(packet: bytes) -> int:
-    """Find UDP after IPv6's extension headers; 0 if there is none, or only a fragment of it."""
+    """Return where UDP begins after IPv6 extension headers; 0 if there is none, or a fragment."""
     try:
         header = IPHeader(packet)
     except ValueError:
@@ -107,7 +107,7 @@ def _after_extensions(packet: bytes) -> int:
 
 
 def build(source: bytes, target: bytes, data: bytes, ident: int) -> bytes:
-    """Make the IP packet of a datagram, perhaps one that is larger than any MTU.
+    """Make the IP packet of a datagram. It may be larger than the MTU; see `fragments`.
 
     Args:
         source, target: the ends, both of the same IP version.
@@ -125,7 +125,7 @@ def build(source: bytes, target: bytes, data: bytes, ident: int) -> bytes:
     size = length.to_bytes(2, "big")
     # The pseudo-header has the same bytes in another order, which does not change the sum.
     value = checksum(b"".join((ports, size, b"\0\0", data)), pseudo_header(head, length, UDP))
-    # A sum of zero is sent as its other form: zero would mean that there is none.
+    # A checksum of zero is sent as 0xFFFF, because zero means that there is no checksum.
     return b"".join((head, ports, size, (value or 0xFFFF).to_bytes(2, "big"), data))
 
 
@@ -138,7 +138,7 @@ class Quoted(NamedTuple):
     """The end that the datagram was for."""
     port_unreachable: bool
     mtu: int
-    """The MTU of the link that the datagram was too large for (ICMPv6's Packet Too Big); else 0."""
+    """With ICMPv6's Packet Too Big the MTU of the link that was too small, otherwise 0."""
 
 
 def quoted(packet: bytes) -> Quoted | None:

@@ -173,8 +173,8 @@ class FdOwner(AsyncClosing):
     def close(self) -> None:
         """Close at once; may be called again.
 
-        Whoever waits is woken with `DeviceClosedError`. In a running loop the fd is closed in a
-        thread; `aclose` waits for that, also after this.
+        Tasks that wait are woken with `DeviceClosedError`. In a running loop the fd is closed in a
+        thread; a later `aclose` waits for that.
         """
         close_queues([self])
 

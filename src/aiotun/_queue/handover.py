@@ -58,8 +58,8 @@ def _by_multiprocessing() -> bool:
     """Whether it is multiprocessing's ForkingPickler that asks.
 
     To register with that pickler would be cleaner, and would have every program that opens a
-    device import multiprocessing. A pickler in C has no frame, so that the one before ours is that
-    of whoever called its `dump`.
+    device import multiprocessing. A pickler in C has no frame, so the frame before ours belongs to
+    the function that called the pickler's `dump`.
     """
     frame = sys._getframe(2)  # this function's caller, and then the queue's __reduce__
     caller = frame.f_back

@@ -332,9 +332,9 @@ class PacketIO(AsyncClosing):
     def close(self) -> None:
         """Close at once; may be called again.
 
-        Whoever waits is woken with `DeviceClosedError`. The kernel needs some 15 ms for the last
-        close of a device, so in a running loop the fds are closed in a thread; `aclose` waits for
-        that, also after this.
+        Tasks that wait are woken with `DeviceClosedError`. The kernel needs about 15 ms for the
+        last close of a device, so in a running loop the fds are closed in a thread; a later
+        `aclose` waits for that.
         """
 
     @abc.abstractmethod

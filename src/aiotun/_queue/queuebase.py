@@ -1,4 +1,4 @@
-"""What a queue is besides its packets: its port, its place among a device's queues, its state."""
+"""The parts of a queue that don't concern packets: port, the device's other queues, state."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["QueueBase"]
 
 
 class QueueBase(ServedFd, PacketIO):
-    """One fd on an interface: what the group of a device's queues knows of each."""
+    """One fd on an interface, as the group of a device's queues sees it."""
 
-    # Both functions are the port's.
+    # `_read` and `_write` are functions of the port.
     __slots__ = ("_disabled", "_read", "_write")
 
     port: Port
@@ -43,7 +43,7 @@ class QueueBase(ServedFd, PacketIO):
     def use(self, port: Port) -> None:
         """Have packets pass through this port from now on."""
         self.port = port
-        # The hot path would look them up for each packet.
+        # Otherwise the hot path would look these up for each packet.
         self._read, self._write = port.read, port.write
 
     @property
@@ -56,10 +56,10 @@ class QueueBase(ServedFd, PacketIO):
     def disable(self) -> None:
         """Stop the kernel choosing this queue (TUNSETQUEUE, IFF_DETACH_QUEUE).
 
-        Packets that wait in it are dropped by the kernel. A task that waits here goes on waiting.
+        The kernel drops the packets that wait in the queue. A task that waits here goes on waiting.
 
         Raises:
-            DeviceMismatchError: the device was not opened multi-queue, or it is disabled already.
+            DeviceMismatchError: the device was not opened multi-queue, or this queue is disabled.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
         self._set_enabled(False)
@@ -68,7 +68,7 @@ class QueueBase(ServedFd, PacketIO):
         """Let the kernel choose this queue again (TUNSETQUEUE, IFF_ATTACH_QUEUE).
 
         Raises:
-            DeviceMismatchError: the device was not opened multi-queue, or it is enabled already.
+            DeviceMismatchError: the device was not opened multi-queue, or this queue is enabled.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
         self._set_enabled(True)
@@ -82,34 +82,35 @@ class QueueBase(ServedFd, PacketIO):
 
     @property
     def disabled(self) -> bool:
-        """Whether `disable` took this queue out of the kernel's choice."""
+        """Whether this queue was disabled with `disable`, so that the kernel does not choose it."""
         return self._disabled
 
-    # On its way to others
+    # Passing the queue on
 
     def detach(self) -> int:
         """Give the fd up, open and unregistered, for another process or `Queue.from_fd`.
 
-        It stays non-blocking and close-on-exec. Whoever waits is woken with `DeviceClosedError`;
-        this queue is closed.
+        The fd stays non-blocking and close-on-exec. Tasks that wait are woken with
+        `DeviceClosedError`, and this queue is closed.
 
         Returns:
-            The fd, which is the caller's to close.
+            The fd, which the caller must close.
 
         Raises:
-            DeviceClosedError: it was closed or detached before.
+            DeviceClosedError: the queue was closed or detached before.
         """
         self.check_open(lost_too=False)
         return self.release("was detached; go on with its fd, or open the device again")
 
     def __reduce__(self) -> tuple[Callable[..., QueueBase], tuple[Any, ...]]:
-        """A duplicate of this queue, on its way to another process.
+        """Send a duplicate of this queue to another process.
 
-        multiprocessing sends queues: as arguments of a Process (spawn or forkserver), or over its
-        Connections and Queues. This one stays open; close it where only the other should be used.
+        multiprocessing can send queues: as arguments of a Process (spawn or forkserver), or over
+        its Connections and Queues. This queue stays open; close it if only the duplicate should be
+        used.
 
         Raises:
-            TypeError: pickled in any other way, or copied.
+            TypeError: the queue is pickled in any other way, or copied.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
         from .handover import reduce_queue
@@ -129,7 +130,7 @@ class QueueBase(ServedFd, PacketIO):
 
     @property
     def offload(self) -> Offload:
-        """What packets look like here: ``"raw"`` ones have a virtio-net header."""
+        """The format of packets here: with ``"raw"`` they have a virtio-net header."""
         return self.port.format.offload
 
     @property
@@ -148,7 +149,7 @@ class QueueBase(ServedFd, PacketIO):
 
     @property
     def stats(self) -> PacketStats:
-        return PacketStats(*dataclasses.astuple(self.port.counts))
+        return PacketStats(**dataclasses.asdict(self.port.counts))
 
     @property
     def _mode(self) -> Mode:

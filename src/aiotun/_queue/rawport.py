@@ -1,7 +1,7 @@
-"""A port for ``offload="raw"``: what the kernel refuses as a super-packet goes out as packets.
+"""A port for ``offload="raw"``: sends a super-packet that the kernel refuses as single packets.
 
-Before Linux 6.2 the kernel knows no super-packets of UDP, and some kernels refuse valid ones of
-TCP. Whoever forwards to such a device must not need to know.
+Before Linux 6.2 the kernel has no super-packets of UDP, and some kernels refuse valid ones of TCP.
+A program that forwards super-packets to such a device should not have to care.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class RawPort(Port):
         super().__init__(format, counts, ends)
         self._frames = format.mode == "tap"
         self._header = format.vnet_bytes
-        # A super-packet of whose packets not all found room (EAGAIN), and those left, reversed.
+        # A super-packet that was sent in part before room ran out (EAGAIN), and the packets of it
+        # that are left, in reverse order.
         self._unfinished: tuple[bytes, list[bytes]] = (b"", [])
 
     def write(self, fd: int, packet: Buffer) -> None:
@@ -51,11 +52,12 @@ class RawPort(Port):
             self._write_split(fd, bytes(packet), error)
 
     def _write_split(self, fd: int, super_packet: bytes, error: OSError) -> None:
-        """Write the packets of what the kernel refused with `error`."""
+        """Write the packets of a super-packet that the kernel refused with `error`."""
         begun, left = self._unfinished
         if not left or begun != super_packet:
             left = self._packets_of(super_packet, error)
-        # A task that waits for room writes the super-packet again, and goes on where it stopped.
+        # If room runs out, the task waits and writes the same super-packet again. Then this goes on
+        # with the packets that are left.
         self._unfinished = (super_packet, left)
         no_header = bytes(self._header)
         while left:
@@ -65,7 +67,7 @@ class RawPort(Port):
 
     def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
         done = native.write_many(fd, packets)
-        # What stopped it may be a super-packet that the kernel refuses.
+        # It may have stopped at a super-packet that the kernel refuses.
         while done < len(packets):
             try:
                 self.write(fd, packets[done])

@@ -60,7 +60,7 @@ def unread(error: OSError, name: str) -> Exception:
     """A read failed, and the next one may succeed."""
     why = _SOCKET_ERRORS.get(error.errno or 0)
     if why is not None:
-        # An ICMP error, which a connected socket reports to whoever reads or writes next.
+        # An ICMP error, which a connected socket reports to the next read or write.
         return PacketError(error.errno, f"an earlier packet was not delivered: {why}", name)
     return OSError(error.errno, f"reading a packet failed: {error.strerror}", name)
 

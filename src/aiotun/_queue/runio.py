@@ -1,6 +1,6 @@
-"""Receiving runs: for a buffer a task waits before it reads.
+"""Receiving runs. A task takes a buffer only when there is a packet to read.
 
-So a task that waits for a packet holds no buffer, and another queue with the same pool can go on.
+So a task that waits for a packet holds no buffer, and other queues can use the pool meanwhile.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ async def receive_run(
     receive: Callable[[Callable[[Source], T]], Coroutine[Any, Any, T]],
     take: Callable[[Source], T],
 ) -> T:
-    """Receive with `take`, which raises `NoBufferError` while the pool has none."""
+    """Receive with `take`, which raises `NoBufferError` while the pool has no free buffer."""
     while True:
         if not pool.free:
             await wait_for_buffer(pool)
@@ -39,13 +39,14 @@ async def receive_run(
 
 
 def checked_layout(pool: Pool, before: int, after: int, align: int, limit: int) -> Layout:
-    """Check the arguments of `recv_run`. Whoever takes the run sets how far to pad."""
+    """Check the arguments of `recv_run`. The layout's `most` is set later, with `padded_to`."""
     if not isinstance(pool, Pool):
         raise TypeError(f"recv_run needs an aiotun.runs.Pool, not {type(pool).__name__}")
     return _checked_layout(pool.size, before, after, align, limit)
 
 
-# Cached, as a program asks for the same thousands of times a second. `typed`: True is not 1 here.
+# Cached, because a program asks for the same layout thousands of times a second. `typed`, so that
+# True is not taken for 1.
 @functools.lru_cache(maxsize=64, typed=True)
 def _checked_layout(size: int, before: int, after: int, align: int, limit: int) -> Layout:
     for what, number, least, most in (
@@ -69,5 +70,5 @@ def _checked_layout(size: int, before: int, after: int, align: int, limit: int) 
 
 @functools.lru_cache(maxsize=64)
 def padded_to(layout: Layout, most: int) -> Layout:
-    """The same layout, with padding up to a packet of `most` bytes."""
+    """Return the same layout, with padding up to a packet of `most` bytes."""
     return layout._replace(most=most)

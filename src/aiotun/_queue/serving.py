@@ -1,6 +1,6 @@
-"""Who may read or write an fd now, and who waits: a queue's, or a datagram socket's.
+"""Decides which task may read or write an fd now, and which must wait.
 
-Reading, by who waits and what the loop does for it:
+The fd belongs to a queue or a datagram socket. The states of reading:
 
 =========  =================  ======================================================================
 state      the loop watches   what leads out of it
@@ -12,20 +12,21 @@ lost       nothing            the interface is gone: every call raises, until `c
 closed     nothing            nothing; `_fd` is -1
 =========  =================  ======================================================================
 
-The *rest* is what the port keeps, such as the segments of a super-packet that nobody took yet. No
-poll sees it, so a *nudge* (`call_soon`) stands for it. There is one rule, kept by `watch`, `take`
-and `_readable`: while the loop watches this fd and its port keeps packets, a nudge is under way. An
-fd that is readable while nobody waits is no longer watched: registering it again costs more than a
-wake-up, but a loop that watched it would spin.
+The *rest* is the packets that the port keeps, such as the segments of a super-packet that no task
+has taken yet. Polling the fd does not show the rest, so a *nudge* (`call_soon`) takes the place of
+a wake-up. `watch`, `take` and `_readable` keep one rule: while the loop watches this fd and its
+port keeps packets, a nudge is under way. If the fd becomes readable while no task waits, the loop
+stops watching it; otherwise the loop would spin. It keeps watching until then, because a needless
+wake-up costs less than registering the fd again.
 
 Invariants, which `check_invariants` (in `tests`) asserts around every callback of every test:
 
-- `_free` > 0 only while a task is being resumed here, and nobody else waits, here or in the group.
-- `_free` + `_budget` is what may still be read before the loop has a turn: 0 to `BUDGET`.
+- `_free` > 0 only while a task is being resumed here, and no other waits, here or in the group.
+- `_free` + `_budget` is how many packets may be read before the loop has a turn: 0 to `BUDGET`.
 - A task waits in `_receivers` only while the loop watches the fd; in `_senders` only while it
   watches for room; in the group's line only while it watches every open queue.
-- A task waits in `_parked` only while a pool without a free buffer knows that line.
-- A lost or closed one is not watched, has no nudge under way, and nobody waits in its lines.
+- A task waits in `_parked` only while a pool without a free buffer is to wake that line.
+- A lost or closed fd is not watched, has no nudge under way, and no task waits in its lines.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ T = TypeVar("T")
 class ServedFd(FdOwner):
     """An fd that tasks read and write in turn.
 
-    What they do with it is a function that never waits (BlockingIOError): it is called until it
-    succeeds, and in between its task waits.
+    A task passes a function that reads or writes without waiting. While the function raises
+    BlockingIOError, the task waits, and then calls it again.
     """
 
     __slots__ = ()
@@ -75,7 +76,7 @@ class ServedFd(FdOwner):
                 waiter = Waiter(loop, self._receivers, ticket)
                 ticket = waiter.ticket
                 await waiter
-                # No await from here on: what is read is returned.
+                # No await from here on, so that a cancellation can't lose what is read.
                 if self._fd < 0 or self._lost is not None:
                     self.check_open()
             try:
@@ -94,14 +95,14 @@ class ServedFd(FdOwner):
         """Take packets now.
 
         Raises:
-            BlockingIOError: there is none.
+            BlockingIOError: there is no packet.
         """
         try:
             return take(self)
         except OSError as error:
             self._refuse(error)
             raise
-        finally:  # also where a packet was cut, which raises and leaves a rest all the same
+        finally:  # also on an error: a truncated packet raises one, and a rest may be left
             if not self._resuming and self.port.pending and self._watch.reading:
                 self._watch.nudge()
 
@@ -123,7 +124,7 @@ class ServedFd(FdOwner):
             self._budget = max(0, self._budget + free - packets)
 
     def watch(self) -> None:
-        """Have the loop call when there is a packet: in the fd, or kept by the port."""
+        """Have the loop call back when there is a packet, in the fd or kept by the port."""
         watch = self._watch
         if not watch.reading:
             self._bind()
@@ -134,7 +135,7 @@ class ServedFd(FdOwner):
     # What the loop calls
 
     def _readable(self) -> None:
-        """Resume those who wait, in order, while there are packets."""
+        """Resume the tasks that wait, in order, while there are packets."""
         self._drained = False
         self._budget = BUDGET
         group = self._peers()
@@ -161,7 +162,7 @@ class ServedFd(FdOwner):
             self._readable()
 
     def _serve_one(self, group: Group | None) -> None:
-        """Resume the only task that waits, again and again while that pays; see `Lookahead`."""
+        """Resume the only task that waits, repeatedly while that saves time; see `Lookahead`."""
         receivers, ahead = self._receivers, self._ahead
         look = ahead.due()
         self._resuming = True
@@ -183,9 +184,9 @@ class ServedFd(FdOwner):
                 break
 
     def _serve_many(self, group: Group | None) -> None:
-        """Resume each who waits now, once; who comes back in the meantime waits for the next call.
+        """Resume each task that waits now, once, until there are no more packets.
 
-        The first packet that is missing ends it.
+        A task that waits again in the meantime has to wait for the next call.
         """
         receivers = self._receivers
         for _ in range(len(receivers) + (len(group.line) if group is not None else 0)):
@@ -205,7 +206,7 @@ class ServedFd(FdOwner):
                 self.end_free()
 
     def _writable(self) -> None:
-        """Resume those who wait to send, until one has to wait on."""
+        """Resume the tasks that wait to send, until one finds the buffer full again."""
         senders = self._senders
         for _ in range(min(len(senders), BUDGET)):
             if not senders:
@@ -215,7 +216,8 @@ class ServedFd(FdOwner):
             if senders and senders[0].ticket == waiter.ticket:
                 break  # its task found the buffer full again
         if not senders:
-            # A queue is nearly always writable: watched for nobody it would spin.
+            # A queue is nearly always writable. If no task waited, watching it would make the loop
+            # spin.
             self._watch.stop_writing(self._fd)
 
     # Sending

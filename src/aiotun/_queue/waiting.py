@@ -105,7 +105,7 @@ class Waiter:
                 del error
 
     def cancel(self, msg: object = None) -> bool:
-        """Leave the line. Whoever stands behind is woken instead, as if this had not been there."""
+        """Leave the line. The next waiter is woken instead, as if this one had not been there."""
         line = self._line
         if line is None:
             return False
@@ -115,10 +115,10 @@ class Waiter:
 
 
 class Line(deque[Waiter]):
-    """Waiters in the order they came. Whoever takes one out wakes it.
+    """Waiters in the order they came. The code that takes a waiter out must wake it.
 
-    A cancelled waiter is not searched for, which would make cancelling n tasks cost n². It stays
-    where it is, done, until it comes to an end of the line, or until half of the line may be such.
+    A cancelled waiter is not searched for: cancelling n tasks would cost n² steps. It stays in the
+    line, done, until it comes to an end of the line, or until half of the line may be cancelled.
     The waiters at both ends are not done: so the truth value of a line says whether anybody waits,
     and ``len(line) == 1`` that one does.
     """

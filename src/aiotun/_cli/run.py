@@ -1,0 +1,234 @@
+"""Runs a command whose whole network is carried by this program.
+
+Two namespaces do it: the command's own, with a TUN device, and a netstack that intercepts whatever
+comes out of that device. `Outside` carries it on to the host's network.
+"""
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import math
+import os
+import resource
+import signal
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from typing import Any, Self
+
+import aiotun
+from aiotun.capture import PcapWriter
+from aiotun.netstack import UdpFlow
+from aiotun.testing import FaultInjector
+
+from .access import Access, Address, Place, is_of_this_machine
+from .arguments import UsageError
+from .outside import Inside, Outside, as_text
+from .outside_ping import PingsOutside
+from .outside_udp import UdpOutside
+from .resolvers import Resolvers
+from .run_arguments import Options
+
+__all__ = ["RunError", "run"]
+
+# Addresses of networks for benchmarks (RFC 2544) and of a private network (RFC 4193), which nobody
+# meets outside. The first is the command's own; the others stand for the host's name servers.
+_OWN = ("198.18.0.1/24", "fd03:a107:205::1/64")
+_NAME_SERVERS = ("198.18.0.53", "198.18.0.54", "198.18.0.55")  # resolv.conf(5) has three at most
+_ABROAD = {"default": "192.0.2.1", "::/0": "2001:db8::1"}
+
+_RING = 1000  # packets; the kernel's default of 500 loses some of a burst
+_NOT_FOUND, _NOT_EXECUTABLE = 127, 126
+
+
+class RunError(aiotun.AiotunError):
+    """The command can't be run. The text is the one line that the user sees."""
+
+
+def run(options: Options) -> int:
+    """Run the command, and return its exit status: 128 + N where signal N ended it.
+
+    Raises:
+        UsageError: an option is wrong.
+        AiotunError: the namespace or a device in it could not be made.
+    """
+    try:
+        ipaddress.ip_address(options.host_loopback or "10.0.0.1")
+    except ValueError:
+        text = f"--host-loopback needs an IP address, got {options.host_loopback!r}"
+        raise UsageError(text) from None
+    access = Access(
+        tuple(Place.parse(each) for each in options.deny),
+        tuple(Place.parse(each) for each in options.allow),
+    )
+    return asyncio.run(_run(options, access))
+
+
+async def _run(options: Options, access: Access) -> int:
+    routes = [route for route, host in _ABROAD.items() if _is_routed(host)]
+    addresses = _OWN if "::/0" in routes else _OWN[:1]
+    resolvers = Resolvers()
+    names = _NAME_SERVERS[: len(resolvers.servers)]
+    log = options.note if options.log else _silent
+    outside = Outside(Inside(names, options.host_loopback), access, resolvers, log)
+
+    async def carry(flow: UdpFlow[tuple[bytes, Address]]) -> None:
+        async with UdpOutside(flow, outside) as client:
+            await client.run()
+        if client.sent:
+            log(f"udp {as_text(flow.peer)} {client.sent} sent, {client.received} received")
+
+    with _more_descriptors() as original:
+        async with (
+            aiotun.new_namespace() as ns,
+            aiotun.open_tun(
+                "tun0",
+                netns=ns,
+                addresses=addresses,
+                routes=routes or ["default"],
+                txqueuelen=_RING,
+                ipv6_autoconf=False,
+                offload="split" if options.has_faults else "raw",
+            ) as tun,
+            _capturing(tun, options.write),
+            aiotun.open_netstack(intercept=True, offload=tun.offload, answer_pings=False) as stack,
+            await stack.intercept_tcp(outside.handle, admit=outside.admit),
+            await stack.intercept_udp(carry, per="client"),
+            await stack.intercept_ping(PingsOutside(outside).answered),
+            _background(aiotun.relay(_with_faults(tun, options), stack.tun)),
+        ):
+            status = await _command(ns, options, resolvers.text(*names), original)
+            lost = (await tun.link.stats()).tx_dropped + (await stack.tun.link.stats()).tx_dropped
+    if lost:
+        options.note(f"{lost} packets were lost because this program was too slow for them")
+    return status
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+def _is_routed(host: str) -> bool:
+    """Whether the host has a route for this address, and with it for its family."""
+    try:
+        is_of_this_machine(host)
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _more_descriptors() -> Iterator[tuple[int, int]]:
+    """Raise our own limit of descriptors; a connection takes two. Yields the original limits."""
+    original = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (original[1], original[1]))
+    try:
+        yield original
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, original)
+
+
+@contextlib.asynccontextmanager
+async def _capturing(tun: aiotun.TunDevice, path: str | None) -> AsyncIterator[None]:
+    if path is None:
+        yield
+        return
+    try:
+        writer = PcapWriter(path, "tun", interface=tun.name)
+    except OSError as error:
+        raise RunError(f"{path} can't be written: {error.strerror}") from error
+    async with writer:
+        with tun.capture(writer):
+            yield
+
+
+@contextlib.asynccontextmanager
+async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def _with_faults(tun: aiotun.TunDevice, options: Options) -> aiotun.TunDevice | FaultInjector:
+    if not options.has_faults:
+        return tun
+    return FaultInjector(
+        tun,
+        drop=options.drop / 100,
+        delay=1.0 if options.delay else 0.0,
+        delay_by=options.delay / 1000,
+        bandwidth=options.rate or math.inf,
+        seed=options.seed,
+    )
+
+
+# --- The command ---------------------------------------------------------------------------------
+
+
+async def _command(
+    ns: aiotun.Namespace, options: Options, resolv_conf: str, limits: tuple[int, int]
+) -> int:
+    """Run the command in our process group, so that the terminal is its own as well as ours."""
+    ours = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with _Signals() as signals:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)  # what the command inherits
+        try:
+            process = await ns.create_subprocess_exec(*options.command, resolv_conf=resolv_conf)
+        except FileNotFoundError:
+            options.note(f"{options.command[0]}: command not found")
+            return _NOT_FOUND
+        except PermissionError as error:
+            if isinstance(error, aiotun.AiotunError):
+                raise
+            options.note(f"{options.command[0]}: {os.strerror(error.errno or errno.EACCES)}")
+            return _NOT_EXECUTABLE
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, ours)
+        signals.pass_on_to(process)
+        status = await process.wait()
+    return status if status >= 0 else 128 - status
+
+
+class _Signals:
+    """Leaves the terminal's signals to the command, and passes on those sent to this process.
+
+    The terminal sends Ctrl-C and Ctrl-\\ to the whole group, so the command has them already and
+    decides what they mean. Ctrl-Z stops both, and the shell's `fg` continues both.
+
+    It begins before the command starts: the command may say that it is ready, and somebody may send
+    a signal for it, before this process knows that it has started.
+    """
+
+    _TERMINALS = (signal.SIGINT, signal.SIGQUIT)
+    _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+        self._early: list[signal.Signals] = []
+
+    def __enter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        for number in self._TERMINALS:
+            loop.add_signal_handler(number, _silent, "")
+        for number in self._PASSED_ON:
+            loop.add_signal_handler(number, self._came, number)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (*self._TERMINALS, *self._PASSED_ON):
+            loop.remove_signal_handler(number)
+
+    def pass_on_to(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        for number in self._early:
+            self._came(number)
+
+    def _came(self, number: signal.Signals) -> None:
+        if self._process is None:
+            self._early.append(number)
+        elif self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, number)

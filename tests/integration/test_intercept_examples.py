@@ -1,0 +1,163 @@
+"""The examples that make connections of packets: `intercept.py` and `tun2socks.py`."""
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ..helpers import need
+from .kernel import another_namespace
+from .test_examples import EXAMPLES
+from .test_run import HOST4, NET4
+
+SERVER = """
+import http.server, hashlib
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(bytes(range(256)) * 40960)
+    def do_PUT(self):
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(hashlib.sha256(data).hexdigest().encode())
+    def log_message(self, *words):
+        pass
+server = http.server.ThreadingHTTPServer(("0.0.0.0", 80), Handler)
+print("ready", flush=True)
+server.serve_forever()
+"""
+BODY = bytes(range(256)) * 40960
+
+
+@contextlib.contextmanager
+def internet() -> Iterator[None]:
+    """Another namespace behind the default route, with a web server."""
+    ip = need("ip")
+    with another_namespace("ip link set lo up") as there:
+        for words in (
+            f"link add wan0 type veth peer name lan0 netns {there}",
+            f"addr add {HOST4}/24 dev wan0",
+            "link set wan0 up",
+            f"route add default via {NET4}",
+        ):
+            subprocess.run([ip, *words.split()], check=True)
+        inside = [need("nsenter"), f"--net={there}"]
+        for words in (f"addr add {NET4}/24 dev lan0", "link set lan0 up"):
+            subprocess.run([*inside, ip, *words.split()], check=True)
+        with subprocess.Popen(
+            [*inside, sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True
+        ) as server:
+            assert server.stdout is not None
+            assert server.stdout.readline() == "ready\n"
+            try:
+                yield
+            finally:
+                server.kill()
+
+
+def test_intercept_shows_and_carries_every_connection() -> None:
+    with internet():
+        words = [need("curl"), "-sS", "--max-time", "30", f"http://{NET4}/"]
+        done = subprocess.run(
+            [sys.executable, "-W", "error", str(EXAMPLES / "intercept.py"), *words],
+            capture_output=True,
+            timeout=50,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == BODY
+    assert done.stderr.decode().startswith(f"{NET4} port 80: ")
+
+
+@contextlib.contextmanager
+def tun2socks(proxy: str) -> Iterator[None]:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / "tun2socks.py")]
+    options = ["--proxy", proxy, "--name", "socks0", "--address", "198.18.0.1/24"]
+    with subprocess.Popen(
+        [*command, *options, "--route", "198.51.100.0/24"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready socks0\n"
+            yield
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+# A SOCKS5 server of its own, with CONNECT only. It leads 198.51.100.1 to the server behind the
+# default route, and says of other hosts what their last number is.
+SOCKS = f"""
+import asyncio, socket, struct
+
+async def copy(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.write_eof()
+
+async def client(reader, writer):
+    _, count = await reader.readexactly(2)
+    await reader.readexactly(count)
+    writer.write(b"\\5\\0")
+    _, command, _, kind = await reader.readexactly(4)
+    host, port = await reader.readexactly(4), struct.unpack("!H", await reader.readexactly(2))[0]
+    if command != 1 or host[-1] != 1:
+        writer.write(b"\\5" + host[-1:] + b"\\0\\1" + bytes(6))
+        writer.close()
+        return
+    far_reader, far_writer = await asyncio.open_connection("{NET4}", port)
+    writer.write(b"\\5\\0\\0\\1" + bytes(6))
+    await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
+    writer.close()
+
+async def main():
+    server = await asyncio.start_server(client, "127.0.0.1", 1080)
+    print("ready", flush=True)
+    await server.serve_forever()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def socks_server() -> Iterator[None]:
+    with subprocess.Popen(
+        [sys.executable, "-c", SOCKS], stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        try:
+            yield
+        finally:
+            server.kill()
+
+
+def test_connections_leave_through_the_proxy(socks_server: None, tmp_path: Path) -> None:
+    data = os.urandom(10_000_000)
+    (tmp_path / "data").write_bytes(data)
+    curl = [need("curl"), "-sS", "--max-time", "30"]
+    with internet(), tun2socks("socks5://127.0.0.1:1080"):
+        down = subprocess.run([*curl, "http://198.51.100.1/"], capture_output=True)
+        up = subprocess.run(
+            [*curl, "-T", str(tmp_path / "data"), "http://198.51.100.1/"], capture_output=True
+        )
+    assert down.stdout == BODY, down.stderr
+    assert up.stdout.decode() == hashlib.sha256(data).hexdigest(), up.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(3, "Network is unreachable"), (4, "No route to host"), (5, "Connection refused")],
+)
+def test_what_the_proxy_refuses_is_refused(socks_server: None, number: int, said: str) -> None:
+    code = f"import socket; socket.create_connection(('198.51.100.{number}', 80), 10)"
+    with internet(), tun2socks("socks5://127.0.0.1:1080"):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert said in done.stderr

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import resource
 import signal
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -263,3 +265,145 @@ def test_ctrl_c_ends_a_program_and_its_helper(rootless: bool) -> None:
     assert "ResourceWarning" not in errors
     for child in children:
         assert not Path(f"/proc/{child}").exists()
+
+
+# --- Asleep --------------------------------------------------------------------------------------
+
+
+async def processor_seconds() -> float:
+    """How much processor time this thread, which runs the loop, needs in half a second."""
+    await asyncio.sleep(0.1)  # what is still under way
+    before = time.thread_time()
+    await asyncio.sleep(0.5)  # nothing must happen, so there is nothing to wait for
+    return time.thread_time() - before
+
+
+async def test_the_loop_sleeps_while_no_descriptor_is_left(
+    stack: aiotun.Netstack, few_descriptors: int
+) -> None:
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: None)
+    release = asyncio.Event()
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await release.wait()
+        writer.close()
+
+    await stack.intercept_tcp(hold, limit=1000)
+    answering = asyncio.create_task(answer_syns(stack.tun))
+    await stack.tun.send(segment(80, SYN, sport=2000))
+    await wait_until(lambda: stack.stats.connections_accepted == 1)
+    # Others take all that is left, the spare one of the interceptor too.
+    held: list[int] = []
+    with contextlib.suppress(OSError):
+        while True:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+    try:
+        for sport in range(50):
+            await stack.tun.send(segment(80, SYN, sport=3000 + sport))
+        await wait_until(lambda: stack.stats.connections_refused == 50)
+        assert await processor_seconds() < 0.1
+    finally:
+        for fd in held:
+            os.close(fd)
+        release.set()
+    await stack.tun.send(segment(80, SYN, sport=4000))
+    await wait_until(lambda: stack.stats.connections_accepted == 2)
+    answering.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await answering
+
+
+async def answer_syns(tun: aiotun.TunDevice) -> None:
+    """Complete each handshake."""
+    async for packet in tun:
+        if packet[9] == 6 and packet[33] == SYN | ACK:
+            await tun.send(acknowledge(packet))
+
+
+@pytest.mark.parametrize("ending", ["stalled", "half-closed", "piped"])
+async def test_the_loop_sleeps_with_connections_that_make_no_progress(
+    stack: aiotun.Netstack, ending: str
+) -> None:
+    kept: list[asyncio.StreamWriter] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        kept.append(writer)
+        if ending == "stalled":
+            writer.write(bytes(8 << 20))  # which the client does not read
+            await writer.drain()
+        elif ending == "half-closed":
+            assert await reader.read() == b""  # and then neither writes nor closes
+        else:
+            there = await stack_out.open_connection("198.51.100.1", 80)
+            kept.append(there[1])
+            await aiotun.netstack.pipe((reader, writer), there)
+
+    async def never_reads(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        kept.append(writer)
+        reader._transport.pause_reading()  # type: ignore[attr-defined]  # a full buffer, at once
+
+    await stack.intercept_tcp(handle)
+    async with contextlib.AsyncExitStack() as exits:
+        client = await exits.enter_async_context(client_of(stack))
+        far = await exits.enter_async_context(aiotun.open_netstack(intercept=True))
+        stack_out = await exits.enter_async_context(client_of(far))
+        await far.intercept_tcp(never_reads)
+        for _ in range(20):
+            reader, writer = await client.open_connection("192.0.2.1", 80)
+            kept.append(writer)
+            if ending == "half-closed":
+                writer.write_eof()
+            elif ending == "stalled":
+                reader._transport.pause_reading()  # type: ignore[attr-defined]
+            else:
+                writer.write(bytes(1 << 20))
+                writer.write_eof()
+        await wait_until(lambda: len(kept) >= (80 if ending == "piped" else 40), 20)
+        await asyncio.sleep(1)  # until all buffers are full
+        assert await processor_seconds() < 0.1
+        assert stack.stats.connections_open == 20
+        for each in kept:
+            each.transport.abort()
+        await wait_until(lambda: stack.stats.connections_open == 0)
+
+
+# --- One after the other -------------------------------------------------------------------------
+
+
+def resident_kib() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 1024
+
+
+def children() -> list[str]:
+    return [
+        pid
+        for each in Path("/proc/self/task").iterdir()
+        for pid in (each / "children").read_text().split()
+    ]
+
+
+@pytest.mark.parametrize("rootless", [True, False], ids=["rootless", "privileged"])
+async def test_fifty_stacks_leave_descriptors_processes_and_memory_as_they_were(
+    rootless: bool, mechanism: str
+) -> None:
+    async def one() -> None:
+        async with (
+            aiotun.new_namespace(rootless=rootless) as ns,
+            aiotun.open_netstack(namespace=ns, intercept=True) as stack,
+        ):
+            await stack.intercept_tcp(close, admit=lambda local, peer: True)
+            await stack.tun.send(segment(80, SYN))
+            async for packet in stack.tun:
+                if packet[9] == 6 and packet[33] == SYN | ACK:
+                    break
+
+    for _ in range(10):  # what is made once
+        await one()
+    gc.collect()
+    before = descriptors(), children()
+    memory = resident_kib()
+    for _ in range(50):
+        await one()
+    gc.collect()  # a namespace is kept by a cycle until then
+    assert (descriptors(), children()) == before
+    assert resident_kib() - memory < 2048

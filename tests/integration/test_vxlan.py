@@ -193,7 +193,7 @@ def test_vxlan_refuses_invalid_arguments(args: list[str], said: str) -> None:
 
 def test_a_local_address_that_is_not_there_is_one_line() -> None:
     ends = ["--vni", "1", "--local", "192.0.2.1", "--remote", "192.0.2.2"]
-    check_failure(run("vxlan.py", *ends), 1, "assign requested address")
+    check_failure(run("vxlan.py", *ends), 1, "no interface has the address")
 
 
 # --- Without I/O ---------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ BASIC = [
 NEAR = [
     "opening", "offload", "offloads", "persistent", "from_fd", "link", "queues", "moving",
     "bridges", "events", "errors", "waiting", "closing", "cancellation", "namespaces", "netstack",
+    "netstack_admission", "netstack_udp", "netstack_hostile", "relay", "datagrams",
 ]  # fmt: skip
 
 

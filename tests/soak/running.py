@@ -19,6 +19,7 @@ from .network import make_namespace, names, quiet
 from .openings import openings
 from .report import Report
 from .scenes import faults, receivers, responder, senders
+from .stacks import stacks
 from .stage import HANG, Scene, Stage
 from .wires import wire
 
@@ -47,6 +48,7 @@ _SCENES: dict[str, Scene] = {
     "senders": senders,
     "faults": faults,
     "openings": openings,
+    "stacks": stacks,
 }
 
 

@@ -299,6 +299,14 @@ async def test_names_are_asked_of_the_hosts_name_servers(
     assert set(server.asked) == {"www.example.org"}
 
 
+async def test_long_answers_come_over_tcp(internet: aiotun.Namespace, tmp_path: Path) -> None:
+    outer = with_resolv_conf(tmp_path / "resolv.conf", f"nameserver {NET4}\n")
+    code = CONNECT.format(host="198.18.0.53", port=53)
+    async with echo_server(internet, NET4, 53):
+        ended = await run("--", sys.executable, "-c", code, command=[*outer, *COMMAND])
+    assert ended.out == "hello\n"
+
+
 # --- The command ---------------------------------------------------------------------------------
 
 
@@ -406,6 +414,40 @@ print(min(times))
     async with udp_server(internet, NET4, 7):
         ended = await python(code, "--delay", "50")
     assert 0.1 <= float(ended.out) < 0.2
+
+
+async def test_drop_loses_packets_in_each_direction(internet: aiotun.Namespace) -> None:
+    """With 5 % each way, 9.75 % of the requests have no answer."""
+    code = f"""
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+came = 0
+for number in range(4000):
+    s.sendto(b'x', ({NET4!r}, 7))
+    s.settimeout(0)
+    try:
+        while s.recv(100):
+            came += 1
+    except BlockingIOError:
+        pass
+    if number % 20 == 0:
+        s.settimeout(0.02)
+        try:
+            while s.recv(100):
+                came += 1
+        except TimeoutError:
+            pass
+s.settimeout(1)
+try:
+    while s.recv(100):
+        came += 1
+except TimeoutError:
+    print(came)
+"""
+    async with udp_server(internet, NET4, 7):
+        ended = await python(code, "--drop", "5", "--seed", "1")
+    assert abs(int(ended.out) / 4000 - 0.9025) < 0.015
 
 
 async def test_what_is_recorded_can_be_read_by_tshark(

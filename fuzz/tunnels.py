@@ -109,6 +109,9 @@ class _Socket:
         self.sent += datagrams
         return len(datagrams)
 
+    async def send(self, datagram: bytes, address: Any) -> None:
+        self.sent.append(datagram)
+
     async def send_many(self, datagrams: list[bytes], address: Any) -> int:
         return self.send_many_nowait(datagrams, address)
 

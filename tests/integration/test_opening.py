@@ -887,6 +887,29 @@ class TestBlocking:
             aiotun.open_tun("b0").open_blocking()
         assert names() == []
 
+    def test_a_second_interrupt_stops_no_undoing(
+        self, interrupts: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run, main = Opening.run, threading.get_ident()
+        aborted = threading.Event()
+
+        def interrupting(opening: Opening) -> Any:
+            signal.pthread_kill(main, signal.SIGUSR1)
+            assert aborted.wait(5)
+            opened = run(opening)
+            signal.pthread_kill(main, signal.SIGUSR1)
+            return opened
+
+        # Only noted: the opening goes on, so that there is something to undo.
+        monkeypatch.setattr(Opening, "run", interrupting)
+        monkeypatch.setattr(Opening, "abort", lambda opening: aborted.set())
+        for _ in range(20):
+            aborted.clear()
+            with pytest.raises(Interrupted):
+                aiotun.open_tun("b0").open_blocking()
+            assert aborted.is_set()
+            assert names() == []
+
     def test_an_interrupt_after_the_last_step_undoes_them_all(
         self, interrupts: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:

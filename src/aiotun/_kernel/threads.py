@@ -7,8 +7,11 @@ namespace of the thread that started it.
 """
 
 import asyncio
+import contextlib
 import errno
+import math
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
@@ -27,6 +30,8 @@ from .namespaces import (
 __all__ = ["finish", "run", "run_blocking", "run_in", "start", "start_thread"]
 
 T = TypeVar("T")
+
+_BEGINS_WITHIN = 1.0  # seconds; a thread that was started begins at once
 
 
 class _Outcome(Generic[T]):
@@ -102,28 +107,47 @@ def run_blocking(
     """
     outcome: _Outcome[T] = _Outcome()
     # Not Thread.join: if an exception interrupts it, CPython 3.11 takes the thread for ended.
-    over = threading.Event()
+    begun, over = threading.Event(), threading.Event()
 
     def body() -> None:
+        begun.set()
         try:
             outcome.fill(function, netns)
         finally:
             over.set()
 
     thread = threading.Thread(target=body, name="aiotun")
-    start_thread(thread)
     try:
+        start_thread(thread)
         over.wait()
+    except ResourceLimitError:  # of start_thread
+        raise
     except BaseException:
+        # It may have come in the middle of start_thread: then the thread begins now, or never.
+        if not _wait_through(begun, _BEGINS_WITHIN):
+            raise
         if on_cancel is not None:
             on_cancel()
-        over.wait()
+        _wait_through(over)
         if undo is not None and outcome.error is None:
             value, give_up = outcome.get(), undo
             run_blocking(lambda: give_up(value))
         raise
     thread.join()
     return outcome.get()
+
+
+def _wait_through(event: threading.Event, seconds: float = math.inf) -> bool:
+    """Wait for an event, whatever comes: a second Ctrl-C must not leave work half undone.
+
+    Returns:
+        Whether it came within these seconds.
+    """
+    end = time.monotonic() + seconds
+    while not event.is_set() and (left := end - time.monotonic()) > 0:
+        with contextlib.suppress(BaseException):  # the first one is raised when all is undone
+            event.wait(min(left, threading.TIMEOUT_MAX))
+    return event.is_set()
 
 
 def _run_here(function: Callable[[], None]) -> None:

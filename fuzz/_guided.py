@@ -17,6 +17,7 @@ _MODULES = {
     "decode": ["aiotun.decode", "aiotun._packets.encode", "dpkt"],
     "header": ["aiotun._packets.ipheader"],
     "reply": ["aiotun.reply"],
+    "datagrams": ["aiotun._packets.udp", "aiotun._packets.fragments", "aiotun._netstack.pings"],
     "describe": ["aiotun._cli.describe"],
     "vnet-header": ["aiotun.offload"],
     "split": ["aiotun._packets.gso"],

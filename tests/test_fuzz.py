@@ -3,6 +3,7 @@
 `make fuzz` runs longer. Each of its findings stays here as a test.
 """
 
+import ast
 import dataclasses
 import importlib.util
 import os
@@ -168,6 +169,14 @@ def test_a_finding_is_saved_and_can_be_replayed(
     )  # fmt: skip
     assert again.returncode == 0, again.stderr  # the library itself is not broken
     assert again.stdout.startswith("header: ")
+
+
+def test_the_guided_engine_knows_the_modules_of_every_target() -> None:
+    """Its module can't be imported without atheris, so the table is read."""
+    tree = ast.parse((ROOT / "fuzz" / "_guided.py").read_text())
+    tables = [node.value for node in tree.body if isinstance(node, ast.Assign)]
+    (table,) = (node for node in tables if isinstance(node, ast.Dict))
+    assert {ast.literal_eval(key) for key in table.keys if key is not None} == {*TARGETS}
 
 
 @pytest.mark.skipif(

@@ -725,3 +725,14 @@ async def test_what_is_no_bandwidth(bandwidth: float | tuple[float, float]) -> N
     async with one, other:
         with pytest.raises(ValueError, match="bandwidth"):
             FaultInjector(one, bandwidth=bandwidth)
+
+
+def test_without_delays_packets_pass_without_a_loop() -> None:
+    one, other = memory_pair()
+    faulty = FaultInjector(one)
+    try:
+        faulty.send_nowait(packet(1))
+        assert other.recv_nowait() == packet(1)
+    finally:
+        faulty.close()
+        other.close()

@@ -52,6 +52,14 @@ class Faults(Protocol):
     bandwidth: Rate
 
 
+def _now() -> float:
+    """The loop's time. Without a loop nothing can be delayed, so any time will do."""
+    try:
+        return asyncio.get_running_loop().time()
+    except RuntimeError:
+        return 0.0
+
+
 class Line:
     """One direction, with its own random numbers."""
 
@@ -95,32 +103,26 @@ class Line:
         if duplicate < self._rate(faults.duplicate):
             counts.duplicated += 1
             copies.append(packet)
-        pause = 0.0
+        now = at = _now()  # `at`: when to deliver it
         if (bandwidth := self._rate(faults.bandwidth)) < math.inf:
             if len(self._delayed) >= _QUEUE:
                 counts.overflowed += len(copies)
                 return []
-            pause = self._until_sent(copies, bandwidth)
+            bits = 8 * sum(len(each) - self._header_bytes for each in copies)
+            at = self._free_at = max(self._free_at, now) + bits / bandwidth
         if delay < self._rate(faults.delay):
             counts.delayed += 1
-            pause += max(faults.delay_by, _SHORTEST)
+            at += max(faults.delay_by, _SHORTEST)
         elif reorder < self._rate(faults.reorder):
             counts.reordered += 1
-            if not pause:
-                self._keep(copies, self._held, max(faults.delay_by, _SHORTEST))
-                return []
-            pause += max(faults.delay_by, _SHORTEST)  # the packets behind it on the line overtake
-        if pause:
-            self._keep(copies, self._delayed, pause)
+            line = self._held if at == now else self._delayed
+            # On a line of limited bandwidth the packets behind it overtake.
+            self._keep(copies, line, at + max(faults.delay_by, _SHORTEST))
+            return []
+        if at > now:
+            self._keep(copies, self._delayed, at)
             return []
         return copies + self._cancelled(self._held)
-
-    def _until_sent(self, packets: list[bytes], bandwidth: float) -> float:
-        """The seconds until these packets, behind those before them, have gone over the line."""
-        now = asyncio.get_running_loop().time()
-        bits = 8 * sum(len(packet) - self._header_bytes for packet in packets)
-        self._free_at = max(self._free_at, now) + bits / bandwidth
-        return self._free_at - now
 
     def _corrupted(self, packet: bytes, chance: float) -> bytes:
         # Not in the first byte: the kernel rejects a packet that is neither IPv4 nor IPv6.
@@ -135,9 +137,12 @@ class Line:
         return bytes(changed)
 
     def _keep(
-        self, packets: list[bytes], kept: dict[asyncio.TimerHandle, list[bytes]], pause: float
+        self, packets: list[bytes], kept: dict[asyncio.TimerHandle, list[bytes]], at: float
     ) -> None:
-        """Deliver packets after a pause in seconds, unless `_cancelled` takes them out before."""
+        """Deliver packets at a time of the loop's, unless `_cancelled` takes them out before.
+
+        Not after a pause: then packets that follow closely could change places.
+        """
 
         # One timer for all of them: the loop does not promise to run two timers of the same time in
         # order.
@@ -146,7 +151,7 @@ class Line:
         def release() -> None:
             self.deliver_late(kept.pop(timer))
 
-        timer = loop.call_later(pause, release)
+        timer = loop.call_at(at, release)
         kept[timer] = packets
 
     def deliver_late(self, packets: Iterable[bytes]) -> None:
@@ -160,7 +165,8 @@ class Line:
             except (AiotunError, OSError):
                 self.counts.lost += 1
         if no_room:
-            self._keep(no_room, self._delayed, max(self._faults.delay_by, _SHORTEST))
+            at = asyncio.get_running_loop().time() + max(self._faults.delay_by, _SHORTEST)
+            self._keep(no_room, self._delayed, at)
 
     def _cancelled(self, kept: dict[asyncio.TimerHandle, list[bytes]]) -> list[bytes]:
         for timer in kept:

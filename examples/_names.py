@@ -38,7 +38,11 @@ class Names:
         self._search = search
 
     async def resolve(self, name: str) -> list[str]:
-        """Return the addresses of a name; OSError where there is none, or nobody answers."""
+        """Return the addresses of a name.
+
+        Raises:
+            OSError: the name has no address, or no server answers.
+        """
         names = [name]
         if "." not in name.rstrip("."):
             names = [*(f"{name}.{domain}" for domain in self._search), name]

@@ -259,7 +259,11 @@ class _Association:
 
 
 def _unwrapped(data: bytes) -> tuple[Address, bytes]:
-    """Take a datagram's request header off; ValueError where there is none, or it is a fragment."""
+    """Split a datagram into its target and its data.
+
+    Raises:
+        ValueError: the request header is missing or invalid, or the datagram is a fragment.
+    """
     try:
         reserved, fragment, kind = struct.unpack_from("!HBB", data)
         if reserved or fragment:

@@ -45,6 +45,12 @@ def is_up(name: str) -> bool:
     return "UP" in link(name)["flags"]
 
 
+def forward(*ports: str) -> bool:
+    """Whether a bridge forwards to these ports: some time after each has a carrier."""
+    states = (link(port)["linkinfo"]["info_slave_data"]["state"] for port in ports)
+    return all(state == "forwarding" for state in states)
+
+
 def tun_data(name: str) -> Any:
     """The attributes that netlink gives for TUN and TAP devices only."""
     return link(name)["linkinfo"]["info_data"]

@@ -85,7 +85,8 @@ class NetstackStats:
     fragments_dropped: int = 0
     """Fragments of intercepted packets that were invalid, or whose packet never became complete."""
     packets_refused: int = 0
-    """Packets that the stack itself dropped: of refused flows, and pings without an answer."""
+    """Packets that the stack itself dropped: of refused flows, pings without an answer, and SYNs
+    that `admit` is not asked about, for example because a checksum is wrong."""
 
 
 class Netstack(DatagramInterception):

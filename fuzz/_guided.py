@@ -20,6 +20,7 @@ _MODULES = {
     "datagrams": ["aiotun._packets.udp", "aiotun._packets.fragments", "aiotun._netstack.pings"],
     "describe": ["aiotun._cli.describe"],
     "vnet-header": ["aiotun.offload"],
+    "find": ["aiotun._packets.native", "aiotun._packets.ipheader"],
     "split": ["aiotun._packets.gso"],
     "merge": ["aiotun._packets.gso"],
     "run": ["aiotun._packets.runs", "aiotun._packets.gso"],

@@ -28,7 +28,7 @@ from wireguard.interface import Interface
 
 from aiotun import IPHeader, PacketDecodeError, decode_frame, decode_packet, reply
 from aiotun._cli import arguments, networkd
-from aiotun._packets import gso, runs
+from aiotun._packets import gso, native, runs
 from aiotun._packets.fragments import Reassembler
 from aiotun.offload import VnetHeader
 from fuzz import _kernel, _mutating, _runs, packets, words
@@ -117,6 +117,7 @@ PLANTED: dict[str, Break] = {
     "datagrams": _changing(Reassembler, "add", lambda whole: whole and whole[:-1]),
     "describe": _changing(packets, "describe", lambda found: (found[0] + "\x1b[2J", found[1])),
     "vnet-header": _changing(VnetHeader, "pack", lambda data: data[::-1]),
+    "find": _changing(native, "_find_other", lambda at: at + 1),
     "split": _changing(gso, "split", lambda parts: parts[:-1]),
     "merge": _changing(gso, "merge", lambda merged: merged[:-1]),
     "run": _changing(runs, "place", lambda measures: measures and (*measures[:3], 7)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import operator
 import socket as sockets
 import threading
 import warnings
@@ -230,6 +231,7 @@ class Namespace:
 
         *Concurrency*: may be called any number of times at once.
         """
+        connections.check_family(family)
         hosts = [host] if isinstance(host, str) and host else host or self._everywhere(family)
         found: list[connections.Address] = []
         for each in hosts:
@@ -308,7 +310,11 @@ class Namespace:
     ) -> list[connections.Address]:
         if address is None:
             return []
-        host, port = address
+        if not isinstance(address, tuple) or len(address) not in (2, 4):
+            raise TypeError(f"an address must be a tuple of host and port, got {address!r}")
+        host, port, *ipv6 = address
+        if ipv6 and ipv6[1]:
+            host = f"{host}%{ipv6[1]}"
         return await connections.resolve(host, port, family, resolver, "an address")
 
     def _everywhere(self, family: int) -> list[str]:
@@ -444,7 +450,11 @@ class Namespace:
 
 
 def _kind(family: int, type: int, proto: int) -> tuple[int, int, int]:  # noqa: A002 - as above
-    return int(family), int(type & ~(sockets.SOCK_NONBLOCK | sockets.SOCK_CLOEXEC)), int(proto)
+    kind = operator.index(type) & ~(sockets.SOCK_NONBLOCK | sockets.SOCK_CLOEXEC)
+    numbers = operator.index(family), kind, operator.index(proto)
+    if not all(-(2**31) <= each < 2**31 for each in numbers):
+        raise ValueError(f"family, type and proto must fit into 32 bits, got {numbers}")
+    return numbers
 
 
 class NamespaceOpener:

@@ -83,6 +83,7 @@ async def test_an_opener_can_be_awaited_and_used_once() -> None:
     [
         ({"mtu": 67}, ValueError),
         ({"mtu": "1500"}, TypeError),
+        ({"mtu": None}, TypeError),
         ({"offload": "on"}, ValueError),
         ({"intercept": 1}, TypeError),
         ({"namespace": "blue"}, TypeError),
@@ -272,6 +273,22 @@ async def test_interception_takes_a_stack_that_was_opened_for_it() -> None:
         await stack.intercept_tcp(tell)
 
 
+async def test_another_loop_is_told_that_the_stack_is_not_its_own(stack: aiotun.Netstack) -> None:
+    async def use_elsewhere() -> None:
+        for attempt in (
+            stack.intercept_tcp(tell),
+            stack.intercept_udp(lambda flow: None),
+            stack.intercept_ping(lambda ping: True),
+            stack.start_server(tell, "127.0.0.1", 80),
+        ):
+            with pytest.raises(RuntimeError, match="opened in another event loop"):
+                await attempt
+
+    await asyncio.to_thread(asyncio.run, use_elsewhere())
+    async with await stack.intercept_tcp(tell):
+        pass
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
@@ -286,6 +303,11 @@ async def test_arguments_of_intercept_tcp_are_checked(
 ) -> None:
     with pytest.raises(error):
         await stack.intercept_tcp(**{"handle": tell, **options})
+
+
+async def test_a_backlog_can_be_as_long_as_the_kernel_allows(stack: aiotun.Netstack) -> None:
+    async with await stack.intercept_tcp(tell, backlog=1 << 40), client_of(stack) as client:
+        assert await ask(client, "192.0.2.1", 80) == "192.0.2.1 80"
 
 
 async def test_a_plain_function_may_handle_connections(stack: aiotun.Netstack) -> None:

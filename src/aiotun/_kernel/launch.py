@@ -44,8 +44,9 @@ def main(stream: BufferedReader) -> None:
             if fd >= 0:
                 os.set_inheritable(fd, False)
         enter(user, net, resolv_conf)
-        step = "exec"
+        step = "become"
         become(ids)
+        step = "exec"
         # Python ignores the first two signals, and was started with SIGINT (Ctrl-C) ignored. The
         # program would inherit that.
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT)[: 2 + interruptible]:

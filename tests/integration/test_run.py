@@ -340,6 +340,17 @@ async def test_it_has_nothing_but_its_own_interfaces() -> None:
     assert ended.out == "lo tun0\n"
 
 
+def test_it_imports_only_what_it_needs() -> None:
+    """The start's time is mostly that of imports."""
+    code = "import aiotun.cli, sys; aiotun.cli.main(['run', 'true']); print(*sys.modules)"
+    loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    ours = {each for each in loaded if each.startswith("aiotun._cli.")}
+    others = {"demo", "describe", "doctor", "dump", "listen", "networkd", "probe", "tuntap"}
+    assert "aiotun._cli.run" in ours
+    assert ours & {f"aiotun._cli.{each}" for each in others} == set()
+    assert loaded & {"aiotun.testing", "aiotun.decode", "pyroute2.ndb"} == set()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 async def test_signals_are_passed_on(number: signal.Signals) -> None:
     script = f"trap 'echo got; exit 3' {int(number)}; echo ready; while :; do sleep 0.1; done"

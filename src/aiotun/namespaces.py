@@ -340,7 +340,7 @@ class Namespace:
 
         The program has a mount namespace of its own. Its ``/sys`` shows the network namespace
         (except in a container that hides parts of ``/sys``), and the services outside that resolve
-        names (nscd, systemd-resolved) are hidden, so that names are asked for inside.
+        names (nscd, systemd-resolved, avahi) are hidden, so that names are asked for inside.
 
         Args:
             program, args: the program and its arguments.

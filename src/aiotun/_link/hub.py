@@ -103,7 +103,7 @@ class Hub:
     def _serve(self) -> None:
         assert self._namespace is not None
         namespaces.setns(self._namespace.fd)
-        # Imported here, in the hub's thread: importing pyroute2 takes some 30 milliseconds.
+        # Imported here, in the hub's thread: importing pyroute2 takes about a hundred milliseconds.
         from .monitor import Monitor
 
         monitor, gone = Monitor(), list[Watcher]()

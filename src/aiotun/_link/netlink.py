@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 def in_session(work: Callable[[Session], Awaitable[T]]) -> T:
     """Run `work` in an rtnetlink session; see `session.in_session`."""
-    # Imported here, in the session's thread: importing pyroute2 takes some 30 milliseconds.
+    # Imported here, in the session's thread: importing pyroute2 takes about a hundred milliseconds.
     from . import session
 
     return session.in_session(work)

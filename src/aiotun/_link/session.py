@@ -1,7 +1,8 @@
 """Sessions with rtnetlink(7), by pyroute2, in the calling thread and its namespace.
 
-Importing pyroute2 takes some 30 ms, so this module is loaded at the first request, in the thread of
-that request. Each session has its own selector loop, because pyroute2 can't open netlink on uvloop.
+This is the only module that imports pyroute2. Importing it takes some 80 ms, so this module is
+loaded at the first request, in the thread of that request. Each session has its own selector loop,
+because pyroute2 can't open netlink on uvloop.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import errno
 import functools
 import selectors
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -21,7 +23,6 @@ from .._kernel.limits import LIMITS, limit_error, naming_limits
 from ..errors import AiotunError, LinkError, NotPermittedError
 from . import messages as link_messages
 from .info import Autoconf, LinkInfo, LinkStats, TunTapInfo
-from .pyroute import pyroute
 from .values import IPV6_MIN_MTU, LinkAddress, Route
 
 if TYPE_CHECKING:
@@ -63,10 +64,27 @@ _HINTS = {
     errno.ENOBUFS: "the kernel is short of memory for netlink; try again",
 }
 
+_importing = threading.Lock()
+
+
+def _pyroute2() -> Any:
+    """Import pyroute2; the lock lets only one thread at a time do so.
+
+    pyroute2 has circular imports. To avoid a deadlock, Python would give the second thread a
+    module that is only half initialized.
+    """
+    with _importing:
+        import pyroute2
+
+        return pyroute2
+
 
 def message_parser() -> Callable[[bytes], Iterator[link_messages.Message]]:
     """Return pyroute2's parser, for messages that were read from a socket of our own."""
-    parse: Callable[[bytes], Iterator[link_messages.Message]] = pyroute().MarshalRtnl().parse
+    _pyroute2()
+    from pyroute2.netlink.rtnl.marshal import MarshalRtnl
+
+    parse: Callable[[bytes], Iterator[link_messages.Message]] = MarshalRtnl().parse
     return parse
 
 
@@ -371,7 +389,7 @@ class Session:
         """
         try:
             return await request
-        except pyroute().NetlinkError as error:
+        except _pyroute2().NetlinkError as error:
             # Drop the traceback: pyroute2's frames reference the error, so keeping it would make a
             # reference cycle.
             cause = error.with_traceback(None)
@@ -501,12 +519,12 @@ def in_session(work: Callable[[Session], Awaitable[T]]) -> T:
     Raises:
         LinkError, ResourceLimitError: netlink could not be opened. Whatever `work` raises, too.
     """
-    ip_route = pyroute().AsyncIPRoute
+    pyroute2 = _pyroute2()
     with opening():
         loop = _Loop(selectors.DefaultSelector())
     errors: list[Exception] = []
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
-        value = runner.run(_catch(_converse(ip_route, work), errors))
+        value = runner.run(_catch(_converse(pyroute2, work), errors))
     if not errors:
         return cast(T, value)
     error = errors.pop()
@@ -529,7 +547,7 @@ async def _catch(conversation: Awaitable[T], errors: list[Exception]) -> T | Non
         return None
 
 
-async def _converse(ip_route: Any, work: Callable[[Session], Awaitable[T]]) -> T:
+async def _converse(pyroute2: Any, work: Callable[[Session], Awaitable[T]]) -> T:
     with opening():
         # A socket of ours: pyroute2's own stays open if its setup fails.
         sock = _Socket(
@@ -540,7 +558,7 @@ async def _converse(ip_route: Any, work: Callable[[Session], Awaitable[T]]) -> T
         # Kernels before 4.12, and gVisor, don't have them.
         with contextlib.suppress(OSError):
             sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
-        async with ip_route(ext_ack=True, use_socket=sock) as ipr:
+        async with pyroute2.AsyncIPRoute(ext_ack=True, use_socket=sock) as ipr:
             with opening():
                 # Separately, before any request: if this fails, no request has begun.
                 await ipr.setup_endpoint()

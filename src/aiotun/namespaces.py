@@ -306,10 +306,11 @@ class Namespace:
             raise
 
     async def _local(
-        self, address: tuple[str, int] | None, resolver: Resolver | None, family: int = 0
+        self, address: Any, resolver: Resolver | None, family: int = 0
     ) -> list[connections.Address]:
         if address is None:
             return []
+        # IPv6 addresses that getsockname returns have four parts.
         if not isinstance(address, tuple) or len(address) not in (2, 4):
             raise TypeError(f"an address must be a tuple of host and port, got {address!r}")
         host, port, *ipv6 = address

@@ -8,11 +8,12 @@ import operator
 import socket as sockets
 import threading
 import warnings
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from ._kernel import private, threads
 from ._kernel.namespaces import NamespaceFd, NetnsArg, check_netns, open_netns, setns
+from ._kernel.once import Once
 from ._kernel.rootless import Helper
 from ._namespaces import connections, subprocesses
 from ._namespaces.connections import Resolver, Servers
@@ -458,37 +459,15 @@ def _kind(family: int, type: int, proto: int) -> tuple[int, int, int]:  # noqa: 
     return numbers
 
 
-class NamespaceOpener:
+class NamespaceOpener(Once[Namespace]):
     """What `new_namespace` and `open_namespace` return; await it or use ``async with``, once."""
 
     def __init__(self, make: Callable[[], tuple[NamespaceFd, bool]]) -> None:
         # Internal: use new_namespace or open_namespace.
+        super().__init__()
         self._make = make
-        self._used = False
-        self._entered: Namespace | None = None
-
-    def __await__(self) -> Generator[Any, None, Namespace]:
-        return self._open().__await__()
-
-    async def __aenter__(self) -> Namespace:
-        self._entered = await self._open()
-        return self._entered
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        entered, self._entered = self._entered, None
-        if entered is not None:
-            await entered.aclose()
 
     async def _open(self) -> Namespace:
-        if self._used:
-            raise RuntimeError("this opener was used before; call the function again")
-        self._used = True
-
         def make() -> Namespace:
             namespace, is_new = self._make()
             helper = namespace.helper

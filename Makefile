@@ -9,7 +9,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-others test-all test-peers fuzz soak lint docs bench bench-vpn bench-tap bench-peers bench-netstack bench-report clean
+.PHONY: help demo test test-others test-all test-peers test-boringtun fuzz soak lint docs bench bench-vpn bench-tap bench-peers bench-netstack bench-report clean
 .PHONY: coverage dist test-dist test-lowest audit man test-free-threaded test-foreign test-kernels
 MAKEFLAGS += --no-print-directory
 
@@ -35,7 +35,10 @@ test-others: ## run the tests on every other Python from 3.11 on this machine
 test-all: test test-others ## run the tests on every Python
 
 test-peers: ## run the tests that exchange packets with other implementations
-	@$(call venv,test) && .venv/bin/python -m pytest -m peers $(ARGS)
+	@$(call venv,test) && tools/peers.sh mitmproxy && .venv/bin/python -m pytest -m "peers and not slow" $(ARGS)
+
+test-boringtun: ## run the WireGuard example with boringtun, which cargo builds; takes 6 minutes
+	@$(call venv,test) && tools/peers.sh boringtun && .venv/bin/python -m pytest tests/integration/test_boringtun.py -n 2 $(ARGS)
 
 test-free-threaded: ## two threads at once, on a free-threaded Python, which it builds; ARGS=SECONDS
 	@python=$$(tools/free_threaded.sh) && \

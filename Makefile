@@ -10,7 +10,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test test-others test-all test-peers test-boringtun fuzz soak lint docs bench bench-vpn bench-tap bench-peers bench-netstack bench-report clean
-.PHONY: coverage dist test-dist test-lowest audit man test-free-threaded test-foreign test-kernels
+.PHONY: coverage dist release-check test-dist test-lowest audit man test-free-threaded test-foreign test-kernels
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -106,6 +106,9 @@ coverage: ## measure the branch coverage of src/aiotun; build/coverage/html has 
 
 man: ## make the man page docs/aiotun.8 from the texts of the command's --help
 	@$(call venv,none) && .venv/bin/python tools/manual.py >docs/aiotun.8
+
+release-check: ## print what is still to be done before a release
+	@python=$$(tools/python.sh) && "$$python" tools/release.py
 
 clean: ## remove the files that the other targets made
 	@rm -rf .venv .venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/aiotun/_packets/_speedups*.so

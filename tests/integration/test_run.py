@@ -290,7 +290,8 @@ def is_alive(pid: int) -> bool:
 def children_of(pid: int) -> list[int]:
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(word) for word in (task / "children").read_text().split()]
+        with contextlib.suppress(FileNotFoundError):  # a thread that has ended meanwhile
+            found += [int(word) for word in (task / "children").read_text().split()]
     return found
 
 

@@ -24,7 +24,9 @@ from .internet import (
     outcome,
     python,
     run,
+    with_resolv_conf,
 )
+from .kernel import without_mount
 
 # --- ssh -----------------------------------------------------------------------------------------
 
@@ -281,3 +283,52 @@ async def test_no_service_outside_is_asked_for_names(tmp_path: Path) -> None:
     assert inside.out.split() == [NET4], inside.err
     assert asked == before
     assert len(stub.asked) > names
+
+
+STUB = "127.0.0.53"
+ASK_BOTH = f"""
+import socket
+print(socket.gethostbyname("www.example.org"))
+with socket.create_connection(({STUB!r}, 53), 10) as sock:
+    sock.sendall(b"over TCP")
+    sock.shutdown(socket.SHUT_WR)
+    print(sock.makefile().read())
+print(open("/etc/resolv.conf").readline())
+"""
+
+
+@pytest.mark.parametrize("user", ["root", "ordinary"])
+async def test_where_mounts_are_refused_a_name_server_on_loopback_answers(
+    user: str, tmp_path: Path
+) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.read())
+        writer.close()
+
+    loop = asyncio.get_running_loop()
+    transport, stub = await loop.create_datagram_endpoint(NameServer, (STUB, 53))
+    outer = with_resolv_conf(tmp_path / "resolv.conf", f"nameserver {STUB}\n")
+    command, inner, options = COMMAND, sys.executable, dict[str, Any]()
+    if user == "ordinary":
+        python_command, options["env"] = ordinary_python()
+        command, inner = [*python_command, "-m", "aiotun"], python_command[-1]
+    words = [*outer, *without_mount(), *command]
+    async with await asyncio.start_server(echo, STUB, 53):
+        ended = await run("--", inner, "-c", ASK_BOTH, command=words, **options)
+    transport.close()
+    assert ended.out.split("\n")[:3] == [NET4, "over TCP", f"nameserver {STUB}"], ended.err
+    assert ended.err == ""
+    assert stub.asked
+
+
+async def test_where_mounts_are_refused_other_name_servers_are_carried(
+    internet: aiotun.Namespace, tmp_path: Path
+) -> None:
+    transport, _ = await internet.create_datagram_endpoint(NameServer, local_addr=(NET4, 53))
+    outer = with_resolv_conf(tmp_path / "resolv.conf", f"nameserver {NET4}\n")
+    code = "import socket; print(socket.gethostbyname('www.example.org'))"
+    options = ("--log", "--allow", "192.0.2.0/24")
+    ended = await python(code, *options, command=[*outer, *without_mount(), *COMMAND])
+    transport.close()
+    assert ended.out == f"{NET4}\n", ended.err
+    assert "refuses mounts" in ended.err

@@ -103,7 +103,7 @@ async def _run(options: Options, access: Access) -> int:
             await stack.intercept_ping(PingsOutside(outside).answered),
             _background(aiotun.relay(_with_faults(tun, options), stack.tun)),
         ):
-            status = await _command(ns, options, resolvers.text(*names), original)
+            status = await _command(ns, options, resolvers, names, original)
             lost = (await tun.link.stats()).tx_dropped + (await stack.tun.link.stats()).tx_dropped
     if lost:
         options.note(f"{lost} packets were lost because this program was too slow for them")
@@ -228,14 +228,19 @@ def _with_faults(tun: aiotun.TunDevice, options: Options) -> "aiotun.TunDevice |
 
 
 async def _command(
-    ns: aiotun.Namespace, options: Options, resolv_conf: str, limits: tuple[int, int]
+    ns: aiotun.Namespace,
+    options: Options,
+    resolvers: Resolvers,
+    names: Sequence[str],
+    limits: tuple[int, int],
 ) -> int:
     """Run the command in our process group, so that the terminal is its own as well as ours."""
     ours = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with _Signals() as signals:
+    async with contextlib.AsyncExitStack() as stack:
+        signals = stack.enter_context(_Signals())
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)  # what the command inherits
         try:
-            process = await ns.create_subprocess_exec(*options.command, resolv_conf=resolv_conf)
+            process = await _start(ns, options, resolvers, names, stack)
         except FileNotFoundError:
             options.note(f"{options.command[0]}: command not found")
             return _NOT_FOUND
@@ -251,6 +256,29 @@ async def _command(
         gc.enable()
         status = await process.wait()
     return status if status >= 0 else 128 - status
+
+
+async def _start(
+    ns: aiotun.Namespace,
+    options: Options,
+    resolvers: Resolvers,
+    names: Sequence[str],
+    stack: contextlib.AsyncExitStack,
+) -> asyncio.subprocess.Process:
+    """Start the command, with a /etc/resolv.conf of its own if possible."""
+    text = resolvers.text(*names)
+    try:
+        return await ns.create_subprocess_exec(*options.command, resolv_conf=text)
+    except aiotun.NotPermittedError:
+        # Mounts are refused, or there is no such file. If it is something else, the second attempt
+        # raises the same error.
+        from .loopback_names import answering_on_loopback
+
+    if options.log:
+        options.note("this machine refuses mounts: the command has its /etc/resolv.conf")
+    log = options.note if options.log else _silent
+    await stack.enter_async_context(answering_on_loopback(ns, resolvers.servers, log))
+    return await ns.create_subprocess_exec(*options.command)
 
 
 class _Signals:

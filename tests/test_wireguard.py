@@ -310,6 +310,31 @@ def test_initiations_are_repeated_and_then_given_up() -> None:
     world.ping()
 
 
+def test_after_three_initiations_without_an_answer_other_addresses_are_tried() -> None:
+    world = World()
+    others: list[Endpoint] = [("192.0.2.7", 1), ("2001:db8::7", 1, 0, 0)]
+    world.lose = lambda source, message: True
+    world.a.send([PING], world.now)
+    world.settle()
+    while world.count(INITIATION) < 3:
+        assert world.a.unreached == set()
+        world.pa.try_another(others)
+        assert world.pa.endpoint == B
+        world.run(world.a.deadline() - world.now)
+    assert world.a.unreached == {world.pa}
+    for expected in (*others, *others):
+        world.pa.try_another(others)
+        assert world.pa.endpoint == expected
+    world.pa.try_another([])  # the name could not be resolved
+    assert world.pa.endpoint == others[-1]
+    world.pa.try_another([B])
+    world.lose = lambda source, message: False
+    world.run(6)
+    assert world.got[B] == [PING]
+    world.pa.try_another(others)  # too late: the peer has answered
+    assert world.pa.endpoint == B
+
+
 def test_not_more_than_one_initiation_in_five_seconds() -> None:
     world = World()
     world.lose = lambda source, message: True

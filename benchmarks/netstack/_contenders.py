@@ -2,14 +2,11 @@
 
 import contextlib
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .._harness import has_uvloop
+from .._contenders import Contender, named
 from ..peers import _field
-from ..peers._contenders import Contender
 from ..peers._field import Program
-from ..peers._install import Installed
 from ._install import GO, LWIP, RUST
 
 MTU = 1500  # of all of them; lwIP has no other
@@ -22,28 +19,15 @@ def _ours(name: str, *options: str) -> Contender:
 
 
 RAW = "aiotun raw"
-CONTENDERS = {
-    each.name: each
-    for each in (
-        _ours(RAW, "--offload", "raw"),
-        _ours("aiotun raw, uvloop", "--offload", "raw", "--uvloop"),
-        _ours("aiotun split", "--offload", "split"),
-        Contender("gVisor", "gVisor", (str(GO),)),
-        Contender("smoltcp", "smoltcp", (str(RUST),)),
-        Contender("lwIP", "lwIP", (*_MODULE[:2], f"{_MODULE[2]}.lwip_stack", str(LWIP))),
-    )
-}
-
-
-def present(installed: Mapping[str, Installed]) -> list[Contender]:
-    """Return the contenders whose stack is built, and uvloop if they need it."""
-    return [
-        each
-        for each in CONTENDERS.values()
-        if each.peer in installed
-        and not installed[each.peer].missing
-        and (has_uvloop() or "uvloop" not in each.name)
-    ]
+STACKS = (RAW, "aiotun raw, uvloop", "aiotun split", "gVisor", "smoltcp", "lwIP")
+CONTENDERS = named(
+    _ours(RAW, "--offload", "raw"),
+    _ours("aiotun raw, uvloop", "--offload", "raw", "--uvloop"),
+    _ours("aiotun split", "--offload", "split"),
+    Contender("gVisor", "gVisor", (str(GO / "stack"),)),
+    Contender("smoltcp", "smoltcp", (str(RUST / "stack"),)),
+    Contender("lwIP", "lwIP", (*_MODULE[:2], f"{_MODULE[2]}.lwip_stack", str(LWIP))),
+)
 
 
 @dataclass(frozen=True)

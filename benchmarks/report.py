@@ -25,6 +25,11 @@ PARTS = {
     "netstack streams": "Netstack: TCP",
     "netstack datagrams": "Netstack: UDP",
     "netstack opening": "Netstack: opening and memory",
+    "netstack start": "`aiotun run`: start",
+    "netstack run": "`aiotun run`: TCP",
+    "netstack faults": "`aiotun run`: delay and loss",
+    "netstack wireguard": "WireGuard without root",
+    "netstack tun2socks": "A SOCKS5 proxy behind a TUN device",
 }
 # What the summary shows: the part, its table, what a reader knows it as, and aiotun's rows.
 COST = "processor time"

@@ -11,7 +11,16 @@ from benchmarks import _building, report
 from benchmarks._contenders import Contender
 from benchmarks._harness import BenchError, Row, Table
 from benchmarks._suite import keep
-from benchmarks.netstack import datagrams, opening, streams
+from benchmarks.netstack import (
+    datagrams,
+    faults,
+    opening,
+    run,
+    start,
+    streams,
+    tun2socks,
+    wireguard,
+)
 from benchmarks.netstack.__main__ import SUITE
 from benchmarks.netstack._contenders import CONTENDERS, RAW, STACKS, Host, host
 
@@ -68,6 +77,55 @@ def test_datagrams_are_measured() -> None:
     (table,) = datagrams.run(1, [program(RAW)])
     assert [row.name for row in table.rows] == [RAW]
     assert table.rows[0].cost[0] > 0
+
+
+# --- Programs ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def iperf3() -> None:
+    need("iperf3")
+    need("cc")
+
+
+@pytest.mark.parametrize("name", run.NAMES)
+def test_a_command_starts_and_is_carried(
+    name: str, iperf3: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (table,) = start.run(1, [program(name)])
+    assert table.rows[0].figure > 0
+    monkeypatch.setattr(run, "STREAMS", (2,))
+    tables = list(run.run(1, [program(name)]))
+    assert [table.what for table in tables] == [f"2 TCP streams {way}" for way in run.WAYS.values()]
+    assert all(table.rows[0].figure > 0 and table.rows[0].cost[0] > 0 for table in tables)
+
+
+def test_delay_and_loss_are_measured(iperf3: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "PINGS", 2)
+    monkeypatch.setattr(faults, "DATAGRAMS", 200)
+    delay, drop = faults.run(1, [program("aiotun run")])
+    assert delay.rows[0].figure >= 100
+    assert 0 < drop.rows[0].figure < 30
+
+
+@pytest.mark.parametrize("name", [wireguard.NAMES[0], wireguard.NAMES[-1]])
+def test_a_download_passes_the_tunnel(
+    name: str, iperf3: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program("wireguard-go's netstack")  # the other end is of the same build
+    monkeypatch.setattr(wireguard, "SECONDS", 0.1)
+    (table,) = wireguard.run(1, [program(name)])
+    assert table.rows[0].figure > 0
+
+
+@pytest.mark.parametrize("name", tun2socks.NAMES)
+def test_a_stream_passes_the_proxy(
+    name: str, iperf3: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program("gVisor")  # the proxy is of the same build
+    monkeypatch.setattr(run, "STREAMS", (2,))
+    tables = list(tun2socks.run(1, [program(name)]))
+    assert all(table.rows[0].figure > 0 for table in tables)
 
 
 # --- The report ----------------------------------------------------------------------------------

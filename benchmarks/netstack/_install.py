@@ -1,4 +1,4 @@
-"""The steps that install the other stacks; see `benchmarks._building`."""
+"""The steps that install the other stacks and programs; see `benchmarks._building`."""
 
 import functools
 import sys
@@ -14,12 +14,13 @@ SOURCES = HERE / "netstack" / "programs"
 FOLDER = BUILD / "netstack"
 GO, RUST = FOLDER / "go" / "bin", FOLDER / "rust" / "target" / "release"
 LWIP = FOLDER / "lwip"
+TUN2PROXY = FOLDER / "bin" / "tun2proxy-bin"
 WIREGUARD = "golang.zx2c4.com/wireguard"
 
 
 def _go(module: str) -> str:
     """The newest wireguard-go decides on the version of gVisor, whose newest may not build."""
-    builds = ["./stack"]
+    builds = ["./stack", "./proxy", WIREGUARD]
     return _building.go(FOLDER / "go", SOURCES / "go", builds, module, WIREGUARD)
 
 
@@ -47,9 +48,19 @@ def _lwip() -> str:
     return version
 
 
+def _tun2proxy() -> str:
+    if not TUN2PROXY.exists():
+        _building.cargo("install", "--quiet", "--locked", "--root", str(FOLDER), "tun2proxy")
+    return _building.run([str(TUN2PROXY), "--version"]).split()[1]
+
+
 STEPS: dict[str, Callable[[], str]] = {
     "aiotun": lambda: metadata.version("aiotun"),
     "gVisor": functools.partial(_go, "gvisor.dev/gvisor"),
+    "wireguard-go": functools.partial(_go, WIREGUARD),
     "smoltcp": smoltcp,
     "lwIP": _lwip,
+    "pasta": functools.partial(_building.debian, "passt", "pasta"),
+    "slirp4netns": functools.partial(_building.debian, "slirp4netns", "slirp4netns"),
+    "tun2proxy": _tun2proxy,
 }

@@ -3,7 +3,7 @@
 import sys
 
 from .._contenders import Contender, named
-from ._install import GO, PLAIN_C, PYTHON, RUST
+from ._install import GO, LWIP, PLAIN_C, PYTHON, RUST, SMOLTCP
 
 
 def _python(module: str, *options: str, interpreter: str = str(PYTHON)) -> tuple[str, ...]:
@@ -38,4 +38,6 @@ CONTENDERS = named(
     Contender("tun-rs, offload", "tun-rs", (str(RUST), "offload")),
     Contender("water", "water", (str(GO), "water")),
     Contender("wireguard-go", "wireguard-go", (str(GO), "wireguard")),
+    Contender("smoltcp", "smoltcp", (str(SMOLTCP),)),
+    Contender("lwIP", "lwIP", (str(LWIP),)),
 )

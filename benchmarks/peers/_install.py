@@ -8,12 +8,14 @@ from importlib import metadata
 from .. import _building
 from .._building import BUILD, MissingPeerError
 from .._harness import HERE
+from ..netstack import _install as stacks
 
 SOURCES = HERE / "peers" / "programs"
 FOLDER = BUILD / "peers"
 PYTHON = FOLDER / "venv" / "bin" / "python"
-PLAIN_C = FOLDER / "peer"
+PLAIN_C, LWIP = FOLDER / "peer", FOLDER / "lwip"
 RUST = FOLDER / "rust" / "target" / "release" / "peer"
+SMOLTCP = stacks.RUST / "phy"
 GO = FOLDER / "go" / "bin" / "peer"
 
 
@@ -38,6 +40,13 @@ def _go(module: str) -> str:
     return _building.go(FOLDER / "go", SOURCES / "go", ["."], module)
 
 
+def _lwip() -> str:
+    """Debian's library, with the network interface for TAP devices that is a part of it."""
+    version = stacks.lwip()
+    _building.c(LWIP, SOURCES / "lwip.c", "-I/usr/include/lwip", "-llwip")
+    return version
+
+
 STEPS: dict[str, Callable[[], str]] = {
     "aiotun": lambda: metadata.version("aiotun"),
     "add_reader": lambda: "Python {}.{}.{}".format(*sys.version_info[:3]),
@@ -47,4 +56,6 @@ STEPS: dict[str, Callable[[], str]] = {
     "tun-rs": lambda: _building.rust(FOLDER / "rust", SOURCES / "rust", "tun-rs", "tokio"),
     "water": functools.partial(_go, "github.com/songgao/water"),
     "wireguard-go": functools.partial(_go, "golang.zx2c4.com/wireguard"),
+    "smoltcp": stacks.smoltcp,
+    "lwIP": _lwip,
 }

@@ -27,6 +27,7 @@ NAMES = (
     "aiotun split",
     *PEERS,
     "wireguard-go",
+    "smoltcp",
 )
 SIZES = (84, 1400)
 COUNT = 4096

@@ -2,6 +2,9 @@
 
 As in `benchmarks.ping`, the pinger runs on one core and the responders on another. All run during
 the whole benchmark, and they take turns of a fraction of a second.
+
+lwIP has no packets to give to a program that would answer them: it answers them itself, and it has
+Ethernet frames.
 """
 
 import contextlib
@@ -14,7 +17,7 @@ from ..ping import ping
 from ._contenders import PEERS
 from ._field import configure, running
 
-NAMES = ("C", "aiotun", "aiotun, uvloop", *PEERS, "wireguard-go")
+NAMES = ("C", "aiotun", "aiotun, uvloop", *PEERS, "wireguard-go", "smoltcp", "lwIP")
 PINGS = 400  # a turn
 TURNS = 10  # a run
 SLOW = {"scapy": 10}  # this many times fewer pings

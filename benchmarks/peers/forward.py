@@ -15,7 +15,7 @@ from .._harness import BenchError, Row, Table, columns, in_turn
 from ._contenders import PEERS
 from ._field import Far, Forwarder, forwarder, insist, iperf3, output
 
-PLAIN = ("C", "aiotun", "aiotun, uvloop", "aiotun, NAPI threads", *PEERS)
+PLAIN = ("C", "aiotun", "aiotun, uvloop", "aiotun, NAPI threads", *PEERS, "smoltcp")
 OFFLOAD = (
     "C, offload",
     "aiotun split",

@@ -25,6 +25,7 @@ NAMES = (
     *PEERS,
     "tun-rs, offload",
     "wireguard-go",
+    "smoltcp",
 )
 RATES = (20_000, 80_000, 320_000)
 SECONDS = 0.3

@@ -104,11 +104,9 @@ class Peer:
         self._sent(session, data, now)
 
     def ready(self, now: float) -> Session | None:
-        """The session with which data can be sealed and sent immediately, or None."""
+        """The session with which data can be sealed immediately, or None."""
         session = self.current
-        if session is None or self.endpoint is None or not session.may_send(now):
-            return None
-        return session
+        return session if session is not None and session.may_send(now) else None
 
     def sent_run(self, session: Session, size_bytes: int, now: float) -> None:
         """Record data messages that were sealed elsewhere, as `send` does."""

@@ -58,7 +58,8 @@ class Side:
 
     @property
     def name(self) -> str:
-        return f"wg{self.index}"
+        # wg(8) finds an interface by the name of a socket. All workers of xdist use that folder.
+        return f"wg{self.index}{os.environ.get('PYTEST_XDIST_WORKER', '')}"
 
     def prefix(self) -> list[str]:
         return [] if self.netns is None else ["nsenter", f"--net={self.netns}"]
@@ -164,9 +165,13 @@ def start_with(side: Side, config: Path, *args: str) -> None:
 
 
 def start_go(side: Side, other: Side, to: str | None) -> None:
-    go = need("wireguard-go")
+    start_program([need("wireguard-go"), "-f", side.name], side, other, to)
+
+
+def start_program(command: list[str], side: Side, other: Side, to: str | None) -> None:
+    """Start a WireGuard that makes its interface and is then configured by wg(8) and ip(8)."""
     side.process = subprocess.Popen(
-        [*side.prefix(), go, "-f", side.name],
+        [*side.prefix(), *command],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -117,9 +117,9 @@ def do(control: _socket.socket, line: bytes) -> None:
         else:
             flags, _, path = rest.partition(b" ")
             fds.append(open_file(os.fsdecode(path), int(flags)))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         if not fds:  # otherwise answer with fewer sockets than requested
-            control.send(str(error.errno).encode())
+            control.send(str(getattr(error, "errno", 22)).encode())  # EINVAL
             return
     answer(control, fds)
 

@@ -76,7 +76,7 @@ ELSEWHERE = {"__main__": "cli", "pytest_plugin": "testing"}
 
 # Other packages, and the only modules that may import each.
 FOREIGN = {
-    "pyroute2": {"_link.session"},
+    "pyroute2": {"_link.session", "_cli.pyroute2_part"},
     "dpkt": {"decode", "_packets.encode"},
     "uvloop": {"_cli.demo"},
     "pytest": {"pytest_plugin"},

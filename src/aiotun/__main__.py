@@ -10,6 +10,11 @@ def main() -> int:
     try:
         # Imported here, so that Ctrl-C during the import ends the command without a traceback.
         from . import cli
+
+        if sys.argv[1:2] == ["run"]:
+            from ._cli import pyroute2_part
+
+            pyroute2_part.load()
     except KeyboardInterrupt:
         return 130
     return cli.main()

@@ -253,6 +253,13 @@ def test_it_imports_only_what_it_needs() -> None:
     assert loaded & {"aiotun.testing", "aiotun.decode"} == set()
 
 
+def test_as_a_program_it_loads_only_a_part_of_pyroute2() -> None:
+    words = [sys.executable, "-X", "importtime", "-m", "aiotun", "run", "true"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "pyroute2.netlink.rtnl" in done.stderr
+    assert "pyroute2.ndb" not in done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 async def test_signals_are_passed_on(number: signal.Signals) -> None:
     script = f"trap 'echo got; exit 3' {int(number)}; echo ready; while :; do sleep 0.1; done"

@@ -310,6 +310,25 @@ async def test_a_backlog_can_be_as_long_as_the_kernel_allows(stack: aiotun.Netst
         assert await ask(client, "192.0.2.1", 80) == "192.0.2.1 80"
 
 
+@pytest.mark.parametrize("mtu", [68, 87, 88, 65535])
+async def test_a_stack_of_every_mtu_answers_connections(mechanism: str, mtu: int) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.read())
+        writer.close()
+
+    async with (
+        aiotun.open_netstack(intercept=True, mtu=mtu) as stack,
+        await stack.intercept_tcp(echo),
+        client_of(stack) as client,
+    ):
+        reader, writer = await client.open_connection("192.0.2.1", 80)
+        writer.write(bytes(10_000))
+        writer.write_eof()
+        async with asyncio.timeout(10):
+            assert await reader.read() == bytes(10_000)
+        writer.close()
+
+
 async def test_a_plain_function_may_handle_connections(stack: aiotun.Netstack) -> None:
     writers = []
 

@@ -161,3 +161,13 @@ def test_what_the_proxy_refuses_is_refused(socks_server: None, number: int, said
     with internet(), tun2socks("socks5://127.0.0.1:1080"):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(("command", "told"), [([], "Runs a command"), (["nosuch"], "nosuch")])
+def test_intercept_says_what_is_wrong_in_a_line(command: list[str], told: str) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "intercept.py", *command], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr

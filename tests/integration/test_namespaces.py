@@ -80,7 +80,7 @@ async def test_the_callers_capabilities_come_first() -> None:
 async def test_an_opener_can_be_awaited_and_used_once() -> None:
     opener = aiotun.new_namespace()
     ns = await opener
-    with pytest.raises(RuntimeError, match="used before"):
+    with pytest.raises(RuntimeError, match="used once"):
         await opener
     async with ns:
         assert not ns.closed

@@ -29,6 +29,7 @@ from ._datagrams.cutting import segments_for
 from ._datagrams.opening import Options, check_options, check_socket, make_port, open_socket
 from ._datagrams.port import DatagramPort
 from ._kernel import threads
+from ._kernel.forgotten import Forgettable
 from ._kernel.interface import Interface
 from ._kernel.namespaces import NetnsArg
 from ._packets.runs import Pool, Run
@@ -480,10 +481,11 @@ class DatagramSocket(ServedFd):
         return f"<DatagramSocket {shown(self._address)} {state}>"
 
 
-class DatagramOpener:
+class DatagramOpener(Forgettable):
     """What `open_datagrams` returns; await it or use ``async with``, once."""
 
     __slots__ = ("_options", "_sock", "_used")
+    _opens, _example, _result = DatagramSocket, "open_datagrams(...)", "sock"
 
     def __init__(self, options: Options) -> None:
         # Internal: use open_datagrams.

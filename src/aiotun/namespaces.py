@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from ._kernel import private, threads
+from ._kernel.forgotten import Forgettable
 from ._kernel.namespaces import NamespaceFd, NetnsArg, check_netns, open_netns, setns
 from ._kernel.rootless import Helper
 from ._namespaces import connections, subprocesses
@@ -474,8 +475,10 @@ def _kind(family: int, type: int, proto: int) -> tuple[int, int, int]:  # noqa: 
     return numbers
 
 
-class NamespaceOpener:
+class NamespaceOpener(Forgettable):
     """What `new_namespace` and `open_namespace` return; await it or use ``async with``, once."""
+
+    _opens, _example, _result = Namespace, "new_namespace()", "ns"
 
     def __init__(self, make: Callable[[], tuple[NamespaceFd, bool]]) -> None:
         # Internal: use new_namespace or open_namespace.

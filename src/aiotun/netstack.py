@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
+from ._kernel.forgotten import Forgettable
 from ._kernel.words import Offload
 from ._link.values import AddressArg, Route, RouteArg
 from ._netstack import closing, opening
@@ -370,8 +371,10 @@ class Netstack(DatagramInterception):
             self.close()
 
 
-class NetstackOpener:
+class NetstackOpener(Forgettable):
     """What `open_netstack` returns; await it or use ``async with``, once."""
+
+    _opens, _example, _result = Netstack, "open_netstack(...)", "stack"
 
     def __init__(self, options: Options) -> None:
         # Internal: use open_netstack.

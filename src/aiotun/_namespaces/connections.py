@@ -8,6 +8,7 @@ program's own network namespace.
 from __future__ import annotations
 
 import asyncio
+import errno
 import inspect
 import ipaddress
 import socket
@@ -154,6 +155,11 @@ async def _connect(sock: socket.socket, name: tuple[Any, ...]) -> None:
         return
     except BlockingIOError:
         pass
+    source = sock.getsockname()[0]
+    if source == "0.0.0.0" or (source == "::1" and name[0] != source):
+        # The kernel has a route but no address, and sends the SYN with this source. Nobody answers.
+        text = f"no interface inside has an address to connect to {name} from; add one"
+        raise OSError(errno.EADDRNOTAVAIL, text)
     loop = asyncio.get_running_loop()
     decided = loop.create_future()
 

@@ -24,6 +24,7 @@ _MODULES = {
     "split": ["aiotun._packets.gso"],
     "merge": ["aiotun._packets.gso"],
     "run": ["aiotun._packets.runs", "aiotun._packets.gso"],
+    "send-run": ["aiotun._packets.native"],
     "segmenting": ["aiotun._packets.gso"],
     "dhcp": ["_dhcp_frames", "_dhcp_message", "_dhcp_rules"],
     "vxlan": ["vxlan"],

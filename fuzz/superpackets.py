@@ -198,6 +198,25 @@ def running(data: bytes) -> None:
         assert written[0] == written[1], written
 
 
+def sending(data: bytes) -> None:
+    """Send datagrams as one run, through a socket that takes any piece and gives it back."""
+    choices = Choices(data)
+    size, count = choices.choice((0, 1, 9, 700, 1452, 40_000)), choices.choice((2, 3, 45, 64, 65))
+    datagrams: list[Any] = [bytes([each]) * size for each in range(count)]
+    for _ in range(choices.choice((0, 1, 1, 2))):
+        place = choices.choice((0, count // 2, count - 1))
+        others = (bytes(max(size - 1, 0)), bytes(size + 1), b"", bytearray(size), None)
+        datagrams[place] = choices.choice(others)
+    largest = choices.choice((65_507, size, max(size - 1, 0), 0))
+    lengths = [len(each) if type(each) is bytes else 0 for each in datagrams]
+    fits = count <= 64 and sum(lengths) <= 65_487 and max(lengths) <= largest
+    fits = fits and min(lengths) > 0 and lengths[-1] <= lengths[0] == min(lengths[:-1])
+    fits = fits and max(lengths) == lengths[0]
+    assert MODULE.send_run(FAR, datagrams, None, largest) == (count if fits else 0)
+    sent = native._read_many(NEAR, 1 << 17, 2) if fits else []
+    assert sent == ([b"".join(datagrams)] if fits else [])
+
+
 def _waits() -> bool:
     return bool(select.select([NEAR], [], [], 0)[0])
 
@@ -307,6 +326,13 @@ TARGETS = [
         running,
         "raises only ValueError or the errors of read; the C module and its Python twin fill a "
         "buffer with the same bytes, keep the same packet, and write the same from a buffer",
+    ),
+    Target(
+        "send-run",
+        sending,
+        "raises nothing; sends all datagrams as one piece if they are bytes of one size, of which "
+        "the last may be shorter, and fit; sends nothing otherwise",
+        lambda: "missing: the C module" if MODULE is gso else None,
     ),
     Target(
         "vnet-header",

@@ -31,7 +31,7 @@ from aiotun._cli import arguments, networkd
 from aiotun._packets import gso, native, runs
 from aiotun._packets.fragments import Reassembler
 from aiotun.offload import VnetHeader
-from fuzz import _kernel, _mutating, _runs, packets, words
+from fuzz import _kernel, _mutating, _runs, packets, superpackets, words
 from fuzz._target import Choices, Target
 from fuzz.targets import TARGETS
 
@@ -121,6 +121,7 @@ PLANTED: dict[str, Break] = {
     "split": _changing(gso, "split", lambda parts: parts[:-1]),
     "merge": _changing(gso, "merge", lambda merged: merged[:-1]),
     "run": _changing(runs, "place", lambda measures: measures and (*measures[:3], 7)),
+    "send-run": _changing(superpackets.MODULE, "send_run", lambda count: count and count - 1),
     "segmenting": _changing(gso, "split", lambda parts: [*parts[:-1], parts[-1][::-1]]),
     "dhcp": _raising(_dhcp_message, "_read_options"),
     "vxlan": _changing(vxlan.Vxlan, "receive", lambda found: [each[1:] for each in found]),

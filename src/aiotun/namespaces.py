@@ -8,12 +8,12 @@ import operator
 import socket as sockets
 import threading
 import warnings
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from ._kernel import private, threads
-from ._kernel.forgotten import Forgettable
 from ._kernel.namespaces import NamespaceFd, NetnsArg, check_netns, open_netns, setns
+from ._kernel.once import Once
 from ._kernel.rootless import Helper
 from ._namespaces import connections, subprocesses
 from ._namespaces.connections import Resolver, Servers
@@ -323,6 +323,7 @@ class Namespace:
     ) -> list[connections.Address]:
         if address is None:
             return []
+        # IPv6 addresses that getsockname returns have four parts.
         if not isinstance(address, tuple) or len(address) not in (2, 4):
             raise TypeError(f"an address must be a tuple of host and port, got {address!r}")
         host, port = address[:2]
@@ -353,7 +354,7 @@ class Namespace:
 
         The program has a mount namespace of its own. Its ``/sys`` shows the network namespace
         (except in a container that hides parts of ``/sys``). Services outside that resolve names
-        (nscd, systemd-resolved) are hidden, so that the program resolves names inside.
+        (nscd, systemd-resolved, avahi) are hidden, so that the program resolves names inside.
 
         Args:
             program, args: the program and its arguments.
@@ -475,41 +476,17 @@ def _kind(family: int, type: int, proto: int) -> tuple[int, int, int]:  # noqa: 
     return numbers
 
 
-class NamespaceOpener(Forgettable):
+class NamespaceOpener(Once[Namespace]):
     """What `new_namespace` and `open_namespace` return; await it or use ``async with``, once."""
 
     _opens, _example, _result = Namespace, "new_namespace()", "ns"
 
     def __init__(self, make: Callable[[], tuple[NamespaceFd, bool]]) -> None:
         # Internal: use new_namespace or open_namespace.
+        super().__init__()
         self._make = make
-        self._used = False
-        self._entered: Namespace | None = None
-
-    def __await__(self) -> Generator[Any, None, Namespace]:
-        return self._open().__await__()
-
-    async def __aenter__(self) -> Namespace:
-        self._entered = await self._open()
-        return self._entered
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        entered, self._entered = self._entered, None
-        if entered is not None:
-            await entered.aclose()
 
     async def _open(self) -> Namespace:
-        if self._used:
-            raise RuntimeError(
-                "an opener can be used once; call new_namespace or open_namespace again"
-            )
-        self._used = True
-
         def make() -> Namespace:
             namespace, is_new = self._make()
             helper = namespace.helper

@@ -6,10 +6,10 @@ import asyncio
 import dataclasses
 import socket as sockets
 import warnings
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
-from ._kernel.forgotten import Forgettable
+from ._kernel.once import Once
 from ._kernel.words import Offload
 from ._link.values import AddressArg, Route, RouteArg
 from ._netstack import closing, opening
@@ -371,38 +371,17 @@ class Netstack(DatagramInterception):
             self.close()
 
 
-class NetstackOpener(Forgettable):
+class NetstackOpener(Once[Netstack]):
     """What `open_netstack` returns; await it or use ``async with``, once."""
 
     _opens, _example, _result = Netstack, "open_netstack(...)", "stack"
 
     def __init__(self, options: Options) -> None:
         # Internal: use open_netstack.
+        super().__init__()
         self._options = options
-        self._used = False
-        self._entered: Netstack | None = None
-
-    def __await__(self) -> Generator[Any, None, Netstack]:
-        return self._open().__await__()
-
-    async def __aenter__(self) -> Netstack:
-        self._entered = await self._open()
-        return self._entered
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        entered, self._entered = self._entered, None
-        if entered is not None:
-            await entered.aclose()
 
     async def _open(self) -> Netstack:
-        if self._used:
-            raise RuntimeError("an opener can be used once; call open_netstack again")
-        self._used = True
         return Netstack(await opening.open_core(self._options))
 
 

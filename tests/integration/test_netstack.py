@@ -16,7 +16,7 @@ import pytest
 import aiotun
 
 from ..helpers import wait_until
-from .stacks import client_of, joined
+from .stacks import client_of, force_mechanism, joined, need_resets
 
 
 @pytest.fixture(params=[True, False], ids=["rootless", "privileged"])
@@ -27,7 +27,7 @@ async def ns(request: pytest.FixtureRequest) -> AsyncIterator[aiotun.Namespace]:
 
 @pytest.fixture(params=["tproxy", "listeners"])
 def mechanism(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("AIOTUN_NETSTACK", request.param)
+    force_mechanism(monkeypatch, request.param)
     name: str = request.param
     return name
 
@@ -447,6 +447,7 @@ async def test_a_client_that_resets_leaves_nothing_open(stack: aiotun.Netstack) 
 async def test_closing_resets_connections_here_and_at_the_far_end(
     ns: aiotun.Namespace, mechanism: str
 ) -> None:
+    need_resets()
     stack = await aiotun.open_netstack(
         namespace=ns, intercept=True, addresses=["10.77.0.1/24", "fd77::1/64"]
     )
@@ -480,6 +481,7 @@ async def test_closing_resets_connections_here_and_at_the_far_end(
 
 
 async def test_a_connection_attempt_ends_when_the_stack_is_closed() -> None:
+    need_resets()
     stack = await aiotun.open_netstack(addresses=["10.77.0.1/24"])
     attempt = asyncio.ensure_future(stack.open_connection("192.0.2.1", 80))
     assert await stack.tun.recv()  # the SYN

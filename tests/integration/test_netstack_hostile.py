@@ -13,7 +13,7 @@ import pytest
 import aiotun
 
 from ..helpers import checksum, wait_until
-from .stacks import client_of
+from .stacks import client_of, force_mechanism
 
 SYN, RST = 0x02, 0x04
 
@@ -27,7 +27,7 @@ async def stack(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[aiotun.Netstack]:
     mechanism, offload = request.param
-    monkeypatch.setenv("AIOTUN_NETSTACK", mechanism)
+    force_mechanism(monkeypatch, mechanism)
     async with aiotun.open_netstack(
         intercept=True, addresses=[f"{OWN[4]}/24", f"{OWN[6]}/64"], offload=offload
     ) as opened:

@@ -22,14 +22,14 @@ import pytest
 import aiotun
 
 from ..helpers import checksum, wait_until
-from .stacks import client_of
+from .stacks import client_of, force_mechanism
 
 SYN, RST, ACK = 0x02, 0x04, 0x10
 
 
 @pytest.fixture(params=["tproxy", "listeners"])
 def mechanism(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("AIOTUN_NETSTACK", request.param)
+    force_mechanism(monkeypatch, request.param)
     name: str = request.param
     return name
 

@@ -30,7 +30,13 @@ PR_SET_SECUREBITS = 28
 SECBIT_NOROOT_LOCKED = 1 | 2
 
 # Sockets of services that resolve names for programs, but in the network namespace outside.
-RESOLVERS = ("/run/systemd/resolve", "/run/nscd", "/var/run/nscd")
+RESOLVERS = (
+    "/run/systemd/resolve",
+    "/run/nscd",
+    "/var/run/nscd",
+    "/run/avahi-daemon",
+    "/var/run/avahi-daemon",
+)
 
 
 def main(stream: BufferedReader) -> None:

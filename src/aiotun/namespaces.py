@@ -308,14 +308,14 @@ class Namespace:
         endpoint = loop.create_task(loop.create_datagram_endpoint(protocol_factory, sock=sock))
         try:
             return await asyncio.shield(endpoint)
-        except asyncio.CancelledError:
-            # Cancelling the loop's own call would leave uvloop's transport open. The transport is
-            # there after one turn of the loop.
-            transport, _ = await endpoint
-            transport.close()
-            raise
         except BaseException:
-            sock.close()
+            # Don't cancel the loop's own call, which ends in a turn or two: uvloop's would leave
+            # the transport open.
+            await asyncio.wait([endpoint])
+            if endpoint.exception() is None:
+                endpoint.result()[0].close()
+            else:
+                sock.close()
             raise
 
     async def _local(

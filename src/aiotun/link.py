@@ -7,6 +7,7 @@ request therefore never blocks the event loop, and the program's own namespace s
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv6Address
@@ -527,8 +528,12 @@ class Link:
                 "if that namespace has an interface of this name, rename one of the two; some "
                 "interfaces, such as lo, can't be moved"
             )
-            # With its name: without it, Linux 5.10 says EINVAL if that name is taken there.
-            await session.set(info, what, hint, net_ns_fd=target.fd, ifname=info.name)
+            attributes: dict[str, int | str] = {"net_ns_fd": target.fd}
+            # Without the name, Linux 5.10 says EINVAL if it is taken there. In the namespace where
+            # the link is already, Linux 6.1 would take the name for a wish to rename it.
+            if not os.path.sameopenfile(target.fd, self._namespace().fd):
+                attributes["ifname"] = info.name
+            await session.set(info, what, hint, **attributes)
             return info.name
 
         def function() -> None:

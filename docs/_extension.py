@@ -1,11 +1,14 @@
-"""A Sphinx extension: checks that the reference is complete, and shows the examples' docstrings."""
+"""A Sphinx extension: checks that the reference is complete, and shows texts of the programs."""
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib
 import inspect
+import io
+import os
 import re
 import textwrap
 from pathlib import Path
@@ -17,11 +20,29 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
+import aiotun
+from aiotun import cli
+
 # The modules that users import from. The reference must have every public name in them.
-PUBLIC = ("aiotun", "aiotun.capture", "aiotun.offload", "aiotun.reply", "aiotun.testing")
+PUBLIC = (
+    "aiotun",
+    "aiotun.capture",
+    "aiotun.datagrams",
+    "aiotun.netstack",
+    "aiotun.offload",
+    "aiotun.reply",
+    "aiotun.runs",
+    "aiotun.testing",
+)
 
 # Internal methods that other modules of aiotun call, so they have no underscore.
-INTERNAL = ("aiotun.Queue.take", "aiotun.Queue.watch")
+INTERNAL = (
+    "aiotun.Queue.take",
+    "aiotun.Queue.watch",
+    "aiotun.runs.Pool.put",
+    "aiotun.runs.Pool.replace",
+    "aiotun.runs.Pool.wake",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +56,8 @@ def public_names() -> list[str]:
             value = getattr(module, name)
             if inspect.ismodule(value):
                 continue
+            if module_name != "aiotun" and getattr(aiotun, name, None) is value:
+                continue  # described under its shorter name
             names.append(f"{module_name}.{name}")
             if inspect.isclass(value):
                 names += [
@@ -136,8 +159,22 @@ class SaysOfItself(SphinxDirective):
         return found
 
 
+class HelpOf(SphinxDirective):
+    """Shows what ``aiotun help COMMAND`` prints."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        os.environ["COLUMNS"] = "80"  # argparse reads it
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            cli.main(["help", self.arguments[0]])
+        text = said.getvalue()
+        return [nodes.literal_block(text, text, language="text")]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("says-of-itself", SaysOfItself)
+    app.add_directive("help-of", HelpOf)
     app.connect("doctree-read", link_names)
     app.connect("autodoc-process-docstring", keep_colons, priority=400)  # napoleon is at 500
     app.connect("missing-reference", find_elsewhere)

@@ -11,6 +11,7 @@ import io
 import os
 import re
 import textwrap
+from abc import ABC
 from pathlib import Path
 
 from docutils import nodes
@@ -42,6 +43,27 @@ INTERNAL = (
     "aiotun.runs.Pool.put",
     "aiotun.runs.Pool.replace",
     "aiotun.runs.Pool.wake",
+)
+
+# Classes whose objects come from aiotun. How aiotun makes them is nobody's business.
+MADE_BY_AIOTUN = (
+    "Capture",
+    "DatagramOpener",
+    "DatagramSocket",
+    "Device",
+    "DeviceTransport",
+    "LinkEvents",
+    "Namespace",
+    "NamespaceOpener",
+    "Netstack",
+    "NetstackOpener",
+    "Opener",
+    "Queue",
+    "Run",
+    "Server",
+    "TapDevice",
+    "TunDevice",
+    "UdpFlow",
 )
 
 logger = logging.getLogger(__name__)
@@ -126,6 +148,48 @@ def find_elsewhere(
     return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", full, node, content)
 
 
+def shorten_signature(
+    app: Sphinx,
+    what: str,
+    name: str,
+    obj: object,
+    options: object,
+    signature: str | None,
+    returned: str | None,
+) -> tuple[str, str | None] | None:
+    """Show no arguments for classes that users don't call, and the alias `NetnsArg` as that."""
+    if what == "class" and name.split(".")[-1] in MADE_BY_AIOTUN:
+        return "", None
+    if signature is None:
+        return None
+    netns = r"str \| \S*PathLike\[str\] \| int \| \S*_HasFileno"
+    signature = re.sub(netns, "NetnsArg", signature)
+    if internal := re.search(r"\b_[A-Z]\w*", signature):
+        logger.warning("%s shows the internal name %s", name, internal[0])
+    return signature, returned
+
+
+def show_public_bases(
+    app: Sphinx, name: str, obj: object, options: object, bases: list[type]
+) -> None:
+    """Show the nearest public class in place of an internal one."""
+    known = known_names()
+
+    def is_shown(base: type) -> bool:
+        ours = base.__module__.startswith("aiotun")
+        return base.__name__ in known if ours else base is not ABC
+
+    lines = [inspect.getmro(base) if inspect.isclass(base) else (object,) for base in bases]
+    bases[:] = dict.fromkeys(next(filter(is_shown, line)) for line in lines)
+
+
+def hide_object(app: Sphinx, doctree: nodes.document) -> None:
+    """Remove the lines that say that a class derives from `object`."""
+    for paragraph in list(doctree.findall(nodes.paragraph)):
+        if paragraph.astext() == "Bases: object":
+            paragraph.parent.remove(paragraph)
+
+
 def keep_colons(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
@@ -176,6 +240,9 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("says-of-itself", SaysOfItself)
     app.add_directive("help-of", HelpOf)
     app.connect("doctree-read", link_names)
+    app.connect("doctree-read", hide_object)
+    app.connect("autodoc-process-signature", shorten_signature)
+    app.connect("autodoc-process-bases", show_public_bases)
     app.connect("autodoc-process-docstring", keep_colons, priority=400)  # napoleon is at 500
     app.connect("missing-reference", find_elsewhere)
     app.connect("env-check-consistency", check)

@@ -20,9 +20,8 @@ extensions = [
 exclude_patterns = ["_static"]
 source_suffix = {".md": "markdown"}
 myst_enable_extensions = ["colon_fence", "substitution"]
-_places = dict(
-    each.split(", ", 1) for each in importlib.metadata.metadata("aiotun").get_all("Project-URL") or []
-)
+_links = importlib.metadata.metadata("aiotun").get_all("Project-URL") or []
+_places = dict(each.split(", ", 1) for each in _links)
 myst_substitutions = {
     "version": version,
     "places": f"[source]({_places['Source']}) and the [issues]({_places['Issues']})",

@@ -1,7 +1,6 @@
 """Namespaces as objects: with the program's own privilege, and without root by a helper process."""
 
 import asyncio
-import contextlib
 import copy
 import errno
 import gc
@@ -74,7 +73,7 @@ async def test_the_callers_capabilities_come_first() -> None:
 async def test_an_opener_can_be_awaited_and_used_once() -> None:
     opener = aiotun.new_namespace()
     ns = await opener
-    with pytest.raises(RuntimeError, match="used before"):
+    with pytest.raises(RuntimeError, match="used once"):
         await opener
     async with ns:
         assert not ns.closed

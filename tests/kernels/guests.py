@@ -76,10 +76,10 @@ def boot(
         with image.open("wb") as file:
             for data in _files(kernel, architecture, parts):
                 file.write(data)
-        command = [
-            *("timeout", str(limit)),
-            *(_user_mode(kernel, image) if kernel.user_mode else _qemu(kernel, architecture, image)),
-        ]
+        guest = (
+            _user_mode(kernel, image) if kernel.user_mode else _qemu(kernel, architecture, image)
+        )
+        command = ["timeout", str(limit), *guest]
         with _running(command) as lines, log.open("w") as copy:
             current = None
             for line in lines:

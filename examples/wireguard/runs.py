@@ -3,6 +3,8 @@
 What is the same in all packets of a run is checked or written for all of them at once, in strided
 views of 32-bit words. What is left for each packet is the call that seals or opens it.
 
+A single packet takes a shorter way, without views.
+
 `Interface.send` and `Interface.receive` do the same with lists, and everything else: they are the
 reference. Here `None` means that the run is theirs: something in it is out of sequence, forged, of
 several senders or of an old session, or a handshake has to begin first. Nothing has changed then.
@@ -23,7 +25,7 @@ from .cookies import Endpoint
 from .interface import Interface
 from .messages import DATA, OVERHEAD_BYTES
 from .peer import Peer
-from .session import Session
+from .session import REJECT_AFTER_MESSAGES, Session
 
 __all__ = ["Opener", "Packets", "Sealer"]
 
@@ -33,9 +35,11 @@ _LAYOUTS = 16  # to keep; each is for one size of packets
 _LITTLE = sys.byteorder == "little"  # the words of a message are, whatever the machine's are
 
 _ZEROS = memoryview(bytes(4 * _MOST)).cast("I")
+_NONCE = bytes(4)  # how each nonce begins
 _TYPES = memoryview(DATA * _MOST).cast("I")
 _NO_DATA = repeat(None)  # for encrypt_into: no associated data
 _UINT16 = struct.Struct(">H").unpack_from
+_COUNTER = struct.Struct("<Q").pack
 
 # By version of IP: which word all packets but the last have in common, where the length is, what to
 # add to it, the least it may be then, and the words of the source address.
@@ -155,13 +159,17 @@ class Sealer:
                 padded with zeros between (section 5.4.6).
         """
         buffer, count, stride = run.buffer, run.count, run.stride
-        if count < 2 or run.start != _HEAD or stride % 4 or run.last < 20 or not _LITTLE:
+        if run.start != _HEAD or run.last < 20:
             return None
         destination = buffer[32:36] if buffer[_HEAD] < 0x60 else buffer[40:56]
         peer = self._interface.owner(destination.tobytes())
         if peer is None or (endpoint := peer.endpoint) is None:
             return None
         if (session := peer.ready(now)) is None:
+            return None
+        if count == 1:
+            return _sealed(run, peer, session, now), endpoint
+        if stride % 4 or not _LITTLE:
             return None
         first = session.sent
         layout = self._layouts.of(buffer, stride, buffer, sealing=True)
@@ -184,6 +192,18 @@ class Sealer:
         return Run(buffer, 0, stride, stride, length - begin, count), endpoint
 
 
+def _sealed(run: Run, peer: Peer, session: Session, now: float) -> Run:
+    """Make a single packet a message: as in every ping, where views would cost too much."""
+    buffer, number = run.buffer, _COUNTER(session.sent)
+    end = _HEAD + min(run.last + -run.last % 16, run.stride - _HEAD - _TAG)
+    length = end + _TAG
+    session.encrypt_into(_NONCE + number, buffer[_HEAD:end], None, buffer[_HEAD:length])
+    buffer[:_HEAD] = session.head + number
+    session.sent += 1
+    peer.sent_run(session, length, now)
+    return Run(buffer, 0, length, length, length, 1)
+
+
 class Opener:
     """Opens messages from a socket into a buffer of its own, which the next run overwrites."""
 
@@ -199,13 +219,19 @@ class Opener:
             run: of messages without room between them.
         """
         count, size, last = run.count, run.stride, run.last
-        if count < 2 or run.start or size % 4 or last <= OVERHEAD_BYTES or not _LITTLE:
+        if run.start or last <= OVERHEAD_BYTES:
             return None
         session = self._interface.indices.get(run.buffer[4:8].tobytes())
         if not isinstance(session, Session) or session is not session.peer.current:
             return None
+        if now >= session.reject_at:
+            return None
+        if count == 1:
+            return self._open_one(session, run, source, now)
+        if size % 4 or not _LITTLE:
+            return None
         layout = self._layouts.of(run.buffer, size, self._plain, sealing=False)
-        if now >= session.reject_at or count > layout.most:
+        if count > layout.most:
             return None
         views = layout.views(count)
         if not _opened(session, views, run, self._plain):
@@ -217,6 +243,32 @@ class Opener:
         session.peer.received_run(session, (count - 1) * size + last, source, now)
         inner = size - OVERHEAD_BYTES
         return Packets(Run(self._plain, _HEAD, size, inner, last - OVERHEAD_BYTES, count), sizes)
+
+    def _open_one(self, session: Session, run: Run, source: Endpoint, now: float) -> Packets | None:
+        plain, window, last = self._plain, session.window, run.last
+        number = _COUNTER(window.next)
+        if run.buffer[:_HEAD].tobytes() != DATA + session.local + number:
+            return None
+        if window.next >= REJECT_AFTER_MESSAGES:
+            return None
+        try:
+            sealed = run.buffer[_HEAD:last]
+            session.decrypt_into(_NONCE + number, sealed, None, plain[_HEAD : last - _TAG])
+        except InvalidTag:
+            return None
+        version = _VERSIONS.get(plain[_HEAD] >> 4)
+        if version is None:
+            return None
+        _, offset, more, least, sources = version
+        length = _UINT16(plain, _HEAD + offset)[0] + more
+        begin = _HEAD + 4 * sources[0]
+        address = plain[begin : begin + 4 * len(sources)].tobytes()
+        inner, peer = last - OVERHEAD_BYTES, session.peer
+        if not least <= length <= inner or self._interface.owner(address) is not peer:
+            return None
+        window.take(1)
+        peer.received_run(session, last, source, now)
+        return Packets(Run(plain, _HEAD, last, inner, inner, 1), [length])
 
     def _sizes(self, peer: Peer, views: _Views, run: Run) -> list[int] | None:
         """The lengths that the IP headers name, if all packets are alike and the peer's."""

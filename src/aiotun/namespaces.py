@@ -299,9 +299,15 @@ class Namespace:
             reuse_port=reuse_port,
             allow_broadcast=allow_broadcast,
         )
+        loop = asyncio.get_running_loop()
+        endpoint = loop.create_task(loop.create_datagram_endpoint(protocol_factory, sock=sock))
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.create_datagram_endpoint(protocol_factory, sock=sock)
+            return await asyncio.shield(endpoint)
+        except asyncio.CancelledError:
+            # Not left to the loop: uvloop's transport would stay open. It is there in a turn.
+            transport, _ = await endpoint
+            transport.close()
+            raise
         except BaseException:
             sock.close()
             raise

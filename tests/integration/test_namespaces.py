@@ -452,6 +452,33 @@ async def test_datagram_endpoints_exchange_datagrams_inside(ns: Namespace, host:
     await asyncio.sleep(0)
 
 
+async def test_a_cancelled_endpoint_leaves_no_socket(ns: Namespace) -> None:
+    made: list[asyncio.BaseTransport] = []
+
+    class Noting(asyncio.DatagramProtocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            made.append(transport)
+
+    for _ in range(6):  # from now on the pool has sockets, and none has to be waited for
+        (await ns.socket(socket.AF_INET, socket.SOCK_DGRAM)).close()
+    cancelled = 0
+    for turns in range(4):
+        task = asyncio.create_task(ns.create_datagram_endpoint(Noting, ("127.0.0.1", 0)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        try:
+            transport, _ = await task
+        except asyncio.CancelledError:
+            cancelled += 1
+        else:
+            transport.close()
+    assert cancelled > 0
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert all(transport.is_closing() for transport in made)
+
+
 # --- Programs inside -----------------------------------------------------------------------------
 
 

@@ -89,7 +89,7 @@ from aioquic.quic.configuration import QuicConfiguration
 
 async def main():
     options = QuicConfiguration(alpn_protocols=["echo"], verify_mode=ssl.CERT_NONE)
-    data = os.urandom(1 << 20)
+    data = os.urandom(300_000)
     async with connect({host!r}, 4433, configuration=options) as client:
         async def echo():
             reader, writer = await client.create_stream()

@@ -355,7 +355,8 @@ class DatagramPort:
         """
         count, size, last = run.count, run.size, run.last
         length = (count - 1) * size + last
-        if (
+        is_one = count == 1 and last <= LARGEST_DATAGRAM
+        if is_one or (
             1 < count <= LARGEST_RUN_DATAGRAMS
             and run.stride == size <= self._largest_to(address)
             and length <= LARGEST_RUN_BYTES
@@ -363,7 +364,8 @@ class DatagramPort:
         ):
             with contextlib.suppress(OSError):  # `write_many` below handles the error
                 piece = run.buffer[run.start : run.start + length]
-                self._sendmsg((piece,), self._segmented(size), address, count)
+                control = () if is_one else self._segmented(size)
+                self._sendmsg((piece,), control, address, count)
                 return count
         return self.write_many([*run.views()], address)
 

@@ -136,13 +136,19 @@ class Hub:
 
     def _turn(self, monitor: Monitor) -> list[Watcher]:
         """Read what waits, let watchers enter and leave, and return those that left."""
+        # Take those who leave first. Each of them entered before it left, so it is either among
+        # the watchers already or among those that enter.
+        gone = _take_all(self._leaving)
+        # Take those who enter before reading: the messages of changes that came before them are in
+        # the socket then, and are read below.
+        entering = _take_all(self._entering)
         drained = self._receive(monitor)
         if self._missed and drained:
             self._catch_up()
-        # Take those who leave first. Each of them entered before it left, so it is either among
-        # the watchers already or among those that enter below.
-        gone = _take_all(self._leaving)
-        self._let_in(_take_all(self._entering))
+        if drained:
+            self._let_in(entering)
+        else:
+            self._entering.extendleft(each for each in reversed(entering) if each not in gone)
         present = [each for group in self._watchers.values() for each in group]
         gone += [each for each in present if each.loop.is_closed()]
         self._drop(gone)

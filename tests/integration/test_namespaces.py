@@ -82,7 +82,7 @@ async def test_an_opener_can_be_awaited_and_used_once() -> None:
 
 async def test_it_can_not_be_copied_or_pickled(ns: Namespace) -> None:
     for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
-        with pytest.raises(TypeError, match="pass the namespace itself"):
+        with pytest.raises(TypeError, match="use the same object everywhere"):
             attempt(ns)
 
 

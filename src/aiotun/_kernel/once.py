@@ -21,10 +21,9 @@ class Once(abc.ABC, Generic[T]):
     """Opens something when it is awaited, or for a block of ``async with``.
 
     Attributes:
+        _opens, _example, _result: the class of what it opens, a call that returns the opener, and a
+            name for the result: for the error that tells a user of a forgotten await.
         _level: how many frames `_open` is away from the user's code; the `stacklevel` of a warning.
-        _opens: the class of what it opens.
-        _example: a call that makes the opener.
-        _result: a name for what it opens.
     """
 
     __slots__ = ("_entered", "_level", "_used")
@@ -74,8 +73,8 @@ class Once(abc.ABC, Generic[T]):
         if entered is not None:
             await entered.aclose()
 
-    # This helps a user who forgot the 'await'. Type checkers must not see it, because they report
-    # the mistake only if an opener lacks the attribute.
+    # Type checkers must not see this, because they report the mistake only if an opener lacks the
+    # attributes.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:

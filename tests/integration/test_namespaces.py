@@ -1,7 +1,6 @@
 """Namespaces as objects: with the program's own privilege, and without root by a helper process."""
 
 import asyncio
-import contextlib
 import copy
 import errno
 import gc

@@ -7,10 +7,10 @@ python -m tests.kernels 5.10 --only offload link
 python -m tests.kernels 5.10 --qemu --only netstack
 
 The basic parts run in QEMU on a kernel for virtual machines, which has everything that a
-distribution's kernel has. QEMU emulates, so a minute on this machine is about ten minutes there. The
-other parts run on the same version of User-mode Linux, a kernel that is a program: several times
-faster, but with one processor, without nf_tables for the family inet and without SOCK_DESTROY.
-Tests that need these skip there. They run in QEMU with --qemu, for an hour or more.
+distribution's kernel has. QEMU emulates, so a minute on this machine is about ten minutes there.
+The other parts run on the same version of User-mode Linux, a kernel that is a program. It is much
+faster, but has one processor, and is built without nf_tables for the family inet and without
+SOCK_DESTROY. Tests that need these skip there. They run in QEMU with --qemu, for an hour or more.
 
 Needs tools/foreign.sh before it (`make test-kernels` does that).
 """

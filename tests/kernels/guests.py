@@ -109,8 +109,8 @@ def _qemu(kernel: Kernel, architecture: str, image: Path) -> list[str]:
     ]
 
 
-# In the guests' own root, because Debian's newer kernels need its C library. Its memory is a file in
-# /tmp, and so is what it notes about itself.
+# In the guests' own root, because Debian's newer kernels need its C library. The guest's memory is
+# a file in /tmp.
 _IN_ROOT = """
 root=$1 kernel=$2 image=$3
 shift 3

@@ -8,10 +8,9 @@ python -m tests.kernels 5.10 --qemu --only netstack
 
 The basic parts run in QEMU on a kernel for virtual machines, which has everything that a
 distribution's kernel has. QEMU emulates, so a minute on this machine is about ten minutes there.
-The other parts run on the same version of User-mode Linux, a kernel that is a program: several
-times faster, but with one processor, without nf_tables for the family inet and without
-SOCK_DESTROY. Tests that need these skip there. They run in QEMU with --qemu, which takes an hour
-for each kernel.
+The other parts run on the same version of User-mode Linux, a kernel that is a program. It is much
+faster, but has one processor, and is built without nf_tables for the family inet and without
+SOCK_DESTROY. Tests that need these skip there. They run in QEMU with --qemu, for an hour or more.
 
 Needs tools/foreign.sh before it (`make test-kernels` does that).
 """
@@ -94,9 +93,8 @@ def main() -> int:
                 print(f"{kernel.release} ({kind}): its output is in {where}", flush=True)
                 begin = time.monotonic()
                 results = boot(kernel, args.architecture, parts, args.minutes * 60, log)
-                print(
-                    f"{kernel.release}: {(time.monotonic() - begin) / 60:.1f} minutes", flush=True
-                )
+                minutes = (time.monotonic() - begin) / 60
+                print(f"{kernel.release}: {minutes:.1f} minutes", flush=True)
                 _show_failures(results)
                 table.setdefault(version, {}).update(results)
         except FetchError as error:

@@ -76,11 +76,11 @@ def boot(
         with image.open("wb") as file:
             for data in _files(kernel, architecture, parts):
                 file.write(data)
-        guest = (
-            _user_mode(kernel, image) if kernel.user_mode else _qemu(kernel, architecture, image)
-        )
-        command = ["timeout", str(limit), *guest]
-        with _running(command) as lines, log.open("w") as copy:
+        if kernel.user_mode:
+            command = _user_mode(kernel, image)
+        else:
+            command = _qemu(kernel, architecture, image)
+        with _running(["timeout", str(limit), *command]) as lines, log.open("w") as copy:
             current = None
             for line in lines:
                 copy.write(line)
@@ -109,11 +109,27 @@ def _qemu(kernel: Kernel, architecture: str, image: Path) -> list[str]:
     ]
 
 
+# In the guests' own root, because Debian's newer kernels need its C library. The guest's memory is
+# a file in /tmp.
+_IN_ROOT = """
+root=$1 kernel=$2 image=$3
+shift 3
+mount --rbind /dev "$root/dev"
+mount --rbind /proc "$root/proc"
+mount --bind "$kernel" "$root/mnt"
+mount --bind "$image" "$root/run"
+mount -t tmpfs tmp "$root/tmp"
+exec chroot "$root" /usr/bin/env -i HOME=/tmp TMPDIR=/tmp PATH=/usr/bin /mnt/linux.uml "$@"
+"""
+
+
 def _user_mode(kernel: Kernel, image: Path) -> list[str]:
+    root = ROOT / ".foreign/amd64/root"
     return [
-        *("env", "TMPDIR=/dev/shm"),  # for its memory
-        *(str(kernel.image), f"mem={_MEMORY}M", f"initrd={image}"),
-        *("con=null", "con0=fd:0,fd:1", "console=tty0", "quiet", "panic=-1"),
+        *("unshare", "--map-root-user", "--mount", "sh", "-euc", _IN_ROOT, "sh"),
+        *(str(root), str(kernel.image.parent), str(image.parent)),
+        *(f"mem={_MEMORY}M", f"initrd=/run/{image.name}", "con=null", "con0=fd:0,fd:1"),
+        *("console=tty0", "quiet", "panic=-1"),
     ]
 
 

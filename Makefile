@@ -83,7 +83,7 @@ bench-tap: ## benchmark QEMU guests and DHCP clients on TAP devices
 bench-peers: ## compare aiotun with other libraries, which it fetches; ARGS="forward --runs 7"
 	@$(call venv,test) && .venv/bin/python -m benchmarks.peers $(ARGS)
 
-bench-netstack: ## compare the netstack with gVisor's, smoltcp and lwIP, which it fetches; ARGS="streams --runs 3"
+bench-netstack: ## compare the netstack, aiotun run and the proxies with others, which it fetches; ARGS="streams --runs 3"
 	@$(call venv,test) && .venv/bin/python -m benchmarks.netstack $(ARGS)
 
 bench-report: ## make docs/benchmarks.md and its charts from benchmarks/results

@@ -16,8 +16,9 @@ cleanly on SIGINT and SIGTERM. At SIGUSR1 it prints the output of `wg show` and 
 dropped messages on stderr.
 
 It ignores the file's DNS and commands, with a note, and makes no route for an AllowedIPs that
-covers everything. It resolves a peer's name again as often as wg(8) does. Unlike the kernel, it
-leaves the source address of answers to the routing table.
+covers everything. At the start it tries to resolve a peer's name as often as wg(8) does. Unlike the
+kernel, it leaves the source address of answers to the routing table. It looks the name up again
+after three handshakes without an answer, and tries the addresses in turn, IPv4 and IPv6.
 """
 
 import argparse

@@ -527,7 +527,8 @@ class Link:
                 "if that namespace has an interface of this name, rename one of the two; some "
                 "interfaces, such as lo, can't be moved"
             )
-            await session.set(info, what, hint, net_ns_fd=target.fd)
+            # With its name: without it, Linux 5.10 says EINVAL if that name is taken there.
+            await session.set(info, what, hint, net_ns_fd=target.fd, ifname=info.name)
             return info.name
 
         def function() -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import operator
 import socket as sockets
 import threading
 import warnings
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from ._kernel import private, threads
 from ._kernel.namespaces import NamespaceFd, NetnsArg, check_netns, open_netns, setns
+from ._kernel.once import Once
 from ._kernel.rootless import Helper
 from ._namespaces import connections, subprocesses
 from ._namespaces.connections import Resolver, Servers
@@ -230,6 +232,7 @@ class Namespace:
 
         *Concurrency*: may be called any number of times at once.
         """
+        connections.check_family(family)
         hosts = [host] if isinstance(host, str) and host else host or self._everywhere(family)
         found: list[connections.Address] = []
         for each in hosts:
@@ -296,19 +299,30 @@ class Namespace:
             reuse_port=reuse_port,
             allow_broadcast=allow_broadcast,
         )
+        loop = asyncio.get_running_loop()
+        endpoint = loop.create_task(loop.create_datagram_endpoint(protocol_factory, sock=sock))
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.create_datagram_endpoint(protocol_factory, sock=sock)
+            return await asyncio.shield(endpoint)
+        except asyncio.CancelledError:
+            # Not left to the loop: uvloop's transport would stay open. It is there in a turn.
+            transport, _ = await endpoint
+            transport.close()
+            raise
         except BaseException:
             sock.close()
             raise
 
     async def _local(
-        self, address: tuple[str, int] | None, resolver: Resolver | None, family: int = 0
+        self, address: Any, resolver: Resolver | None, family: int = 0
     ) -> list[connections.Address]:
         if address is None:
             return []
-        host, port = address
+        # IPv6 addresses that getsockname returns have four parts.
+        if not isinstance(address, tuple) or len(address) not in (2, 4):
+            raise TypeError(f"an address must be a tuple of host and port, got {address!r}")
+        host, port, *ipv6 = address
+        if ipv6 and ipv6[1]:
+            host = f"{host}%{ipv6[1]}"
         return await connections.resolve(host, port, family, resolver, "an address")
 
     def _everywhere(self, family: int) -> list[str]:
@@ -334,7 +348,7 @@ class Namespace:
 
         The program has a mount namespace of its own. Its ``/sys`` shows the network namespace
         (except in a container that hides parts of ``/sys``), and the services outside that resolve
-        names (nscd, systemd-resolved) are hidden, so that names are asked for inside.
+        names (nscd, systemd-resolved, avahi) are hidden, so that names are asked for inside.
 
         Args:
             program, args: the program and its arguments.
@@ -444,40 +458,22 @@ class Namespace:
 
 
 def _kind(family: int, type: int, proto: int) -> tuple[int, int, int]:  # noqa: A002 - as above
-    return int(family), int(type & ~(sockets.SOCK_NONBLOCK | sockets.SOCK_CLOEXEC)), int(proto)
+    kind = operator.index(type) & ~(sockets.SOCK_NONBLOCK | sockets.SOCK_CLOEXEC)
+    numbers = operator.index(family), kind, operator.index(proto)
+    if not all(-(2**31) <= each < 2**31 for each in numbers):
+        raise ValueError(f"family, type and proto must fit into 32 bits, got {numbers}")
+    return numbers
 
 
-class NamespaceOpener:
+class NamespaceOpener(Once[Namespace]):
     """What `new_namespace` and `open_namespace` return; await it or use ``async with``, once."""
 
     def __init__(self, make: Callable[[], tuple[NamespaceFd, bool]]) -> None:
         # Internal: use new_namespace or open_namespace.
+        super().__init__()
         self._make = make
-        self._used = False
-        self._entered: Namespace | None = None
-
-    def __await__(self) -> Generator[Any, None, Namespace]:
-        return self._open().__await__()
-
-    async def __aenter__(self) -> Namespace:
-        self._entered = await self._open()
-        return self._entered
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        entered, self._entered = self._entered, None
-        if entered is not None:
-            await entered.aclose()
 
     async def _open(self) -> Namespace:
-        if self._used:
-            raise RuntimeError("this opener was used before; call the function again")
-        self._used = True
-
         def make() -> Namespace:
             namespace, is_new = self._make()
             helper = namespace.helper

@@ -2,12 +2,44 @@
 
 import asyncio
 import contextlib
+import errno
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
+
 import aiotun
+from aiotun._netstack import diag, nftables
 
 CLIENT = ["10.77.0.2/24", "fd77::2/64"]
+
+
+def force_mechanism(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Have stacks intercept in this way; skip the test if the kernel can't."""
+    if name == "tproxy":
+        try:
+            nftables.intercept("ask0", [])
+        except nftables.NoTproxyError as error:
+            pytest.skip(f"this kernel can't: {error}")
+        nftables.remove("ask0")
+    monkeypatch.setenv("AIOTUN_NETSTACK", name)
+
+
+def need_resets() -> None:
+    """Skip the test if the kernel can't reset connections (no INET_DIAG_DESTROY)."""
+    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
+    with (
+        socket.socket(socket.AF_NETLINK, kind, diag.FAMILY) as sock,
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()),
+    ):
+        try:
+            diag.destroy(sock, diag.connections(sock))
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            pytest.skip("this kernel has no SOCK_DESTROY")
 
 
 async def carry(source: aiotun.PacketIO, target: aiotun.PacketIO) -> None:

@@ -191,6 +191,35 @@ class TestBeginning:
                     ip("link", "set", tap, "mtu", str(2000 + number))
                     assert await following(events, 1) == [f"mtu {2000 + number}"]
 
+    @pytest.mark.parametrize("drained", [True, False])
+    async def test_not_even_changes_while_the_thread_turns(
+        self, tap: str, drained: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Those that were made after the thread has read its socket, before the iterator began."""
+        receive, read, resume = hub.Hub._receive, threading.Event(), threading.Event()
+
+        def held(self: hub.Hub, monitor: link_monitor.Monitor) -> bool:
+            found = receive(self, monitor)
+            if not read.is_set():
+                read.set()
+                assert resume.wait(20)
+            return found and drained
+
+        async with Link(tap).events():
+            monkeypatch.setattr(hub.Hub, "_receive", held)
+            ip("link", "set", tap, "mtu", "1400")
+            await wait_until(read.is_set)
+            batch(f"link set {tap} up", f"link set {tap} down")
+            events = Link(tap).events()
+            beginning = asyncio.ensure_future(events.__aenter__())
+            await wait_until(lambda: events._watcher is not None)
+            drained = True  # from the next turn on
+            resume.set()
+            await beginning
+            ip("link", "set", tap, "mtu", "1300")
+            assert await following(events, 1) == ["mtu 1300"]
+            await events.aclose()
+
     async def test_without_a_block_it_is_the_first_step(self, tap: str) -> None:
         events = Link(tap).events()
         ip("link", "set", tap, "mtu", "1400")

@@ -239,7 +239,9 @@ class TestInfo:
     async def test_stats_count_packets_dropped_by_the_kernel(self, tap: str) -> None:
         """A queue of length 0 drops all packets: here the neighbor request for a datagram."""
         ip(f"addr add 192.0.2.1/24 dev {tap}")
-        ip(f"link set {tap} up txqueuelen 0")
+        # Before it is up, so that there is no queueing discipline that drops the packets first.
+        ip(f"link set {tap} txqueuelen 0")
+        ip(f"link set {tap} up")
         with attached(tap), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.sendto(b"x", ("192.0.2.2", 9))
             await wait_until(lambda: show(tap)["stats64"]["tx"]["dropped"] > 0)

@@ -16,7 +16,7 @@ import pytest
 import aiotun
 
 from ..helpers import wait_until
-from .stacks import client_of, joined
+from .stacks import client_of, force_mechanism, joined, need_resets
 
 
 @pytest.fixture(params=[True, False], ids=["rootless", "privileged"])
@@ -27,7 +27,7 @@ async def ns(request: pytest.FixtureRequest) -> AsyncIterator[aiotun.Namespace]:
 
 @pytest.fixture(params=["tproxy", "listeners"])
 def mechanism(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("AIOTUN_NETSTACK", request.param)
+    force_mechanism(monkeypatch, request.param)
     name: str = request.param
     return name
 
@@ -83,6 +83,7 @@ async def test_an_opener_can_be_awaited_and_used_once() -> None:
     [
         ({"mtu": 67}, ValueError),
         ({"mtu": "1500"}, TypeError),
+        ({"mtu": None}, TypeError),
         ({"offload": "on"}, ValueError),
         ({"intercept": 1}, TypeError),
         ({"namespace": "blue"}, TypeError),
@@ -272,6 +273,22 @@ async def test_interception_takes_a_stack_that_was_opened_for_it() -> None:
         await stack.intercept_tcp(tell)
 
 
+async def test_another_loop_is_told_that_the_stack_is_not_its_own(stack: aiotun.Netstack) -> None:
+    async def use_elsewhere() -> None:
+        for attempt in (
+            stack.intercept_tcp(tell),
+            stack.intercept_udp(lambda flow: None),
+            stack.intercept_ping(lambda ping: True),
+            stack.start_server(tell, "127.0.0.1", 80),
+        ):
+            with pytest.raises(RuntimeError, match="opened in another event loop"):
+                await attempt
+
+    await asyncio.to_thread(asyncio.run, use_elsewhere())
+    async with await stack.intercept_tcp(tell):
+        pass
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
@@ -286,6 +303,11 @@ async def test_arguments_of_intercept_tcp_are_checked(
 ) -> None:
     with pytest.raises(error):
         await stack.intercept_tcp(**{"handle": tell, **options})
+
+
+async def test_a_backlog_can_be_as_long_as_the_kernel_allows(stack: aiotun.Netstack) -> None:
+    async with await stack.intercept_tcp(tell, backlog=1 << 40), client_of(stack) as client:
+        assert await ask(client, "192.0.2.1", 80) == "192.0.2.1 80"
 
 
 async def test_a_plain_function_may_handle_connections(stack: aiotun.Netstack) -> None:
@@ -378,6 +400,7 @@ async def test_a_client_that_resets_leaves_nothing_open(stack: aiotun.Netstack) 
 async def test_closing_resets_connections_here_and_at_the_far_end(
     ns: aiotun.Namespace, mechanism: str
 ) -> None:
+    need_resets()
     stack = await aiotun.open_netstack(
         namespace=ns, intercept=True, addresses=["10.77.0.1/24", "fd77::1/64"]
     )
@@ -411,6 +434,7 @@ async def test_closing_resets_connections_here_and_at_the_far_end(
 
 
 async def test_a_connection_attempt_ends_when_the_stack_is_closed() -> None:
+    need_resets()
     stack = await aiotun.open_netstack(addresses=["10.77.0.1/24"])
     attempt = asyncio.ensure_future(stack.open_connection("192.0.2.1", 80))
     assert await stack.tun.recv()  # the SYN

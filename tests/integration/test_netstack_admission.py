@@ -15,14 +15,14 @@ from aiotun.netstack import Refusal
 from aiotun.runs import Pool
 
 from ..helpers import checksum, wait_until
-from .stacks import CLIENT, client_of
+from .stacks import CLIENT, client_of, force_mechanism
 
 HOSTS = ["192.0.2.1", "2001:db8::1"]
 
 
 @pytest.fixture(params=["tproxy", "listeners"])
 def mechanism(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("AIOTUN_NETSTACK", request.param)
+    force_mechanism(monkeypatch, request.param)
     name: str = request.param
     return name
 

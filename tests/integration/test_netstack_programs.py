@@ -14,13 +14,13 @@ import pytest
 import aiotun
 
 from .kernel import CLONE_NEWNET, CLONE_NEWUSER, child, limited, without_unshare
-from .stacks import client_of
+from .stacks import client_of, force_mechanism
 from .test_namespace_programs import gone, program, programs_with, wait_ready
 
 
 @pytest.fixture(params=["tproxy", "listeners"])
 def mechanism(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("AIOTUN_NETSTACK", request.param)
+    force_mechanism(monkeypatch, request.param)
     name: str = request.param
     return name
 
@@ -123,7 +123,7 @@ async def test_a_killed_helper_ends_nothing_that_is_open(mechanism: str) -> None
 async def test_a_port_that_needs_a_socket_is_refused_when_the_helper_is_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("AIOTUN_NETSTACK", "listeners")
+    force_mechanism(monkeypatch, "listeners")
     reported: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
     before = children()

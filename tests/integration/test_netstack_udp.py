@@ -24,6 +24,7 @@ from aiotun._packets.udp import build
 from aiotun.netstack import Netstack, NetstackStats, Ping, Refusal, UdpFlow
 
 from ..helpers import checksum, make_icmp_echo, need, wait_until
+from .stacks import force_mechanism
 
 HOSTS = ["8.8.8.8", "2001:db8::8"]
 PEERS = {4: "10.9.0.7", 6: "fd09::7"}
@@ -162,7 +163,7 @@ async def any_net(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Net]:
     mechanism, rootless = request.param
-    monkeypatch.setenv("AIOTUN_NETSTACK", mechanism)
+    force_mechanism(monkeypatch, mechanism)
     async with (
         aiotun.new_namespace(rootless=rootless) as namespace,
         opened(namespace=namespace) as made,

@@ -34,7 +34,7 @@ _DATAGRAMS_AT_ONCE = 500
 # How often the thread wakes up without being notified. Nothing notifies the thread when an event
 # loop is closed, so it has to check. It also retries lookups that failed because the program had no
 # free file descriptor.
-_LOOK_AROUND_MS = 1000
+_LOOK_AROUND = 1.0  # seconds
 
 
 class _Bell:
@@ -107,20 +107,21 @@ class Hub:
         from .monitor import Monitor
 
         monitor, gone = Monitor(), list[Watcher]()
-        try:
-            poll = select.poll()
-            poll.register(monitor.fileno(), select.POLLIN)
-            poll.register(self._bell.fd, select.POLLIN)
+        with contextlib.ExitStack() as ending:
+            ending.callback(monitor.close)
+            # Not poll(2): it fails with EINVAL while RLIMIT_NOFILE is 0, as some sandboxes set it.
+            with naming_limits("could not wait for events"):
+                poll = ending.enter_context(select.epoll())
+            poll.register(monitor.fileno(), select.EPOLLIN)
+            poll.register(self._bell.fd, select.EPOLLIN)
             while True:
                 for watcher in gone:
                     watcher.end(None)
-                poll.poll(_LOOK_AROUND_MS)
+                poll.poll(_LOOK_AROUND)
                 self._bell.hush()
                 gone = self._turn(monitor)
                 if self._is_over():
                     break
-        finally:
-            monitor.close()
         for watcher in gone:  # only now: `aclose` promises that the socket is closed
             watcher.end(None)
 
@@ -135,13 +136,19 @@ class Hub:
 
     def _turn(self, monitor: Monitor) -> list[Watcher]:
         """Read what waits, let watchers enter and leave, and return those that left."""
+        # Take those who leave first. Each of them entered before it left, so it is either among
+        # the watchers already or among those that enter.
+        gone = _take_all(self._leaving)
+        # Take those who enter before reading: the messages of changes that came before them are in
+        # the socket then, and are read below.
+        entering = _take_all(self._entering)
         drained = self._receive(monitor)
         if self._missed and drained:
             self._catch_up()
-        # Take those who leave first. Each of them entered before it left, so it is either among
-        # the watchers already or among those that enter below.
-        gone = _take_all(self._leaving)
-        self._let_in(_take_all(self._entering))
+        if drained:
+            self._let_in(entering)
+        else:
+            self._entering.extendleft(each for each in reversed(entering) if each not in gone)
         present = [each for group in self._watchers.values() for each in group]
         gone += [each for each in present if each.loop.is_closed()]
         self._drop(gone)

@@ -21,6 +21,7 @@ __all__ = [
     "Resolver",
     "Servers",
     "bound",
+    "check_family",
     "connected",
     "listening",
     "resolve",
@@ -64,9 +65,10 @@ async def resolve(
     """Give a host's addresses of one family, or of both where it is 0.
 
     Raises:
-        ValueError: the host is a name, and there is no resolver; or the port is no number.
-        OSError: it has no address of this family.
+        TypeError, ValueError: an argument is invalid: above all, a name without a resolver.
+        OSError: the host has no address of this family.
     """
+    check_family(family)
     if not isinstance(host, str):
         raise TypeError(f"{what} must be a str, got {host!r}")
     number = _port(port)
@@ -81,12 +83,31 @@ async def resolve(
         texts = resolver(host)
         if inspect.isawaitable(texts):
             texts = await texts
-        found = [Address(str(text), number) for text in texts]
+        found = _resolved(host, texts, number)
     fitting = [each for each in found if family in (0, each.family)]
     if not fitting:
         kind = {0: "", socket.AF_INET: "IPv4 ", socket.AF_INET6: "IPv6 "}.get(family, "")
         raise socket.gaierror(socket.EAI_NONAME, f"{host} has no {kind}address")
     return fitting
+
+
+def _resolved(host: str, texts: object, port: int) -> list[Address]:
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise TypeError(f"the resolver must return a list of addresses for {host!r}, got {texts!r}")
+    try:
+        return [Address(str(text), port) for text in texts]
+    except ValueError as error:
+        raise ValueError(f"the resolver's answer for {host!r} is not valid: {error}") from None
+
+
+def check_family(family: int) -> None:
+    """Check that a family is IPv4, IPv6, or 0 for both.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if family not in (0, socket.AF_INET, socket.AF_INET6):
+        raise ValueError(f"family must be socket.AF_INET, socket.AF_INET6 or 0, got {family!r}")
 
 
 def _port(port: int | str) -> int:

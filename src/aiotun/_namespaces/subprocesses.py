@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import marshal
+import operator
 import os
 import signal
 import socket
@@ -47,6 +48,8 @@ async def start(
         resolv_conf: the text of its /etc/resolv.conf, or None.
         options: those of `asyncio.create_subprocess_exec`.
     """
+    if resolv_conf is not None and not isinstance(resolv_conf, str):
+        raise TypeError(f"resolv_conf must be a str, the text of the file, got {resolv_conf!r}")
     ids = _ids(options)
     text = None if resolv_conf is None else resolv_conf.encode()
     where = (-1 if user is None else user.fd, net.fd, text)
@@ -102,19 +105,24 @@ async def _create(words: Iterable[Word], options: dict[str, Any]) -> asyncio.sub
 def _ids(options: dict[str, Any]) -> Ids:
     """Take user and groups out of the options: they apply after the namespace has been entered."""
     user, group, extra = (options.pop(name, None) for name in ("user", "group", "extra_groups"))
-    if isinstance(user, str):
+    return (
+        None if user is None else _id("user", user),
+        None if group is None else _id("group", group),
+        None if extra is None else [_id("group", each) for each in extra],
+    )
+
+
+def _id(what: str, value: Any) -> int:
+    if isinstance(value, str):
+        import grp
         import pwd
 
-        user = pwd.getpwnam(user).pw_uid
-    return user, _gid(group), None if extra is None else [_gid(each) for each in extra]
-
-
-def _gid(group: Any) -> Any:
-    if isinstance(group, str):
-        import grp
-
-        return grp.getgrnam(group).gr_gid
-    return group
+        return pwd.getpwnam(value).pw_uid if what == "user" else grp.getgrnam(value).gr_gid
+    number = operator.index(value)
+    # With all 32 bits set, setreuid(2) would leave the ID as it is.
+    if not 0 <= number < 2**32 - 1:
+        raise ValueError(f"{what} must be a name or an ID of 0 to 4294967294, got {number}")
+    return number
 
 
 def _program(
@@ -129,6 +137,13 @@ def _program(
     if not os.path.dirname(program):
         paths = [os.path.join(os.fsencode(folder), program) for folder in os.get_exec_path(env)]
     variables = {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
+    if not argv[0]:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "")
+    # The interpreter could only fail and print a traceback.
+    if any(b"\0" in word for word in (program, *argv, *variables, *variables.values())):
+        raise ValueError("the program, its arguments and its environment can't have a null byte")
+    if any(not name or b"=" in name for name in variables):
+        raise ValueError("the name of an environment variable can't be empty or have a '='")
     interruptible = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
     return marshal.dumps((*where, ids, interruptible, paths, argv, variables))
 
@@ -142,7 +157,7 @@ def _preexec(
         step = "enter"
         try:
             launch.enter(*where)
-            step = "exec"
+            step = "become"
             launch.become(ids)
         except OSError as error:
             launch.tell(control, step, error)
@@ -170,6 +185,9 @@ def _error(step: str, code: int, said: str, what: str | bytes | None) -> OSError
     name = what if what is None else os.fsdecode(what)
     if step == "exec":
         return OSError(code, said, name)
+    if step == "become":
+        text = f"the program can't have this user, group or extra_groups: {said}"
+        return OSError(code, f"{text}; a rootless namespace has only the user that made it")
     text = f"the program could not enter the network namespace: {name}: {said}"
     if code in (errno.EPERM, errno.EACCES) and name and name.startswith("/"):
         text += "; leave out resolv_conf, or allow mounts in user namespaces (AppArmor, seccomp)"

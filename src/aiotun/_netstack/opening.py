@@ -100,6 +100,8 @@ def check(
     for word in ("addresses", "routes"):
         if isinstance(tun[word], Iterator):
             tun[word] = list(tun[word])
+    if mtu is None:  # which `open_tun` takes for its default
+        raise TypeError("mtu must be an int, got None")
     open_tun(**tun)
     ipv6_default = None
     if routes is DEFAULT_ROUTES and mtu >= IPV6_MIN_MTU:

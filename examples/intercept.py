@@ -47,4 +47,11 @@ async def run(command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(run(sys.argv[1:])))
+    if len(sys.argv) == 1:
+        sys.exit(f"usage: {sys.argv[0]} COMMAND [ARGUMENT...]")
+    try:
+        sys.exit(asyncio.run(run(sys.argv[1:])))
+    except (aiotun.AiotunError, OSError) as error:
+        sys.exit(f"{sys.argv[0]}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

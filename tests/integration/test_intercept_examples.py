@@ -65,6 +65,17 @@ def internet() -> Iterator[list[str]]:
                 server.kill()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"), [([], "usage: "), (["nosuchprogram"], "No such file or directory")]
+)
+def test_intercept_says_in_one_line_what_is_wrong(words: list[str], said: str) -> None:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / "intercept.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_intercept_shows_and_carries_every_connection() -> None:
     with internet():
         words = [need("curl"), "-sS", "--max-time", "30", f"http://{NET4}/"]

@@ -47,11 +47,11 @@ async def run(command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        sys.exit(f"usage: {sys.argv[0]} COMMAND [ARGUMENT...]")
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     try:
         sys.exit(asyncio.run(run(sys.argv[1:])))
-    except (aiotun.AiotunError, OSError) as error:
-        sys.exit(f"{sys.argv[0]}: {error}")
+    except OSError as error:  # namespaces are forbidden, for example, or there is no such command
+        sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -53,3 +53,5 @@ if __name__ == "__main__":
         sys.exit(asyncio.run(run(sys.argv[1:])))
     except OSError as error:  # namespaces are forbidden, for example, or there is no such command
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

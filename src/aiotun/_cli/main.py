@@ -33,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, words = parser.parse_known_args(given)
     if words and (not hasattr(args, "words") or any(each.startswith("-") for each in words)):
         # The help of the command lists its options, unless the option stands before the command.
-        error = parser.error if words[0] == given[0] else args.error
-        error(f"unrecognized arguments: {' '.join(words)}")
+        refuse = parser.error if words[0] == given[0] else args.error
+        refuse(f"unrecognized arguments: {' '.join(words)}")
     if not hasattr(args, "run"):
         parser.error("the following arguments are required: COMMAND")
     args.words = words

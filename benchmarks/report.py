@@ -97,6 +97,11 @@ def is_target(row: Mapping[str, Any]) -> bool:
     return row["target"] is not None
 
 
+def is_measured(row: Mapping[str, Any]) -> bool:
+    """Whether a row has samples of its own, and is not only a ratio that has a target."""
+    return not (is_target(row) and row["ratio"])
+
+
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Names in the left column, numbers in the others."""
     return [
@@ -114,7 +119,7 @@ def summary(parts: Mapping[str, Any]) -> list[str]:
         table = next((each for each in tables if each["what"] == what), None)
         if table is None:
             continue
-        rows = [row for row in table["rows"] if not is_target(row)]
+        rows = [row for row in table["rows"] if is_measured(row)]
         values, unit = (
             ("cost", rows[0]["cost_unit"]) if COST in known_as else ("samples", unit_of(rows))
         )
@@ -177,8 +182,8 @@ def section(title: str, tables: Sequence[Mapping[str, Any]], pictures: Path) -> 
         what = table["what"]
         heading = what if what.startswith("aiotun") else what[0].upper() + what[1:]
         yield from (f"### {heading}", "")
-        rows = [row for row in table["rows"] if not is_target(row)]
-        if len(rows) > 2 and not any(word in what for word in NO_CHART):
+        rows = [row for row in table["rows"] if is_measured(row)]
+        if unit_of(rows) and len(rows) > 2 and not any(word in what for word in NO_CHART):
             name = slug(f"{table['bench']} {what}") + ".svg"
             unit = unit_of(rows)
             better = "more" if unit in MORE else "less"
@@ -190,13 +195,17 @@ def section(title: str, tables: Sequence[Mapping[str, Any]], pictures: Path) -> 
 
 
 def unit_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    unit = str(rows[0]["unit"])
-    return "µs" if unit == "us" else unit
+    """The unit of the rows, or nothing if they have several."""
+    units = {str(row["unit"]) for row in rows}
+    unit = units.pop()
+    return "" if units else unit.replace("us", "µs")
 
 
 def numbers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The samples of a table's rows."""
     unit = unit_of(rows)
+    if not unit:
+        rows = [{**row, "name": f"{row['name']}, {unit_of([row])}"} for row in rows]
     if all(len(row["samples"]) == 1 for row in rows):
         cells = [(row["name"], plain_number(row["samples"][0])) for row in rows]
         return markdown_table(("", unit), cells)
@@ -206,7 +215,7 @@ def numbers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             row["name"],
             *(plain_number(f(row["samples"])) for f in (min, statistics.median, max)),
             *([cost_of(row)] if costs else []),
-            row["label"],
+            row["label"] if row["ratio"] else "",
         )
         for row in rows
     ]

@@ -139,7 +139,17 @@ def test_the_page_has_the_parts_of_the_netstack(tmp_path: Path) -> None:
     table = Table("netstack", "all", "one TCP stream into the stack", rows)
     keep(tmp_path / "netstack.json", about, "netstack streams", [table])
     assert json.loads((tmp_path / "netstack.json").read_text())
+    rows = [
+        Row("new_namespace", "ms", [12.0, 14.0, 13.0], target=40),
+        Row("socket", "us", [9.0, 9.0, 9.0]),
+    ]
+    keep(
+        tmp_path / "netstack.json", about, "netstack opening", [Table("netstack", "all", "x", rows)]
+    )
     report.write(tmp_path, tmp_path)
     page = (tmp_path / "benchmarks.md").read_text()
+    assert "| new_namespace, ms | 12 | 13 | 14 |  |" in page
+    assert "| socket, µs | 9 | 9 | 9 |  |" in page
+    assert "| x: new_namespace | ≤ 40 | 13 reached |" in page
     assert "## Netstack: TCP" in page
     assert "| one TCP stream into the stack: aiotun raw / gVisor | ≥ 8 |" in page

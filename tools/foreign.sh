@@ -37,6 +37,7 @@ if [ ! -e "$folder/unpacked" ]; then
     printf 'root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/:/bin/sh\n' >"$root/etc/passwd"
     printf 'root:x:0:\nnogroup:x:65534:\n' >"$root/etc/group"
     printf '127.0.0.1 localhost\n::1 localhost\n' >"$root/etc/hosts"
+    : >"$root/etc/resolv.conf"
     rm -r "$folder/apt"
     : >"$folder/unpacked"
 fi

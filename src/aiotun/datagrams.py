@@ -483,6 +483,7 @@ class DatagramOpener(Once[DatagramSocket]):
     """What `open_datagrams` returns; await it or use ``async with``, once."""
 
     __slots__ = ("_options",)
+    _opens, _example, _result = DatagramSocket, "open_datagrams(...)", "sock"
 
     def __init__(self, options: Options) -> None:
         # Internal: use open_datagrams.

@@ -520,8 +520,9 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
             ``onlink`` allows a gateway that is in none of the device's networks.
         mtu (int): the link's IP MTU in bytes, 68 to 65535; IPv6 needs at least 1280.
         txqueuelen (int): how many packets each queue holds in the kernel, 0 to 524288.
-        gso_max_segs, gso_max_size (int): how many segments, and how many bytes, a super-packet that
-            is received has at most, 1 to 65535 and 1 to 65536: see `Link.set_gso_max`.
+        gso_max_segs (int): how many segments a super-packet that is received has at most, 1 to
+            65535: see `Link.set_gso_max`.
+        gso_max_size (int): how many bytes it has at most, 1 to 65536.
         up (bool): whether to bring the link up, which is the default; False leaves it as it is.
         netns: the network namespace to open the device in: a `Namespace`, a name under /run/netns,
             a path, or an open fd. The program itself stays in its own namespace. A missing one is

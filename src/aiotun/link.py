@@ -7,6 +7,7 @@ request therefore never blocks the event loop, and the program's own namespace s
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv6Address
@@ -520,15 +521,19 @@ class Link:
         self._namespace()
         known = self._interface
 
-        async def move(session: Session) -> str:
+        async def move(session: Session, elsewhere: bool) -> str:
             info = await session.get(known.name if known.index is None else known.index, known.name)
             what = f"move the link to the network namespace {netns}"
             hint = (
                 "if that namespace has an interface of this name, rename one of the two; some "
                 "interfaces, such as lo, can't be moved"
             )
-            # With its name: without it, Linux 5.10 says EINVAL if that name is taken there.
-            await session.set(info, what, hint, net_ns_fd=target.fd, ifname=info.name)
+            attributes: dict[str, int | str] = {"net_ns_fd": target.fd}
+            # Without the name, Linux 5.10 says EINVAL if it is taken there. In the namespace where
+            # the link is already, Linux 6.1 would take the name for a wish to rename it.
+            if elsewhere:
+                attributes["ifname"] = info.name
+            await session.set(info, what, hint, **attributes)
             return info.name
 
         def function() -> None:
@@ -537,7 +542,8 @@ class Link:
                 # as we could not follow it.
                 namespaces.setns(target.fd)
                 namespaces.setns(self._namespace().fd)
-                name = in_session(move)
+                elsewhere = not os.path.sameopenfile(target.fd, self._namespace().fd)
+                name = in_session(lambda session: move(session, elsewhere))
                 self._interface.namespace = target
                 namespaces.setns(target.fd)
                 # Find it by its name, which it keeps: the kernel has just checked that no other

@@ -374,6 +374,8 @@ class Netstack(DatagramInterception):
 class NetstackOpener(Once[Netstack]):
     """What `open_netstack` returns; await it or use ``async with``, once."""
 
+    _opens, _example, _result = Netstack, "open_netstack(...)", "stack"
+
     def __init__(self, options: Options) -> None:
         # Internal: use open_netstack.
         super().__init__()

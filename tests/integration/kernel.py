@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +34,17 @@ _ETHTOOL_GTXCSUM, _ETHTOOL_GTSO = 0x16, 0x1E  # ethtool.h
 def names() -> list[str]:
     """The interfaces of this thread's namespace, without `lo`."""
     return sorted(name for _, name in socket.if_nameindex() if name != "lo")
+
+
+def children_of(pid: int) -> set[int]:
+    """The processes that a process has started and not waited for."""
+    found = set()
+    # Not every kernel has /proc/PID/task/TID/children.
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.add(int(path.parent.name))
+    return found
 
 
 def link(name: str) -> Any:

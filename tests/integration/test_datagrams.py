@@ -9,6 +9,7 @@ import ipaddress
 import os
 import pickle
 import random
+import select
 import socket
 import struct
 import types
@@ -30,7 +31,7 @@ from aiotun import (
 )
 from aiotun._datagrams import opening
 from aiotun._datagrams import port as ports
-from aiotun._kernel import udp
+from aiotun._kernel import features, udp
 from aiotun._packets import native
 from aiotun.datagrams import Address
 
@@ -77,6 +78,17 @@ async def nobody(version: int = 4) -> Address:
     return where
 
 
+def runs_pass() -> bool:
+    """Whether runs pass `lo` as they are; Linux 5.10 sends their datagrams one by one there."""
+    return bool(features.has_feature("lo", "tx-udp-segmentation"))
+
+
+def need_runs() -> None:
+    """Skip a test that is about runs that arrive."""
+    if not runs_pass():
+        pytest.skip("this kernel cuts runs on lo")
+
+
 # --- Datagrams, and runs of them -----------------------------------------------------------------
 
 
@@ -104,7 +116,8 @@ async def test_datagrams_come_as_they_were_sent(version: int, offload: bool, lim
         assert got == sent
         ours, theirs = one.stats, other.stats
         assert ours.datagrams_sent == theirs.datagrams_received == len(sent)
-        assert (ours.runs_sent > 2) == (theirs.runs_received > 2) == offload
+        assert (ours.runs_sent > 2) == offload
+        assert (theirs.runs_received > 2) == (offload and runs_pass())
         assert (ours.fallbacks, dict(ours.refused), theirs.dropped) == (0, {}, 0)
 
 
@@ -164,6 +177,7 @@ async def test_a_run_that_several_tasks_share_goes_on_without_another_wake_up() 
 
 
 async def test_what_nobody_took_is_counted_when_the_socket_closes() -> None:
+    need_runs()
     async with pair() as (one, other):
         await one.send_many(numbered([100] * 5), other.address)
         await other.recv()
@@ -436,6 +450,13 @@ async def test_many_icmp_errors_are_counted_and_what_is_kept_is_bounded(
         receiving.cancel()
 
 
+async def error_has_come(sock: DatagramSocket) -> None:
+    """Wait for an ICMP error: on some kernels it comes a moment after the datagram was sent."""
+    poll = select.poll()
+    poll.register(sock.fileno(), 0)  # POLLERR
+    await wait_until(lambda: bool(poll.poll(0)))
+
+
 async def connected(version: int = 4) -> tuple[DatagramSocket, Address]:
     """A connected socket and where it is connected to: nobody is there any more."""
     where = await nobody(version)
@@ -458,6 +479,7 @@ async def test_an_icmp_error_on_a_connected_socket_is_raised_once(
     }
     async with sock:
         await sock.send(b"")
+        await error_has_come(sock)
         with pytest.raises(PacketError) as caught:
             await calls[method]()
         assert caught.value.errno == errno.ECONNREFUSED
@@ -507,6 +529,7 @@ async def test_what_overflows_the_buffer_is_counted_also_after_closing() -> None
 
 
 async def test_what_came_cut_is_dropped_counted_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_runs()
     async with pair() as (one, other):
         monkeypatch.setattr(ports, "CONTROL_BYTES", 1)  # no room for the segment size
         await one.send_many([b"x" * 10] * 5, other.address)
@@ -667,6 +690,7 @@ async def test_who_waits_is_served_in_order_and_not_overtaken() -> None:
 
 
 async def test_a_flood_lets_other_tasks_run() -> None:
+    need_runs()  # 1,500 datagrams one by one don't fit into the buffer
     async with pair() as (one, other):
         await one.send_many([b"x" * 10] * 1500, other.address)
         turns = 0
@@ -926,7 +950,7 @@ async def test_a_socket_that_is_there_already_is_taken_over() -> None:
         assert not os.get_blocking(other.fileno())
         await one.send_many(numbered([100] * 20), other.address)
         assert await collect(other, 20) == numbered([100] * 20)
-        assert other.stats.runs_received == 1
+        assert other.stats.runs_received == runs_pass()
         await other.send_many(numbered([100] * 20), one.address)
         assert other.stats.runs_sent == 1
         assert await collect(one, 20) == numbered([100] * 20)
@@ -977,8 +1001,9 @@ async def test_sockets_live_in_a_namespace() -> None:
             async with DatagramSocket.from_socket(theirs) as other:
                 await one.send_many(numbered([100] * 20), other.address)
                 assert await collect(other, 20) == numbered([100] * 20)
-                assert other.stats.runs_received == 1
+                assert other.stats.runs_received == runs_pass()
         async with opened() as outside:
             await outside.send(b"", one.address)  # nobody is there, outside
+            await error_has_come(outside)
             with pytest.raises(PacketError, match="not delivered"):
                 await outside.send(b"", one.address)

@@ -255,3 +255,13 @@ for size in (1, 512, 1400):
     with dante(tmp_path) as proxy, tun2socks(proxy):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines() == [f"{size} {FAR} 7" for size in (1, 512, 1400)], done.stderr
+
+
+@pytest.mark.parametrize(("command", "told"), [([], "Runs a command"), (["nosuch"], "nosuch")])
+def test_intercept_says_what_is_wrong_in_a_line(command: list[str], told: str) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "intercept.py", *command], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr

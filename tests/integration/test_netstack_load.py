@@ -22,6 +22,7 @@ import pytest
 import aiotun
 
 from ..helpers import checksum, wait_until
+from .kernel import children_of
 from .stacks import client_of, force_mechanism
 
 SYN, RST, ACK = 0x02, 0x04, 0x10
@@ -265,7 +266,7 @@ def test_ctrl_c_ends_a_program_and_its_helper(rootless: bool) -> None:
     assert process.stdout is not None
     assert process.stderr is not None
     assert process.stdout.readline().startswith("ready")
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = children_of(process.pid)
     process.send_signal(signal.SIGINT)
     assert process.wait(20) != 0
     errors = process.stderr.read()
@@ -414,14 +415,6 @@ def resident_kib() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 1024
 
 
-def children() -> list[str]:
-    return [
-        pid
-        for each in Path("/proc/self/task").iterdir()
-        for pid in (each / "children").read_text().split()
-    ]
-
-
 @pytest.mark.parametrize("rootless", [True, False], ids=["rootless", "privileged"])
 async def test_fifty_stacks_leave_descriptors_processes_and_memory_as_they_were(
     rootless: bool, mechanism: str
@@ -440,10 +433,10 @@ async def test_fifty_stacks_leave_descriptors_processes_and_memory_as_they_were(
     for _ in range(10):  # what is made once
         await one()
     gc.collect()
-    before = descriptors(), children()
+    before = descriptors(), children_of(os.getpid())
     memory = resident_kib()
     for _ in range(50):
         await one()
     gc.collect()  # a namespace is kept by a cycle until then
-    assert (descriptors(), children()) == before
+    assert (descriptors(), children_of(os.getpid())) == before
     assert resident_kib() - memory < 2048

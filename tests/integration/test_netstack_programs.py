@@ -13,7 +13,7 @@ import pytest
 
 import aiotun
 
-from .kernel import CLONE_NEWNET, CLONE_NEWUSER, child, limited, without_unshare
+from .kernel import CLONE_NEWNET, CLONE_NEWUSER, child, children_of, limited, without_unshare
 from .stacks import client_of, force_mechanism
 from .test_namespace_programs import gone, program, programs_with, wait_ready
 
@@ -31,11 +31,7 @@ def marker(request: pytest.FixtureRequest) -> str:
 
 
 def children() -> set[int]:
-    return {
-        int(pid)
-        for each in Path("/proc/self/task").iterdir()
-        for pid in (each / "children").read_text().split()
-    }
+    return children_of(os.getpid())
 
 
 def network_namespaces(pids: Iterable[int]) -> set[str]:

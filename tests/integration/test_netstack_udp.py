@@ -224,7 +224,12 @@ async def test_every_offload_mode_carries_datagrams(host: str, offload: str) -> 
             data = os.urandom(size)
             assert await ask(sock, data) == data
         sock.setsockopt(socket.IPPROTO_UDP, 103, 1000)  # UDP_SEGMENT: three datagrams at once
-        sock.send(b"a" * 1000 + b"b" * 1000 + b"c")
+        try:
+            sock.send(b"a" * 1000 + b"b" * 1000 + b"c")
+        except OSError as error:
+            if (offload, error.errno) != ("off", errno.EIO):
+                raise
+            pytest.skip("before Linux 6.2, UDP_SEGMENT needs an offload device")
         assert [(await heard(sock))[0] for _ in range(3)] == [b"a" * 1000, b"b" * 1000, b"c"]
         assert net.stack.stats.flows_accepted == 1
 

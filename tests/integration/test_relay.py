@@ -24,7 +24,7 @@ from aiotun.offload import GsoType, VnetHeader, merge
 from aiotun.queue import Queue
 from aiotun.testing import FaultInjector, memory_pair
 
-from ..helpers import ip, make_icmp_echo, wait_until
+from ..helpers import SLOWER, ip, make_icmp_echo, wait_until
 from ..test_gso import Packet, run_of, written
 from .kernel import another_namespace, inside
 from .test_from_fd import TUN, raw_open
@@ -43,7 +43,10 @@ async def device(
         there = namespaces.NamespaceFd(namespaces.open_netns(netns))
         fd = threads.run_blocking(lambda: raw_open(name, TUN | Iff.VNET_HDR), there.fd)
         fcntl.ioctl(fd, Ioctl.TUNSETVNETHDRSZ, struct.pack("i", 12))
-        fcntl.ioctl(fd, Ioctl.TUNSETOFFLOAD, int(_ALL))
+        try:
+            fcntl.ioctl(fd, Ioctl.TUNSETOFFLOAD, int(_ALL))
+        except OSError:  # before Linux 6.2
+            fcntl.ioctl(fd, Ioctl.TUNSETOFFLOAD, int(_ALL & ~(OffloadFlag.USO4 | OffloadFlag.USO6)))
         run = ip if netns is None else lambda *args: inside(netns, "ip", *args)
         run("link", "set", name, "txqueuelen", "2000", "up")
         run("addr", "add", f"{addresses[4]}/24", "dev", name)
@@ -453,7 +456,7 @@ async def test_a_stream_moves_in_each_of_thirty_runs_under_load() -> None:
     try:
         for run in range(15):
             moved, stats = await one_second(("raw", "split", "off")[run % 3])
-            assert moved > 1_000_000, (run, moved, stats)
+            assert moved > 1_000_000 // SLOWER, (run, moved, stats)
     finally:
         for each in busy:
             each.kill()

@@ -640,6 +640,13 @@ def test_a_wrong_file_is_one_line(text: str, said: str, tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    done = run("wireguard", str(tmp_path / "wg0.conf"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"wireguard: {tmp_path}/wg0.conf: No such file or directory\n"
+    assert run("wireguard").stderr.endswith("arguments are required: CONFIG\n")
+
+
 def test_a_busy_port_is_one_line(tmp_path: Path) -> None:
     with joined(tmp_path) as (a, b), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("0.0.0.0", 51820))

@@ -1,1 +1,1 @@
-"""Boots other kernels under QEMU, and runs aiotun's tests there: python -m tests.kernels."""
+"""Boots other kernels, and runs aiotun's tests there: python -m tests.kernels."""

@@ -1,21 +1,28 @@
-"""Boot other kernels under QEMU, run aiotun's tests there, and print a table.
+"""Boot other kernels, run aiotun's tests there, and print a table.
 
 python -m tests.kernels                    all parts, on Linux 5.10, 6.1, 6.12 and the newest
 python -m tests.kernels --basic 5.10 6.1   the doctor, the demo and every offload mode
 python -m tests.kernels --architecture arm64 --basic 6.12
 python -m tests.kernels 5.10 --only offload link
+python -m tests.kernels 5.10 --qemu --only netstack
 
-Needs QEMU, and tools/foreign.sh before it (`make test-kernels` does both). Everything is emulated,
-so a minute on this machine is about ten minutes there.
+The basic parts run in QEMU on a kernel for virtual machines, which has everything that a
+distribution's kernel has. QEMU emulates, so a minute on this machine is about ten minutes there.
+The other parts run on the same version of User-mode Linux, a kernel that is a program. It is much
+faster, but has one processor, and is built without nf_tables for the family inet and without
+SOCK_DESTROY. Tests that need these skip there. They run in QEMU with --qemu, for an hour or more.
+
+Needs tools/foreign.sh before it (`make test-kernels` does that).
 """
 
 import argparse
 import signal
 import sys
 import time
+from collections.abc import Iterator
 
 from ..helpers import ROOT
-from .fetching import SUITES, FetchError, fetch
+from .fetching import SUITES, FetchError, Kernel, fetch, fetch_user_mode
 from .guests import Part, Result, boot
 
 __all__: list[str] = []
@@ -35,16 +42,25 @@ NEAR = [
 ]  # fmt: skip
 
 
-def _parts(args: argparse.Namespace) -> list[Part]:
+def _near() -> list[Part]:
     folder = ROOT / "tests/integration"
-    near = [
-        Part(name, f"tests tests/integration/test_{name}.py")
+    return [
+        # On one event loop: which one it is makes no difference to the kernel.
+        Part(name, f"tests tests/integration/test_{name}.py -k 'not uvloop'")
         for name in NEAR
         if (folder / f"test_{name}.py").exists()
     ]
-    if args.only:
-        return [part for part in BASIC + near if part.name in args.only]
-    return BASIC if args.basic else BASIC + near
+
+
+def _guests(args: argparse.Namespace, version: str) -> Iterator[tuple[Kernel, list[Part]]]:
+    """The kernels to boot for one version, and the parts for each."""
+    near = [] if args.basic else _near()
+    user_mode = args.architecture == "amd64" and not args.qemu
+    basic = BASIC if user_mode else BASIC + near
+    for user, parts in ((False, basic), (True, near if user_mode else [])):
+        chosen = [part for part in parts if not args.only or part.name in args.only]
+        if chosen:
+            yield fetch_user_mode(version) if user else fetch(version, args.architecture), chosen
 
 
 def main() -> int:
@@ -56,43 +72,51 @@ def main() -> int:
     parser.add_argument("versions", nargs="*", metavar="VERSION", help=", ".join(SUITES))
     parser.add_argument("--basic", action="store_true", help="no pytest files but the modes")
     parser.add_argument("--only", nargs="+", metavar="PART", help="these parts")
+    parser.add_argument("--qemu", action="store_true", help="all parts in QEMU")
     parser.add_argument("--architecture", default="amd64", help="amd64 or arm64")
     parser.add_argument("--minutes", type=float, default=30, help="the limit for each kernel")
     args = parser.parse_args()
+    unknown = set(args.only or ()) - {part.name for part in BASIC + _near()}
+    if unknown:
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
     # So that the guest ends, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    parts = _parts(args)
     logs = ROOT / "build" / "kernels"
     logs.mkdir(parents=True, exist_ok=True)
     table: dict[str, dict[str, Result]] = {}
     for version in args.versions or SUITES:
         try:
-            kernel = fetch(version, args.architecture)
+            for kernel, parts in _guests(args, version):
+                log = logs / f"{kernel.release}.log"
+                kind = "User-mode Linux" if kernel.user_mode else "in QEMU"
+                where = log.relative_to(ROOT)
+                print(f"{kernel.release} ({kind}): its output is in {where}", flush=True)
+                begin = time.monotonic()
+                results = boot(kernel, args.architecture, parts, args.minutes * 60, log)
+                minutes = (time.monotonic() - begin) / 60
+                print(f"{kernel.release}: {minutes:.1f} minutes", flush=True)
+                _show_failures(results)
+                table.setdefault(version, {}).update(results)
         except FetchError as error:
             print(f"aiotun: {error}", file=sys.stderr)
             return 2
-        begin = time.monotonic()
-        log = logs / f"{kernel.release}.log"
-        print(f"{kernel.release}: booting; its output is in {log.relative_to(ROOT)}", flush=True)
-        results = boot(kernel, args.architecture, parts, args.minutes * 60, log)
-        print(f"{kernel.release}: {(time.monotonic() - begin) / 60:.1f} minutes", flush=True)
-        for name, result in results.items():
-            failed = [
-                line for line in result.output.splitlines() if line.startswith(("FAILED", "ERROR"))
-            ]
-            print("".join(f"  {name}: {line}\n" for line in failed), end="")
-        table[kernel.release] = results
     print()
-    _show(parts, table)
+    _show(table)
     return int(any(each.status != 0 for results in table.values() for each in results.values()))
 
 
-def _show(parts: list[Part], table: dict[str, dict[str, Result]]) -> None:
+def _show_failures(results: dict[str, Result]) -> None:
+    for name, result in results.items():
+        for line in result.output.splitlines():
+            if line.startswith(("FAILED", "ERROR")):
+                print(f"  {name}: {line}")
+
+
+def _show(table: dict[str, dict[str, Result]]) -> None:
     """Print the results as a table in Markdown."""
     rows = [["part", *table], ["---"] * (len(table) + 1)]
-    rows += [
-        [part.name, *(str(results[part.name]) for results in table.values())] for part in parts
-    ]
+    names = dict.fromkeys(name for results in table.values() for name in results)
+    rows += [[name, *(str(results[name]) for results in table.values())] for name in names]
     for row in rows:
         print(f"| {' | '.join(row)} |")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..helpers import ROOT
 
-__all__ = ["NEWEST", "SUITES", "FetchError", "Kernel", "fetch"]
+__all__ = ["NEWEST", "SUITES", "FetchError", "Kernel", "fetch", "fetch_user_mode"]
 
 NEWEST = "newest"
 # The releases of Debian that have these kernels. "newest" is what unstable has.
@@ -27,14 +27,16 @@ class Kernel:
 
     Attributes:
         release: as `uname -r` says it.
-        image: what QEMU boots.
+        image: what QEMU boots, or a program.
         modules: the folder whose `usr/lib/modules` has the kernel's modules, and what modprobe
             reads.
+        user_mode: whether it is a program.
     """
 
     release: str
     image: Path
     modules: Path
+    user_mode: bool = False
 
 
 def fetch(version: str, architecture: str = "amd64") -> Kernel:
@@ -47,14 +49,41 @@ def fetch(version: str, architecture: str = "amd64") -> Kernel:
     Raises:
         FetchError: it is unknown, or can't be fetched.
     """
-    if version not in SUITES:
-        raise FetchError(f"no kernel {version!r} is known; there are {', '.join(SUITES)}")
     folder = _FOLDER / architecture / version
     if not (folder / "complete").exists():
-        _download(folder, SUITES[version], architecture)
+        _download(folder, _suite(version), architecture)
     (modules,) = (folder / "tree/usr/lib/modules").iterdir()
     images = [*folder.glob("tree/boot/vmlinuz-*"), *modules.glob("vmlinuz")]
     return Kernel(modules.name, images[0], folder / "tree")
+
+
+def fetch_user_mode(version: str) -> Kernel:
+    """Download a kernel that runs as a program, or find the one of an earlier download.
+
+    Args:
+        version: a key of SUITES.
+
+    Raises:
+        FetchError: it is unknown, or can't be fetched.
+    """
+    folder = _FOLDER / "user-mode" / version
+    tree = folder / "tree"
+    if not (folder / "complete").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _debian(folder, _suite(version), "amd64", "apt-get", "download", "user-mode-linux")
+        _unpack(folder, tree)
+        (tree / "usr/lib/uml/modules").rename(tree / "usr/lib/modules")
+        (modules,) = (tree / "usr/lib/modules").iterdir()
+        _depmod(tree, modules.name)
+        (folder / "complete").touch()
+    (modules,) = (tree / "usr/lib/modules").iterdir()
+    return Kernel(modules.name, tree / "usr/bin/linux.uml", tree, user_mode=True)
+
+
+def _suite(version: str) -> str:
+    if version not in SUITES:
+        raise FetchError(f"no kernel {version!r} is known; there are {', '.join(SUITES)}")
+    return SUITES[version]
 
 
 def _download(folder: Path, suite: str, architecture: str) -> None:
@@ -74,6 +103,13 @@ def _download(folder: Path, suite: str, architecture: str) -> None:
         "apt-get", "download", *(part for part in parts if part in (names[-1], *depends.split()))
     )
     tree = folder / "tree"
+    _unpack(folder, tree)
+    _depmod(tree, release)
+    (folder / "complete").touch()
+
+
+def _unpack(folder: Path, tree: Path) -> None:
+    """Unpack the packages in a folder, and remove them."""
     (tree / "usr/lib").mkdir(parents=True, exist_ok=True)
     if not (tree / "lib").exists():
         (tree / "lib").symlink_to("usr/lib")
@@ -84,12 +120,15 @@ def _download(folder: Path, suite: str, architecture: str) -> None:
         tar = ["tar", "-x", "-C", str(tree), "--keep-directory-symlink", "--no-same-owner"]
         subprocess.run([*tar, "--exclude=./usr/share"], input=unpacked.stdout, check=True)
         package.unlink()
+
+
+def _depmod(tree: Path, release: str) -> None:
+    """Write what modprobe reads."""
     depmod = ["depmod", "-b", str(tree), release]
     try:
         subprocess.run(depmod, check=True, env={"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"})
     except FileNotFoundError as error:
         raise FetchError("depmod is missing; install kmod") from error
-    (folder / "complete").touch()
 
 
 def _numbers(name: str) -> list[int]:

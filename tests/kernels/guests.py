@@ -76,14 +76,11 @@ def boot(
         with image.open("wb") as file:
             for data in _files(kernel, architecture, parts):
                 file.write(data)
-        command = [
-            *_MACHINES[architecture],
-            *("-accel", "tcg,thread=multi", "-smp", str(os.cpu_count() or 1), "-m", str(_MEMORY)),
-            *("-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"),
-            *("-kernel", str(kernel.image), "-initrd", str(image)),
-            *("-append", f"console={_CONSOLES[architecture]} quiet panic=-1 random.trust_cpu=on"),
-        ]
-        with _running(command, limit) as lines, log.open("w") as copy:
+        if kernel.user_mode:
+            command = _user_mode(kernel, image)
+        else:
+            command = _qemu(kernel, architecture, image)
+        with _running(["timeout", str(limit), *command]) as lines, log.open("w") as copy:
             current = None
             for line in lines:
                 copy.write(line)
@@ -99,6 +96,43 @@ def boot(
     return results
 
 
+def _qemu(kernel: Kernel, architecture: str, image: Path) -> list[str]:
+    program = _MACHINES[architecture][0]
+    if shutil.which(program) is None:
+        raise FileNotFoundError(f"{program} is missing; install qemu-system")
+    return [
+        *_MACHINES[architecture],
+        *("-accel", "tcg,thread=multi", "-smp", str(os.cpu_count() or 1), "-m", str(_MEMORY)),
+        *("-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"),
+        *("-kernel", str(kernel.image), "-initrd", str(image)),
+        *("-append", f"console={_CONSOLES[architecture]} quiet panic=-1 random.trust_cpu=on"),
+    ]
+
+
+# In the guests' own root, because Debian's newer kernels need its C library. The guest's memory is
+# a file in /tmp.
+_IN_ROOT = """
+root=$1 kernel=$2 image=$3
+shift 3
+mount --rbind /dev "$root/dev"
+mount --rbind /proc "$root/proc"
+mount --bind "$kernel" "$root/mnt"
+mount --bind "$image" "$root/run"
+mount -t tmpfs tmp "$root/tmp"
+exec chroot "$root" /usr/bin/env -i HOME=/tmp TMPDIR=/tmp PATH=/usr/bin /mnt/linux.uml "$@"
+"""
+
+
+def _user_mode(kernel: Kernel, image: Path) -> list[str]:
+    root = ROOT / ".foreign/amd64/root"
+    return [
+        *("unshare", "--map-root-user", "--mount", "sh", "-euc", _IN_ROOT, "sh"),
+        *(str(root), str(kernel.image.parent), str(image.parent)),
+        *(f"mem={_MEMORY}M", f"initrd=/run/{image.name}", "con=null", "con0=fd:0,fd:1"),
+        *("console=tty0", "quiet", "panic=-1"),
+    ]
+
+
 def _files(kernel: Kernel, architecture: str, parts: list[Part]) -> Iterator[bytes]:
     """The archive of a guest: Debian's programs, aiotun and its tests, modules, and the parts."""
     yield from cpio.tree(ROOT / ".foreign" / architecture / "root")
@@ -112,12 +146,9 @@ def _files(kernel: Kernel, architecture: str, parts: list[Part]) -> Iterator[byt
 
 
 @contextlib.contextmanager
-def _running(command: list[str], limit: float) -> Iterator[Iterator[str]]:
-    program = shutil.which(command[0])
-    if program is None:
-        raise FileNotFoundError(f"{command[0]} is missing; install qemu-system")
+def _running(command: list[str]) -> Iterator[Iterator[str]]:
     process = subprocess.Popen(
-        ["timeout", str(limit), *command],
+        command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

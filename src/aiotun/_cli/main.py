@@ -29,9 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     # The words of `add`, `del` and `list` are arguments that argparse does not know. If we declared
     # them as positional arguments, argparse would refuse those that follow an option.
-    args, words = parser.parse_known_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    args, words = parser.parse_known_args(given)
     if words and (not hasattr(args, "words") or any(each.startswith("-") for each in words)):
-        parser.error(f"unrecognized arguments: {' '.join(words)}")
+        # The help of the command lists its options, unless the option stands before the command.
+        refuse = parser.error if words[0] == given[0] else args.error
+        refuse(f"unrecognized arguments: {' '.join(words)}")
     if not hasattr(args, "run"):
         parser.error("the following arguments are required: COMMAND")
     args.words = words
@@ -128,6 +131,8 @@ def make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("help", help=said, description=f"{said[0].upper()}{said[1:]}.")
     command.add_argument("command", nargs="?", metavar="COMMAND", choices=[*commands.choices])
     command.set_defaults(run=lambda args: _run_help(parser, commands.choices, args.command))
+    for each in commands.choices.values():
+        each.set_defaults(error=each.error)
     return parser
 
 

@@ -84,9 +84,9 @@ means that a program has the device open:
 ADDED = f"""\
 words, in any order:
 {textwrap.indent(_TUNTAP_WORDS, "  ")}
-The device exists until it is deleted. It is down and has no address. Without
-a name, or with a pattern such as 'vpn%d', the kernel picks the name, and the
-command prints it.
+The device exists until it is deleted. It is down and has no address: the
+program that opens it may change that, or ip(8). Without a name, or with a
+pattern such as 'vpn%d', the kernel picks the name, and the command prints it.
 
 examples:
 

@@ -139,9 +139,9 @@ async def open_core(options: Options) -> Prepared:
         queue = tun.queues[0]
         queue.use(IntakePort(queue.port, intake))
         if done.tproxy:
-            core.mechanism = Tproxy(namespace, tun.name)
+            core.mechanism = Tproxy(namespace, tun.name, tun.mtu)
         else:
-            core.mechanism = Listeners(namespace, tun.name)
+            core.mechanism = Listeners(namespace, tun.name, tun.mtu)
     undo_at_close = options.intercept and not owns
     place = NamespaceFd(os.dup(namespace.fileno())) if undo_at_close else None
     return Prepared(core, done.control, owns, place)

@@ -94,7 +94,9 @@ async def relay(a: PacketIO, b: PacketIO, *, stats: RelayStats | None = None) ->
     """
     for each in (a, b):
         if not isinstance(each, PacketIO):
-            raise TypeError(f"relay needs two devices, got {type(each).__name__}")
+            raise TypeError(
+                f"relay needs two devices, got {type(each).__name__}; a stack's is its 'tun'"
+            )
     if a is b:
         raise ValueError(f"relay needs two devices, got {a!r} twice")
     if a._format.mode != b._format.mode:

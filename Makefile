@@ -9,8 +9,8 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-others test-all test-peers fuzz soak lint docs bench bench-vpn bench-tap bench-peers bench-netstack bench-report clean
-.PHONY: coverage dist test-dist test-lowest audit man test-free-threaded test-foreign test-kernels
+.PHONY: help demo test test-others test-all test-peers test-boringtun fuzz soak lint docs bench bench-vpn bench-tap bench-peers bench-netstack bench-report clean
+.PHONY: coverage dist release-check test-dist test-lowest audit man test-free-threaded test-foreign test-kernels
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -35,7 +35,10 @@ test-others: ## run the tests on every other Python from 3.11 on this machine
 test-all: test test-others ## run the tests on every Python
 
 test-peers: ## run the tests that exchange packets with other implementations
-	@$(call venv,test) && .venv/bin/python -m pytest -m peers $(ARGS)
+	@$(call venv,test) && tools/peers.sh mitmproxy && .venv/bin/python -m pytest -m "peers and not slow" $(ARGS)
+
+test-boringtun: ## run the WireGuard example with boringtun, which cargo builds; takes 6 minutes
+	@$(call venv,test) && tools/peers.sh boringtun && .venv/bin/python -m pytest tests/integration/test_boringtun.py -n 2 $(ARGS)
 
 test-free-threaded: ## two threads at once, on a free-threaded Python, which it builds; ARGS=SECONDS
 	@python=$$(tools/free_threaded.sh) && \
@@ -80,7 +83,7 @@ bench-tap: ## benchmark QEMU guests and DHCP clients on TAP devices
 bench-peers: ## compare aiotun with other libraries, which it fetches; ARGS="forward --runs 7"
 	@$(call venv,test) && .venv/bin/python -m benchmarks.peers $(ARGS)
 
-bench-netstack: ## compare the netstack with gVisor's, smoltcp and lwIP, which it fetches; ARGS="streams --runs 3"
+bench-netstack: ## compare the netstack, aiotun run and the proxies with others, which it fetches; ARGS="streams --runs 3"
 	@$(call venv,test) && .venv/bin/python -m benchmarks.netstack $(ARGS)
 
 bench-report: ## make docs/benchmarks.md and its charts from benchmarks/results
@@ -103,6 +106,9 @@ coverage: ## measure the branch coverage of src/aiotun; build/coverage/html has 
 
 man: ## make the man page docs/aiotun.8 from the texts of the command's --help
 	@$(call venv,none) && .venv/bin/python tools/manual.py >docs/aiotun.8
+
+release-check: ## print what is still to be done before a release
+	@python=$$(tools/python.sh) && "$$python" tools/release.py
 
 clean: ## remove the files that the other targets made
 	@rm -rf .venv .venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/aiotun/_packets/_speedups*.so

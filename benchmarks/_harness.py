@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ctypes
 import importlib.util
+import math
 import os
 import select
 import shlex
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 HERE = Path(__file__).resolve().parent
@@ -39,8 +41,9 @@ class BenchError(Exception):
 class Row:
     """One line of a table.
 
-    With a `baseline`, the figure is the ratio of the medians. Otherwise it is the `percentile` of
-    the samples. The table shows it only if it says more than the samples.
+    With a `baseline`, the figure is the median of the ratios of runs next to each other. Otherwise
+    it is the `percentile` of the samples. The table shows it only if it says more than the samples.
+    `cost` is the processor time that goes with each sample, in `cost_unit`.
     """
 
     name: str
@@ -50,25 +53,25 @@ class Row:
     percentile: int = 50
     target: float | None = None
     at_least: bool = False  # whether the target is a minimum; otherwise it is a maximum
+    cost: Sequence[float] = ()
+    cost_unit: str = "s/GB"
+
+    @property
+    def _values(self) -> Sequence[float]:
+        if self.baseline is None:
+            return self.samples
+        return [a / b for a, b in zip(self.samples, self.baseline, strict=True)]
 
     @property
     def figure(self) -> float:
-        if self.baseline is not None:
-            return statistics.median(self.samples) / statistics.median(self.baseline)
-        return percentile(self.samples, self.percentile)
-
-    @property
-    def reached(self) -> bool | None:
-        if self.target is None:
-            return None
-        return self.figure >= self.target if self.at_least else self.figure <= self.target
+        return percentile(self._values, self.percentile)
 
     @property
     def label(self) -> str:
         """The figure as the table shows it."""
         if self.baseline is not None:
-            ratios = [a / b for a, b in zip(self.samples, self.baseline, strict=True)]
-            return f"{self.figure:.2f}x ({min(ratios):.2f}-{max(ratios):.2f})"
+            low, high = span(self._values)
+            return f"{self.figure:.2f}x ({low:.2f}-{high:.2f})"
         if self.percentile != 50:
             name = "max" if self.percentile == 100 else f"p{self.percentile}"
             return f"{name} {plain_number(self.figure)}"
@@ -76,10 +79,18 @@ class Row:
 
     @property
     def verdict(self) -> str:
+        """Whether the target is reached; empty without a target.
+
+        It can't be said if the median may lie on either side of the target.
+        """
         if self.target is None:
             return ""
-        sign = ">=" if self.at_least else "<="
-        return f"{sign} {self.target:<6g} {'reached' if self.reached else 'MISSED'}"
+        if self.percentile == 50:
+            low, high = span(self._values)
+            if low < self.target < high:
+                return "not distinguishable"
+        reached = self.figure >= self.target if self.at_least else self.figure <= self.target
+        return "reached" if reached else "missed"
 
 
 @dataclass(frozen=True)
@@ -94,14 +105,23 @@ class Table:
     def __str__(self) -> str:
         lines = [f"{self.bench} ({self.loop}): {self.what}"]
         width = max(26, *(len(row.name) + 1 for row in self.rows))
+        costs = any(row.cost for row in self.rows)
+        head = f"{'processor':<16}" if costs else ""
         lines.append(
-            f"  {'':<{width}}{'min':>10}{'median':>10}{'max':>10} {'':<10}{'figure':<20}  target"
+            f"  {'':<{width}}{'min':>10}{'median':>10}{'max':>10} {'':<10}{head}"
+            f"{'figure':<20}  target"
         )
         for row in self.rows:
             numbers = min(row.samples), statistics.median(row.samples), max(row.samples)
             cells = "".join(f"{plain_number(n):>10}" for n in numbers)
-            line = f"  {row.name:<{width}}{cells} {row.unit:<10}{row.label:<20}  {row.verdict}"
-            lines.append(line.rstrip())
+            cost = ""
+            if row.cost:
+                cost = f"{plain_number(statistics.median(row.cost))} {row.cost_unit}"
+            target = ""
+            if row.target is not None:
+                target = f"{'>=' if row.at_least else '<='} {row.target:<6g} {row.verdict}"
+            line = f"  {row.name:<{width}}{cells} {row.unit:<10}{cost:<{16 * costs}}"
+            lines.append(f"{line}{row.label:<20}  {target}".rstrip())
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
@@ -119,8 +139,10 @@ class Table:
                     "percentile": row.percentile,
                     "target": row.target,
                     "at_least": row.at_least,
-                    "reached": row.reached,
+                    "verdict": row.verdict,
                     "samples": list(row.samples),
+                    "cost": list(row.cost),
+                    "cost_unit": row.cost_unit,
                 }
                 for row in self.rows
             ],
@@ -140,20 +162,41 @@ def percentile(samples: Sequence[float], percent: int) -> float:
     return sorted(samples)[max(rank, 1) - 1]
 
 
-async def interleave(
-    cases: Mapping[str, Callable[[], Awaitable[float]]], runs: int
-) -> dict[str, list[float]]:
+def span(values: Sequence[float]) -> tuple[float, float]:
+    """Return the range in which the median lies, with 95 % certainty.
+
+    The range reaches from one of the values to another, and assumes nothing about how they are
+    distributed: of N values, K or fewer are below the median as often as N coins show K heads or
+    fewer. Of up to eight values it is the range of all; of fewer than six, that is less certain.
+    """
+    ordered, number = sorted(values), len(values)
+    cut, ways = 0, 1
+    while 2 * (ways := ways + math.comb(number, cut + 1)) <= 0.05 * 2**number:
+        cut += 1
+    return ordered[cut], ordered[-1 - cut]
+
+
+def in_turn(cases: Mapping[K, Callable[[], T]], runs: int) -> dict[K, list[T]]:
     """Run the cases in turn, A B C A B C, so that disturbances affect all of them equally.
 
     A first round warms the caches and is not counted.
     """
-    samples: dict[str, list[float]] = {name: [] for name in cases}
-    for run in range(runs + 1):
-        for name, case in cases.items():
-            value = await case()
-            if run > 0:
-                samples[name].append(value)
-    return samples
+    rounds = [{name: case() for name, case in cases.items()} for _ in range(runs + 1)]
+    return {name: [each[name] for each in rounds[1:]] for name in cases}
+
+
+async def interleave(cases: Mapping[K, Callable[[], Awaitable[T]]], runs: int) -> dict[K, list[T]]:
+    """Like `in_turn`, with cases that are awaited."""
+    rounds = [{name: await case() for name, case in cases.items()} for _ in range(runs + 1)]
+    return {name: [each[name] for each in rounds[1:]] for name in cases}
+
+
+def columns(samples: Mapping[K, Sequence[Sequence[float]]]) -> list[dict[K, list[float]]]:
+    """Turn samples of several numbers each into a dictionary for each of the numbers."""
+    count = len(next(iter(samples.values()))[0]) if samples else 0
+    return [
+        {name: [v[i] for v in values] for name, values in samples.items()} for i in range(count)
+    ]
 
 
 def expect(what: str, found: object, wanted: object) -> None:
@@ -269,6 +312,12 @@ def fresh(*arguments: str, environment: dict[str, str]) -> list[str]:
     if done.returncode != 0:
         raise BenchError(f"a fresh interpreter failed: {done.stderr.strip()}")
     return done.stdout.split()
+
+
+def processor_time(pid: int) -> float:
+    """Return the processor time of a running program in seconds, all its threads together."""
+    # The clock ID that clock_getcpuclockid(3) returns: the process ID and CPUCLOCK_SCHED.
+    return time.clock_gettime(~pid << 3 | 2)
 
 
 @contextlib.contextmanager

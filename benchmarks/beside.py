@@ -20,7 +20,6 @@ import itertools
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +35,7 @@ from ._harness import (
     compiled,
     expect,
     output_of,
+    processor_time,
     wait_ready,
 )
 from ._stream import stream
@@ -189,9 +189,9 @@ class Side:
         process = self._start(*program)
 
         def turn() -> tuple[float, ...]:
-            before = processor_time(process)
+            before = processor_time(process.pid)
             received, elapsed = stream(f"{subnet}.2", SECONDS)
-            used = processor_time(process) - before
+            used = processor_time(process.pid) - before
             return received * 8 / elapsed / 1e9, used * 1e3 / (received / 1e9)
 
         return turn
@@ -204,20 +204,14 @@ class Side:
         pinger = str(compiled("pinger.c"))
 
         def turn() -> tuple[float, ...]:
-            before = processor_time(process)
+            before = processor_time(process.pid)
             with child(pinger, f"{net}.2", str(PINGS), core=FIRST_CORE) as running:
                 mean, p99, lost = output_of(running).split()
-            used = processor_time(process) - before
+            used = processor_time(process.pid) - before
             expect("pings lost", int(lost), 0)
             return int(mean) / 1000, int(p99) / 1000, used * 1e6 / PINGS
 
         return turn
-
-
-def processor_time(process: "subprocess.Popen[str]") -> float:
-    """Return the processor time of a running program in seconds, all its threads together."""
-    # The clock ID that clock_getcpuclockid(3) returns: the process ID and CPUCLOCK_SCHED.
-    return time.clock_gettime(~process.pid << 3 | 2)
 
 
 def medians(sides: Sequence[Turn], count: int) -> list[list[float]]:

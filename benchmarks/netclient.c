@@ -1,5 +1,7 @@
-/* The client of benchmarks/netstack: what it asks is in netstack/programs/_contract.py.
+/* The client of benchmarks/netstack: what it asks is in netstack/programs/_contract.py. And a server
+ * that serves the same.
  *
+ *   netclient serve                                   prints "ready serve", and runs until it is killed
  *   netclient up ADDRESS STREAMS MILLISECONDS         prints bytes, nanoseconds
  *   netclient down ADDRESS STREAMS MILLISECONDS       prints bytes, nanoseconds
  *   netclient connections ADDRESS TASKS MILLISECONDS  prints connections, nanoseconds
@@ -117,6 +119,86 @@ static void *connections(void *argument)
 	return (void *)(uintptr_t)count;
 }
 
+static void *served(void *argument)
+{
+	int *given = argument, fd = given[0], port = given[1];
+	uint64_t count = 0;
+	char byte;
+	ssize_t n;
+
+	free(argument);
+	if (port == SINK) {
+		while ((n = recv(fd, zeroes, BLOCK, MSG_TRUNC)) > 0)
+			count += (uint64_t)n;
+		count = htobe64(count);
+		send(fd, &count, sizeof count, MSG_NOSIGNAL);
+	} else if (port == SOURCE) {
+		while (send(fd, zeroes, BLOCK, MSG_NOSIGNAL) > 0)
+			;
+	} else if (recv(fd, &byte, 1, 0) == 1) {
+		send(fd, &byte, 1, MSG_NOSIGNAL);
+		while (recv(fd, &byte, 1, 0) > 0)
+			;
+	}
+	close(fd);
+	return NULL;
+}
+
+static void *listening(void *argument)
+{
+	int *at = argument, fd;
+	pthread_t thread;
+
+	while ((fd = accept(at[0], NULL, NULL)) >= 0) {
+		int *given = malloc(2 * sizeof *given);
+
+		given[0] = fd;
+		given[1] = at[1];
+		if ((errno = pthread_create(&thread, NULL, served, given)))
+			fail("pthread_create");
+		pthread_detach(thread);
+	}
+	fail("accept");
+	return NULL;
+}
+
+static int bound(int kind, int port)
+{
+	struct sockaddr_in own = {.sin_family = AF_INET, .sin_port = htons(port)};
+	int fd = socket(AF_INET, kind, 0), large = 4 << 20;
+
+	setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &large, sizeof large);
+	if (bind(fd, (struct sockaddr *)&own, sizeof own) < 0)
+		fail("bind");
+	return fd;
+}
+
+static void serve(void)
+{
+	static int ports[][2] = {{0, SINK}, {0, SOURCE}, {0, SHORT}};
+	int fd = bound(SOCK_DGRAM, ECHO);
+	pthread_t thread;
+
+	for (size_t each = 0; each < sizeof ports / sizeof *ports; each++) {
+		ports[each][0] = bound(SOCK_STREAM, ports[each][1]);
+		if (listen(ports[each][0], 128) < 0)
+			fail("listen");
+		if ((errno = pthread_create(&thread, NULL, listening, ports[each])))
+			fail("pthread_create");
+	}
+	puts("ready serve");
+	fflush(stdout);
+	for (;;) {
+		struct sockaddr_in from;
+		socklen_t size = sizeof from;
+		char data[2048];
+		ssize_t n = recvfrom(fd, data, sizeof data, 0, (struct sockaddr *)&from, &size);
+
+		if (n >= 0)
+			sendto(fd, data, (size_t)n, 0, (struct sockaddr *)&from, size);
+	}
+}
+
 static int echo(int count)
 {
 	char data[64] = {0};
@@ -141,8 +223,10 @@ int main(int argc, char **argv)
 	int64_t start = now();
 	int number, length;
 
+	if (argc == 2 && !strcmp(argv[1], "serve"))
+		serve();
 	if (argc != 5 || (number = atoi(argv[3])) < 1 || number > MOST) {
-		fputs("usage: netclient up|down|connections|echo ADDRESS NUMBER LENGTH\n", stderr);
+		fputs("usage: netclient serve; or netclient up|down|connections|echo ADDRESS NUMBER LENGTH\n", stderr);
 		return 2;
 	}
 	address = argv[2];

@@ -13,13 +13,25 @@ import os
 import shutil
 import sys
 import threading
-import time
+import timeit
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from aiotun._kernel.abi import VNET_HDR
 from aiotun._packets import gso, native
 
-from ._harness import HERE, BenchError, Row, Table, child, compiled, expect, output_of, wait_ready
+from ._harness import (
+    HERE,
+    BenchError,
+    Row,
+    Table,
+    child,
+    compiled,
+    expect,
+    in_turn,
+    output_of,
+    wait_ready,
+)
 
 SECONDS = 2  # of each stream
 SEGMENTS, SEGMENT = 45, 1448
@@ -52,13 +64,11 @@ def cut_and_put() -> Table:
         "merge, C": (lambda: native.merge(packets, False), 300, 6),
         "merge, Python": (lambda: gso.merge(packets), 10, None),
     }
-    samples: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(30):
-        for name, (function, count, _) in cases.items():
-            start = time.perf_counter_ns()
-            for _ in range(count):
-                function()
-            samples[name].append((time.perf_counter_ns() - start) / count / 1000)
+
+    def microseconds(function: Callable[[], object], count: int, _: object) -> float:
+        return timeit.timeit(function, number=count) / count * 1e6
+
+    samples = in_turn({name: partial(microseconds, *case) for name, case in cases.items()}, 30)
     rows = [Row(name, "us", samples[name], target=target) for name, (_, _, target) in cases.items()]
     return Table("offload", "any loop", "a 64 KiB super-packet of 45 segments", rows)
 
@@ -111,12 +121,8 @@ def forwarding(runs: int, loop: str) -> Table:
         commands = forwarders(netns, loop)
         for command in commands.values():
             wait_ready(stack.enter_context(child(*command)))
-        samples: dict[str, list[float]] = {name: [] for name in commands}
-        for run in range(runs + 1):
-            for number, name in enumerate(commands):
-                speed = stream(f"10.90.{number}.2")
-                if run:  # the first one warms up
-                    samples[name].append(speed)
+        cases = {name: partial(stream, f"10.90.{number}.2") for number, name in enumerate(commands)}
+        samples = in_turn(cases, runs)
     rows = [
         Row("C forwarder, offload", "Gbit/s", samples["C, offload"]),
         Row("C forwarder", "Gbit/s", samples["C"]),

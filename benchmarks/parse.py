@@ -8,11 +8,12 @@ import ipaddress
 import struct
 import timeit
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import aiotun
 from aiotun import reply
 
-from ._harness import LAST_CORE, Row, Table, expect, pinned
+from ._harness import LAST_CORE, Row, Table, expect, in_turn, pinned
 
 COUNT = 20_000
 MAC = b"\2\0\0\0\0\1"
@@ -62,16 +63,15 @@ def run(runs: int, loops: Sequence[str]) -> Iterator[Table]:
         if name in reply.__all__:
             answer = eval(statement, {**names, "packet": packet})
             expect(f"{name}'s answer", type(answer), bytes)
-    timers = [timeit.Timer(each, globals={**names, "packet": data}) for _, each, data, _ in CASES]
-    samples: list[list[float]] = [[] for _ in CASES]
+
+    def nanoseconds(timer: timeit.Timer) -> float:
+        return timer.timeit(COUNT) / COUNT * 1e9
+
+    cases = {
+        name: partial(nanoseconds, timeit.Timer(statement, globals={**names, "packet": packet}))
+        for name, statement, packet, _ in CASES
+    }
     with pinned(LAST_CORE):
-        for number in range(runs + 1):
-            for timer, found in zip(timers, samples, strict=True):
-                nanoseconds = timer.timeit(COUNT) / COUNT * 1e9
-                if number > 0:
-                    found.append(nanoseconds)
-    rows = [
-        Row(name, "ns", found, target=target)
-        for (name, _, _, target), found in zip(CASES, samples, strict=True)
-    ]
+        samples = in_turn(cases, runs)
+    rows = [Row(name, "ns", samples[name], target=target) for name, _, _, target in CASES]
     yield Table("parse", "any loop", f"each {COUNT} times in a run, in turn", rows)

@@ -21,7 +21,7 @@ from ._harness import FIRST_CORE, LAST_CORE, BenchError, child, compiled, output
 from ._namespace import isolate
 from .peers import cost, forward
 from .peers._contenders import CONTENDERS
-from .peers._field import Far, configure, forwarder, running
+from .peers._field import Far, configure, forwarder, insist, running
 
 KINDS = {
     "kernel": ("[kernel",),
@@ -66,7 +66,7 @@ def profiles() -> Iterator[tuple[str, Counter[str]]]:
         far = Far(stack, iperf=True)
         for number, name in enumerate(("aiotun raw", "aiotun split", "aiotun")):
             way = forwarder(stack, CONTENDERS[name], number, far)
-            stream = functools.partial(forward.insistent_stream, way, 1)
+            stream = functools.partial(insist, functools.partial(forward.stream, way, 1))
             found = shares(way.program.pid, stream)
             yield f"forwarding: {name}", found
     for name in ("aiotun", "aiotun, uvloop"):

@@ -1,4 +1,4 @@
-"""python -m benchmarks.report: docs/benchmarks.md and its charts, from bench-peers' samples."""
+"""python -m benchmarks.report: docs/benchmarks.md and its charts, from the files of results."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from typing import Any
 from ._charts import Bar, chart
 from ._harness import HERE, plain_number
 
-RESULTS = HERE / "results" / "peers.json"
+RESULTS = HERE / "results"
 DOCS = HERE.parent / "docs"
 PARTS = {
     "forward": "Forwarding TCP",
@@ -25,27 +25,23 @@ PARTS = {
     "netstack streams": "Netstack: TCP",
     "netstack datagrams": "Netstack: UDP",
     "netstack opening": "Netstack: opening and memory",
+    "netstack start": "`aiotun run`: start",
+    "netstack run": "`aiotun run`: TCP",
+    "netstack faults": "`aiotun run`: delay and loss",
+    "netstack wireguard": "WireGuard without root",
+    "netstack tun2socks": "A SOCKS5 proxy behind a TUN device",
 }
 # What the summary shows: the part, its table, what a reader knows it as, and aiotun's rows.
+COST = "processor time"
 CHOSEN = (
     ("forward", "one TCP stream, with offload", "one TCP stream, offload", "split raw"),
     ("forward", "4 TCP streams, with offload", "four TCP streams, offload", "split raw"),
     ("forward", "one TCP stream, without offload", "one TCP stream, no offload", ""),
     ("forward", "4 TCP streams, without offload", "four TCP streams, no offload", ""),
-    (
-        "forward",
-        "the forwarder's processor time, one TCP stream, with offload",
-        "processor time, offload",
-        "split raw",
-    ),
-    (
-        "forward",
-        "the forwarder's processor time, one TCP stream, without offload",
-        "processor time, no offload",
-        "",
-    ),
-    ("echo", "4000 flood pings, one at a time: mean", "a ping and its answer, mean", ""),
-    ("echo", "4000 flood pings: 99th percentile", "the same, 99th percentile", ""),
+    ("forward", "one TCP stream, with offload", f"{COST}, offload", "split raw"),
+    ("forward", "one TCP stream, without offload", f"{COST}, no offload", ""),
+    ("echo", "flood pings, one at a time: mean", "a ping and its answer, mean", ""),
+    ("echo", "flood pings: 99th percentile", "the same, 99th percentile", ""),
     ("cost", "to read a packet of 84 bytes", "read 84 bytes, in batches", ""),
     ("cost", "to read a packet of 84 bytes", "read 84 bytes, one by one", "one by one"),
     ("forward", "resident memory, once each", "memory at rest", ""),
@@ -62,9 +58,10 @@ on the same machine and take turns within one run. `benchmarks/README.md` says w
 and how. To measure on your machine, run `make bench-peers` and `make bench-netstack`.
 
 A bar shows the median, and the line on it reaches from the smallest sample to the largest. The
-last column of a table is the ratio of the medians; in brackets are the smallest and largest ratio
-within a run. `C` is a program that makes only the system calls. aiotun runs on asyncio's own
-event loop, unless a row says uvloop.
+last column of a table is the median of the ratios of runs next to each other; in brackets is where
+this median lies, with 95 % certainty. *Processor time* is that of the program which is measured,
+without the sender and the receiver. `C` is a program that makes only the system calls. aiotun runs
+on asyncio's own event loop, unless a row says uvloop.
 """
 SUMMARY = """## Summary
 
@@ -82,12 +79,13 @@ CHARTS = [
     line
     for name in (
         "forward-one-tcp-stream-with-offload",
-        "echo-4000-flood-pings-one-at-a-time-mean",
+        "echo-flood-pings-one-at-a-time-mean",
     )
     for line in (f"![{name.replace('-', ' ')}](benchmarks/{name}.svg)", "")
 ]
 TARGETS = """These are the project's own targets, next to other libraries and next to C.
-A ratio that is shown as 1.00x and missed is below 1 before rounding.
+*Not distinguishable* means that the range in brackets has the target in it, so that more runs could
+show either. A ratio that is shown as 1.00x and missed is below 1 before rounding.
 """
 
 
@@ -97,6 +95,11 @@ def slug(text: str) -> str:
 
 def is_target(row: Mapping[str, Any]) -> bool:
     return row["target"] is not None
+
+
+def is_measured(row: Mapping[str, Any]) -> bool:
+    """Whether a row has samples of its own, and is not only a ratio that has a target."""
+    return not (is_target(row) and row["ratio"])
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -116,11 +119,14 @@ def summary(parts: Mapping[str, Any]) -> list[str]:
         table = next((each for each in tables if each["what"] == what), None)
         if table is None:
             continue
-        rows = [row for row in table["rows"] if not is_target(row)]
+        rows = [row for row in table["rows"] if is_measured(row)]
+        values, unit = (
+            ("cost", rows[0]["cost_unit"]) if COST in known_as else ("samples", unit_of(rows))
+        )
         found = {
-            row["name"].removesuffix(": at rest"): statistics.median(row["samples"])
+            row["name"].removesuffix(": at rest"): statistics.median(row[values])
             for row in rows
-            if not row["name"].endswith(": most")
+            if row[values] and not row["name"].endswith(": most")
         }
         offload = what.endswith("with offload")
         ours = [f"aiotun {kind}" for kind in kinds.split()] if offload else ["aiotun"]
@@ -131,7 +137,7 @@ def summary(parts: Mapping[str, Any]) -> list[str]:
             name if name in found else plain for name, plain in zip(others, SHOWN, strict=True)
         ]
         shown = [name for name in [*ours, *others] if name in found]
-        best = (max if unit_of(rows) in MORE else min)(found[name] for name in shown)
+        best = (max if unit in MORE else min)(found[name] for name in shown)
 
         def cell(name: str, found: Mapping[str, float] = found, best: float = best) -> str:
             if name not in found:
@@ -142,7 +148,7 @@ def summary(parts: Mapping[str, Any]) -> list[str]:
         own = " / ".join(
             f"{cell(name)} ({name.partition(' ')[2]})" if offload else cell(name) for name in ours
         )
-        lines.append((f"{known_as}, {unit_of(rows)}", own, *map(cell, others)))
+        lines.append((f"{known_as}, {unit}", own, *map(cell, others)))
     if not lines:
         return []
     return [SUMMARY, *markdown_table(("", "aiotun", *SHOWN), lines), REASONS, *CHARTS]
@@ -159,7 +165,7 @@ def targets(machines: Sequence[Mapping[str, Any]]) -> list[str]:
             for row in filter(is_target, table["rows"]):
                 name = f"{table['what']}: {row['name']}"
                 goals[name] = f"{'≥' if row['at_least'] else '≤'} {row['target']:g}"
-                verdict = "reached" if row["reached"] else "**missed**"
+                verdict = row["verdict"].replace("missed", "**missed**")
                 figures[-1][name] = f"{row['label']} {verdict}"
     rows = [(name, goal, *(each.get(name, "") for each in figures)) for name, goal in goals.items()]
     head = ("", "target", *(machine_of(parts) for parts in machines))
@@ -176,8 +182,8 @@ def section(title: str, tables: Sequence[Mapping[str, Any]], pictures: Path) -> 
         what = table["what"]
         heading = what if what.startswith("aiotun") else what[0].upper() + what[1:]
         yield from (f"### {heading}", "")
-        rows = [row for row in table["rows"] if not is_target(row)]
-        if len(rows) > 2 and not any(word in what for word in NO_CHART):
+        rows = [row for row in table["rows"] if is_measured(row)]
+        if unit_of(rows) and len(rows) > 2 and not any(word in what for word in NO_CHART):
             name = slug(f"{table['bench']} {what}") + ".svg"
             unit = unit_of(rows)
             better = "more" if unit in MORE else "less"
@@ -189,27 +195,41 @@ def section(title: str, tables: Sequence[Mapping[str, Any]], pictures: Path) -> 
 
 
 def unit_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    unit = str(rows[0]["unit"])
-    return "µs" if unit == "us" else unit
+    """The unit of the rows, or nothing if they have several."""
+    units = {str(row["unit"]) for row in rows}
+    unit = units.pop()
+    return "" if units else unit.replace("us", "µs")
 
 
 def numbers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The samples of a table's rows."""
     unit = unit_of(rows)
+    if not unit:
+        rows = [{**row, "name": f"{row['name']}, {unit_of([row])}"} for row in rows]
     if all(len(row["samples"]) == 1 for row in rows):
         cells = [(row["name"], plain_number(row["samples"][0])) for row in rows]
         return markdown_table(("", unit), cells)
+    costs = any(row["cost"] for row in rows)
     spread = [
         (
             row["name"],
             *(plain_number(f(row["samples"])) for f in (min, statistics.median, max)),
-            row["label"],
+            *([cost_of(row)] if costs else []),
+            row["label"] if row["ratio"] else "",
         )
         for row in rows
     ]
     first = next((row["name"] for row in rows if not row["ratio"]), "")
     against = f"/ {first}" if any(row["ratio"] for row in rows) else ""
-    return markdown_table((unit, "min", "median", "max", against), spread)
+    head = (unit, "min", "median", "max", *([COST] if costs else []), against)
+    return markdown_table(head, spread)
+
+
+def cost_of(row: Mapping[str, Any]) -> str:
+    if not row["cost"]:
+        return ""
+    unit = row["cost_unit"].replace("us", "µs")
+    return f"{plain_number(statistics.median(row['cost']))} {unit}"
 
 
 def measured_on(parts: Mapping[str, Any]) -> list[str]:
@@ -229,21 +249,25 @@ def measured_on(parts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def write(results: Path, docs: Path) -> None:
-    """Write the page and the charts, from the file of `benchmarks.peers --json`.
+def machines(folder: Path) -> list[dict[str, Any]]:
+    """Return the parts that each machine has measured, this one's first.
 
-    If there is a file ``netstack.json`` next to it, of `benchmarks.netstack --json`, the page has
-    its parts, too. Files next to it named ``peers-*.json`` are from other machines. The page
-    describes these machines and shows their figures that have a target.
+    This machine's are in ``peers.json`` and ``netstack.json``. Those of a machine NAME are in
+    ``peers-NAME.json`` and ``netstack-NAME.json``.
     """
-    parts = json.loads(results.read_text())
-    netstack = results.with_name("netstack.json")
-    if netstack.exists():
-        parts |= json.loads(netstack.read_text())
-    others = [
-        json.loads(each.read_text())
-        for each in sorted(results.parent.glob(f"{results.stem}-*.json"))
-    ]
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.json")):
+        name = path.stem.partition("-")[2]
+        found.setdefault(name, {}).update(json.loads(path.read_text()))
+    return [found[name] for name in sorted(found)]
+
+
+def write(folder: Path, docs: Path) -> None:
+    """Write the page and the charts, from the results of `--json` in a folder.
+
+    The page describes the other machines, and shows their figures that have a target.
+    """
+    parts, *others = machines(folder)
     pictures = docs / "benchmarks"
     pictures.mkdir(parents=True, exist_ok=True)
     for old in pictures.glob("*.svg"):
@@ -254,19 +278,17 @@ def write(results: Path, docs: Path) -> None:
             lines += section(title, parts[part]["tables"], pictures)
     lines += ["## Measured on", "", *measured_on(parts)]
     for other in others:
-        lines += ["The other machine:", "", *measured_on(other)]
+        lines += ["Another machine:", "", *measured_on(other)]
     (docs / "benchmarks.md").write_text("\n".join(lines).rstrip() + "\n")
 
 
 def main(arguments: Sequence[str]) -> int:
-    results = Path(arguments[0]) if arguments else RESULTS
-    if not results.exists():
-        print(
-            f"{results} does not exist; make it with: make bench-peers ARGS='--json {results}'",
-            file=sys.stderr,
-        )
+    folder = Path(arguments[0]) if arguments else RESULTS
+    if not (folder / "peers.json").exists():
+        make = f"make bench-peers ARGS='--json {folder}/peers.json'"
+        print(f"{folder} has no peers.json; make it with: {make}", file=sys.stderr)
         return 1
-    write(results, DOCS)
+    write(folder, DOCS)
     print(f"wrote {DOCS / 'benchmarks.md'}")
     return 0
 

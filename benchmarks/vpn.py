@@ -20,9 +20,22 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from ._harness import HERE, BenchError, Row, Table, child, compiled, expect, output_of, wait_ready
+from ._harness import (
+    HERE,
+    BenchError,
+    Row,
+    Table,
+    child,
+    compiled,
+    expect,
+    in_turn,
+    output_of,
+    processor_time,
+    wait_ready,
+)
 
 SECONDS = 2.0  # of TCP, a turn
 PINGS = 2000  # a turn
@@ -97,21 +110,6 @@ UDP_SENDER = """
 """
 
 
-@dataclass(frozen=True)
-class AtLeast(Row):
-    """A rate, for which the target is a minimum."""
-
-    @property
-    def reached(self) -> bool | None:
-        return None if self.target is None else self.figure >= self.target
-
-    @property
-    def verdict(self) -> str:
-        if self.target is None:
-            return ""
-        return f">= {self.target:<6g} {'reached' if self.reached else 'MISSED'}"
-
-
 class Field:
     """The two namespaces, and the programs in them."""
 
@@ -156,11 +154,7 @@ class Field:
 
     def processor_seconds(self, name: str) -> float:
         """How long both ends of a contender have run so far, in user space and in the kernel."""
-        ticks = 0
-        for pid in self._programs[name]:
-            values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(values[11]) + int(values[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return sum(map(processor_time, self._programs[name]))
 
     def network(self, name: str) -> tuple[int, str]:
         """Choose a number for a contender, and the first three bytes of its network."""
@@ -394,12 +388,7 @@ def run(runs: int, loops: Sequence[str]) -> Iterator[Table]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         field = Field(stack, folder)
         names = enter(field, loops)
-        turns: dict[str, list[Turn]] = {name: [] for name in names}
-        for turn in range(runs + 1):  # the first one warms up
-            for name in names:
-                measured = measure(field, name)
-                if turn:
-                    turns[name].append(measured)
+        turns = in_turn({name: partial(measure, field, name) for name in names}, runs)
         for loop in loops:
             yield from tables(loop, turns)
         rates = {name: [each.rate for each in turns[name]] for name in names}
@@ -451,10 +440,10 @@ def tables(loop: str, turns: dict[str, list[Turn]]) -> Iterator[Table]:
         rows: list[Row] = [Row("wireguard", unit, values(ours, what))]
         for other, target in zip(("wireguard-go", "wireguard-go, newest"), targets, strict=True):
             if other in turns:
-                kind = AtLeast if more else Row
                 pair = values(ours, what), values(other, what)
                 rows.append(Row(other, unit, pair[1]))
-                rows.append(kind(f"ours / {other}", unit, *pair, target=target))
+                name = f"ours / {other}"
+                rows.append(Row(name, unit, *pair, target=target, at_least=more))
         yield Table("vpn", loop, f"WireGuard, {title}", rows)
     rows = []
     for size in ("", ", mtu 9000"):
@@ -464,7 +453,8 @@ def tables(loop: str, turns: dict[str, list[Turn]]) -> Iterator[Table]:
             pair = values(mine, "rate"), values(other, "rate")
             rows.append(Row(other, "Gbit/s", pair[1]))
             target = 1.2 if size else 2.5
-            rows.append(AtLeast(f"ours / {other}", "Gbit/s", *pair, target=target))
+            name = f"ours / {other}"
+            rows.append(Row(name, "Gbit/s", *pair, target=target, at_least=True))
     yield Table("vpn", loop, f"AES-256-GCM, one TCP stream for {SECONDS:g} s", rows)
 
 

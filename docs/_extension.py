@@ -1,13 +1,17 @@
-"""A Sphinx extension: checks that the reference is complete, and shows the examples' docstrings."""
+"""A Sphinx extension: checks that the reference is complete, and shows texts of the programs."""
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib
 import inspect
+import io
+import os
 import re
 import textwrap
+from abc import ABC
 from pathlib import Path
 
 from docutils import nodes
@@ -17,11 +21,50 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
+import aiotun
+from aiotun import cli
+
 # The modules that users import from. The reference must have every public name in them.
-PUBLIC = ("aiotun", "aiotun.capture", "aiotun.offload", "aiotun.reply", "aiotun.testing")
+PUBLIC = (
+    "aiotun",
+    "aiotun.capture",
+    "aiotun.datagrams",
+    "aiotun.netstack",
+    "aiotun.offload",
+    "aiotun.reply",
+    "aiotun.runs",
+    "aiotun.testing",
+)
 
 # Internal methods that other modules of aiotun call, so they have no underscore.
-INTERNAL = ("aiotun.Queue.take", "aiotun.Queue.watch")
+INTERNAL = (
+    "aiotun.Queue.take",
+    "aiotun.Queue.watch",
+    "aiotun.runs.Pool.put",
+    "aiotun.runs.Pool.replace",
+    "aiotun.runs.Pool.wake",
+)
+
+# Classes whose objects come from aiotun. How aiotun makes them is nobody's business.
+MADE_BY_AIOTUN = (
+    "Capture",
+    "DatagramOpener",
+    "DatagramSocket",
+    "Device",
+    "DeviceTransport",
+    "LinkEvents",
+    "Namespace",
+    "NamespaceOpener",
+    "Netstack",
+    "NetstackOpener",
+    "Opener",
+    "Queue",
+    "Run",
+    "Server",
+    "TapDevice",
+    "TunDevice",
+    "UdpFlow",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +78,8 @@ def public_names() -> list[str]:
             value = getattr(module, name)
             if inspect.ismodule(value):
                 continue
+            if module_name != "aiotun" and getattr(aiotun, name, None) is value:
+                continue  # described under its shorter name
             names.append(f"{module_name}.{name}")
             if inspect.isclass(value):
                 names += [
@@ -103,6 +148,48 @@ def find_elsewhere(
     return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", full, node, content)
 
 
+def shorten_signature(
+    app: Sphinx,
+    what: str,
+    name: str,
+    obj: object,
+    options: object,
+    signature: str | None,
+    returned: str | None,
+) -> tuple[str, str | None] | None:
+    """Show no arguments for classes that users don't call, and the alias `NetnsArg` as that."""
+    if what == "class" and name.split(".")[-1] in MADE_BY_AIOTUN:
+        return "", None
+    if signature is None:
+        return None
+    netns = r"str \| \S*PathLike\[str\] \| int \| \S*_HasFileno"
+    signature = re.sub(netns, "NetnsArg", signature)
+    if internal := re.search(r"\b_[A-Z]\w*", signature):
+        logger.warning("%s shows the internal name %s", name, internal[0])
+    return signature, returned
+
+
+def show_public_bases(
+    app: Sphinx, name: str, obj: object, options: object, bases: list[type]
+) -> None:
+    """Show the nearest public class in place of an internal one."""
+    known = known_names()
+
+    def is_shown(base: type) -> bool:
+        ours = base.__module__.startswith("aiotun")
+        return base.__name__ in known if ours else base is not ABC
+
+    lines = [inspect.getmro(base) if inspect.isclass(base) else (object,) for base in bases]
+    bases[:] = dict.fromkeys(next(filter(is_shown, line)) for line in lines)
+
+
+def hide_object(app: Sphinx, doctree: nodes.document) -> None:
+    """Remove the lines that say that a class derives from `object`."""
+    for paragraph in list(doctree.findall(nodes.paragraph)):
+        if paragraph.astext() == "Bases: object":
+            paragraph.parent.remove(paragraph)
+
+
 def keep_colons(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
@@ -136,9 +223,26 @@ class SaysOfItself(SphinxDirective):
         return found
 
 
+class HelpOf(SphinxDirective):
+    """Shows what ``aiotun help COMMAND`` prints."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        os.environ["COLUMNS"] = "80"  # argparse reads it
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            cli.main(["help", self.arguments[0]])
+        text = said.getvalue()
+        return [nodes.literal_block(text, text, language="text")]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("says-of-itself", SaysOfItself)
+    app.add_directive("help-of", HelpOf)
     app.connect("doctree-read", link_names)
+    app.connect("doctree-read", hide_object)
+    app.connect("autodoc-process-signature", shorten_signature)
+    app.connect("autodoc-process-bases", show_public_bases)
     app.connect("autodoc-process-docstring", keep_colons, priority=400)  # napoleon is at 500
     app.connect("missing-reference", find_elsewhere)
     app.connect("env-check-consistency", check)

@@ -20,7 +20,12 @@ extensions = [
 exclude_patterns = ["_static"]
 source_suffix = {".md": "markdown"}
 myst_enable_extensions = ["colon_fence", "substitution"]
-myst_substitutions = {"version": version}
+_links = importlib.metadata.metadata("aiotun").get_all("Project-URL") or []
+_places = dict(each.split(", ", 1) for each in _links)
+myst_substitutions = {
+    "version": version,
+    "places": f"[source]({_places['Source']}) and the [issues]({_places['Issues']})",
+}
 myst_heading_anchors = 3
 
 # Docstrings write `recv`. If a public name matches, Sphinx makes it a link, and otherwise code.

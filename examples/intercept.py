@@ -47,4 +47,11 @@ async def run(command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(run(sys.argv[1:])))
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    try:
+        sys.exit(asyncio.run(run(sys.argv[1:])))
+    except OSError as error:  # namespaces are forbidden, for example, or there is no such command
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 # The targets that use the C module.
-SANITIZED = ("split", "merge", "run", "segmenting")
+SANITIZED = ("find", "split", "merge", "run", "send-run", "segmenting")
 
 _TIMEOUT = 10  # seconds; an input that takes longer is a finding
 _LONGEST = 4096  # bytes of an input

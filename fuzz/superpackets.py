@@ -7,11 +7,13 @@ byte too many.
 
 import ctypes
 import importlib.util
+import io
 import os
 import select
 import socket
 from typing import Any
 
+from aiotun import IPHeader
 from aiotun._packets import gso, native, runs
 from aiotun._packets.flow import flow_hash
 from aiotun.offload import VnetHeader
@@ -20,6 +22,8 @@ from tests.test_gso import LINKS, Packet, run_of
 from ._target import Choices, Target
 
 __all__ = ["MODULE", "TARGETS", "damaged", "exact"]
+
+_TCP, _SYN_OR_RST = 6, 0x06
 
 _KINDS = [0, 1, 3, 4, 5, 0x81, 0x84, 0x85, 0x61]
 
@@ -196,6 +200,25 @@ def running(data: bytes) -> None:
         assert written[0] == written[1], written
 
 
+def sending(data: bytes) -> None:
+    """Send datagrams as one run, through a socket that takes any piece and gives it back."""
+    choices = Choices(data)
+    size, count = choices.choice((0, 1, 9, 700, 1452, 40_000)), choices.choice((2, 3, 45, 64, 65))
+    datagrams: list[Any] = [bytes([each]) * size for each in range(count)]
+    for _ in range(choices.choice((0, 1, 1, 2))):
+        place = choices.choice((0, count // 2, count - 1))
+        others = (bytes(max(size - 1, 0)), bytes(size + 1), b"", bytearray(size), None)
+        datagrams[place] = choices.choice(others)
+    largest = choices.choice((65_507, size, max(size - 1, 0), 0))
+    lengths = [len(each) if type(each) is bytes else 0 for each in datagrams]
+    fits = count <= 64 and sum(lengths) <= 65_487 and max(lengths) <= largest
+    fits = fits and min(lengths) > 0 and lengths[-1] <= lengths[0] == min(lengths[:-1])
+    fits = fits and max(lengths) == lengths[0]
+    assert MODULE.send_run(FAR, datagrams, None, largest) == (count if fits else 0)
+    sent = native._read_many(NEAR, 1 << 17, 2) if fits else []
+    assert sent == ([b"".join(datagrams)] if fits else [])
+
+
 def _waits() -> bool:
     return bool(select.select([NEAR], [], [], 0)[0])
 
@@ -260,13 +283,59 @@ def _comparable(packet: bytes, frame: bool) -> bytes:
     return packet
 
 
+def finding(data: bytes) -> None:
+    """The first byte chooses the virtio-net header's size and `tcp`; the rest is many packets."""
+    if not data:
+        return
+    header, tcp = (0, 10, 12)[data[0] % 3], bool(data[0] & 0x80)
+    stream, packets = io.BytesIO(data[1:]), list[Any]()
+    while head := stream.read(2):
+        packets.append(stream.read(int.from_bytes(head, "big")))
+    ours = _found(getattr(MODULE, "find_other", native._find_other), packets, header, tcp)
+    assert ours == _found(native._find_other, packets, header, tcp)
+    for at, packet in enumerate(packets):
+        assert at in ours or not _is_asked_about(packet[header:], tcp), packet.hex()
+
+
+def _found(find: Any, packets: list[Any], header: int, tcp: bool) -> set[int]:
+    found, at = set[int](), -1
+    while (at := find(packets, at + 1, header, tcp)) < len(packets):
+        found.add(at)
+    return found
+
+
+def _is_asked_about(packet: bytes, tcp: bool) -> bool:
+    """Whether a stack must look at a packet, by the parser that it then uses."""
+    try:
+        view = IPHeader(packet)
+    except ValueError:
+        return False
+    if view.proto != _TCP:
+        return True
+    flags = packet[view.payload_offset + 13 : view.payload_offset + 14]
+    return tcp and (view.fragment or bool(flags and flags[0] & _SYN_OR_RST))
+
+
 TARGETS = [
+    Target(
+        "find",
+        finding,
+        "raises nothing; the C module and its Python twin find the same packets; they miss no "
+        "packet but TCP, no SYN, no RST and no fragment",
+    ),
     Target(
         "run",
         running,
         "raises only ValueError or the errors of read; the C module and its Python twin fill a "
         "buffer with the same bytes, keep the same packet, and write the same from a buffer",
         missing=_no_module,
+    ),
+    Target(
+        "send-run",
+        sending,
+        "raises nothing; sends all datagrams as one piece if they are bytes of one size, of which "
+        "the last may be shorter, and fit; sends nothing otherwise",
+        lambda: "missing: the C module" if MODULE is gso else None,
     ),
     Target(
         "vnet-header",

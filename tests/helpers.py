@@ -31,15 +31,19 @@ PACKAGES = {
     "cc": "gcc",
     "chromium": "chromium",
     "curl": "curl",
+    "danted": "dante-server",
     "dhclient": "isc-dhcp-client",
     "groff": "groff-base",
     "ip": "iproute2",
     "make": "make",
     "nsenter": "util-linux",
+    "passt": "passt",
     "ping": "iputils-ping",
     "qemu-system-x86_64": "qemu-system-x86",
     "setpriv": "util-linux",
     "setsid": "util-linux",
+    "slirp4netns": "slirp4netns",
+    "ssh": "openssh-client",
     "sysctl": "procps",
     "systemd-analyze": "systemd",
     "tcpdump": "tcpdump",
@@ -129,6 +133,17 @@ def need(program: str) -> str:
     if found is None:
         pytest.skip(f"missing: {program}; install {PACKAGES.get(program, program)}")
     return found
+
+
+def fetched(program: str, why: str) -> str:
+    """Return the path of a program that tools/peers.sh has put into benchmarks/build/peers.
+
+    Skips the test for the reason `why` if it is not there.
+    """
+    folder = ROOT / "benchmarks" / "build" / "peers"
+    for found in folder.glob(f"*/bin/{program}"):
+        return str(found)
+    pytest.skip(why)
 
 
 def ip(*args: str) -> Any:

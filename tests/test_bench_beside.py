@@ -51,4 +51,4 @@ def test_sides_take_turns_and_the_first_is_not_counted() -> None:
 def test_rows_show_the_other_checkout_and_the_ratio_to_it() -> None:
     other, ours = beside.rows_of("captured", [[[2.0, 1.0], [10.0, 64.0]]] * 5)[:2]
     assert (other.name, other.figure) == ("captured (other)", 10)
-    assert (ours.name, ours.figure, ours.reached) == ("captured", 0.2, True)
+    assert (ours.name, ours.figure, ours.verdict) == ("captured", 0.2, "reached")

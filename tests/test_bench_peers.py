@@ -1,6 +1,7 @@
 """The benchmark of other libraries: its report, its harness, and one run of each program."""
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -12,13 +13,15 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import _charts, report
-from benchmarks._harness import BenchError, Row, Table
+from benchmarks import _building, _charts, report
+from benchmarks._building import Installed
+from benchmarks._contenders import Contender, present
+from benchmarks._harness import BenchError, Row, Table, in_turn, span
 from benchmarks._results import as_text
-from benchmarks.peers import _field, _install, cost
-from benchmarks.peers.__main__ import keep
-from benchmarks.peers._contenders import CONTENDERS, Contender, present
-from benchmarks.peers._install import Installed
+from benchmarks._suite import keep
+from benchmarks.peers import _field, _install, cost, echo, forward
+from benchmarks.peers.__main__ import SUITE
+from benchmarks.peers._contenders import CONTENDERS
 from benchmarks.peers._sink import PORT, Sink
 
 from .helpers import need
@@ -56,13 +59,21 @@ def test_a_file_of_results_has_a_line_for_each_measurement(results: Path) -> Non
 
 
 def test_the_published_results_are_stored_like_that() -> None:
-    text = report.RESULTS.read_text()
-    assert as_text(json.loads(text)) + "\n" == text
+    for path in report.RESULTS.glob("*.json"):
+        text = path.read_text()
+        assert as_text(json.loads(text)) + "\n" == text
+
+
+def test_the_published_page_is_made_of_the_published_results(tmp_path: Path) -> None:
+    report.write(report.RESULTS, tmp_path)
+    published = [report.DOCS / "benchmarks.md", *(report.DOCS / "benchmarks").iterdir()]
+    made = [tmp_path / "benchmarks.md", *(tmp_path / "benchmarks").iterdir()]
+    assert {p.name: p.read_text() for p in made} == {p.name: p.read_text() for p in published}
 
 
 def test_the_report_tells_all_that_was_measured(results: Path, tmp_path: Path) -> None:
     docs = tmp_path / "docs"
-    report.write(results, docs)
+    report.write(results.parent, docs)
     page = (docs / "benchmarks.md").read_text()
     assert "| aiotun | 150 | 160 | 170 | 1.45x (1.42-1.50) |" in page
     assert "to read <a> packet: aiotun / scapy | ≤ 1 | 0.02x (0.02-0.02) reached |" in page
@@ -80,14 +91,14 @@ def test_what_another_machine_reached_stands_beside_it(results: Path, tmp_path: 
     tables = [Table("cost", "all", "to read <a> packet", rows)]
     keep(results.with_name("peers-b.json"), {"machine": "b", "load": "2"}, "cost", tables)
     docs = tmp_path / "docs"
-    report.write(results, docs)
+    report.write(results.parent, docs)
     page = (docs / "benchmarks.md").read_text()
     assert "|  | target | a & b | b |" in page
     both = "1.45x (1.42-1.50) **missed** | 1.00x (1.00-1.00) reached |"
     assert f"to read <a> packet: aiotun / C | ≤ 1.15 | {both}" in page
     assert "aiotun / scapy | ≤ 1 | 0.02x (0.02-0.02) reached |  |" in page
     told = page.rpartition("## Measured on")[2]
-    assert "- machine: a & b\n\nThe other machine:\n\n- machine: b\n" in told
+    assert "- machine: a & b\n\nAnother machine:\n\n- machine: b\n" in told
 
 
 def test_a_part_measured_again_replaces_itself_alone(results: Path) -> None:
@@ -95,6 +106,64 @@ def test_a_part_measured_again_replaces_itself_alone(results: Path) -> None:
     kept = json.loads(results.read_text())
     assert kept["cost"]["tables"] == []
     assert len(kept["forward"]["tables"]) == 1
+
+
+# --- Figures -------------------------------------------------------------------------------------
+
+
+def test_the_median_lies_in_the_span_of_95_percent() -> None:
+    # The usual tables of order statistics for the median.
+    for number, cut in ((1, 0), (5, 0), (8, 0), (9, 1), (12, 2), (20, 5), (40, 13)):
+        values = [float(each) for each in range(number)]
+        assert span(values) == (values[cut], values[-1 - cut])
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [
+        ([11.0, 12.0, 13.0], "reached"),
+        ([7.0, 8.0, 9.0], "missed"),
+        ([9.0, 12.0, 13.0], "not distinguishable"),
+        ([10.0, 12.0, 13.0], "reached"),
+    ],
+)
+def test_a_target_within_the_span_can_be_neither_reached_nor_missed(
+    ours: list[float], verdict: str
+) -> None:
+    row = Row("ours", "Gbit/s", ours, [10.0] * 3, target=1.0, at_least=True)
+    assert row.verdict == verdict
+    assert f">= 1      {verdict}" in str(Table("bench", "all", "what", [row]))
+    swapped = Row("ours", "us", [10.0] * 3, ours, target=1.0)
+    assert swapped.verdict == verdict
+
+
+def test_runs_next_to_each_other_are_compared() -> None:
+    # The machine is half as fast in the second run.
+    row = Row("ours", "us", [10.0, 20.0, 11.0], [5.0, 10.0, 5.5])
+    assert row.label == "2.00x (2.00-2.00)"
+
+
+def test_the_processor_time_stands_next_to_the_throughput(results: Path, tmp_path: Path) -> None:
+    rows = [Row("aiotun", "Gbit/s", [9.0, 8.0], cost=[0.5, 0.6]), Row("C", "Gbit/s", [8.0, 9.0])]
+    table = Table("forward", "all", "one TCP stream", rows)
+    assert "0.55 s/GB" in str(table)
+    keep(results, {"machine": "a"}, "forward", [table])
+    report.write(results.parent, tmp_path)
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert "| Gbit/s | min | median | max | processor time |" in page
+    assert "| aiotun | 8 | 8.5 | 9 | 0.55 s/GB |" in page
+
+
+def test_cases_take_turns_and_the_first_round_is_not_counted() -> None:
+    order: list[str] = []
+
+    def case(name: str) -> int:
+        order.append(name)
+        return len(order)
+
+    found = in_turn({name: functools.partial(case, name) for name in "ab"}, 2)
+    assert order == list("ababab")
+    assert found == {"a": [3, 5], "b": [4, 6]}
 
 
 def bars_of(text: str) -> list[tuple[str, float]]:
@@ -132,16 +201,29 @@ def test_peers_that_are_not_there_are_left_out() -> None:
         "C": Installed("cc"),
         "water": Installed(missing="no go"),
     }
-    found = present(["C", "aiotun", "water", "scapy"], installed)
+    found = present(CONTENDERS, ["C", "aiotun", "water", "scapy"], installed)
     assert [each.name for each in found] == ["C", "aiotun"]
 
 
 def test_a_missing_toolchain_is_a_reason_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(_install.MissingPeerError, match="nosuchtool is not installed"):
-        _install._tool("nosuchtool", "~/nowhere")
-    with pytest.raises(_install.MissingPeerError, match=r"python.* -c: .*ModuleNotFoundError"):
-        _install._run([sys.executable, "-c", "import nosuch"], Path())
+    with pytest.raises(_building.MissingPeerError, match="nosuchtool is not installed"):
+        _building.tool("nosuchtool", "~/nowhere")
+    with pytest.raises(_building.MissingPeerError, match=r"python.* -c: .*ModuleNotFoundError"):
+        _building.run([sys.executable, "-c", "import nosuch"], Path())
+    with pytest.raises(_building.MissingPeerError, match="Debian's package is nosuch"):
+        _building.debian("nosuch", "nosuchtool")
+
+
+def test_what_failed_to_install_is_kept_as_the_reason(tmp_path: Path) -> None:
+    state = tmp_path / "new" / "installed.json"
+
+    def fails() -> str:
+        raise _building.MissingPeerError("no compiler")
+
+    _building.install(state, {"good": lambda: "1.2", "bad": fails})
+    found = {"good": Installed("1.2"), "bad": Installed(missing="no compiler")}
+    assert _building.installed(state) == found
 
 
 # --- The programs --------------------------------------------------------------------------------
@@ -164,7 +246,7 @@ def program(name: str, programs: Path) -> Contender:
         return Contender(name, "C", (str(programs / "peer"), *contender.command[1:]))
     if contender.peer in ("aiotun", "add_reader"):
         return contender
-    if not _install.STATE.exists() or _install.installed()[contender.peer].missing:
+    if not SUITE.state.exists() or _building.installed(SUITE.state)[contender.peer].missing:
         pytest.skip(f"{contender.peer} is not built; make bench-peers does that")
     return contender
 
@@ -196,16 +278,16 @@ def test_a_program_writes_what_it_is_told(name: str, programs: Path) -> None:
         assert found.write(1400, 130) > 0
 
 
-@plain
+@pytest.mark.parametrize("name", [name for name in echo.NAMES if "uvloop" not in name])
 def test_a_program_answers_pings(name: str, programs: Path) -> None:
     with _field.running(program(name, programs), "echo", "tun0"):
-        _field.configure("tun0", "10.9.0.1/24")
-        ping = [need("ping"), "-q", "-c", "5", "-i", "0.01", "-W", "5", "10.9.0.2"]
+        _field.configure("tun0", "10.82.0.1/24")
+        ping = [need("ping"), "-q", "-c", "5", "-i", "0.01", "-W", "5", "10.82.0.2"]
         done = subprocess.run(ping, capture_output=True, text=True, check=False)
         assert "5 received" in done.stdout
 
 
-@pytest.mark.parametrize("name", [name for name in CONTENDERS if "uvloop" not in name])
+@pytest.mark.parametrize("name", [name for name in forward.NAMES if "uvloop" not in name])
 def test_a_program_forwards(name: str, programs: Path) -> None:
     contender = program(name, programs)
     with contextlib.ExitStack() as stack:

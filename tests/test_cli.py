@@ -26,8 +26,11 @@ def test_version_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], "required: COMMAND"),
         (["sing"], "invalid choice"),
-        (["--frob"], "unrecognized arguments: --frob"),
-        (["--frob", "doctor"], "unrecognized arguments: --frob"),
+        (["--frob"], "unrecognized arguments: --frob; see 'aiotun --help'"),
+        (["--frob", "doctor"], "unrecognized arguments: --frob; see 'aiotun --help'"),
+        (["doctor", "--frob"], "unrecognized arguments: --frob; see 'aiotun doctor --help'"),
+        (["show", "-d"], "unrecognized arguments: -d; see 'aiotun "),
+        (["dump", "tun0", "icmp"], "unrecognized arguments: icmp; see 'aiotun dump --help'"),
         (["help", "sing"], "invalid choice"),
         (["demo", "--count", "0"], "a whole number above 0"),
         (["demo", "--count", "many"], "a whole number above 0"),

@@ -28,10 +28,10 @@ from wireguard.interface import Interface
 
 from aiotun import IPHeader, PacketDecodeError, decode_frame, decode_packet, reply
 from aiotun._cli import arguments, networkd
-from aiotun._packets import gso, runs
+from aiotun._packets import gso, native, runs
 from aiotun._packets.fragments import Reassembler
 from aiotun.offload import VnetHeader
-from fuzz import _kernel, _mutating, _runs, packets, words
+from fuzz import _kernel, _mutating, _runs, packets, superpackets, words
 from fuzz._target import Choices, Target
 from fuzz.targets import TARGETS
 
@@ -117,9 +117,11 @@ PLANTED: dict[str, Break] = {
     "datagrams": _changing(Reassembler, "add", lambda whole: whole and whole[:-1]),
     "describe": _changing(packets, "describe", lambda found: (found[0] + "\x1b[2J", found[1])),
     "vnet-header": _changing(VnetHeader, "pack", lambda data: data[::-1]),
+    "find": _changing(native, "_find_other", lambda at: at + 1),
     "split": _changing(gso, "split", lambda parts: parts[:-1]),
     "merge": _changing(gso, "merge", lambda merged: merged[:-1]),
     "run": _changing(runs, "place", lambda measures: measures and (*measures[:3], 7)),
+    "send-run": _changing(superpackets.MODULE, "send_run", lambda count: count and count - 1),
     "segmenting": _changing(gso, "split", lambda parts: [*parts[:-1], parts[-1][::-1]]),
     "dhcp": _raising(_dhcp_message, "_read_options"),
     "vxlan": _changing(vxlan.Vxlan, "receive", lambda found: [each[1:] for each in found]),

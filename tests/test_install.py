@@ -91,8 +91,8 @@ def test_an_unknown_aiotun_speedups_fails_the_build(tmp_path: Path) -> None:
     )
 
 
-def test_the_sdist_is_the_repository(tmp_path: Path) -> None:
-    """A packager can build and test aiotun from the sdist: no file is missing or added."""
+def copied(source: Path) -> set[str]:
+    """Copy the repository's files, or skip where this is none; return their names."""
     git = shutil.which("git")
     if git is None or not (ROOT / ".git").exists():
         pytest.skip("not a checkout, with git(1), of the repository")
@@ -109,20 +109,30 @@ def test_the_sdist_is_the_repository(tmp_path: Path) -> None:
         for name in listed.stdout.split("\0")
         if name and not name.startswith(NOT_FOR_USERS) and (ROOT / name).exists()
     }
-    source = tmp_path / "source"
     for name in tracked:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, source / name)
+    return tracked
+
+
+def sdist(source: Path, folder: Path, umask: int = -1) -> Path:
+    code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(folder)]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, umask=umask)
+    assert done.returncode == 0, done.stderr
+    (archive,) = folder.glob("aiotun-*.tar.gz")
+    return archive
+
+
+def test_the_sdist_is_the_repository(tmp_path: Path) -> None:
+    """A packager can build and test aiotun from the sdist: no file is missing or added."""
+    source = tmp_path / "source"
+    tracked = copied(source)
     # Files in a checkout that git does not track.
     (source / "src/aiotun/__pycache__").mkdir()
     for name in ("_speedups.abi3.so", "__pycache__/queue.cpython-311.pyc"):
         (source / "src/aiotun" / name).touch()
-    code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=source, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    (archive,) = tmp_path.glob("aiotun-*.tar.gz")
+    archive = sdist(source, tmp_path)
     with tarfile.open(archive) as opened:
         names = {each.name.partition("/")[2] for each in opened if each.isfile()}
     assert {name for name in names if not name.startswith(WRITTEN)} == tracked
@@ -167,6 +177,21 @@ def test_an_sdist_does_not_depend_on_umask_times_and_order(tmp_path: Path) -> No
                 "a/b/y.py": 0o644,
             }
             assert {each.mtime for each in archive} == {1_700_000_000}
+    assert packed[0] == packed[1]
+
+
+def test_two_sdists_have_the_same_bytes(tmp_path: Path) -> None:
+    """Whatever the umask, the times of the files and the checkout's place are."""
+    packed = []
+    for number, umask in enumerate((0o022, 0o077)):
+        source, folder = tmp_path / f"source{number}", tmp_path / f"dist{number}"
+        folder.mkdir()
+        for name in copied(source):
+            os.utime(source / name, (1_600_000_000 + number,) * 2)
+            (source / name).chmod((source / name).stat().st_mode & ~umask)
+        archive = sdist(source, folder, umask)
+        assert run_tool("repack.py", archive, 1_700_000_000).returncode == 0
+        packed.append(archive.read_bytes())
     assert packed[0] == packed[1]
 
 

@@ -150,3 +150,51 @@ def test_an_environment_is_made_once_and_again_after_a_change(tmp_path: Path) ->
     assert venv("none") == (0, "", [])
     (tmp_path / "setup.py").write_text("changed")
     assert venv("test") == (0, "", ["make", "install"])
+
+
+RELEASE = ROOT / "tools" / "release.py"
+
+
+def release(folder: Path) -> tuple[int, list[str]]:
+    done = subprocess.run(
+        [sys.executable, str(RELEASE), str(folder)], capture_output=True, text=True
+    )
+    assert done.stderr == ""
+    return done.returncode, done.stdout.splitlines()
+
+
+def test_what_is_left_before_a_release_is_a_line_each(tmp_path: Path) -> None:
+    workflow = tmp_path / ".github" / "workflows" / "ci.yml"
+    workflow.parent.mkdir(parents=True)
+    project, changelog = tmp_path / "pyproject.toml", tmp_path / "CHANGELOG.md"
+    project.write_text('[project]\nversion = "1.0.dev0"\nurls = "https://aiotun.example/docs"\n')
+    changelog.write_text("## [1.0] - unreleased\n")
+    workflow.write_text(
+        "container:\n  image: debian:bookworm # a tag\n"
+        "steps:\n  - uses: actions/checkout@v4\n  - uses: a/b@" + "0" * 40 + " # v1\n"
+    )
+    status, lines = release(tmp_path)
+    assert status == 1
+    assert [line.partition(":")[0] for line in lines] == [
+        "pyproject.toml",
+        "pyproject.toml",
+        "CHANGELOG.md",
+        ".github/workflows/ci.yml",
+        ".github/workflows/ci.yml",
+    ]
+    assert "debian:bookworm by its digest" in lines[3]
+    assert "actions/checkout@v4 by its commit" in lines[4]
+
+    project.write_text('[project]\nversion = "1.0"\n')
+    changelog.write_text("## [1.0] - 2030-01-01\n")
+    workflow.write_text("container: debian:bookworm@sha256:" + "0" * 64 + "\n")
+    assert release(tmp_path) == (0, ["nothing is left to be done before a release"])
+
+
+def test_this_checkout_pins_its_actions_and_says_how_to_pin_the_container() -> None:
+    if not (ROOT / ".github").exists():
+        pytest.skip("not in an sdist")
+    _, lines = release(ROOT)
+    assert [line for line in lines if "pin the action" in line] == []
+    ci = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert "@sha256:" in ci

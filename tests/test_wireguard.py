@@ -310,6 +310,31 @@ def test_initiations_are_repeated_and_then_given_up() -> None:
     world.ping()
 
 
+def test_after_three_initiations_without_an_answer_other_addresses_are_tried() -> None:
+    world = World()
+    others: list[Endpoint] = [("192.0.2.7", 1), ("2001:db8::7", 1, 0, 0)]
+    world.lose = lambda source, message: True
+    world.a.send([PING], world.now)
+    world.settle()
+    while world.count(INITIATION) < 3:
+        assert world.a.unreached == set()
+        world.pa.try_another(others)
+        assert world.pa.endpoint == B
+        world.run(world.a.deadline() - world.now)
+    assert world.a.unreached == {world.pa}
+    for expected in (*others, *others):
+        world.pa.try_another(others)
+        assert world.pa.endpoint == expected
+    world.pa.try_another([])  # the name could not be resolved
+    assert world.pa.endpoint == others[-1]
+    world.pa.try_another([B])
+    world.lose = lambda source, message: False
+    world.run(6)
+    assert world.got[B] == [PING]
+    world.pa.try_another(others)  # too late: the peer has answered
+    assert world.pa.endpoint == B
+
+
 def test_not_more_than_one_initiation_in_five_seconds() -> None:
     world = World()
     world.lose = lambda source, message: True
@@ -700,7 +725,8 @@ def test_both_paths_seal_and_open_random_traffic_alike(mtu: int, seed: int, path
         sealed = sealer.seal(packets_run(packets, mtu), world.now)
         if sealed is None:
             assert kept(world) == before
-            assert mtu % 4 or len(packets) == 1, "the fast path left a run to the lists"
+            assert mtu % 4, "the fast path left a run to the lists"
+            assert len(packets) > 1, "the fast path left a single packet to the lists"
             session.sent = counter + len(packets)
         else:
             run, endpoint = sealed
@@ -712,7 +738,8 @@ def test_both_paths_seal_and_open_random_traffic_alike(mtu: int, seed: int, path
         if opened is None:
             # Streams of the same addresses that differ in what the fast path compares.
             heads = {(each[0], each[:4] if each[0] >> 4 == 4 else each[4:8]) for each in packets}
-            assert len(heads) > 1 or len(expected[0]) % 4 or len(packets) == 1
+            assert len(packets) > 1
+            assert len(heads) > 1 or len(expected[0]) % 4
             assert world.b.receive(expected, A, world.now) == packets
         else:
             found = [view[:size] for view, size in zip(opened[0].views(), opened[1], strict=True)]
@@ -762,6 +789,36 @@ def test_a_run_that_is_not_in_order_is_left_to_the_lists_unchanged(count: int) -
         assert kept(world) == before
         assert run.segments() == each  # so that the other path can open them
     assert opener.open(messages_run([early, *messages]), A, world.now) is not None
+
+
+def test_a_message_that_is_not_the_next_is_left_to_the_lists_unchanged() -> None:
+    """A single message that is forged, truncated, without a packet, or not the next one."""
+    world = World()
+    world.ping()
+    assert world.pa.current is not None
+    packet, stranger = bytes(Packet(source="10.0.0.1")), bytes(Packet(source="10.0.0.9"))
+    assert world.pb.current is not None
+    first = world.pa.current.sent
+    messages = world.pa.current.seal([packet, b"", stranger, bytes(64), packet], 1420)
+    opener = Opener(world.b)
+    for place, message in enumerate(messages):
+        world.pb.current.window.next = first + place
+        wrong = [message[:-1], message[:33], messages[place - 1]]
+        for octet in (0, 1, 4, 7, 8, 15, 16, -1):
+            forged = bytearray(message)
+            forged[octet] ^= 4
+            wrong.append(bytes(forged))
+        if message not in (messages[0], messages[-1]):
+            wrong.append(message)
+        before = kept(world)
+        for each in wrong:
+            run = messages_run([each])
+            assert opener.open(run, ("198.51.100.9", 9), world.now) is None
+            assert kept(world) == before
+            assert run.segments() == [each]  # so that the other path can open it
+    opened = opener.open(messages_run(messages[-1:]), A, world.now)
+    assert opened is not None
+    assert opened.segments() == [packet]
 
 
 def test_packets_that_are_not_alike_or_not_the_peers_are_left_to_the_lists() -> None:

@@ -192,3 +192,18 @@ def test_a_name_that_does_not_exist_is_an_error_at_once(names: Names) -> None:
     with pytest.raises(socket.gaierror):
         config.resolve("vpn.test:1", names.pauses.append)
     assert names.pauses == []
+
+
+def test_all_addresses_of_a_name_the_families_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = ["2001:db8::1", "2001:db8::2", "2001:db8::3", "192.0.2.1"]
+
+    def found(host: str, port: str, **hints: Any) -> Any:
+        for each in hosts:
+            family = socket.AF_INET6 if ":" in each else socket.AF_INET
+            address = (each, int(port), 0, 0) if ":" in each else (each, int(port))
+            yield family, socket.SOCK_DGRAM, 17, "", address
+
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+    looked_up = config.look_up("vpn.test:1")
+    assert [each[0] for each in looked_up] == [hosts[0], hosts[3], hosts[1], hosts[2]]
+    assert [len(each) for each in looked_up] == [4, 2, 4, 4]

@@ -3,42 +3,45 @@
 import contextlib
 import statistics
 from collections.abc import Iterator, Sequence
+from functools import partial
 
-import aiotun
-
-from .._harness import BenchError, Row, Table
-from ..peers._contenders import Contender
-from ._contenders import RAW, host
+from .._contenders import Contender
+from .._harness import BenchError, Row, Table, columns, in_turn
+from ._contenders import RAW, STACKS, Host, host
 from .streams import client
 
+NAMES = tuple(name for name in STACKS if name != "lwIP")  # examples/lwip_host has no UDP
 COUNT = 2000  # in a run
 
 
+def answered(at: Host) -> tuple[float, float]:
+    """Return the median time, and the stack's processor time for each, both in microseconds."""
+    before = at.program.cpu
+    found = client("echo", at, 1, COUNT)
+    if len(found) != COUNT:
+        name = at.program.contender.name
+        raise BenchError(f"{name} answered {len(found)} of {COUNT} datagrams")
+    return statistics.median(found) / 1000, (at.program.cpu - before) / COUNT * 1e6
+
+
 def run(runs: int, contenders: Sequence[Contender]) -> Iterator[Table]:
-    if not hasattr(aiotun.Netstack, "intercept_udp"):
-        raise BenchError("this version has no intercept_udp")
-    able = [each for each in contenders if each.name != "lwIP"]  # examples/lwip_host has no UDP
-    times: dict[str, list[float]] = {each.name: [] for each in able}
-    cpu: dict[str, list[float]] = {each.name: [] for each in able}
     with contextlib.ExitStack() as stack:
-        hosts = {each.name: host(stack, each, number) for number, each in enumerate(able)}
-        for number in range(runs + 1):  # the first one warms up
-            for name, at in hosts.items():
-                before = at.program.cpu
-                found = client("echo", at, 1, COUNT)
-                if len(found) != COUNT:
-                    raise BenchError(f"{name} answered {len(found)} of {COUNT} datagrams")
-                if number:
-                    times[name].append(statistics.median(found) / 1000)
-                    cpu[name].append((at.program.cpu - before) / COUNT * 1e6)
+        hosts = {each.name: host(stack, each, number) for number, each in enumerate(contenders)}
+        cases = {name: partial(answered, at) for name, at in hosts.items()}
+        times, costs = columns(in_turn(cases, runs))
     yield Table(
         "netstack",
         "all",
         "a datagram of 64 bytes and its answer, as the client sees it",
         [
-            Row(name, "us", found, target=60 if name == RAW else None)
+            Row(
+                name,
+                "us",
+                found,
+                target=60 if name == RAW else None,
+                cost=costs[name],
+                cost_unit="us",
+            )
             for name, found in times.items()
         ],
     )
-    what = "the stack's processor time for a datagram and its answer"
-    yield Table("netstack", "all", what, [Row(name, "us", found) for name, found in cpu.items()])

@@ -5,16 +5,16 @@ All of it without root: `new_namespace(rootless=True)` and `open_netstack` witho
 
 import socket
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 
 import aiotun
 
-from .._harness import BenchError, Row, Table, run_on, warm_environment
-from ..peers._contenders import Contender
+from .._contenders import Contender
+from .._harness import Row, Table, fresh, in_turn, interleave, run_on, warm_environment
+from ._contenders import RAW
 
+NAMES = (RAW, f"{RAW}, uvloop")
 SOCKETS = 500  # in a run
 
 
@@ -51,12 +51,8 @@ async def sockets() -> float:
 
 
 async def measure(runs: int) -> Sequence[Row]:
-    samples: dict[str, list[float]] = {"namespace": [], "stack": [], "socket": []}
-    for run in range(runs + 1):  # the first one warms up
-        found = {"namespace": await namespace(), "stack": await stack(), "socket": await sockets()}
-        if run:
-            for name, value in found.items():
-                samples[name].append(value)
+    cases = {"namespace": namespace, "stack": stack, "socket": sockets}
+    samples = await interleave(cases, runs)
     return [
         Row("new_namespace, until usable", "ms", samples["namespace"], target=40),
         Row("open_netstack, until usable", "ms", samples["stack"], target=50),
@@ -99,17 +95,12 @@ asyncio.run(main())
 
 def memory(runs: int) -> Row:
     """Return how much memory a stack at rest takes in MiB, with its helper process."""
-    samples = []
     with warm_environment() as environment:
-        for run in range(runs + 1):
-            command = [sys.executable, "-c", REST]
-            done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, check=False
-            )
-            if done.returncode != 0:
-                raise BenchError(f"a stack at rest: {done.stderr.strip()}")
-            if run:
-                samples.append(float(done.stdout))
+
+        def opened() -> float:
+            return float(*fresh("-c", REST, environment=environment))
+
+        (samples,) = in_turn({"opened": opened}, runs).values()
     return Row("a stack at rest, helper included", "MiB", samples, target=12)
 
 

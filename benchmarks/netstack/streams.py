@@ -9,13 +9,15 @@ benchmark fails if one is missing, or if the device did not carry them.
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from .._harness import BenchError, Row, Table, child, compiled, output_of
-from ..peers._contenders import Contender
+from .._contenders import Contender
+from .._harness import BenchError, Row, Table, child, columns, compiled, in_turn, output_of
 from ..peers._field import traffic
-from ._contenders import MTU, RAW, Host, host
+from ._contenders import MTU, RAW, STACKS, Host, host
 
+NAMES = STACKS
 MILLISECONDS = 1000
 CASES = {
     ("up", 1): "one TCP stream into the stack",
@@ -78,44 +80,35 @@ def connections(at: Host, length: int = MILLISECONDS) -> float:
 
 
 def run(runs: int, contenders: Sequence[Contender]) -> Iterator[Table]:
-    speed: dict[tuple[str, int], dict[str, list[float]]] = {
-        case: {each.name: [] for each in contenders} for case in CASES
-    }
-    cpu: dict[str, dict[str, list[float]]] = {
-        way: {each.name: [] for each in contenders} for way in ("up", "down")
-    }
-    made: dict[str, list[float]] = {each.name: [] for each in contenders}
     # The client's ports stay in TIME_WAIT for a minute.
     Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("10000 65000")
     with contextlib.ExitStack() as stack:
         hosts = {each.name: host(stack, each, number) for number, each in enumerate(contenders)}
-        for number in range(runs + 1):  # the first one warms up
-            for name, at in hosts.items():
-                for (way, streams), samples in speed.items():
-                    gbits, seconds = stream(at, way, streams)
-                    if number:
-                        samples[name].append(gbits)
-                        if streams == 1:
-                            cpu[way][name].append(seconds)
-                each_second = connections(at)
-                if number:
-                    made[name].append(each_second)
-    for case, samples in speed.items():
-        targets = {peer: goals[case] for peer, goals in TARGETS.items() if case in goals}
-        yield _table(CASES[case], samples, "Gbit/s", targets)
-    for way, samples in cpu.items():
-        what = f"the stack's processor time, {CASES[way, 1]}"
-        yield _table(what, samples, "s/GB", {})
+        for (way, streams), what in CASES.items():
+            cases = {name: partial(stream, at, way, streams) for name, at in hosts.items()}
+            speeds, costs = columns(in_turn(cases, runs))
+            targets = {
+                p: goals[way, streams] for p, goals in TARGETS.items() if (way, streams) in goals
+            }
+            yield table(what, "Gbit/s", speeds, costs, targets)
+        made = in_turn({name: partial(connections, at) for name, at in hosts.items()}, runs)
     what = f"connections with one byte each way, {TASKS} at a time"
-    yield _table(what, made, "connections/s", {"gVisor": CONNECTIONS_TARGET})
+    yield table(what, "connections/s", made, {}, {"gVisor": CONNECTIONS_TARGET})
 
 
-def _table(
-    what: str, samples: Mapping[str, list[float]], unit: str, targets: Mapping[str, float]
+def table(
+    what: str,
+    unit: str,
+    samples: Mapping[str, list[float]],
+    costs: Mapping[str, list[float]],
+    targets: Mapping[str, float],
 ) -> Table:
-    rows = [Row(f"{name}, MTU {MTU}", unit, found) for name, found in samples.items()]
+    rows = [
+        Row(f"{name}, MTU {MTU}", unit, found, cost=costs.get(name, ()))
+        for name, found in samples.items()
+    ]
     rows += [
-        Row(f"{RAW} / {peer}", unit, samples[RAW], samples[peer], target=target, at_least=True)
+        Row(f"{RAW} / {peer}", unit, samples[RAW], samples[peer], 50, target, True)
         for peer, target in targets.items()
         if RAW in samples and peer in samples
     ]

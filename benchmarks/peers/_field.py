@@ -1,20 +1,23 @@
 """What the parts share: namespaces, devices, counters, running programs."""
 
 import contextlib
-import os
+import json
 import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from .._harness import BenchError, child, wait_ready
-from ._contenders import Contender
+from .._contenders import Contender
+from .._harness import BenchError, child, output_of, processor_time, wait_ready
 
 TXQUEUELEN = 1000
 SECONDS = 30  # that a program has for an order
+
+T = TypeVar("T")
 
 
 def ip(*commands: str, netns: str | None = None) -> None:
@@ -62,6 +65,10 @@ class Program:
 
     def order(self, *words: object) -> list[int]:
         """Write a line to its stdin, and return the numbers that it answers."""
+        return [int(each) for each in self.ask(*words).split()]
+
+    def ask(self, *words: object) -> str:
+        """Write a line to its stdin, and return the line that it answers."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -71,7 +78,7 @@ class Program:
         # A program that ends still takes the order while it is being ended; its answer is empty.
         if not (answer := process.stdout.readline()):
             raise BenchError(f"{self.contender.name} ended before it answered")
-        return [int(each) for each in answer.split()]
+        return answer
 
     def check(self) -> None:
         if self._process.poll() is not None:
@@ -81,8 +88,7 @@ class Program:
     @property
     def cpu(self) -> float:
         """The processor time of all its threads in seconds, in user mode and in the kernel."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return processor_time(self.pid)
 
     def memory(self, field: str = "VmRSS") -> float:
         """Return its memory in MiB. The field `VmHWM` is the maximum so far."""
@@ -143,6 +149,38 @@ class Far:
         assert self._sink.stdout is not None
         print(file=self._sink.stdin, flush=True)
         return int(self._sink.stdout.readline())
+
+
+def iperf3(
+    ask: Callable[[Sequence[str]], str], target: str, streams: int, *options: str
+) -> tuple[int, float]:
+    """Have iperf3 send for a second; return the bytes received, and Gbit/s.
+
+    `ask` runs the command, and returns its output.
+    """
+    command = ("iperf3", "-c", target, "-P", str(streams), "-t", "1", "-J", *options)
+    said = json.loads(ask(command))
+    if "error" in said:
+        raise BenchError(f"iperf3 -c {target}: {said['error']}")
+    received = said["end"]["sum_received"]
+    return received["bytes"], received["bits_per_second"] / 1e9
+
+
+def output(command: Sequence[str]) -> str:
+    """Run a command, and return its output."""
+    with child(*command) as process:
+        return output_of(process)
+
+
+def insist(work: Callable[[], T]) -> T:
+    """Try again once: on a busy machine, iperf3's control connection gets stuck now and then."""
+    try:
+        return work()
+    except BenchError as error:
+        if "busy" not in str(error):  # "busy": the server is still ending the stream before
+            print(f"trying again: {error}", file=sys.stderr)
+        time.sleep(1)
+        return work()
 
 
 @dataclass(frozen=True)

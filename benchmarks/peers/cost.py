@@ -12,9 +12,10 @@ import contextlib
 import socket
 from collections.abc import Callable, Iterator, Sequence
 
-from .._harness import LAST_CORE, BenchError, Row, Table, expect
+from .._contenders import Contender
+from .._harness import LAST_CORE, BenchError, Row, Table, expect, in_turn
 from ..send import udp_packet_of
-from ._contenders import PEERS, Contender
+from ._contenders import PEERS
 from ._field import Program, configure, running, traffic
 from ._sink import PORT, Sink
 
@@ -26,6 +27,7 @@ NAMES = (
     "aiotun split",
     *PEERS,
     "wireguard-go",
+    "smoltcp",
 )
 SIZES = (84, 1400)
 COUNT = 4096
@@ -86,23 +88,12 @@ def lanes(contenders: Sequence[Contender], mode: str) -> Iterator[dict[str, Lane
         yield found
 
 
-def measure(cases: dict[str, Callable[[], float]], runs: int) -> dict[str, list[float]]:
-    """In turn; a first round is not counted."""
-    samples: dict[str, list[float]] = {name: [] for name in cases}
-    for run in range(runs + 1):
-        for name, case in cases.items():
-            value = case()
-            if run:
-                samples[name].append(value)
-    return samples
-
-
 def run(runs: int, contenders: Sequence[Contender]) -> Iterator[Table]:
     for mode in ("read", "write"):
         with lanes(contenders, mode) as found:
             for size in SIZES:
                 cases = {name: _case(lane, mode, size) for name, lane in found.items()}
-                samples = measure(cases, runs * ROUNDS)
+                samples = in_turn(cases, runs * ROUNDS)
                 yield table(mode, size, samples)
 
 

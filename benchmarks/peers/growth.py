@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 
 import aiotun
 
-from .._harness import LAST_CORE, Row, Table, expect, pinned, run_on
-from ._contenders import Contender
-from .cost import Lane, lanes, measure
+from .._contenders import Contender
+from .._harness import LAST_CORE, Row, Table, expect, in_turn, pinned, run_on
+from .cost import Lane, lanes
 
 NAMES = (
     "C",
@@ -34,7 +34,7 @@ def waiting(runs: int, contenders: Sequence[Contender]) -> Iterator[Table]:
     with lanes(contenders, "read") as found:
         for count in WAITING:
             cases = {name: _Repeated(lane, count) for name, lane in found.items()}
-            samples = measure(dict(cases), runs)
+            samples = in_turn(cases, runs)
             rows = [Row(name, "ns/packet", values) for name, values in samples.items()]
             yield Table("growth", "all", f"to read, of {count} waiting packets of 84 bytes", rows)
 
@@ -118,10 +118,10 @@ def ours(runs: int) -> Iterator[Table]:
         ("devices with a waiting task each, recv_many", DEVICES, _with_devices),
         ("tasks that recv from one device (1: recv_many)", RECEIVERS, _with_receivers),
     ):
-        samples: dict[int, list[float]] = {count: [] for count in counts}
-        for _ in range(runs):
-            for count in counts:
-                samples[count].append(run_on("asyncio", work(count)))
+        cases = {
+            count: lambda count=count, work=work: run_on("asyncio", work(count)) for count in counts
+        }
+        samples = in_turn(cases, runs)
         first = samples[counts[0]]
         rows = [
             Row(str(count), "ns/packet", values, None if values is first else first)

@@ -6,26 +6,28 @@ addresses, and pytun-pmd3 sets only IPv6 addresses. Most of the time of a closin
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 
-from .._harness import Row, Table
-from ._contenders import Contender
-from ._field import running
+from .._contenders import Contender
+from .._harness import Row, Table, columns, in_turn
+from ._field import Program, running
 
 NAMES = ("C", "aiotun", "aiotun, uvloop", "pytun", "tun-rs")
 COUNT = 10  # a run
 
 
 def run(runs: int, contenders: Sequence[Contender]) -> Iterator[Table]:
-    opening: dict[str, list[float]] = {each.name: [] for each in contenders}
-    closing: dict[str, list[float]] = {each.name: [] for each in contenders}
     with contextlib.ExitStack() as stack:
-        programs = [stack.enter_context(running(each, "open", "tun0")) for each in contenders]
-        for number in range(runs + 1):  # the first one warms up
-            for program in programs:
-                opened, closed = program.order(COUNT)
-                if number:
-                    opening[program.contender.name].append(opened / 1e6)
-                    closing[program.contender.name].append(closed / 1e6)
-    for what, samples in (("open", opening), ("close", closing)):
+        programs = {
+            each.name: stack.enter_context(running(each, "open", "tun0")) for each in contenders
+        }
+        found = in_turn(
+            {name: partial(_milliseconds, each) for name, each in programs.items()}, runs
+        )
+    for what, samples in zip(("open", "close"), columns(found), strict=False):
         rows = [Row(name, "ms", values) for name, values in samples.items()]
         yield Table("opening", "all", f"to {what} a device with an address and an MTU", rows)
+
+
+def _milliseconds(program: Program) -> list[float]:
+    return [nanoseconds / 1e6 for nanoseconds in program.order(COUNT)]

@@ -12,15 +12,16 @@ import multiprocessing
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 import aiotun
 
-from .._harness import BenchError, Row, Table, expect, run_on
-from ._contenders import Contender
+from .._contenders import Contender
+from .._harness import BenchError, Row, Table, columns, expect, in_turn, run_on
 
 NAMES = ("aiotun",)
 PACKETS = 16_000  # of all queues together
@@ -57,7 +58,7 @@ async def drain(queue: aiotun.Queue, count: int, turns: int) -> None:
 
 
 async def drain_all(pipe: Connection, queues: Sequence[aiotun.Queue]) -> None:
-    """Run in a process: for each order, drain the queues, and answer with the start and end."""
+    """Run in a process: for each order, drain the queues; answer with start, end and cost."""
     pipe.send("ready")
     while True:
         # Blocking is allowed here, because nothing else runs in this process.
@@ -65,9 +66,9 @@ async def drain_all(pipe: Connection, queues: Sequence[aiotun.Queue]) -> None:
         if order is None:
             break
         count, turns = order
-        start = time.monotonic_ns()
+        start, cpu = time.monotonic_ns(), time.process_time_ns()
         await asyncio.gather(*(drain(queue, count, turns) for queue in queues))
-        pipe.send((start, time.monotonic_ns()))
+        pipe.send((start, time.monotonic_ns(), time.process_time_ns() - cpu))
     for queue in queues:
         await queue.aclose()
 
@@ -87,17 +88,17 @@ class Shape:
     pipes: list[Connection]
     socks: list[socket.socket]  # a flow for each queue
 
-    def drained(self, turns: int) -> float:
-        """Nanoseconds a packet."""
+    def drained(self, turns: int) -> tuple[float, float]:
+        """Return packets a second, and the microseconds of processor time for each packet."""
         each = PACKETS // self.queues
         for sock in self.socks:
             for _ in range(each):
                 sock.send(bytes(56))
         for pipe in self.pipes:
             pipe.send((each, turns))
-        spans: list[tuple[int, int]] = [_answer(pipe) for pipe in self.pipes]
-        elapsed = max(end for _, end in spans) - min(start for start, _ in spans)
-        return elapsed / (each * self.queues)
+        starts, ends, costs = zip(*map(_answer, self.pipes), strict=True)
+        count = each * self.queues
+        return count / (max(ends) - min(starts)) * 1e9, sum(costs) / count / 1000
 
 
 def _answer(pipe: Connection) -> Any:
@@ -166,28 +167,27 @@ def run(runs: int, contenders: Sequence[Contender]) -> Iterator[Table]:
         }
         for microseconds in (0, WORK):
             turns = turns_of(microseconds)
-            samples: dict[tuple[int, int], list[float]] = {key: [] for key in shapes}
-            for number in range(runs + 1):  # the first one warms up
-                for key, each in shapes.items():
-                    value = each.drained(turns)
-                    if number:
-                        samples[key].append(1e9 / value)
+            cases = {key: partial(each.drained, turns) for key, each in shapes.items()}
+            speeds, costs = columns(in_turn(cases, runs))
             yield Table(
                 "queues",
                 "asyncio",
                 f"filled rings drained, with {microseconds} us of Python work a packet",
-                _rows(samples, microseconds > 0),
+                _rows(speeds, costs, microseconds > 0),
             )
 
 
-def _rows(samples: dict[tuple[int, int], list[float]], targets: bool) -> list[Row]:
+Samples = Mapping[tuple[int, int], list[float]]
+
+
+def _rows(samples: Samples, costs: Samples, targets: bool) -> list[Row]:
     one = samples[1, 1]
     rows = []
     for (queues, processes), values in samples.items():
         name = f"{queues} queue{'s' * (queues > 1)}, {processes} process{'es' * (processes > 1)}"
-        rows.append(Row(name, "packets/s", values, None if values is one else one))
+        base, cost = None if values is one else one, costs[queues, processes]
+        rows.append(Row(name, "packets/s", values, base, cost=cost, cost_unit="us/packet"))
     if targets:
-        base = samples[2, 1]
         name = "2 processes / 1, 2 queues"
-        rows.append(Row(name, "packets/s", samples[2, 2], base, target=1.8, at_least=True))
+        rows.append(Row(name, "packets/s", samples[2, 2], samples[2, 1], target=1.8, at_least=True))
     return rows

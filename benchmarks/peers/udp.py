@@ -9,22 +9,36 @@ really sent.
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
-from .._harness import BenchError, Row, Table, child, output_of
-from ._contenders import PEERS, Contender
+from .._contenders import Contender
+from .._harness import BenchError, Row, Table, child, columns, in_turn, output_of
+from ._contenders import PEERS
 from ._field import Far, Forwarder, forwarder, traffic
-from ._install import BUILD
+from ._install import FOLDER
 
-NAMES = ("C", "aiotun", "aiotun, uvloop", "aiotun split", *PEERS, "tun-rs, offload", "wireguard-go")
+NAMES = (
+    "C",
+    "aiotun",
+    "aiotun, uvloop",
+    "aiotun split",
+    *PEERS,
+    "tun-rs, offload",
+    "wireguard-go",
+    "smoltcp",
+)
 RATES = (20_000, 80_000, 320_000)
 SECONDS = 0.3
 PATIENCE = 10.0  # seconds
 
 
-def offer(way: Forwarder, far: Far, rate: int) -> tuple[float, float]:
-    """Return the packets that arrived in a second, and the percentage that was lost."""
-    before, counted = far.sunk, traffic(way.near)
-    with child(str(BUILD / "sender"), way.target, str(rate), str(SECONDS)) as sender:
+def offer(way: Forwarder, far: Far, rate: int) -> tuple[float, float, float]:
+    """Return the packets that arrived in a second, the percentage that was lost, and the cost.
+
+    The cost is the forwarder's processor time for each packet that arrived, in microseconds.
+    """
+    before, counted, cpu = far.sunk, traffic(way.near), way.program.cpu
+    with child(str(FOLDER / "sender"), way.target, str(rate), str(SECONDS)) as sender:
         sent, elapsed = (int(word) for word in output_of(sender).split())
     until = time.monotonic() + PATIENCE
     while True:  # until each packet is read or counted as dropped
@@ -40,30 +54,30 @@ def offer(way: Forwarder, far: Far, rate: int) -> tuple[float, float]:
     came = far.sunk - before
     if not 0 < came <= sent:
         raise BenchError(f"{way.program.contender.name}: {came} of {sent} packets arrived")
-    return came / elapsed * 1e9, 100 * (1 - came / sent)
+    cost = (way.program.cpu - cpu) / came * 1e6
+    return came / elapsed * 1e9, 100 * (1 - came / sent), cost
 
 
 def run(runs: int, contenders: Sequence[Contender]) -> Iterator[Table]:
-    names = [each.name for each in contenders]
-    through: dict[int, dict[str, list[float]]] = {r: {n: [] for n in names} for r in RATES}
-    lost: dict[int, dict[str, list[float]]] = {r: {n: [] for n in names} for r in RATES}
     with contextlib.ExitStack() as stack:
         far = Far(stack, iperf=False)
         ways = [forwarder(stack, each, number, far) for number, each in enumerate(contenders)]
-        for number in range(runs + 1):  # the first one warms up
-            for rate in RATES:
-                for way in ways:
-                    packets, percent = offer(way, far, rate)
-                    if number:
-                        through[rate][way.program.contender.name].append(packets)
-                        lost[rate][way.program.contender.name].append(percent)
-    for rate in RATES:
-        offered = f"64-byte UDP packets, {rate:,} a second offered"
-        base = through[rate].get("C")
-        rows = [
-            Row(name, "packets/s", values, None if values is base else base)
-            for name, values in through[rate].items()
-        ]
-        yield Table("udp", "all", offered, rows)
-        losses = [Row(name, "% lost", values) for name, values in lost[rate].items()]
-        yield Table("udp", "all", f"{offered}: lost", losses)
+        for rate in RATES:
+            cases = {way.program.contender.name: partial(offer, way, far, rate) for way in ways}
+            through, lost, costs = columns(in_turn(cases, runs))
+            offered = f"64-byte UDP packets, {rate:,} a second offered"
+            base = through.get("C")
+            rows = [
+                Row(
+                    name,
+                    "packets/s",
+                    found,
+                    None if found is base else base,
+                    cost=costs[name],
+                    cost_unit="us/packet",
+                )
+                for name, found in through.items()
+            ]
+            yield Table("udp", "all", offered, rows)
+            losses = [Row(name, "% lost", found) for name, found in lost.items()]
+            yield Table("udp", "all", f"{offered}: lost", losses)

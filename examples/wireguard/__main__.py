@@ -16,8 +16,9 @@ cleanly on SIGINT and SIGTERM. At SIGUSR1 it prints the output of `wg show` and 
 dropped messages on stderr.
 
 It ignores the file's DNS and commands, with a note, and makes no route for an AllowedIPs that
-covers everything. It resolves a peer's name again as often as wg(8) does. Unlike the kernel, it
-leaves the source address of answers to the routing table.
+covers everything. At the start it tries to resolve a peer's name as often as wg(8) does. Unlike the
+kernel, it leaves the source address of answers to the routing table. It looks the name up again
+after three handshakes without an answer, and tries the addresses in turn, IPv4 and IPv6.
 """
 
 import argparse
@@ -43,7 +44,8 @@ def main() -> int:
     parser.add_argument("--control", type=Path, help="the control socket (default: where wg looks)")
     parser.add_argument("--proxy", metavar="HOST:PORT", help="offer a proxy into the tunnel here")
     parser.add_argument("--uvloop", action="store_true", help="run on uvloop")
-    parser.add_argument("command", nargs="*", metavar="COMMAND", help="run this in the tunnel")
+    said = "run this in the tunnel"
+    parser.add_argument("command", nargs="*", default=[], metavar="COMMAND", help=said)
     parser.add_argument(
         "--handshakes",
         type=int,
@@ -63,7 +65,8 @@ def main() -> int:
     try:
         config = read(path)
     except (ConfigError, OSError) as error:
-        print(f"wireguard: {path}: {error}", file=sys.stderr)
+        said = getattr(error, "strerror", None) or str(error)
+        print(f"wireguard: {path}: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # while a peer's name can't be resolved
         return 130

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
+from itertools import zip_longest
 from pathlib import Path
 
 from .allowedips import Network
 from .cookies import Endpoint
 from .crypto import Forged, dh
 
-__all__ = ["Config", "ConfigError", "PeerConfig", "parse", "read"]
+__all__ = ["Config", "ConfigError", "PeerConfig", "look_up", "parse", "read"]
 
 # wg-quick runs other programs for these keys. This example only names them in a note.
 _COMMANDS = ("preup", "postup", "predown", "postdown")
@@ -41,6 +42,7 @@ class PeerConfig:
     preshared_key: bytes = bytes(32)
     allowed_ips: list[Network] = field(default_factory=list)
     endpoint: Endpoint | None = None
+    endpoint_text: str = ""  # HOST:PORT, as the file has it
     keepalive: int = 0  # seconds
 
 
@@ -158,7 +160,7 @@ def _set_peer(peer: PeerConfig, key: str, value: str) -> None:
         case "allowedips":
             peer.allowed_ips += [ip_network(each, strict=False) for each in _words(value)]
         case "endpoint":
-            peer.endpoint = resolve(value)
+            peer.endpoint, peer.endpoint_text = resolve(value), value
         case "persistentkeepalive":
             peer.keepalive = _number_or_off(value, 65535)
         case _:
@@ -174,16 +176,10 @@ def resolve(value: str, pause: Callable[[float], None] = time.sleep) -> Endpoint
         ValueError: not HOST:PORT.
         OSError: there is no such name, or every attempt to resolve it failed.
     """
-    host, colon, port = value.rpartition(":")
-    if not colon or not host:
-        raise ValueError(f"{value} is not HOST:PORT")
-    if not port[:1].isalpha():  # else a service's name
-        port = str(_number(port, 65535, 1))  # getaddrinfo would turn 70000 into 4464
     left, delay = _retries(), 1.0
     while True:
         try:
-            found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_DGRAM)
-            break
+            return look_up(value)[0]
         except socket.gaierror as error:
             if error.errno in _PERMANENT or left <= 0:
                 raise
@@ -192,10 +188,29 @@ def resolve(value: str, pause: Callable[[float], None] = time.sleep) -> Endpoint
         left -= 1
         pause(delay)
         delay = min(20.0, delay * 1.2)
-    address = found[0][4]
-    if len(address) == 4:
-        return str(address[0]), int(address[1]), int(address[2]), int(address[3])
-    return str(address[0]), int(address[1])
+
+
+def look_up(value: str) -> list[Endpoint]:
+    """Return all addresses of HOST:PORT or [HOST]:PORT, IPv4 and IPv6 in turn. Blocks.
+
+    Raises:
+        ValueError: not HOST:PORT.
+        OSError: there is no such name, or it can't be resolved now.
+    """
+    host, colon, port = value.rpartition(":")
+    if not colon or not host:
+        raise ValueError(f"{value} is not HOST:PORT")
+    if not port[:1].isalpha():  # else a service's name
+        port = str(_number(port, 65535, 1))  # getaddrinfo would turn 70000 into 4464
+    found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_DGRAM)
+    families: dict[int, list[Endpoint]] = {}
+    for family, *_, address in found:
+        endpoint: Endpoint = str(address[0]), int(address[1])
+        if len(address) == 4:
+            endpoint = (*endpoint, int(address[2]), int(address[3]))
+        families.setdefault(family, []).append(endpoint)
+    turns = zip_longest(*families.values())
+    return [each for turn in turns for each in turn if each is not None]
 
 
 def _retries() -> float:

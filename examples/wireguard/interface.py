@@ -9,8 +9,9 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from ipaddress import ip_address
 
-from .allowedips import AllowedIPs
+from .allowedips import AllowedIPs, Network
 from .config import PeerConfig
 from .cookies import Checker, Endpoint
 from .crypto import Forged, public_key
@@ -29,6 +30,7 @@ class Interface:
         epoch: `now` plus this is the time in seconds since 1970.
         mtu: the device's MTU; the service updates it.
         handshakes: how many a second need no cookie.
+        inside: networks that our own routes lead into the tunnel.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Interface:
         mtu: int = 1420,
         timers: Timers | None = None,
         handshakes: int = 100,
+        inside: Iterable[Network] = (),
     ) -> None:
         self.identity = Identity(private_key, public_key(private_key))
         self.timers = timers or Timers()
@@ -47,12 +50,14 @@ class Interface:
         self.mtu = mtu
         self.due = math.inf
         self.outgoing: list[tuple[Endpoint, list[bytes]]] = []
+        self.unreached: set[Peer] = set()  # their endpoints should be looked up again
         self.indices: dict[bytes, Session | Handshake] = {}
         self.dropped: Counter[str] = Counter()
         self.peers = {each.public_key: Peer(self, each) for each in peers}
         self._allowed: AllowedIPs[Peer] = AllowedIPs(
             (network, peer) for peer in self.peers.values() for network in peer.config.allowed_ips
         )
+        self._inside = list(inside)
         self._checker = Checker(self.identity.public, handshakes)
 
     def start(self, now: float) -> None:
@@ -81,6 +86,14 @@ class Interface:
     def owner(self, address: bytes) -> Peer | None:
         """The peer that an inner address of 4 or 16 bytes belongs to, or None."""
         return self._allowed.owner(address)
+
+    def loops(self, endpoint: Endpoint) -> bool:
+        """Whether our datagrams to this endpoint would come back to us through the tunnel.
+
+        A peer whose network has lost its address sends from its address inside.
+        """
+        address = ip_address(endpoint[0])
+        return any(address in network for network in self._inside)
 
     # From the device
 

@@ -26,6 +26,7 @@ __all__ = ["Handshake", "Peer", "Timers"]
 
 _STAGED = 128  # how many packets wait for a session
 _JITTER = 1 / 3  # seconds, so that two peers that start at once don't collide again and again
+_UNANSWERED = 3  # initiations, after which the endpoint's name is looked up again
 _FLOOD = 0.02  # the least seconds between two initiations of a peer
 
 
@@ -71,6 +72,7 @@ class Peer:
         self._handshake: Handshake | None = None
         self._staged: deque[bytes] = deque()
         self._last_initiation = -math.inf
+        self._unanswered = 0  # initiations since the last genuine message
         self._attempts_since = 0.0
         self._timestamp_seen = bytes(12)
         self._initiation_seen = -math.inf
@@ -104,11 +106,9 @@ class Peer:
         self._sent(session, data, now)
 
     def ready(self, now: float) -> Session | None:
-        """The session with which data can be sealed and sent immediately, or None."""
+        """The session with which data can be sealed immediately, or None."""
         session = self.current
-        if session is None or self.endpoint is None or not session.may_send(now):
-            return None
-        return session
+        return session if session is not None and session.may_send(now) else None
 
     def sent_run(self, session: Session, size_bytes: int, now: float) -> None:
         """Record data messages that were sealed elsewhere, as `send` does."""
@@ -186,8 +186,10 @@ class Peer:
 
     def _authenticated(self, source: Endpoint, size_bytes: int, now: float) -> None:
         """Record a genuine message: the peer has its source address (section 2.1, roaming)."""
-        self.endpoint = source
+        if source != self.endpoint and not self._interface.loops(source):
+            self.endpoint = source
         self.received_bytes += size_bytes
+        self._unanswered = 0
         self._silent_at = None
         if self.config.keepalive:
             self._persistent_at = now + self.config.keepalive
@@ -221,6 +223,20 @@ class Peer:
         self._handshake = Handshake(self, local, noise)
         self._interface.indices[local] = self._handshake
         self._emit([self.stamper.stamp(message.pack(), now)], now)
+        self._unanswered += 1
+        if self._unanswered >= _UNANSWERED:
+            self._interface.unreached.add(self)
+
+    def try_another(self, endpoints: list[Endpoint]) -> None:
+        """Take the next of these endpoints, if the peer has not answered meanwhile.
+
+        The paper has nothing like it. A peer whose address has changed, or whose address family has
+        no route any more, would stay unreachable until it sends something itself.
+        """
+        if self._unanswered >= _UNANSWERED and endpoints:
+            known = self.endpoint in endpoints
+            place = endpoints.index(self.endpoint) + 1 if known and self.endpoint else 0
+            self.endpoint = endpoints[place % len(endpoints)]
 
     def take_initiation(
         self, opened: Opened, sender: bytes, source: Endpoint, size: int, now: float

@@ -5,9 +5,11 @@ import contextlib
 import errno
 import math
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
+from ipaddress import ip_network
 from pathlib import Path
 from time import CLOCK_BOOTTIME, clock_gettime
 from typing import Any
@@ -21,10 +23,10 @@ from aiotun.datagrams import Address, segments_for
 from aiotun.runs import Pool, Run
 
 from . import control, status
-from .config import Config
+from .config import Config, look_up
 from .interface import Interface
 from .messages import OVERHEAD_BYTES
-from .peer import Timers
+from .peer import Peer, Timers
 from .runs import Opener, Packets, Sealer
 
 __all__ = ["Options", "Service", "opened", "serve"]
@@ -55,6 +57,7 @@ class Service:
         self._armed = math.inf  # the time for which the timer is set
         self._timer: asyncio.TimerHandle | None = None
         self._due = asyncio.Event()
+        self._looking_up: set[Peer] = set()
 
     # From the device to the sockets
 
@@ -77,6 +80,8 @@ class Service:
             outgoing, self.interface.outgoing = self.interface.outgoing, []
             for endpoint, messages in outgoing:
                 await self._send(messages, endpoint)
+            while self.interface.unreached:
+                self._look_up(self.interface.unreached.pop())
         if self.interface.due < self._armed:
             self._arm()
 
@@ -92,6 +97,29 @@ class Service:
                 await sock.send_run(messages, endpoint)
             except PacketError as error:
                 await send(sock, error.unsent[1:], endpoint)
+
+    def _look_up(self, peer: Peer) -> None:
+        """Look a peer's endpoint up again, and try the next address that is found.
+
+        This takes as long as the resolver likes, so a thread does it. At exit nobody waits for it.
+        """
+        text, loop = peer.config.endpoint_text, asyncio.get_running_loop()
+        if not text or peer in self._looking_up:
+            return
+        self._looking_up.add(peer)
+
+        def done(found: list[Address]) -> None:
+            self._looking_up.discard(peer)
+            peer.try_another(found)
+
+        def work() -> None:
+            found: list[Address] = []
+            with contextlib.suppress(OSError):  # the next handshake that fails asks again
+                found = look_up(text)
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
+                loop.call_soon_threadsafe(done, found)
+
+        threading.Thread(target=work, daemon=True).start()
 
     # From the sockets to the device
 
@@ -219,6 +247,7 @@ async def opened(
 ) -> AsyncIterator[Service]:
     """Open the sockets here, and the device in `netns`."""
     routes, notes = routes_of(config, private=netns is not None)
+    own = [address.network for address in config.addresses]
     ignored = [key for key in config.ignored if netns is None or key.lower() != "dns"]
     for note in [*(f"{key} is ignored" for key in ignored), *notes]:
         print(f"note: {note}", file=sys.stderr)
@@ -243,6 +272,7 @@ async def opened(
             mtu=config.mtu,
             timers=options.timers,
             handshakes=options.handshakes,
+            inside=[ip_network(each) for each in routes] + own if netns is None else (),
         )
         yield Service(tun, interface, socks, config.mark)
 

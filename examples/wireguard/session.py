@@ -69,6 +69,7 @@ class Session:
         initiator: whether we started that handshake.
 
     Attributes:
+        head: how each of our data messages begins.
         remote_words: the peer's index many times, as numbers: for the headers of a run.
         reject_at: from this time on it is neither used nor accepted (section 6.2).
         rekey_at, receiver_rekey_at: from these times on a sender, and a peer that only receives,
@@ -76,7 +77,7 @@ class Session:
     """
 
     __slots__ = (
-        "_decrypt", "_encrypt", "_head", "decrypt_into", "encrypt_into", "local", "peer",
+        "_decrypt", "_encrypt", "decrypt_into", "encrypt_into", "head", "local", "peer",
         "receiver_rekey_at", "reject_at", "rekey_at", "remote", "remote_words", "sent", "window",
     )  # fmt: skip
 
@@ -100,14 +101,14 @@ class Session:
         self.receiver_rekey_at = self.reject_at - spare if initiator else math.inf
         self.sent = 0  # messages
         self.window = ReplayWindow()
-        self._head = DATA + remote
+        self.head = DATA + remote
         send, receive = ChaCha20Poly1305(keys.send), ChaCha20Poly1305(keys.receive)
         self._encrypt, self.encrypt_into = send.encrypt, send.encrypt_into
         self._decrypt, self.decrypt_into = receive.decrypt, receive.decrypt_into
 
     def seal(self, packets: list[bytes], mtu: int) -> list[bytes]:
         """Make a message of each packet, padded to a multiple of 16 bytes but at most the MTU."""
-        head, encrypt, pack, zeros = self._head, self._encrypt, _COUNTER.pack, _ZEROS
+        head, encrypt, pack, zeros = self.head, self._encrypt, _COUNTER.pack, _ZEROS
         messages: list[bytes] = []
         append = messages.append
         for counter, packet in enumerate(packets, self.sent):

@@ -20,7 +20,7 @@ import os
 import socket
 import types
 import warnings
-from collections.abc import AsyncIterator, Coroutine, Generator, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from ._datagrams.addresses import Address, check_address, shown
@@ -31,6 +31,7 @@ from ._datagrams.port import DatagramPort
 from ._kernel import threads
 from ._kernel.interface import Interface
 from ._kernel.namespaces import NetnsArg
+from ._kernel.once import Once
 from ._packets.runs import Pool, Run
 from ._queue import refusals
 from ._queue.packetio import Arriving, checked_limit, send_all
@@ -39,8 +40,6 @@ from ._queue.serving import ServedFd
 from .errors import AiotunError, DeviceClosedError, DeviceLostError, PacketError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from typing_extensions import Buffer
 
 __all__ = [
@@ -480,38 +479,18 @@ class DatagramSocket(ServedFd):
         return f"<DatagramSocket {shown(self._address)} {state}>"
 
 
-class DatagramOpener:
+class DatagramOpener(Once[DatagramSocket]):
     """What `open_datagrams` returns; await it or use ``async with``, once."""
 
-    __slots__ = ("_options", "_sock", "_used")
+    __slots__ = ("_options",)
+    _opens, _example, _result = DatagramSocket, "open_datagrams(...)", "sock"
 
     def __init__(self, options: Options) -> None:
         # Internal: use open_datagrams.
+        super().__init__()
         self._options = options
-        self._used = False
-        self._sock: DatagramSocket | None = None
 
-    def __await__(self) -> Generator[Any, None, DatagramSocket]:
-        return self._open(2).__await__()
-
-    async def __aenter__(self) -> DatagramSocket:
-        self._sock = await self._open(3)
-        return self._sock
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        sock, self._sock = self._sock, None
-        if sock is not None:
-            await sock.aclose()
-
-    async def _open(self, level: int) -> DatagramSocket:
-        if self._used:
-            raise RuntimeError("an opener can be used once; call open_datagrams again")
-        self._used = True
+    async def _open(self) -> DatagramSocket:
         options = self._options
         made = await threads.run_in(
             options.netns, lambda: open_socket(options), undo=lambda sock: sock.close()
@@ -529,7 +508,7 @@ class DatagramOpener:
                 f"runs; raise the limit ('sysctl net.core.rmem_max={options.receive_bytes}'), or "
                 "run with CAP_NET_ADMIN",
                 RuntimeWarning,
-                stacklevel=level,
+                stacklevel=self._level,
             )
         return sock
 

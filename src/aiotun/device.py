@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, Self, TypeVar, Unpack
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeVar, Unpack
 
 from ._device import options as device_options
 from ._device.opening import Opened, Opening
@@ -12,6 +12,7 @@ from ._kernel import ioctl, threads
 from ._kernel.interface import Interface
 from ._kernel.limits import naming_limits
 from ._kernel.namespaces import NetnsArg
+from ._kernel.once import Once
 from ._kernel.words import Mode, Offload, parse_mac
 from ._queue.packetio import PacketIO, PacketStats
 from ._queue.port import Offloads, PacketFormat
@@ -22,8 +23,6 @@ from .link import Link
 from .queue import Queue
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from typing_extensions import Buffer
 
     from ._kernel.words import DecodeErrors
@@ -413,36 +412,18 @@ class TapDevice(Device):
         ioctl.set_tx_filter(self._any_fd(), self.name, packed, all_multicast)
 
 
-class Opener(Generic[D]):
+class Opener(Once[D]):
     """The result of `open_tun` and `open_tap`; use it once.
 
     Await it, or use it with ``async with``, or call `open_blocking`.
     """
 
-    __slots__ = ("_device", "_device_class", "_options", "_used")
+    __slots__ = ("_device_class", "_options")
 
     def __init__(self, device_class: type[D], options: device_options.Options) -> None:
+        super().__init__()
         self._device_class = device_class
         self._options = options
-        self._device: D | None = None
-        self._used = False
-
-    def __await__(self) -> Generator[Any, None, D]:
-        return self._open().__await__()
-
-    async def __aenter__(self) -> D:
-        self._device = await self._open()
-        return self._device
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        device, self._device = self._device, None
-        if device is not None:
-            await device.aclose()
 
     # These help a user who forgot the 'await'. Type checkers must not see them, because they report
     # the mistake only if an opener lacks these methods.
@@ -488,22 +469,17 @@ class Opener(Generic[D]):
 
         *Cancellation*: if a signal's handler raises, as Ctrl-C does, every step is undone first.
         """
-        opening = self._begin()
+        self._use()
+        opening = Opening(self._options)
         return self._device_of(
             threads.run_blocking(opening.run, on_cancel=opening.abort, undo=opening.undo)
         )
 
     async def _open(self) -> D:
-        opening = self._begin()
+        opening = Opening(self._options)
         return self._device_of(
             await threads.run(opening.run, on_cancel=opening.abort, undo=opening.undo)
         )
-
-    def _begin(self) -> Opening:
-        if self._used:
-            raise RuntimeError("an opener can be used once; call open_tun or open_tap again")
-        self._used = True
-        return Opening(self._options)
 
     def _device_of(self, opened: Opened) -> D:
         wanted = self._options
@@ -544,8 +520,9 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
             ``onlink`` allows a gateway that is in none of the device's networks.
         mtu (int): the link's IP MTU in bytes, 68 to 65535; IPv6 needs at least 1280.
         txqueuelen (int): how many packets each queue holds in the kernel, 0 to 524288.
-        gso_max_segs, gso_max_size (int): how many segments, and how many bytes, a super-packet that
-            is received has at most, 1 to 65535 and 1 to 65536: see `Link.set_gso_max`.
+        gso_max_segs (int): how many segments a super-packet that is received has at most, 1 to
+            65535: see `Link.set_gso_max`.
+        gso_max_size (int): how many bytes it has at most, 1 to 65536.
         up (bool): whether to bring the link up, which is the default; False leaves it as it is.
         netns: the network namespace to open the device in: a `Namespace`, a name under /run/netns,
             a path, or an open fd. The program itself stays in its own namespace. A missing one is

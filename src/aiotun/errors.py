@@ -3,18 +3,18 @@
 ::
 
     AiotunError
-    ├── TunUnavailableError    (OSError)              /dev/net/tun or its driver is missing
-    ├── NotPermittedError      (PermissionError)      permission denied by node, ioctl or netlink
-    ├── DeviceBusyError        (OSError)              in use by another program, or exists already
-    ├── DeviceMismatchError    (OSError)              the device is not of the requested kind
-    ├── DeviceClosedError                             this program closed the device
-    ├── DeviceLostError        (OSError)              the interface was deleted
-    ├── LinkDownError          (OSError)              a packet was sent while the link is down
-    ├── PacketError            (OSError, ValueError)  the kernel rejected the packet
-    │   └── PacketTruncatedError                      the packet is longer than the buffer
-    ├── PacketDecodeError      (ValueError)           the bytes are not a valid packet
-    ├── LinkError              (OSError)              netlink request failed, or no such link
-    └── ResourceLimitError     (OSError)              out of threads, file descriptors or memory
+    ├── TunUnavailableError      (OSError)              /dev/net/tun or its driver is missing
+    ├── NotPermittedError        (PermissionError)      no permission for the node or a request
+    ├── DeviceBusyError          (OSError)              in use, or exists already
+    ├── DeviceMismatchError      (OSError)              the device is not of the requested kind
+    ├── DeviceClosedError                               this program closed the device
+    ├── DeviceLostError          (OSError)              the interface was deleted
+    ├── LinkDownError            (OSError)              sent while the link is down
+    ├── PacketError              (OSError, ValueError)  the kernel rejected the packet
+    │   └── PacketTruncatedError                        the packet is longer than the buffer
+    ├── PacketDecodeError        (ValueError)           the bytes are not a valid packet
+    ├── LinkError                (OSError)              netlink request failed, or no such link
+    └── ResourceLimitError       (OSError)              no thread, fd or memory is left
 
 *Closed* means that this program closed the device; *lost* means that something outside this program
 ended it. The classes that are an ``OSError`` are built from ``(errno, message, interface)``: read

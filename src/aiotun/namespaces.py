@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import operator
 import socket as sockets
 import threading
 import warnings
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from ._kernel import private, threads
 from ._kernel.namespaces import NamespaceFd, NetnsArg, check_netns, open_netns, setns
+from ._kernel.once import Once
 from ._kernel.rootless import Helper
 from ._namespaces import connections, subprocesses
 from ._namespaces.connections import Resolver, Servers
@@ -34,40 +36,41 @@ _LIMIT = 2**16
 class Namespace:
     """A network namespace; see `new_namespace` and `open_namespace`.
 
-    Everything in aiotun that takes a network namespace (`netns`) takes this: `open_tun`,
-    `open_tap`, `Link`, `create_bridge`, `list_devices` and so on.
+    Every argument `netns` in aiotun takes a `Namespace`: `open_tun`, `open_tap`, `Link`,
+    `create_bridge`, `list_devices` and so on.
 
-    What is opened inside (devices, sockets, programs) works on after this is closed. Links of a
-    `rootless` namespace do not: their requests raise `LinkError` then.
+    Devices, sockets and programs inside go on working after the namespace is closed. Links of a
+    `rootless` namespace don't: their requests raise `LinkError` then.
 
-    One that is not closed warns (`ResourceWarning`) when it is collected, and is closed then.
+    A namespace that was not closed emits a `ResourceWarning` when it is collected, and is closed
+    then.
 
-    *Cancellation*: a method that is cancelled leaves no socket and no program behind.
+    *Cancellation*: a cancelled method leaves no socket and no program behind.
 
     *Concurrency*: belongs to no event loop and to no thread. Methods may be called at the same
-    time, in several loops too.
+    time, also in several loops.
     """
 
     def __init__(self, namespace: NamespaceFd, ends: Helper | None) -> None:
         # Internal: use new_namespace or open_namespace.
         self._namespace: NamespaceFd | None = namespace
         self._rootless = isinstance(namespace.helper, Helper)
-        self._ends = ends  # the helper, where it ends with this object
+        self._ends = ends  # the helper process to end when this object is closed
         self._ended = threading.Event()
         self._pool = Pool()
 
     @property
     def rootless(self) -> bool:
-        """Whether a helper process in a user namespace holds it."""
+        """Whether a helper process in a user namespace holds the namespace."""
         return self._rootless
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed here."""
+        """Whether this object was closed."""
         return self._namespace is None
 
     def fileno(self) -> int:
-        """The namespace's fd, for setns(2) and the like; -1 once it is closed."""
+        """Return the namespace's fd, for setns(2) and the like; -1 after closing."""
         return -1 if self._namespace is None else self._namespace.fd
 
     def __repr__(self) -> str:
@@ -79,11 +82,11 @@ class Namespace:
         """Refuse to be copied or pickled.
 
         Raises:
-            TypeError: always. Its helper process belongs to this process.
+            TypeError: always. The helper process belongs to this process.
         """
         raise TypeError(
-            f"{self!r} can't be copied or pickled: pass the namespace itself around in this "
-            "process, and to another process send its fd"
+            f"{self!r} can't be copied or pickled; use the same object everywhere in this process, "
+            "and send its fd to other processes"
         )
 
     # Sockets
@@ -100,18 +103,18 @@ class Namespace:
             family, type, proto: as for `socket.socket`.
 
         Returns:
-            An ordinary `socket.socket`, non-blocking and close-on-exec. It is the caller's to
-            close.
+            An ordinary `socket.socket`, non-blocking and close-on-exec. The caller must close it.
 
         Raises:
+            TypeError, ValueError: an argument is not a number, or is too large.
             OSError: the kernel refuses, as for `socket.socket`.
-            LinkError: this was closed (ESHUTDOWN).
+            LinkError: the namespace was closed (ESHUTDOWN), or its helper process has ended.
 
         *Cancellation*: no socket is left.
 
         *Concurrency*: may be called any number of times at once.
 
-        TCP and UDP sockets come out of a small pool, which holds at most 31 of each kind.
+        TCP and UDP sockets come from a small pool, which holds at most 31 of each kind.
         """
         return await self._pool.take(self._opened(), _kind(family, type, proto))
 
@@ -121,19 +124,19 @@ class Namespace:
         type: int = sockets.SOCK_STREAM,  # noqa: A002 - as socket.socket has it
         proto: int = 0,
     ) -> sockets.socket:
-        """Make a socket inside, without awaiting; for code that can't, and for other threads.
+        """Make a socket inside, in code that can't await, or in another thread.
 
-        This blocks for some 10 us if it comes out of the pool or a batch, and up to a few
-        milliseconds if a thread has to be started.
+        This blocks for about 10 us, or up to a few milliseconds if it has to start a thread.
 
         Args:
             family, type, proto: as for `socket`.
 
         Returns:
-            As `socket`: it is non-blocking. For blocking calls use ``setblocking(True)`` on it.
+            As for `socket`: the socket is non-blocking. For blocking calls, call its method
+            ``setblocking(True)``.
 
         Raises:
-            OSError, LinkError: as `socket`.
+            TypeError, ValueError, OSError, LinkError: as for `socket`.
 
         *Concurrency*: may be called in any thread, also at the same time as `socket`.
         """
@@ -156,26 +159,27 @@ class Namespace:
         """Open a TCP connection from inside, as `asyncio.open_connection` does outside.
 
         Args:
-            host: an IPv4 or IPv6 address, also with a zone (``"fe80::1%tun0"``, an interface
-                inside). A name only with `resolver`.
+            host: an IPv4 or IPv6 address. A zone is an interface inside (``"fe80::1%tun0"``). A
+                name needs `resolver`.
             port: the port.
             limit: the size of the reader's buffer in bytes.
             family, proto: as for `asyncio.open_connection`.
             local_addr: the address and port to connect from.
             ssl, server_hostname: as for `asyncio.open_connection`.
-            resolver: a plain or async function that takes a name and gives its addresses as text.
-                They are tried in their order. Without it a name is an error: this program's
-                resolver would ask outside, where nobody should hear of it.
-            options: more of `asyncio.open_connection` that concerns the connection once it stands
-                (``ssl_handshake_timeout`` and the like).
+            resolver: a plain or async function that takes a name and returns a list of addresses
+                as text. They are tried in that order. Without `resolver` a name is an error: the
+                program's own resolver would send the name to the network outside.
+            options: other options of `asyncio.open_connection` that apply to an open connection,
+                such as ``ssl_handshake_timeout``.
 
         Returns:
             The reader and the writer.
 
         Raises:
-            ValueError: `host` is a name, and there is no `resolver`.
-            OSError: no connection came about; as `asyncio.open_connection`.
-            LinkError: this was closed (ESHUTDOWN).
+            TypeError, ValueError: an argument is invalid, or `host` is a name and there is no
+                `resolver`.
+            OSError: no address accepts the connection, as for `asyncio.open_connection`.
+            LinkError: the namespace was closed (ESHUTDOWN), or its helper process has ended.
 
         *Cancellation*: no connection is left.
 
@@ -212,24 +216,27 @@ class Namespace:
         Args:
             client_connected_cb: called with a reader and a writer for each connection.
             host: the address to listen on, several of them, or None for all addresses.
-            port: the port; 0 lets the kernel pick one for each address.
+            port: the port. With 0 the kernel chooses one for each address.
             limit: the size of each reader's buffer in bytes.
             family, reuse_address, reuse_port: as for `asyncio.start_server`.
             resolver: as for `open_connection`.
-            options: more of `asyncio.start_server` (``backlog``, ``ssl``, ``start_serving``).
+            options: other options of `asyncio.start_server` (``backlog``, ``ssl``,
+                ``start_serving``).
 
         Returns:
-            asyncio's server; with several addresses an object that has all its methods.
+            An `asyncio.Server`. For several addresses, an object with the same methods.
 
         Raises:
-            ValueError: `host` is a name, and there is no `resolver`.
-            OSError: the kernel refuses (EADDRINUSE, for one).
-            LinkError: this was closed (ESHUTDOWN).
+            TypeError, ValueError: an argument is invalid, or `host` is a name and there is no
+                `resolver`.
+            OSError: the kernel refuses, for example with EADDRINUSE.
+            LinkError: the namespace was closed (ESHUTDOWN), or its helper process has ended.
 
         *Cancellation*: nothing listens.
 
         *Concurrency*: may be called any number of times at once.
         """
+        connections.check_family(family)
         hosts = [host] if isinstance(host, str) and host else host or self._everywhere(family)
         found: list[connections.Address] = []
         for each in hosts:
@@ -267,7 +274,7 @@ class Namespace:
         """Make a UDP endpoint inside, as an event loop's `create_datagram_endpoint` does outside.
 
         Args:
-            protocol_factory: gives the protocol.
+            protocol_factory: returns the protocol.
             local_addr: the address and port to receive at.
             remote_addr: the only address and port to exchange datagrams with.
             family, proto, reuse_port, allow_broadcast: as for asyncio.
@@ -277,9 +284,10 @@ class Namespace:
             The transport and the protocol.
 
         Raises:
-            ValueError: a host is a name, and there is no `resolver`.
+            TypeError, ValueError: an argument is invalid, or a host is a name and there is no
+                `resolver`.
             OSError: the kernel refuses.
-            LinkError: this was closed (ESHUTDOWN).
+            LinkError: the namespace was closed (ESHUTDOWN), or its helper process has ended.
 
         *Cancellation*: no socket is left.
 
@@ -296,19 +304,31 @@ class Namespace:
             reuse_port=reuse_port,
             allow_broadcast=allow_broadcast,
         )
+        loop = asyncio.get_running_loop()
+        endpoint = loop.create_task(loop.create_datagram_endpoint(protocol_factory, sock=sock))
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.create_datagram_endpoint(protocol_factory, sock=sock)
+            return await asyncio.shield(endpoint)
         except BaseException:
-            sock.close()
+            # Don't cancel the loop's own call, which ends in a turn or two: uvloop's would leave
+            # the transport open.
+            await asyncio.wait([endpoint])
+            if endpoint.exception() is None:
+                endpoint.result()[0].close()
+            else:
+                sock.close()
             raise
 
     async def _local(
-        self, address: tuple[str, int] | None, resolver: Resolver | None, family: int = 0
+        self, address: Any, resolver: Resolver | None, family: int = 0
     ) -> list[connections.Address]:
         if address is None:
             return []
-        host, port = address
+        # IPv6 addresses that getsockname returns have four parts.
+        if not isinstance(address, tuple) or len(address) not in (2, 4):
+            raise TypeError(f"an address must be a tuple of host and port, got {address!r}")
+        host, port = address[:2]
+        if len(address) == 4 and address[3]:
+            host = f"{host}%{address[3]}"
         return await connections.resolve(host, port, family, resolver, "an address")
 
     def _everywhere(self, family: int) -> list[str]:
@@ -328,26 +348,29 @@ class Namespace:
     ) -> asyncio.subprocess.Process:
         """Start a program inside, as `asyncio.create_subprocess_exec` does outside.
 
-        In a `rootless` namespace the program runs as the same user, without any capability; else
-        with the caller's credentials. ``ping`` works in both, where the kernel lets
-        ``ping_group_range`` be set.
+        In a `rootless` namespace the program runs as the same user without capabilities, otherwise
+        with the caller's credentials. ``ping`` works in both, if the kernel lets aiotun set
+        ``ping_group_range``.
 
         The program has a mount namespace of its own. Its ``/sys`` shows the network namespace
-        (except in a container that hides parts of ``/sys``), and the services outside that resolve
-        names (nscd, systemd-resolved) are hidden, so that names are asked for inside.
+        (except in a container that hides parts of ``/sys``). Services outside that resolve names
+        (nscd, systemd-resolved, avahi) are hidden, so that the program resolves names inside.
 
         Args:
             program, args: the program and its arguments.
-            resolv_conf: the text of the program's ``/etc/resolv.conf``; None leaves it as it is.
-            options: those of `asyncio.create_subprocess_exec`.
+            resolv_conf: the text of the program's ``/etc/resolv.conf``. With None the file is the
+                same as outside.
+            options: options of `asyncio.create_subprocess_exec`.
 
         Returns:
-            The process, once it has become the program.
+            The process, after it has executed the program.
 
         Raises:
-            FileNotFoundError, PermissionError: there is no such program, or it can't be run.
-            NotPermittedError: the namespace can't be entered, or its files can't be mounted.
-            LinkError: this was closed (ESHUTDOWN).
+            TypeError, ValueError: an argument is invalid.
+            FileNotFoundError, PermissionError: the program does not exist, or can't be executed.
+            NotPermittedError: the process can't enter the namespace, or can't mount its files.
+            OSError: the process can't have `user`, `group` or `extra_groups`.
+            LinkError: the namespace was closed (ESHUTDOWN).
 
         *Cancellation*: the process is killed.
 
@@ -363,15 +386,16 @@ class Namespace:
         """Start a shell command inside, as `asyncio.create_subprocess_shell` does outside.
 
         Args:
-            cmd: for ``/bin/sh -c``.
+            cmd: the command, for ``/bin/sh -c``.
             resolv_conf: as for `create_subprocess_exec`.
-            options: those of `asyncio.create_subprocess_shell`.
+            options: options of `asyncio.create_subprocess_shell`.
 
         Returns:
             The process.
 
         Raises:
-            NotPermittedError, LinkError: as `create_subprocess_exec`.
+            TypeError, ValueError, NotPermittedError, OSError, LinkError: as for
+                `create_subprocess_exec`.
 
         *Cancellation*: the process is killed.
 
@@ -386,16 +410,16 @@ class Namespace:
     # Closing
 
     def close(self) -> None:
-        """Close the namespace: its helper process ends, at once. Idempotent, and never waits.
+        """Close the namespace, and end its helper process. Never waits; may be called again.
 
-        What is open inside goes on. Where nothing is, the kernel removes the namespace with all
-        its interfaces.
+        Devices, sockets and programs inside go on working. The kernel removes the namespace and its
+        interfaces when none is left.
         """
         namespace, self._namespace = self._namespace, None
         if namespace is None:
             return
         self._pool.close()
-        helper, self._ends = self._ends, None  # it keeps the kernel's namespace
+        helper, self._ends = self._ends, None  # drop it: it keeps the kernel's namespace alive
         if helper is None:
             self._ended.set()
             return
@@ -403,11 +427,11 @@ class Namespace:
         threads.start(helper.reap, self._ended.set)
 
     async def aclose(self) -> None:
-        """Close the namespace, and wait until its helper process has ended. Idempotent.
+        """Close the namespace, and wait until its helper process has ended; may be called again.
 
         Raises nothing.
 
-        *Cancellation*: it is closed all the same.
+        *Cancellation*: the namespace is closed nevertheless; the task only stops waiting.
 
         *Concurrency*: may be called any number of times at once.
         """
@@ -438,46 +462,31 @@ class Namespace:
     def _opened(self) -> NamespaceFd:
         if self._namespace is None:
             raise LinkError(
-                errno.ESHUTDOWN, "this network namespace was closed; make or open it again"
+                errno.ESHUTDOWN,
+                "this network namespace was closed; call new_namespace or open_namespace again",
             )
         return self._namespace
 
 
 def _kind(family: int, type: int, proto: int) -> tuple[int, int, int]:  # noqa: A002 - as above
-    return int(family), int(type & ~(sockets.SOCK_NONBLOCK | sockets.SOCK_CLOEXEC)), int(proto)
+    kind = operator.index(type) & ~(sockets.SOCK_NONBLOCK | sockets.SOCK_CLOEXEC)
+    numbers = operator.index(family), kind, operator.index(proto)
+    if not all(-(2**31) <= each < 2**31 for each in numbers):
+        raise ValueError(f"family, type and proto must fit into 32 bits, got {numbers}")
+    return numbers
 
 
-class NamespaceOpener:
+class NamespaceOpener(Once[Namespace]):
     """What `new_namespace` and `open_namespace` return; await it or use ``async with``, once."""
+
+    _opens, _example, _result = Namespace, "new_namespace()", "ns"
 
     def __init__(self, make: Callable[[], tuple[NamespaceFd, bool]]) -> None:
         # Internal: use new_namespace or open_namespace.
+        super().__init__()
         self._make = make
-        self._used = False
-        self._entered: Namespace | None = None
-
-    def __await__(self) -> Generator[Any, None, Namespace]:
-        return self._open().__await__()
-
-    async def __aenter__(self) -> Namespace:
-        self._entered = await self._open()
-        return self._entered
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        entered, self._entered = self._entered, None
-        if entered is not None:
-            await entered.aclose()
 
     async def _open(self) -> Namespace:
-        if self._used:
-            raise RuntimeError("this opener was used before; call the function again")
-        self._used = True
-
         def make() -> Namespace:
             namespace, is_new = self._make()
             helper = namespace.helper
@@ -487,7 +496,7 @@ class NamespaceOpener:
 
 
 def new_namespace(*, rootless: bool | None = None) -> NamespaceOpener:
-    """Make a private network namespace: empty, with `lo` up.
+    """Make a private network namespace, which has only the interface `lo`, up.
 
     ::
 
@@ -496,29 +505,29 @@ def new_namespace(*, rootless: bool | None = None) -> NamespaceOpener:
                 sock = await ns.socket(socket.AF_INET, socket.SOCK_DGRAM)
                 process = await ns.create_subprocess_exec("ping", "-c1", "10.0.0.2")
 
-    An ordinary user can have one where the kernel allows user namespaces. A helper process holds it
-    then, and makes the sockets inside. The helper is a child of this program, takes 15 to 40 ms to
-    start and some 3 MB, and ends with the namespace's closing or with the program, however that
-    ends.
+    An ordinary user can do this if the kernel allows user namespaces. Then a helper process holds
+    the namespace, and makes the sockets inside. The helper is a child of this program. It starts in
+    15 to 40 ms and uses about 3 MB. It ends when the namespace is closed, or when the program ends
+    for any reason.
 
     Args:
-        rootless: True for a helper process in a user namespace, False for none (which takes
-            CAP_SYS_ADMIN and CAP_NET_ADMIN); None takes this program's capabilities where they
-            suffice, else a helper.
+        rootless: True uses a helper process in a user namespace. False uses none, which takes
+            CAP_SYS_ADMIN and CAP_NET_ADMIN. None uses a helper if this program lacks these
+            capabilities.
 
     Returns:
         An opener of a `Namespace`: await it, or enter it with ``async with``, which closes the
         namespace at the end.
 
     Raises:
-        TypeError: `rootless` is of another type.
+        TypeError: `rootless` is not True, False or None.
 
     Awaiting or entering it raises:
-        NotPermittedError: the kernel refuses. The text says who forbids it (a limit, AppArmor, a
-            seccomp filter, ...) and what would allow it; ``aiotun doctor`` says it too.
+        NotPermittedError: the kernel refuses. The text says what forbids it (a limit, AppArmor, a
+            seccomp filter, ...) and what would allow it; so does ``aiotun doctor``.
         LinkError: the helper process can't be started.
 
-    *Cancellation*: waits for the step under way (some 20 ms); then nothing is left.
+    *Cancellation*: waits for the step under way (about 20 ms), then undoes everything.
 
     *Concurrency*: any number may be made at once.
 
@@ -530,21 +539,22 @@ def new_namespace(*, rootless: bool | None = None) -> NamespaceOpener:
 
 
 def open_namespace(netns: NetnsArg) -> NamespaceOpener:
-    """Open a network namespace that exists.
+    """Open an existing network namespace.
 
     Args:
-        netns: a name under /run/netns, a path (``"/proc/1234/ns/net"``), an open fd (duplicated),
-            or a `Namespace`, whose helper process stays its own.
+        netns: a name under /run/netns, a path (``"/proc/1234/ns/net"``), an open fd, which is
+            duplicated, or a `Namespace`, whose helper process still belongs to it.
 
     Returns:
-        As `new_namespace`. Closing it ends nothing but this object.
+        An opener, as for `new_namespace`. Closing the `Namespace` closes only this object.
 
     Raises:
-        TypeError, ValueError: `netns` can't be a namespace.
+        TypeError, ValueError: `netns` is not a valid namespace.
 
     Awaiting or entering it raises:
-        LinkError: there is no such namespace (ENOENT); it is never created.
-        NotPermittedError: it can't be entered, which takes CAP_SYS_ADMIN in it and here.
+        LinkError: the namespace does not exist (ENOENT). aiotun does not create it.
+        NotPermittedError: this program can't enter the namespace, which takes CAP_SYS_ADMIN in it
+            and outside.
 
     *Cancellation*: nothing is left open.
 

@@ -6,9 +6,10 @@ import asyncio
 import dataclasses
 import socket as sockets
 import warnings
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
+from ._kernel.once import Once
 from ._kernel.words import Offload
 from ._link.values import AddressArg, Route, RouteArg
 from ._netstack import closing, opening
@@ -50,6 +51,8 @@ __all__ = [
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
+_BACKLOG_MAX = 2**31 - 1  # listen(2) takes an int; the kernel then limits it to `somaxconn`
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class NetstackStats:
@@ -83,7 +86,8 @@ class NetstackStats:
     fragments_dropped: int = 0
     """Fragments of intercepted packets that were invalid, or whose packet never became complete."""
     packets_refused: int = 0
-    """Packets that the stack itself dropped: of refused flows, and pings without an answer."""
+    """Packets that the stack itself dropped: of refused flows, pings without an answer, and SYNs
+    that `admit` is not asked about, for example because a checksum is wrong."""
 
 
 class Netstack(DatagramInterception):
@@ -91,8 +95,9 @@ class Netstack(DatagramInterception):
 
     A stack that was not closed emits a `ResourceWarning` when it is collected, and is closed then.
 
-    *Concurrency*: belongs to the event loop in which it was opened. Methods may be called at the
-    same time, from any number of its tasks.
+    *Concurrency*: belongs to the event loop in which it was opened. In another one, `start_server`
+    and the methods that intercept raise RuntimeError; use `namespace` there. Methods may be called
+    at the same time, from any number of tasks.
     """
 
     def __init__(self, prepared: Prepared) -> None:
@@ -100,6 +105,7 @@ class Netstack(DatagramInterception):
         self._prepared = prepared
         self._core = prepared.core
         self._servers: list[Server | asyncio.AbstractServer] = []
+        self._loop = asyncio.get_running_loop()
         self._closed = False
 
     @property
@@ -268,7 +274,7 @@ class Netstack(DatagramInterception):
         *Concurrency*: one server at a time.
         """
         most = _positive("limit", max(spare_descriptors() // 2, 1) if limit is None else limit)
-        _positive("backlog", backlog)
+        backlog = min(_positive("backlog", backlog), _BACKLOG_MAX)
         _function("handle", handle)
         if admit is not None:
             _function("admit", admit)
@@ -342,6 +348,10 @@ class Netstack(DatagramInterception):
     def _check_open(self) -> None:
         if self._closed:
             raise DeviceClosedError(f"the stack of {self.tun.name} was closed; open another")
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError(
+                f"the stack of {self.tun.name} was opened in another event loop; call this there"
+            )
 
     async def __aenter__(self) -> Self:
         self._check_open()
@@ -361,36 +371,17 @@ class Netstack(DatagramInterception):
             self.close()
 
 
-class NetstackOpener:
+class NetstackOpener(Once[Netstack]):
     """What `open_netstack` returns; await it or use ``async with``, once."""
+
+    _opens, _example, _result = Netstack, "open_netstack(...)", "stack"
 
     def __init__(self, options: Options) -> None:
         # Internal: use open_netstack.
+        super().__init__()
         self._options = options
-        self._used = False
-        self._entered: Netstack | None = None
-
-    def __await__(self) -> Generator[Any, None, Netstack]:
-        return self._open().__await__()
-
-    async def __aenter__(self) -> Netstack:
-        self._entered = await self._open()
-        return self._entered
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        entered, self._entered = self._entered, None
-        if entered is not None:
-            await entered.aclose()
 
     async def _open(self) -> Netstack:
-        if self._used:
-            raise RuntimeError("an opener can be used once; call open_netstack again")
-        self._used = True
         return Netstack(await opening.open_core(self._options))
 
 

@@ -67,6 +67,8 @@ class Queue(QueueBase):
             DeviceLostError: a TUN or TAP queue whose interface is gone.
             ResourceLimitError: no thread can be started, or no file descriptor is left to ask with.
 
+        Of a socket's message that is longer than 65,581 bytes, which no packet is, the rest is lost.
+
         The end of a seqpacket or Unix socket is a `DeviceLostError`. An ICMP error that a connected
         UDP socket reports is raised once, as a `PacketError`, and the queue goes on.
         """

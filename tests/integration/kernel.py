@@ -57,6 +57,12 @@ def is_up(name: str) -> bool:
     return "UP" in link(name)["flags"]
 
 
+def forward(*ports: str) -> bool:
+    """Whether a bridge forwards to these ports: some time after each has a carrier."""
+    states = (link(port)["linkinfo"]["info_slave_data"]["state"] for port in ports)
+    return all(state == "forwarding" for state in states)
+
+
 def tun_data(name: str) -> Any:
     """The attributes that netlink gives for TUN and TAP devices only."""
     return link(name)["linkinfo"]["info_data"]
@@ -307,16 +313,17 @@ def _free_minor() -> int:
 # sched.h
 CLONE_NEWUSER, CLONE_NEWNET = 0x1000_0000, 0x4000_0000
 
-# prctl(2), seccomp(2): give EPERM to unshare(2) with any of certain flags, then run a command.
+# prctl(2), seccomp(2): give EPERM to a system call, if its first argument passes a test; then run a
+# command.
 _FILTER = """
 import ctypes, os, struct, sys
 
-number = {"x86_64": 272, "aarch64": 97}[os.uname().machine]
+number = NUMBERS[os.uname().machine]
 code = [
     (0x20, 0, 0, 0),               # load the number of the system call
-    (0x15, 0, 3, number),          # other than unshare: allow
-    (0x20, 0, 0, 16),              # load its flags
-    (0x45, 0, 1, FLAGS),           # none of these: allow
+    (0x15, 0, 3, number),          # another one: allow
+    (0x20, 0, 0, 16),              # load its first argument
+    (TEST),
     (0x06, 0, 0, 0x00050000 | 1),  # EPERM
     (0x06, 0, 0, 0x7FFF0000),      # allow
 ]
@@ -331,7 +338,18 @@ os.execvp(sys.argv[1], sys.argv[1:])
 
 def without_unshare(flags: int) -> list[str]:
     """A command prefix: what follows it may not unshare(2) with any of these flags."""
-    return [sys.executable, "-ISc", _FILTER.replace("FLAGS", str(flags))]
+    numbers = {"x86_64": 272, "aarch64": 97}
+    return _without(numbers, f"0x45, 0, 1, {flags}")  # none of these: allow
+
+
+def without_mount() -> list[str]:
+    """A command prefix: what follows it may not mount(2)."""
+    return _without({"x86_64": 165, "aarch64": 40}, "0x35, 0, 1, 0")  # always true
+
+
+def _without(numbers: dict[str, int], test: str) -> list[str]:
+    text = _FILTER.replace("NUMBERS", str(numbers)).replace("TEST", test)
+    return [sys.executable, "-ISc", text]
 
 
 def limited(setting: str, value: int) -> list[str]:

@@ -451,6 +451,14 @@ class TestQueue:
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(fd)
 
+    async def test_the_end_of_a_unix_socket_is_not_called_icmp(self) -> None:
+        left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        async with Queue.from_fd(left.detach()) as queue:
+            right.close()
+            with pytest.raises(aiotun.DeviceLostError, match="the other end was closed") as caught:
+                await queue.send(b"x")
+            assert "ICMP" not in str(caught.value)
+
     async def test_a_full_socket_makes_a_sender_wait(self) -> None:
         left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with right:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from ..helpers import need
+from .internet import HOST4, NET4
 from .kernel import another_namespace
 from .test_examples import EXAMPLES
-from .test_run import HOST4, NET4
 
 SERVER = """
 import http.server, hashlib
@@ -37,8 +37,11 @@ BODY = bytes(range(256)) * 40960
 
 
 @contextlib.contextmanager
-def internet() -> Iterator[None]:
-    """Another namespace behind the default route, with a web server."""
+def internet() -> Iterator[list[str]]:
+    """Another namespace behind the default route, with a web server.
+
+    Yields what goes before a command that is to run there.
+    """
     ip = need("ip")
     with another_namespace("ip link set lo up") as there:
         for words in (
@@ -57,7 +60,7 @@ def internet() -> Iterator[None]:
             assert server.stdout is not None
             assert server.stdout.readline() == "ready\n"
             try:
-                yield
+                yield inside
             finally:
                 server.kill()
 
@@ -161,3 +164,104 @@ def test_what_the_proxy_refuses_is_refused(socks_server: None, number: int, said
     with internet(), tun2socks("socks5://127.0.0.1:1080"):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert said in done.stderr
+
+
+# --- Against a SOCKS server that others wrote ----------------------------------------------------
+
+FAR = "198.51.100.1"  # the device's route leads there
+
+DANTE = f"""
+logoutput: stderr
+internal: {NET4} port = 1080
+external: {NET4}
+clientmethod: none
+socksmethod: none
+user.privileged: root
+user.unprivileged: nobody
+client pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 }}
+socks block {{ from: 0.0.0.0/0 to: 0.0.0.0/0 port = 25 }}
+socks pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 }}
+"""
+UDP_ECHO = f"""
+import socket
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind(({FAR!r}, 7))
+print("ready", flush=True)
+while True:
+    data, client = sock.recvfrom(65535)
+    sock.sendto(data, client)
+"""
+
+
+@contextlib.contextmanager
+def dante(tmp_path: Path) -> Iterator[str]:
+    """Dante in another namespace, where `FAR` is, with a web server and an echo server."""
+    program = need("danted")
+    (tmp_path / "danted.conf").write_text(DANTE)
+    with contextlib.ExitStack() as stack:
+        inside = stack.enter_context(internet())
+        words = f"{need('ip')} addr add {FAR}/32 dev lan0"
+        subprocess.run([*inside, *words.split()], check=True)
+        echo = [*inside, sys.executable, "-c", UDP_ECHO]
+        options = ["-f", str(tmp_path / "danted.conf"), "-p", str(tmp_path / "danted.pid")]
+        for command in (echo, [*inside, program, *options]):
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            stack.enter_context(process)
+            stack.callback(process.terminate)  # Dante's children end with it
+            assert process.stdout is not None
+            said = []
+            for line in process.stdout:
+                said.append(line)
+                if "ready" in line or "running" in line:
+                    break
+            else:
+                raise AssertionError("".join(said))
+        yield f"socks5://{NET4}:1080"
+
+
+def test_connections_leave_through_dante(tmp_path: Path) -> None:
+    data = os.urandom(10_000_000)
+    (tmp_path / "data").write_bytes(data)
+    curl = [need("curl"), "-sS", "--max-time", "30"]
+    refused = f"import socket; socket.create_connection(({FAR!r}, 81), 10)"
+    forbidden = f"import socket; socket.create_connection(({FAR!r}, 25), 10)"
+    with dante(tmp_path) as proxy, tun2socks(proxy):
+        down = subprocess.run([*curl, f"http://{FAR}/"], capture_output=True)
+        up = subprocess.run(
+            [*curl, "-T", str(tmp_path / "data"), f"http://{FAR}/"], capture_output=True
+        )
+        failed = [
+            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
+            for code in (refused, forbidden)
+        ]
+    assert down.stdout == BODY, down.stderr
+    assert up.stdout.decode() == hashlib.sha256(data).hexdigest(), up.stderr
+    assert "Connection refused" in failed[0]
+    assert "No route to host" in failed[1]  # Linux has no better error for "prohibited"
+
+
+def test_datagrams_leave_through_dante(tmp_path: Path) -> None:
+    code = f"""
+import socket
+for size in (1, 512, 1400):
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(10)
+    sock.sendto(bytes(size), ({FAR!r}, 7))
+    data, source = sock.recvfrom(65535)
+    print(len(data), *source)
+"""
+    with dante(tmp_path) as proxy, tun2socks(proxy):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines() == [f"{size} {FAR} 7" for size in (1, 512, 1400)], done.stderr
+
+
+@pytest.mark.parametrize(("command", "told"), [([], "Runs a command"), (["nosuch"], "nosuch")])
+def test_intercept_says_what_is_wrong_in_a_line(command: list[str], told: str) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "intercept.py", *command], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr

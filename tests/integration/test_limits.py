@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import resource
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -15,9 +16,10 @@ from typing import Any
 import pytest
 
 import aiotun
-from aiotun import Link, ResourceLimitError
+from aiotun import Link, Queue, ResourceLimitError
 from aiotun._cli.listen import Listener, ListenError
 from aiotun._kernel import threads
+from aiotun._link import hub
 from aiotun.capture import PcapWriter
 
 from .. import _isolation
@@ -458,3 +460,57 @@ class TestNoDescriptor:
         async with aiotun.open_tun("new0") as device:
             with few_descriptors(0), pytest.raises(ResourceLimitError, match="another process"):
                 ForkingPickler.dumps(device.queues[0])
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Set RLIMIT_NOFILE to 0, as a sandbox does: poll(2) fails with EINVAL."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class TestALimitOfNoDescriptors:
+    async def test_packets_are_sent_and_received(self) -> None:
+        reported: list[Any] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: reported.append(context))
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        async with Queue.from_fd(near.detach()) as queue:
+            got: list[bytes] = []
+
+            async def receive() -> None:
+                async for packet in queue:
+                    got.append(packet)  # noqa: PERF401 - the test reads it meanwhile
+
+            receiving = asyncio.create_task(receive())
+            await asyncio.sleep(0)  # it waits, so the queue has all the descriptors that it needs
+            with far, no_descriptors():
+                for number in range(50):  # more than the wake-ups after which a queue polls
+                    far.send(b"%d" % number)
+                    await wait_until(lambda: len(got) > number)  # noqa: B023 - called at once
+                await queue.send(b"answer")
+                assert far.recv(10) == b"answer"
+            with pytest.raises(aiotun.DeviceLostError):  # the other end was closed
+                await receiving
+        assert got == [b"%d" % number for number in range(50)]
+        assert reported == []
+
+    async def test_events_are_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        turns, is_over = 0, hub.Hub._is_over
+
+        def count(self: hub.Hub) -> bool:
+            nonlocal turns
+            turns += 1
+            return is_over(self)
+
+        monkeypatch.setattr(hub, "_LOOK_AROUND", 0.01)
+        async with aiotun.open_tun("new0") as device, device.link.events() as events:
+            monkeypatch.setattr(hub.Hub, "_is_over", count)
+            with no_descriptors():
+                await wait_until(lambda: turns > 2)
+            await device.link.set_mtu(1400)
+            assert (await anext(events)).info.mtu == 1400

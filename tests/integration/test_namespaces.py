@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import aiotun
+from aiotun._kernel.rootless import Helper
 from aiotun._namespaces.pool import _BATCH_MAX
 from aiotun.namespaces import Namespace
 
@@ -72,7 +73,7 @@ async def test_the_callers_capabilities_come_first() -> None:
 async def test_an_opener_can_be_awaited_and_used_once() -> None:
     opener = aiotun.new_namespace()
     ns = await opener
-    with pytest.raises(RuntimeError, match="used before"):
+    with pytest.raises(RuntimeError, match="used once"):
         await opener
     async with ns:
         assert not ns.closed
@@ -81,7 +82,7 @@ async def test_an_opener_can_be_awaited_and_used_once() -> None:
 
 async def test_it_can_not_be_copied_or_pickled(ns: Namespace) -> None:
     for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
-        with pytest.raises(TypeError, match="pass the namespace itself"):
+        with pytest.raises(TypeError, match="use the same object everywhere"):
             attempt(ns)
 
 
@@ -237,6 +238,31 @@ async def test_what_the_kernel_refuses_is_raised_as_outside(ns: Namespace) -> No
     assert caught.value.errno == errno.EPROTONOSUPPORT
 
 
+@pytest.mark.parametrize("what", ["family", "type", "proto"])
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [(1 << 70, ValueError), (-1 << 31, OSError), (1.0, TypeError), ("1", TypeError)],
+)
+async def test_a_socket_that_can_not_be_loses_nothing_but_itself(
+    ns: Namespace, what: str, value: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        await ns.socket(**{what: value})
+    with pytest.raises(error):
+        ns.socket_blocking(**{what: value})
+    (await ns.socket()).close()
+
+
+async def test_the_helper_goes_on_after_a_request_that_no_socket_can_have(
+    rootless: Namespace,
+) -> None:
+    helper = rootless._namespace.helper  # type: ignore[union-attr]  # it is open
+    assert isinstance(helper, Helper)
+    with pytest.raises(OSError, match="Invalid argument"):
+        helper.make_sockets(1 << 70, 1, 0, 1)
+    (await rootless.socket()).close()
+
+
 async def test_many_sockets_at_once_leave_few_in_the_pool(ns: Namespace) -> None:
     before = len(os.listdir("/proc/self/fd"))
     made = await asyncio.gather(*(ns.socket() for _ in range(200)))
@@ -357,6 +383,41 @@ async def test_a_name_is_resolved_by_the_resolver_given_and_nobody_else(ns: Name
         await ns.open_connection("somewhere", port, resolver=lambda name: ["127.0.0.1", "::1"])
 
 
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [("127.0.0.1", TypeError), (None, TypeError), (["somewhere"], ValueError), ([], OSError)],
+)
+async def test_an_answer_of_a_resolver_that_is_none_is_told(
+    ns: Namespace, answer: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="somewhere"):
+        await ns.open_connection("somewhere", 80, resolver=lambda name: answer)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "word"),
+    [
+        ({"host": 1}, TypeError, "host"),
+        ({"port": "http"}, TypeError, "port"),
+        ({"port": 65536}, ValueError, "port"),
+        ({"family": socket.AF_UNIX}, ValueError, "family"),
+        ({"family": None}, ValueError, "family"),
+        ({"local_addr": "127.0.0.1"}, TypeError, "tuple of host and port"),
+        ({"local_addr": ("127.0.0.1",)}, TypeError, "tuple of host and port"),
+    ],
+)
+async def test_arguments_of_connections_are_checked(
+    ns: Namespace, options: Any, error: type[Exception], word: str
+) -> None:
+    with pytest.raises(error, match=word):
+        await ns.open_connection(**{"host": "127.0.0.1", "port": 1, **options})
+
+
+async def test_a_server_at_all_addresses_of_no_family_is_refused(ns: Namespace) -> None:
+    with pytest.raises(ValueError, match="family"):
+        await ns.start_server(echo, family=socket.AF_UNIX)
+
+
 class Datagrams(asyncio.DatagramProtocol):
     def __init__(self) -> None:
         self.received: asyncio.Queue[tuple[bytes, tuple[Any, ...]]] = asyncio.Queue()
@@ -374,10 +435,42 @@ async def test_datagram_endpoints_exchange_datagrams_inside(ns: Namespace, host:
     data, sender = await heard.received.get()
     one.sendto(b"answer", sender)
     assert (data, (await answered.received.get())[0]) == (b"question", b"answer")
+    # As outside, an address may be what getsockname gives for IPv6, too.
+    third, _ = await ns.create_datagram_endpoint(Datagrams, remote_addr=address)
+    third.sendto(b"more")
+    assert (await heard.received.get())[0] == b"more"
+    third.close()
     one.close()
     other.close()
     await asyncio.sleep(0)  # asyncio closes the sockets in the loop's next turn
     await asyncio.sleep(0)
+
+
+async def test_a_cancelled_endpoint_leaves_no_socket(ns: Namespace) -> None:
+    made: list[asyncio.BaseTransport] = []
+
+    class Noting(asyncio.DatagramProtocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            made.append(transport)
+
+    for _ in range(6):  # from now on the pool has sockets, and none has to be waited for
+        (await ns.socket(socket.AF_INET, socket.SOCK_DGRAM)).close()
+    cancelled = 0
+    for turns in range(4):
+        task = asyncio.create_task(ns.create_datagram_endpoint(Noting, ("127.0.0.1", 0)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        try:
+            transport, _ = await task
+        except asyncio.CancelledError:
+            cancelled += 1
+        else:
+            transport.close()
+    assert cancelled > 0
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert all(transport.is_closing() for transport in made)
 
 
 # --- Programs inside -----------------------------------------------------------------------------
@@ -434,6 +527,34 @@ async def test_a_program_that_can_not_be_run_is_an_error_as_outside(ns: Namespac
     with pytest.raises(PermissionError):
         await ns.create_subprocess_exec("/etc/passwd")
     assert children() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "error", "told"),
+    [
+        (("sleep\0",), {}, ValueError, "null byte"),
+        (("sleep", "\0"), {}, ValueError, "null byte"),
+        (("sleep",), {"env": {"A": "\0"}}, ValueError, "null byte"),
+        (("sleep",), {"env": {"A=B": "C"}}, ValueError, "environment variable"),
+        (("",), {}, FileNotFoundError, "No such file"),
+        (("sleep",), {"resolv_conf": b"nameserver"}, TypeError, "resolv_conf must be a str"),
+        (("sleep",), {"user": -1}, ValueError, "user must be"),
+        (("sleep",), {"group": 1 << 32}, ValueError, "group must be"),
+        (("sleep",), {"extra_groups": [1.5]}, TypeError, "integer"),
+    ],
+)
+async def test_a_program_that_can_not_be_is_refused_before_it_is_started(
+    ns: Namespace, words: Any, options: Any, error: type[Exception], told: str
+) -> None:
+    before, open_before = children(), len(os.listdir("/proc/self/fd"))
+    with pytest.raises(error, match=told):
+        await ns.create_subprocess_exec(*words, **options)
+    assert (children(), len(os.listdir("/proc/self/fd"))) == (before, open_before)
+
+
+async def test_a_user_who_is_not_in_the_namespace_is_told(rootless: Namespace) -> None:
+    with pytest.raises(OSError, match="can't have this user, group or extra_groups"):
+        await rootless.create_subprocess_exec("true", user=os.getuid() + 1)
 
 
 async def test_a_cancelled_start_leaves_no_process(ns: Namespace) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,22 @@ async def test_packets_reach_a_socket_in_order(offload: Any) -> None:
             loop = asyncio.get_running_loop()
             got = [await asyncio.wait_for(loop.sock_recv(sock, 10), 5) for _ in packets]
             assert got == [bytes([each]) for each in range(100)]
+
+
+OPENED = """
+import asyncio, aiotun
+async def main():
+    async with aiotun.open_tun("h0", napi="threaded"):
+        print("opened")
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("then", [":", "mount -o remount,bind,ro /sys"])
+def test_where_sys_shows_this_namespace_already_as_in_a_container(then: str) -> None:
+    script = f'mount -t sysfs sysfs /sys && {then} && exec "$@"'
+    words = ("unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-c", OPENED)
+    assert inside("/proc/self/ns/net", *words) == "opened\n"
 
 
 async def test_in_another_namespace() -> None:

@@ -83,6 +83,7 @@ async def test_an_opener_can_be_awaited_and_used_once() -> None:
     [
         ({"mtu": 67}, ValueError),
         ({"mtu": "1500"}, TypeError),
+        ({"mtu": None}, TypeError),
         ({"offload": "on"}, ValueError),
         ({"intercept": 1}, TypeError),
         ({"namespace": "blue"}, TypeError),
@@ -274,6 +275,50 @@ async def test_interception_takes_a_stack_that_was_opened_for_it() -> None:
         await stack.intercept_tcp(tell)
 
 
+async def test_a_stack_without_an_address_says_so_when_it_connects() -> None:
+    async with aiotun.open_netstack() as stack:
+        for host in ("192.0.2.1", "2001:db8::1"):
+            with pytest.raises(OSError, match="address") as caught:
+                await stack.open_connection(host, 80)
+            assert caught.value.errno == errno.EADDRNOTAVAIL
+        server = await stack.start_server(tell, "127.0.0.1", 80)
+        assert await ask(stack, "127.0.0.1", 80) == "127.0.0.1 80"
+        server.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (aiotun.new_namespace, "socket"),
+        (aiotun.open_netstack, "intercept_tcp"),
+        (lambda: aiotun.open_datagrams(("127.0.0.1", 0)), "recv_many"),
+    ],
+)
+def test_a_forgotten_await_says_what_to_write(make: Any, name: str) -> None:
+    opener = make()
+    with pytest.raises(AttributeError, match=rf"{name}', because it was not awaited; write '"):
+        getattr(opener, name)
+    with pytest.raises(AttributeError, match=r"no attribute 'nonsense'$"):
+        opener.nonsense  # noqa: B018 - it raises
+    assert not hasattr(opener, "_nonsense")
+
+
+async def test_another_loop_is_told_that_the_stack_is_not_its_own(stack: aiotun.Netstack) -> None:
+    async def use_elsewhere() -> None:
+        for attempt in (
+            stack.intercept_tcp(tell),
+            stack.intercept_udp(lambda flow: None),
+            stack.intercept_ping(lambda ping: True),
+            stack.start_server(tell, "127.0.0.1", 80),
+        ):
+            with pytest.raises(RuntimeError, match="opened in another event loop"):
+                await attempt
+
+    await asyncio.to_thread(asyncio.run, use_elsewhere())
+    async with await stack.intercept_tcp(tell):
+        pass
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
@@ -288,6 +333,30 @@ async def test_arguments_of_intercept_tcp_are_checked(
 ) -> None:
     with pytest.raises(error):
         await stack.intercept_tcp(**{"handle": tell, **options})
+
+
+async def test_a_backlog_can_be_as_long_as_the_kernel_allows(stack: aiotun.Netstack) -> None:
+    async with await stack.intercept_tcp(tell, backlog=1 << 40), client_of(stack) as client:
+        assert await ask(client, "192.0.2.1", 80) == "192.0.2.1 80"
+
+
+@pytest.mark.parametrize("mtu", [68, 87, 88, 65535])
+async def test_a_stack_of_every_mtu_answers_connections(mechanism: str, mtu: int) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.read())
+        writer.close()
+
+    async with (
+        aiotun.open_netstack(intercept=True, mtu=mtu) as stack,
+        await stack.intercept_tcp(echo),
+        client_of(stack) as client,
+    ):
+        reader, writer = await client.open_connection("192.0.2.1", 80)
+        writer.write(bytes(10_000))
+        writer.write_eof()
+        async with asyncio.timeout(10):
+            assert await reader.read() == bytes(10_000)
+        writer.close()
 
 
 async def test_a_plain_function_may_handle_connections(stack: aiotun.Netstack) -> None:

@@ -15,7 +15,7 @@ import aiotun
 from ..helpers import checksum, wait_until
 from .stacks import client_of, force_mechanism
 
-SYN = 0x02
+SYN, RST = 0x02, 0x04
 
 OWN = {4: "10.77.0.1", 6: "fd77::1"}
 TARGET = {4: "192.0.2.1", 6: "2001:db8::1"}
@@ -273,3 +273,48 @@ async def test_an_invalid_syn_is_neither_asked_about_nor_answered(
     assert asked == 0
     await stack.tun.send(head + whole)
     assert asked == stack.stats.connections_refused == 1
+
+
+def damaged(packet: bytes, place: int) -> bytes:
+    return packet[:place] + bytes((packet[place] ^ 1,)) + packet[place + 1 :]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+async def test_a_packet_with_a_wrong_checksum_decides_nothing(
+    stack: aiotun.Netstack, version: int
+) -> None:
+    asked: list[Any] = []
+
+    def admit(local: Any, peer: Any) -> Any:
+        asked.append((local, peer))
+        return asyncio.Event().wait() if len(asked) > 1 else False
+
+    await stack.intercept_tcp(echo, admit=admit)
+    head = bytes(stack.tun._header_bytes) if stack.tun.offload == "raw" else b""
+    ends = (CLIENT[version], TARGET[version])
+    tcp = 20 if version == 4 else 40
+    syn = segment(*ends, SYN)
+    wrong = [damaged(syn, tcp + 16), damaged(syn, tcp + 4), damaged(syn, tcp)]
+    if version == 4:
+        wrong.append(damaged(syn, 10))
+    await stack.tun.send_many([head + each for each in wrong])
+    assert (asked, stack.stats.packets_refused) == ([], len(wrong))
+    with pytest.raises(BlockingIOError):  # no answer
+        stack.tun.recv_nowait()
+    if head:
+        # Known to be right, or partial: there is nothing to check.
+        for flags in (1, 2):
+            before = stack.stats.connections_refused
+            marked = bytes((flags,)) + head[1:]
+            await stack.tun.send(marked + damaged(segment(*ends, SYN, sport=flags), tcp + 16))
+            assert stack.stats.connections_refused == before + 1
+            asked.clear()
+    await stack.tun.send(head + syn)
+    assert len(asked) == 1
+    # A reset ends a connection that waits, unless it is damaged.
+    await stack.tun.send(head + segment(*ends, SYN, sport=77))
+    reset = segment(*ends, RST, sport=77)
+    await stack.tun.send(head + damaged(reset, tcp + 16))
+    assert stack.stats.connections_expired == 0
+    await stack.tun.send(head + reset)
+    assert stack.stats.connections_expired == 1

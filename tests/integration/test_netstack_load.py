@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 import resource
@@ -323,11 +324,41 @@ async def test_the_loop_sleeps_while_no_descriptor_is_left(
         await answering
 
 
-async def answer_syns(tun: aiotun.TunDevice) -> None:
-    """Complete each handshake."""
+async def test_connections_that_wait_while_no_descriptor_is_allowed_are_accepted_later(
+    stack: aiotun.Netstack,
+) -> None:
+    reported: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    await stack.intercept_tcp(close, limit=1000)
+    handshakes: set[int] = set()
+    answering = asyncio.create_task(answer_syns(stack.tun, handshakes))
+    # The first connection: where sockets are made on demand, the port has one from now on.
+    await stack.tun.send(segment(80, SYN, sport=2000))
+    await wait_until(lambda: stack.stats.connections_accepted == 1)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        for sport in range(3000, 3050):
+            await stack.tun.send(segment(80, SYN, sport=sport))
+        await wait_until(lambda: len(handshakes) == 51 and bool(reported))
+        assert stack.stats.connections_accepted == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    await wait_until(lambda: stack.stats.connections_accepted == 51)
+    assert stack.stats.connections_refused == 0
+    assert {each["exception"].errno for each in reported} == {errno.EMFILE}, reported
+    answering.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await answering
+
+
+async def answer_syns(tun: aiotun.TunDevice, handshakes: set[int] | None = None) -> None:
+    """Complete each handshake, and note the client's port."""
     async for packet in tun:
         if packet[9] == 6 and packet[33] == SYN | ACK:
             await tun.send(acknowledge(packet))
+            if handshakes is not None:
+                handshakes.add(int.from_bytes(packet[22:24], "big"))
 
 
 @pytest.mark.parametrize("ending", ["stalled", "half-closed", "piped"])

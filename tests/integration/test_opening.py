@@ -32,6 +32,7 @@ from .kernel import (
     another_namespace,
     ask,
     changes,
+    forward,
     held,
     inside,
     is_up,
@@ -357,7 +358,7 @@ class TestLink:
             aiotun.open_tap("t0", bridge="br0") as one,
             aiotun.open_tap("t1", bridge="br0") as two,
         ):
-            await wait_until(lambda: _forwards("t0") and _forwards("t1"))
+            await wait_until(lambda: forward("t0", "t1"))
             await one.send(frame)
             async with asyncio.timeout(5):
                 while await two.recv() != frame:
@@ -370,10 +371,6 @@ class TestLink:
         ip("link", "set", "t0", "master", "br0")
         async with aiotun.open_tap("t0", bridge="br1"):
             assert link("t0")["master"] == "br1"
-
-
-def _forwards(port: str) -> bool:
-    return bool(link(port)["linkinfo"]["info_slave_data"]["state"] == "forwarding")
 
 
 class TestNetns:

@@ -311,3 +311,26 @@ class TestCancellation:
             p.b[1].write(rest)
             p.b[1].write_eof()
             assert len(await within(reading)) == sent
+
+
+class TestArguments:
+    async def test_invalid_ones_are_told_and_the_connections_stay_usable(self) -> None:
+        far, a = await connection()
+        other, b = await connection()
+        cases: list[tuple[Any, Any, Any, type[Exception], str]] = [
+            (None, b, None, TypeError, "two tuples of a reader and a writer, got None"),
+            (a, b[1], None, TypeError, "two tuples of a reader and a writer, got <StreamWriter"),
+            (a, (b[1], b[0]), None, TypeError, "two tuples"),
+            (a, (*b, b[1]), None, TypeError, "two tuples"),
+            (a, a, None, ValueError, "twice"),
+            (a, b, 5, TypeError, "stats must be a PipeStats, got 5"),
+        ]
+        for one, two, stats, error, told in cases:
+            with pytest.raises(error, match=told):
+                await pipe(one, two, stats=stats)
+        task = asyncio.create_task(pipe(a, b))
+        far.send(b"hello")
+        assert await within(asyncio.get_running_loop().sock_recv(other, 100)) == b"hello"
+        far.close()
+        other.close()
+        await within(task)

@@ -169,6 +169,8 @@ class TestArguments:
         async with tun, tun2:
             with pytest.raises(TypeError, match="two devices, got str"):
                 await aiotun.relay(tun, "tun1")  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match="stats must be a RelayStats"):
+                await aiotun.relay(tun, tun2, stats=5)  # type: ignore[arg-type]
 
 
 @contextlib.asynccontextmanager

@@ -1,8 +1,4 @@
-"""`aiotun run`: a command whose whole network goes through the program.
-
-The network of the tests' namespace is the command's "host". Another namespace, at the other end of
-a cable, is the Internet.
-"""
+"""`aiotun run`: a command whose whole network goes through the program."""
 
 import asyncio
 import contextlib
@@ -10,90 +6,32 @@ import errno
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import dpkt
 import pytest
 
 import aiotun
 
 from ..commandline import COMMAND, in_terminal
-from ..helpers import ip, need, ordinary_python
+from ..helpers import need, ordinary_python
+from .internet import (
+    CONNECT,
+    HOST4,
+    HOST6,
+    NET4,
+    NET6,
+    NameServer,
+    echo_server,
+    internet_fixture,  # noqa: F401 - tests have it as `internet`
+    python,
+    run,
+    with_resolv_conf,
+)
 from .test_wireguard import until
-
-HOST4, NET4 = "203.0.113.1", "203.0.113.2"
-HOST6, NET6 = "2001:db8:113::1", "2001:db8:113::2"
-
-
-@pytest.fixture
-async def internet() -> AsyncIterator[aiotun.Namespace]:
-    """A namespace that is the host's default gateway, and everything behind it."""
-    async with aiotun.new_namespace(rootless=False) as there:
-        ip("link", "add", "wan0", "type", "veth", "peer", "name", "lan0")
-        await aiotun.Link("lan0").move_to_netns(there)
-        here, far = aiotun.Link("wan0"), aiotun.Link("lan0", netns=there)
-        for link, addresses in ((here, (HOST4, HOST6)), (far, (NET4, NET6))):
-            await link.add_address(f"{addresses[0]}/24")
-            ip_nodad = f"{addresses[1]}/64"
-            await link.add_address(ip_nodad)
-            await link.up()
-        await here.add_route("default", via=NET4)
-        await here.add_route("::/0", via=NET6)
-        yield there
-
-
-class Ended:
-    """What a command has said, and its status."""
-
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
-
-
-async def run(*words: str, command: Sequence[str] = COMMAND, **options: Any) -> Ended:
-    """Run `aiotun run WORDS`, while this loop serves it."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        "run",
-        *words,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **options,
-    )
-    try:
-        async with asyncio.timeout(40):
-            out, err = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode is not None
-    return Ended(process.returncode, out.decode(), err.decode())
-
-
-async def python(code: str, *words: str, **options: Any) -> Ended:
-    """Run Python code inside."""
-    return await run(*words, "--", sys.executable, "-c", code, **options)
-
-
-@contextlib.asynccontextmanager
-async def echo_server(there: aiotun.Namespace, host: str, port: int = 80) -> AsyncIterator[None]:
-    """Answer each line that a client sends, until it has no more."""
-
-    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-            writer.close()
-
-    async with await there.start_server(echo, host, port):
-        yield
 
 
 class Udp(asyncio.DatagramProtocol):
@@ -115,13 +53,6 @@ async def udp_server(there: aiotun.Namespace, host: str, port: int) -> AsyncIter
         transport.close()
 
 
-CONNECT = """
-import socket, sys
-with socket.create_connection(({host!r}, {port}), 10) as s:
-    s.sendall(b'hello')
-    s.shutdown(socket.SHUT_WR)
-    print(s.makefile().read())
-"""
 FAIL = """
 import socket
 try:
@@ -255,35 +186,6 @@ for port in (3478, 3479):
     assert first[2] == second[2]
 
 
-class NameServer(asyncio.DatagramProtocol):
-    """Knows one name, and counts the questions."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-
-    def connection_made(self, transport: Any) -> None:
-        self._transport = transport
-
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        answer = dpkt.dns.DNS(data)
-        answer.qr = 1
-        name, kind = answer.qd[0].name, answer.qd[0].type
-        self.asked.append(name)
-        if kind == dpkt.dns.DNS_A:
-            record = dpkt.dns.DNS.RR(name=name, type=kind, cls=1, ttl=1)
-            record.rdata = record.ip = socket.inet_aton(NET4)
-            answer.an = [record]
-        answer.ar = []
-        self._transport.sendto(bytes(answer), addr)
-
-
-def with_resolv_conf(path: Path, text: str) -> list[str]:
-    """Words before a command that has another /etc/resolv.conf."""
-    path.write_text(text)
-    script = 'mount --bind "$0" "$(realpath /etc/resolv.conf)" && exec "$@"'
-    return [need("unshare"), "-m", "sh", "-c", script, str(path)]
-
-
 async def test_names_are_asked_of_the_hosts_name_servers(
     internet: aiotun.Namespace, tmp_path: Path
 ) -> None:
@@ -340,6 +242,17 @@ async def test_it_has_nothing_but_its_own_interfaces() -> None:
     assert ended.out == "lo tun0\n"
 
 
+def test_it_imports_only_what_it_needs() -> None:
+    """The start's time is mostly that of imports."""
+    code = "import aiotun.cli, sys; aiotun.cli.main(['run', 'true']); print(*sys.modules)"
+    loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    ours = {each for each in loaded if each.startswith("aiotun._cli.")}
+    others = {"demo", "describe", "doctor", "dump", "listen", "networkd", "probe", "tuntap"}
+    assert "aiotun._cli.run" in ours
+    assert ours & {f"aiotun._cli.{each}" for each in others} == set()
+    assert loaded & {"aiotun.testing", "aiotun.decode"} == set()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 async def test_signals_are_passed_on(number: signal.Signals) -> None:
     script = f"trap 'echo got; exit 3' {int(number)}; echo ready; while :; do sleep 0.1; done"
@@ -377,7 +290,8 @@ def is_alive(pid: int) -> bool:
 def children_of(pid: int) -> list[int]:
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(word) for word in (task / "children").read_text().split()]
+        with contextlib.suppress(FileNotFoundError):  # a thread that has ended meanwhile
+            found += [int(word) for word in (task / "children").read_text().split()]
     return found
 
 

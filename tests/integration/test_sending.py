@@ -18,6 +18,7 @@ from aiotun._kernel.threads import run_blocking
 from aiotun.offload import VnetHeader
 
 from ..helpers import ip, wait_until
+from .kernel import forward
 from .rig import KINDS, OURS, PORT, THEIRS, number, rig, udp, waiting
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -225,6 +226,7 @@ async def shaped_tap(
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5)) as sock:
             sock.bind(("v1", 0x88B5))
             sock.setblocking(False)
+            await wait_until(lambda: forward("tap0", "v0"))
             yield tap, FRAME, sock
 
 
@@ -368,6 +370,7 @@ async def test_a_sender_that_gave_up_leaves_nothing_in_the_loop() -> None:
     """A device that is dropped and then collected in another thread removes its watch."""
     await slow_bridge("8kbit")
     dropped = [await aiotun.open_tap("tap0", bridge="br0", sndbuf=65536)]
+    await wait_until(lambda: forward("tap0", "v0"))
     fill(dropped[0], FRAME)
     task = await waiting(dropped[0].send(FRAME))
     task.cancel()

@@ -17,7 +17,7 @@ from aiotun import DeviceLostError, DeviceTransport, PacketError
 from aiotun.reply import icmp_echo
 
 from ..helpers import ip, make_icmp_echo, wait_until
-from .kernel import names
+from .kernel import forward, names
 from .rig import OURS, PORT, THEIRS, udp
 from .test_sending import FRAME, slow_bridge
 
@@ -338,6 +338,7 @@ async def slow_endpoint() -> Any:
         sock.bind(("v1", 0x88B5))
         sock.setblocking(False)
         try:
+            await wait_until(lambda: forward("tp0", "v0"))
             yield transport, protocol, sock
         finally:
             transport.abort()

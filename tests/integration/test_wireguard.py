@@ -17,7 +17,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,7 +58,8 @@ class Side:
 
     @property
     def name(self) -> str:
-        return f"wg{self.index}"
+        # wg(8) finds an interface by the name of a socket. All workers of xdist use that folder.
+        return f"wg{self.index}{os.environ.get('PYTEST_XDIST_WORKER', '')}"
 
     def prefix(self) -> list[str]:
         return [] if self.netns is None else ["nsenter", f"--net={self.netns}"]
@@ -150,9 +151,9 @@ def start_ours(side: Side, other: Side, to: str | None, *args: str) -> None:
     start_with(side, side.config(other, to), *args)
 
 
-def start_with(side: Side, config: Path, *args: str) -> None:
+def start_with(side: Side, config: Path, *args: str, before: Sequence[str] = ()) -> None:
     """Start the example with a configuration."""
-    command = [*side.prefix(), sys.executable, "-W", "error", str(EXAMPLES / "wireguard")]
+    command = [*side.prefix(), *before, sys.executable, "-W", "error", str(EXAMPLES / "wireguard")]
     side.process = subprocess.Popen(
         [*command, str(config), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -164,9 +165,13 @@ def start_with(side: Side, config: Path, *args: str) -> None:
 
 
 def start_go(side: Side, other: Side, to: str | None) -> None:
-    go = need("wireguard-go")
+    start_program([need("wireguard-go"), "-f", side.name], side, other, to)
+
+
+def start_program(command: list[str], side: Side, other: Side, to: str | None) -> None:
+    """Start a WireGuard that makes its interface and is then configured by wg(8) and ip(8)."""
     side.process = subprocess.Popen(
-        [*side.prefix(), go, "-f", side.name],
+        [*side.prefix(), *command],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -316,6 +321,52 @@ def test_the_endpoint_moves(kind: str, who: str, tmp_path: Path) -> None:
         mover.ping(INNER[4][stayer.index])
         assert stayer.status()[2] == moved
         stayer.ping(INNER[6][mover.index])
+        assert end(a) == ""
+
+
+QUICK_RETRIES = ("--rekey-timeout", "0.3", "--rekey-attempt", "60")
+
+
+def test_the_network_goes_away_and_comes_back(tmp_path: Path) -> None:
+    """In the last case ours sends from its address inside, which would be a loop as an endpoint."""
+    with joined(tmp_path) as (a, b):
+        start("ours", a, b, endpoint(b), *QUICK_RETRIES)
+        start("ours", b, a, None)
+        a.ping(INNER[4][1])
+        flush = "addr flush dev va scope global"
+        gone = (["link set va down"], [flush], [flush, "route add 192.0.2.0/24 dev va"])
+        for number, words in enumerate(gone):
+            for each in words:
+                a.run("ip", *each.split())
+            lost = subprocess.run([need("ping"), "-w", "1", "-i", "0.2", "-q", INNER[4][1]])
+            assert lost.returncode != 0
+            moved = f"192.0.2.{77 + number}"
+            a.run("ip", "link", "set", "va", "up")
+            a.run("ip", "addr", "flush", "dev", "va", "scope", "global")
+            a.run("ip", "addr", "add", f"{moved}/24", "dev", "va")
+            a.ping(INNER[4][1])
+            assert b.status()[2] == f"{moved}:51820"
+            assert int(b.status()[6]) < 100_000
+        assert end(a) == ""
+
+
+@pytest.mark.parametrize("wrong", ["192.0.2.99", f"{OUTER[6][1]}99"])
+def test_a_peers_name_is_looked_up_again(wrong: str, tmp_path: Path) -> None:
+    """The name has another address, or one of the other family, where nobody is."""
+    hosts = tmp_path / "hosts"
+    more = f"{OUTER[4][1]} peer.test\n" if ":" in wrong else ""
+    hosts.write_text(f"{wrong} peer.test\n{more}")
+    script = 'mount --bind "$0" /etc/hosts && exec "$@"'
+    before = [need("unshare"), "-m", need("sh"), "-c", script, str(hosts)]
+    with joined(tmp_path) as (a, b):
+        start("ours", b, a, None)
+        start_with(a, a.config(b, "peer.test:51820"), *QUICK_RETRIES, before=before)
+        if not more:
+            lost = subprocess.run([need("ping"), "-w", "1", "-i", "0.2", "-q", INNER[4][1]])
+            assert lost.returncode != 0
+            hosts.write_text(f"{OUTER[4][1]} peer.test\n")
+        a.ping(INNER[4][1])
+        assert a.status()[2] == endpoint(b)
         assert end(a) == ""
 
 
@@ -587,6 +638,13 @@ def test_a_wrong_file_is_one_line(text: str, said: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    done = run("wireguard", str(tmp_path / "wg0.conf"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"wireguard: {tmp_path}/wg0.conf: No such file or directory\n"
+    assert run("wireguard").stderr.endswith("arguments are required: CONFIG\n")
 
 
 def test_a_busy_port_is_one_line(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
 
@@ -108,6 +107,8 @@ def as_root(words: str) -> str:
 
     sudo does not find a command that is in a virtual environment, so this has the whole path then.
     """
+    import shutil  # which takes 3 ms, and only errors need it
+
     started = shutil.which(sys.argv[0]) if os.path.basename(sys.argv[0]) == "aiotun" else None
     if started is None:
         command = f"{shlex.quote(sys.executable)} -m aiotun"

@@ -1,8 +1,4 @@
-"""Creates a TUN device in a private network namespace, and answers the pings that it sends there.
-
-It needs no root and leaves nothing behind: the device, its addresses and its routes disappear with
-the namespace, and the namespace disappears when the demo ends.
-"""
+"""``aiotun demo``: a TUN device in a private network namespace, whose pings it answers."""
 
 import asyncio
 import contextlib

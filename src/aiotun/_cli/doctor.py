@@ -1,9 +1,4 @@
-"""Checks what this user can do with aiotun on this machine, and says how to fix what fails.
-
-It changes nothing on the machine: to see whether a device can be created, it creates one for a
-moment in a private network namespace. The exit status is 0 if this user can open a device in some
-way, and 1 if not.
-"""
+"""``aiotun doctor``: what this user can do on this machine, and how to fix what fails."""
 
 import asyncio
 import contextlib

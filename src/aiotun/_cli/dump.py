@@ -1,10 +1,4 @@
-"""Shows the packets of an interface, one line each.
-
-With IFACE, dump listens on an existing interface and does not disturb the program that holds it.
-'In' and 'Out' are as the interface sees them: what the program reads from a TUN device is 'Out'.
-With --new, dump opens a device itself and shows what the kernel sends through it, without
-answering. These packets are 'In', because this program receives them.
-"""
+"""``aiotun dump``: the packets of an interface, one line each."""
 
 import asyncio
 import contextlib

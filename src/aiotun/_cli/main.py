@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import importlib.metadata
 import os
 import sys
 import textwrap
@@ -12,56 +11,9 @@ from typing import NoReturn
 
 import aiotun
 
-from . import arguments, demo, doctor, dump, networkd, run_arguments, terminal, tuntap
+from . import arguments, run_arguments, terminal, texts
 
 __all__ = ["main", "make_parser"]
-
-_LISTED = """\
-Each line is one device, in the words of 'aiotun add'. 'attached' at the end
-means that a program has the device open:
-
-  tap0: tap multi_queue persist user 1000 attached
-"""
-_ADDED = f"""\
-words, in any order:
-{textwrap.indent(tuntap.WORDS, "  ")}
-The device exists until it is deleted. It is down and has no address. Without
-a name, or with a pattern such as 'vpn%d', the kernel picks the name, and the
-command prints it.
-
-examples:
-
-  aiotun add dev tap0 mode tap user joe
-  name=$(aiotun add mode tun user joe)
-"""
-_DELETED = """\
-A user who may open a device may delete it, so its owner needs no privilege. A
-device that a program has open is not deleted. The mode is optional; if you
-give it, it must be the device's.
-"""
-
-_UNITS = f"""\
-words, in any order:
-{textwrap.indent(networkd.WORDS, "  ")}
-The user and group need not exist on this machine. A word for which
-systemd-networkd has no setting is refused, and the error says what to do.
-
-examples:
-
-  aiotun networkd tun0 user joe mtu 1400 address 10.0.0.1/24 \\
-      route 10.2.0.0/16 via 10.0.0.2
-  sudo "$(command -v aiotun)" networkd tap0 mode tap bridge br0 \\
-      --write /etc/systemd/network
-  sudo networkctl reload
-"""
-
-_DUMPED = """\
-examples:
-
-  aiotun dump tun0 --write tun0.pcapng
-  aiotun dump eth0 --write - | tshark -r -
-  unshare -rn aiotun dump --new tun0 --address 10.0.0.1/24
-"""
 
 # Flushes each line, because the reader of a pipe may be waiting for it. The text must be
 # `printable` already; it may have colors.
@@ -77,9 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     # The words of `add`, `del` and `list` are arguments that argparse does not know. If we declared
     # them as positional arguments, argparse would refuse those that follow an option.
-    args, words = parser.parse_known_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    args, words = parser.parse_known_args(given)
     if words and (not hasattr(args, "words") or any(each.startswith("-") for each in words)):
-        parser.error(f"unrecognized arguments: {' '.join(words)}")
+        # The help of the command lists its options, unless the option stands before the command.
+        refuse = parser.error if words[0] == given[0] else args.error
+        refuse(f"unrecognized arguments: {' '.join(words)}")
     if not hasattr(args, "run"):
         parser.error("the following arguments are required: COMMAND")
     args.words = words
@@ -109,17 +64,27 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"aiotun: {terminal.printable(message)}; see '{self.prog} --help'\n")
 
 
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for, because that takes 15 ms."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
+        _say(f"aiotun {_version()}")
+        parser.exit()
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line; `tools/manual.py` writes the man page from it."""
     parser: argparse.ArgumentParser = _Parser(
         prog="aiotun", description="Create, inspect and try out Linux TUN and TAP devices."
     )
-    parser.add_argument("--version", action="version", version=f"aiotun {_version()}")
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="show program's version number and exit"
+    )
     # Not required=True: argparse would ask for a command before it names an unknown option.
     commands = parser.add_subparsers(metavar="COMMAND")
 
     said = "send pings to a TUN device, and answer them in Python"
-    command = commands.add_parser("demo", help=said, description=demo.__doc__)
+    command = commands.add_parser("demo", help=said, description=texts.DEMO)
     said = "send N pings to each address (default: 5)"
     command.add_argument("--count", type=_positive, default=5, metavar="N", help=said)
     said = "run on uvloop instead of asyncio's event loop"
@@ -128,7 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     usage = "aiotun list [-j] [[dev] NAME] [netns NAME]"
     said = "list TUN and TAP devices, as 'ip tuntap show' does"
-    command = _with_words(commands, "list", usage, said, _LISTED, aliases=["show"])
+    command = _with_words(commands, "list", usage, said, texts.LISTED, aliases=["show"])
     said = "print everything the kernel reports, as a JSON list"
     command.add_argument("-j", "--json", action="store_true", help=said)
     command.set_defaults(run=_run_list)
@@ -139,17 +104,17 @@ def make_parser() -> argparse.ArgumentParser:
         "                  [netns NAME]"
     )
     said = "add a persistent device, as 'ip tuntap add' does"
-    command = _with_words(commands, "add", usage, said, _ADDED)
+    command = _with_words(commands, "add", usage, said, texts.ADDED)
     command.set_defaults(run=_run_add)
 
     usage = "aiotun del [dev] NAME [mode {tun | tap}] [netns NAME]"
     said = "delete a device, as 'ip tuntap del' does"
-    command = _with_words(commands, "del", usage, said, _DELETED, aliases=["delete"])
+    command = _with_words(commands, "del", usage, said, texts.DELETED, aliases=["delete"])
     command.set_defaults(run=_run_del)
 
     usage = "aiotun networkd [--write DIR] [dev] NAME [mode {tun | tap}] [WORDS...]"
     said = "print files that make systemd-networkd create a device at boot"
-    command = _with_words(commands, "networkd", usage, said, _UNITS)
+    command = _with_words(commands, "networkd", usage, said, texts.UNITS)
     said = "write the files into this folder, replace existing ones, print the paths"
     command.add_argument("--write", type=Path, metavar="DIR", help=said)
     command.set_defaults(run=_run_networkd)
@@ -158,7 +123,7 @@ def make_parser() -> argparse.ArgumentParser:
     run_arguments.add_run(commands, _run_run)
 
     said = "check what works on this machine, and say how to fix what doesn't"
-    command = commands.add_parser("doctor", help=said, description=doctor.__doc__)
+    command = commands.add_parser("doctor", help=said, description=texts.DOCTOR)
     command.add_argument("--json", action="store_true", help="print the report as a JSON object")
     command.set_defaults(run=_run_doctor)
 
@@ -166,6 +131,8 @@ def make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("help", help=said, description=f"{said[0].upper()}{said[1:]}.")
     command.add_argument("command", nargs="?", metavar="COMMAND", choices=[*commands.choices])
     command.set_defaults(run=lambda args: _run_help(parser, commands.choices, args.command))
+    for each in commands.choices.values():
+        each.set_defaults(error=each.error)
     return parser
 
 
@@ -176,8 +143,8 @@ def _add_dump(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         usage="aiotun dump {IFACE | --new NAME [--tap] [--address A/LEN]}\n"
         "                   [--write FILE] [--count N] [--json]",
         help=said,
-        description=_wrapped(dump.__doc__ or ""),
-        epilog=_DUMPED,
+        description=_wrapped(texts.DUMP),
+        epilog=texts.DUMPED,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("interface", nargs="?", metavar="IFACE", help="listen on this interface")
@@ -226,6 +193,8 @@ def _wrapped(text: str) -> str:
 
 
 def _version() -> str:
+    import importlib.metadata
+
     try:
         return importlib.metadata.version("aiotun")
     except importlib.metadata.PackageNotFoundError:  # run from a source tree
@@ -246,15 +215,24 @@ def _run_help(
     _say((commands[command] if command else parser).format_help(), end="")
 
 
+# Each command imports its own module, so that it starts without waiting for those of others.
+
+
 def _run_list(args: argparse.Namespace) -> None:
+    from . import tuntap
+
     _say_all(tuntap.show(args.words, as_json=args.json))
 
 
 def _run_add(args: argparse.Namespace) -> None:
+    from . import tuntap
+
     _say_all(tuntap.add(args.words))
 
 
 def _run_del(args: argparse.Namespace) -> None:
+    from . import tuntap
+
     _say_all(tuntap.delete(args.words))
 
 
@@ -264,6 +242,8 @@ def _say_all(lines: Sequence[str]) -> None:
 
 
 def _run_networkd(args: argparse.Namespace) -> None:
+    from . import networkd
+
     texts = networkd.units(args.words)
     if args.write is None:
         _say("\n".join(texts.values()), end="")
@@ -272,10 +252,14 @@ def _run_networkd(args: argparse.Namespace) -> None:
 
 
 def _run_demo(args: argparse.Namespace) -> None:
+    from . import demo
+
     demo.demo(args.count, uvloop=args.uvloop, say=_say)
 
 
 def _run_dump(args: argparse.Namespace) -> None:
+    from . import dump
+
     dump.dump(
         dump.Options(
             interface=args.interface,
@@ -294,7 +278,7 @@ def _run_dump(args: argparse.Namespace) -> None:
 
 
 def _run_run(args: argparse.Namespace) -> int:
-    from . import run  # with everything that only this command needs
+    from . import run
 
     return run.run(run_arguments.options(args, _note))
 
@@ -304,6 +288,8 @@ def _note(line: str) -> None:
 
 
 def _run_doctor(args: argparse.Namespace) -> int:
+    from . import doctor
+
     report = doctor.examine()
     if args.json:
         _say(doctor.as_json(report))

@@ -8,29 +8,7 @@ import aiotun
 
 from .arguments import UsageError, number_or_name, on_or_off, read
 
-__all__ = ["WORDS", "units", "write"]
-
-WORDS = """\
-dev NAME         the device; 'dev' may be left out
-mode tun | tap   IP packets (the default), or Ethernet frames
-user USER        a user who may attach without privilege, by name or number
-group GROUP      a group whose members may attach without privilege
-multi_queue      up to 256 queues instead of one
-pi               a 4-byte packet-info header in front of each packet
-vnet_hdr         a virtio-net header in front of each packet
-mtu BYTES        the size of the largest IP packet
-address A/LEN [peer B/LEN]
-                 an address; may be repeated
-route DST [via GATEWAY [onlink]] [metric N] [table N]
-                 a route; may be repeated
-mac MAC          the MAC address of the TAP device
-bridge NAME      the bridge that the TAP device joins
-ipv6_autoconf on | off
-                 whether the kernel adds a link-local address and solicits
-                 routers
-down             do not bring the link up
-"""
-"""The words, one a line, for the command's help."""
+__all__ = ["units", "write"]
 
 # Each word and its argument of `networkd_units`.
 _FLAGS = {"multi_queue": "multi_queue", "pi": "packet_info", "vnet_hdr": "vnet_header"}

@@ -7,18 +7,18 @@ comes out of that device. `Outside` carries it on to the host's network.
 import asyncio
 import contextlib
 import errno
+import gc
 import ipaddress
 import math
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from typing import Any, Self
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import aiotun
-from aiotun.capture import PcapWriter
 from aiotun.netstack import UdpFlow
-from aiotun.testing import FaultInjector
 
 from .access import Access, Address, Place, is_of_this_machine
 from .arguments import UsageError
@@ -28,7 +28,14 @@ from .outside_udp import UdpOutside
 from .resolvers import Resolvers
 from .run_arguments import Options
 
+if TYPE_CHECKING:
+    from aiotun.testing import FaultInjector
+
 __all__ = ["RunError", "run"]
+
+A = TypeVar("A")
+B = TypeVar("B")
+T = TypeVar("T")
 
 # Addresses of networks for benchmarks (RFC 2544) and of a private network (RFC 4193), which nobody
 # meets outside. The first is the command's own; the others stand for the host's name servers.
@@ -60,7 +67,13 @@ def run(options: Options) -> int:
         tuple(Place.parse(each) for each in options.deny),
         tuple(Place.parse(each) for each in options.allow),
     )
-    return asyncio.run(_run(options, access))
+    # What is imported and opened at the start is no garbage. Looking through it for garbage, then
+    # and again when the interpreter exits, would take a fifth of the time.
+    gc.disable()
+    try:
+        return asyncio.run(_run(options, access))
+    finally:
+        gc.enable()
 
 
 async def _run(options: Options, access: Access) -> int:
@@ -78,25 +91,19 @@ async def _run(options: Options, access: Access) -> int:
             log(f"udp {as_text(flow.peer)} {client.sent} sent, {client.received} received")
 
     with _more_descriptors() as original:
+        offload: Literal["split", "raw"] = "split" if options.has_faults else "raw"
         async with (
-            aiotun.new_namespace() as ns,
-            aiotun.open_tun(
-                "tun0",
-                netns=ns,
-                addresses=addresses,
-                routes=routes or ["default"],
-                txqueuelen=_RING,
-                ipv6_autoconf=False,
-                offload="split" if options.has_faults else "raw",
-            ) as tun,
+            _at_once(
+                _inside(addresses, routes or ["default"], offload),
+                aiotun.open_netstack(intercept=True, offload=offload, answer_pings=False),
+            ) as ((ns, tun), stack),
             _capturing(tun, options.write),
-            aiotun.open_netstack(intercept=True, offload=tun.offload, answer_pings=False) as stack,
             await stack.intercept_tcp(outside.handle, admit=outside.admit),
             await stack.intercept_udp(carry, per="client"),
             await stack.intercept_ping(PingsOutside(outside).answered),
             _background(aiotun.relay(_with_faults(tun, options), stack.tun)),
         ):
-            status = await _command(ns, options, resolvers.text(*names), original)
+            status = await _command(ns, options, resolvers, names, original)
             lost = (await tun.link.stats()).tx_dropped + (await stack.tun.link.stats()).tx_dropped
     if lost:
         options.note(f"{lost} packets were lost because this program was too slow for them")
@@ -128,10 +135,61 @@ def _more_descriptors() -> Iterator[tuple[int, int]]:
 
 
 @contextlib.asynccontextmanager
+async def _inside(
+    addresses: Sequence[str], routes: Sequence[str], offload: Literal["split", "raw"]
+) -> AsyncIterator[tuple[aiotun.Namespace, aiotun.TunDevice]]:
+    """The command's namespace, and its device."""
+    async with (
+        aiotun.new_namespace() as ns,
+        aiotun.open_tun(
+            "tun0",
+            netns=ns,
+            addresses=addresses,
+            routes=routes,
+            txqueuelen=_RING,
+            ipv6_autoconf=False,
+            offload=offload,
+        ) as tun,
+    ):
+        yield ns, tun
+
+
+@contextlib.asynccontextmanager
+async def _at_once(
+    one: AbstractAsyncContextManager[A], other: AbstractAsyncContextManager[B]
+) -> AsyncIterator[tuple[A, B]]:
+    """Enter both at the same time, and leave both at the same time.
+
+    Each waits for a helper process when it is entered, and when it is left for the kernel, which
+    takes some 20 ms to remove a device.
+    """
+    tasks = asyncio.create_task(_enter(one)), asyncio.create_task(_enter(other))
+    try:
+        await asyncio.wait(tasks)
+        yield tasks[0].result(), tasks[1].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        entered = [
+            manager
+            for manager, task in zip((one, other), tasks, strict=True)
+            if not task.cancelled() and task.exception() is None
+        ]
+        await asyncio.gather(*(each.__aexit__(None, None, None) for each in entered))
+
+
+async def _enter(manager: AbstractAsyncContextManager[T]) -> T:
+    return await manager.__aenter__()
+
+
+@contextlib.asynccontextmanager
 async def _capturing(tun: aiotun.TunDevice, path: str | None) -> AsyncIterator[None]:
     if path is None:
         yield
         return
+    from aiotun.capture import PcapWriter  # not needed otherwise
+
     try:
         writer = PcapWriter(path, "tun", interface=tun.name)
     except OSError as error:
@@ -151,9 +209,11 @@ async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         await asyncio.wait([task])
 
 
-def _with_faults(tun: aiotun.TunDevice, options: Options) -> aiotun.TunDevice | FaultInjector:
+def _with_faults(tun: aiotun.TunDevice, options: Options) -> "aiotun.TunDevice | FaultInjector":
     if not options.has_faults:
         return tun
+    from aiotun.testing import FaultInjector  # not needed otherwise
+
     return FaultInjector(
         tun,
         drop=options.drop / 100,
@@ -168,14 +228,19 @@ def _with_faults(tun: aiotun.TunDevice, options: Options) -> aiotun.TunDevice | 
 
 
 async def _command(
-    ns: aiotun.Namespace, options: Options, resolv_conf: str, limits: tuple[int, int]
+    ns: aiotun.Namespace,
+    options: Options,
+    resolvers: Resolvers,
+    names: Sequence[str],
+    limits: tuple[int, int],
 ) -> int:
     """Run the command in our process group, so that the terminal is its own as well as ours."""
     ours = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with _Signals() as signals:
+    async with contextlib.AsyncExitStack() as stack:
+        signals = stack.enter_context(_Signals())
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)  # what the command inherits
         try:
-            process = await ns.create_subprocess_exec(*options.command, resolv_conf=resolv_conf)
+            process = await _start(ns, options, resolvers, names, stack)
         except FileNotFoundError:
             options.note(f"{options.command[0]}: command not found")
             return _NOT_FOUND
@@ -187,8 +252,33 @@ async def _command(
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, ours)
         signals.pass_on_to(process)
+        gc.freeze()
+        gc.enable()
         status = await process.wait()
     return status if status >= 0 else 128 - status
+
+
+async def _start(
+    ns: aiotun.Namespace,
+    options: Options,
+    resolvers: Resolvers,
+    names: Sequence[str],
+    stack: contextlib.AsyncExitStack,
+) -> asyncio.subprocess.Process:
+    """Start the command, with a /etc/resolv.conf of its own if possible."""
+    text = resolvers.text(*names)
+    try:
+        return await ns.create_subprocess_exec(*options.command, resolv_conf=text)
+    except aiotun.NotPermittedError:
+        # Mounts are refused, or there is no such file. If it is something else, the second attempt
+        # raises the same error.
+        from .loopback_names import answering_on_loopback
+
+    if options.log:
+        options.note("this machine refuses mounts: the command has its /etc/resolv.conf")
+    log = options.note if options.log else _silent
+    await stack.enter_async_context(answering_on_loopback(ns, resolvers.servers, log))
+    return await ns.create_subprocess_exec(*options.command)
 
 
 class _Signals:

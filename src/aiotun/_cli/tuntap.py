@@ -12,22 +12,7 @@ import aiotun
 
 from .arguments import UsageError, number_or_name, on_or_off, read
 
-__all__ = ["WORDS", "add", "delete", "show"]
-
-WORDS = """\
-dev NAME         the device; 'dev' may be left out
-mode tun | tap   IP packets, or Ethernet frames
-user USER        a user who may attach without privilege, by name or number
-group GROUP      a group whose members may attach without privilege
-multi_queue      up to 256 queues instead of one
-pi               a 4-byte packet-info header in front of each packet
-vnet_hdr         a virtio-net header in front of each packet
-ipv6_autoconf on | off
-                 whether the kernel adds a link-local address and solicits
-                 routers
-netns NAME       the network namespace: a name under /run/netns, or a path
-"""
-"""The words, one a line, for the commands' help. `add` accepts all of them."""
+__all__ = ["add", "delete", "show"]
 
 _VALUES = ("dev", "name", "mode", "user", "group", "ipv6_autoconf", "netns")
 # one_queue has had no effect since Linux 3.8, but ip(8) still accepts it.

@@ -22,6 +22,7 @@ from .._kernel.udp import (
     INT,
     LARGEST_DATAGRAM,
     LARGEST_RUN_BYTES,
+    LARGEST_RUN_DATAGRAMS,
     MEMINFO,
     MEMINFO_DROPS,
     SO_MEMINFO,
@@ -35,7 +36,7 @@ from .._queue.port import TUN_ENDS
 from ..errors import PacketError, PacketTruncatedError
 from .addresses import Address, packed
 from .counts import Counts
-from .cutting import cut, segments_for
+from .cutting import cut
 from .icmp import read_errors
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ Datagrams = tuple[list[bytes], Address]
 _send_run = native.send_run
 
 _READ_BYTES = 65_535  # the longest datagram or run
+_CUT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)  # its own operators would cost microseconds
 
 # With these errnos a run fails although each of its datagrams could be sent: it does not fit the
 # path's MTU (EINVAL, EMSGSIZE), or the outgoing interface can't compute checksums (EIO).
@@ -204,8 +206,8 @@ class DatagramPort:
         data, ancillary, flags, source = self._noting(
             self._sock.recvmsg, _READ_BYTES, CONTROL_BYTES
         )
-        size = self._size_of(len(data), ancillary, flags)
-        if size == len(data):
+        size, count = self._measure(len(data), ancillary, flags)
+        if count == 1:
             return [data], source
         return [data[at : at + size] for at in range(0, len(data), size)], source
 
@@ -216,8 +218,7 @@ class DatagramPort:
         length, ancillary, flags, source = self._noting(
             self._sock.recvmsg_into, (buffer[:_READ_BYTES],), CONTROL_BYTES
         )
-        size = self._size_of(length, ancillary, flags)
-        count = -(-length // size) if size else 1
+        size, count = self._measure(length, ancillary, flags)
         return count, size, length - (count - 1) * size, source
 
     def _run_of_rest(self, buffer: memoryview) -> tuple[int, int, int, Address]:
@@ -235,10 +236,12 @@ class DatagramPort:
             self._keep(batch[count:], source)
         return count, size, end - (count - 1) * size, source
 
-    def _size_of(self, length: int, ancillary: list[tuple[int, int, bytes]], flags: int) -> int:
-        """Count what was received, and return the size of each datagram but the last."""
+    def _measure(
+        self, length: int, ancillary: list[tuple[int, int, bytes]], flags: int
+    ) -> tuple[int, int]:
+        """Count what was received; return the size of each datagram but the last, and how many."""
         counts = self.counts
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if flags & _CUT:
             # The size of a run's datagrams is in a control message. If those were cut, the run
             # can't be split.
             counts.truncated += 1
@@ -252,11 +255,12 @@ class DatagramPort:
             if kind == UDP_GRO and level == socket.IPPROTO_UDP:
                 (size,) = INT.unpack(value)
                 if 0 < size < length:
+                    count = -(-length // size)
                     counts.runs_received += 1
-                    counts.datagrams_received += -(-length // size)
-                    return int(size)
+                    counts.datagrams_received += count
+                    return size, count
         counts.datagrams_received += 1
-        return length
+        return length, 1
 
     def _noting(self, receive: Callable[..., Received[T]], *args: Any) -> Received[T]:
         """Receive, and note the ICMP errors that are raised instead."""
@@ -351,15 +355,17 @@ class DatagramPort:
         """
         count, size, last = run.count, run.size, run.last
         length = (count - 1) * size + last
-        if (
-            1 < count <= segments_for(size or 1)
+        is_one = count == 1 and last <= LARGEST_DATAGRAM
+        if is_one or (
+            1 < count <= LARGEST_RUN_DATAGRAMS
             and run.stride == size <= self._largest_to(address)
             and length <= LARGEST_RUN_BYTES
             and 0 < last < size + self._full_tails
         ):
             with contextlib.suppress(OSError):  # `write_many` below handles the error
                 piece = run.buffer[run.start : run.start + length]
-                self._sendmsg((piece,), self._segmented(size), address, count)
+                control = () if is_one else self._segmented(size)
+                self._sendmsg((piece,), control, address, count)
                 return count
         return self.write_many([*run.views()], address)
 

@@ -94,12 +94,14 @@ def own_sysfs() -> None:
 
     unshare(CLONE_NEWNS)
     libc = ctypes.CDLL(None, use_errno=True)
-    for source, target, flags in (
-        (b"none", b"/", MS_REC_SLAVE),
+    for kind, target, flags in (
+        (None, b"/", MS_REC_SLAVE),
+        # Where /sys shows this network namespace already (in a container, perhaps read-only), the
+        # kernel refuses to mount the same file system over itself: EBUSY. So put another between.
+        (b"tmpfs", b"/sys", MS_NOSUID_NODEV_NOEXEC),
         (b"sysfs", b"/sys", MS_NOSUID_NODEV_NOEXEC),
     ):
-        kind = source if source == b"sysfs" else None
-        if libc.mount(source, target, kind, ctypes.c_ulong(flags), None) != 0:
+        if libc.mount(b"none", target, kind, ctypes.c_ulong(flags), None) != 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
 
@@ -115,9 +117,9 @@ def do(control: _socket.socket, line: bytes) -> None:
         else:
             flags, _, path = rest.partition(b" ")
             fds.append(open_file(os.fsdecode(path), int(flags)))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         if not fds:  # otherwise answer with fewer sockets than requested
-            control.send(str(error.errno).encode())
+            control.send(str(getattr(error, "errno", 22)).encode())  # EINVAL
             return
     answer(control, fds)
 

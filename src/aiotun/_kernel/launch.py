@@ -30,7 +30,13 @@ PR_SET_SECUREBITS = 28
 SECBIT_NOROOT_LOCKED = 1 | 2
 
 # Sockets of services that resolve names for programs, but in the network namespace outside.
-RESOLVERS = ("/run/systemd/resolve", "/run/nscd", "/var/run/nscd")
+RESOLVERS = (
+    "/run/systemd/resolve",
+    "/run/nscd",
+    "/var/run/nscd",
+    "/run/avahi-daemon",
+    "/var/run/avahi-daemon",
+)
 
 
 def main(stream: BufferedReader) -> None:
@@ -44,8 +50,9 @@ def main(stream: BufferedReader) -> None:
             if fd >= 0:
                 os.set_inheritable(fd, False)
         enter(user, net, resolv_conf)
-        step = "exec"
+        step = "become"
         become(ids)
+        step = "exec"
         # Python ignores the first two signals, and was started with SIGINT (Ctrl-C) ignored. The
         # program would inherit that.
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT)[: 2 + interruptible]:

@@ -47,6 +47,12 @@ _OWN = "/proc/thread-self/ns/net"
 _MAX_FD = 0x7FFF_FFFF  # a C int
 
 
+def _no_netns(netns: object) -> TypeError:
+    return TypeError(
+        f"netns must be a Namespace, a name, a path, an open fd or None, got {netns!r}"
+    )
+
+
 def check_netns(netns: object) -> None:
     """Check a `netns` argument, without opening anything.
 
@@ -56,14 +62,14 @@ def check_netns(netns: object) -> None:
     if hasattr(netns, "fileno"):
         return
     if isinstance(netns, bool) or not isinstance(netns, str | int | os.PathLike | None):
-        raise TypeError(f"netns must be a name, a path, an open fd or None, got {netns!r}")
+        raise _no_netns(netns)
     if isinstance(netns, int):
         if not 0 <= netns <= _MAX_FD:
             raise ValueError(f"netns={netns} is not a valid fd; pass an open fd, a name or a path")
     elif netns is not None:
         path = os.fspath(netns)
         if not isinstance(path, str):
-            raise TypeError(f"netns must be a name, a path, an open fd or None, got {netns!r}")
+            raise _no_netns(netns)
         try:
             if path and "\0" not in path and os.fsencode(path):
                 return

@@ -34,7 +34,7 @@ _DATAGRAMS_AT_ONCE = 500
 # How often the thread wakes up without being notified. Nothing notifies the thread when an event
 # loop is closed, so it has to check. It also retries lookups that failed because the program had no
 # free file descriptor.
-_LOOK_AROUND_MS = 1000
+_LOOK_AROUND = 1.0  # seconds
 
 
 class _Bell:
@@ -107,20 +107,21 @@ class Hub:
         from .monitor import Monitor
 
         monitor, gone = Monitor(), list[Watcher]()
-        try:
-            poll = select.poll()
-            poll.register(monitor.fileno(), select.POLLIN)
-            poll.register(self._bell.fd, select.POLLIN)
+        with contextlib.ExitStack() as ending:
+            ending.callback(monitor.close)
+            # Not poll(2): it fails with EINVAL while RLIMIT_NOFILE is 0, as some sandboxes set it.
+            with naming_limits("could not wait for events"):
+                poll = ending.enter_context(select.epoll())
+            poll.register(monitor.fileno(), select.EPOLLIN)
+            poll.register(self._bell.fd, select.EPOLLIN)
             while True:
                 for watcher in gone:
                     watcher.end(None)
-                poll.poll(_LOOK_AROUND_MS)
+                poll.poll(_LOOK_AROUND)
                 self._bell.hush()
                 gone = self._turn(monitor)
                 if self._is_over():
                     break
-        finally:
-            monitor.close()
         for watcher in gone:  # only now: `aclose` promises that the socket is closed
             watcher.end(None)
 

@@ -1,13 +1,14 @@
 """Connections, servers and datagram endpoints inside a namespace, in asyncio's shapes.
 
-asyncio takes a socket that was made elsewhere. What is left to do here is what it would do with a
-host and a port. Names must not get as far as asyncio: it would resolve them in the program's own
-network namespace.
+asyncio accepts a socket that was made elsewhere. So this module only does what asyncio would do
+with a host and a port. It never passes a name to asyncio, which would resolve the name in the
+program's own network namespace.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import inspect
 import ipaddress
 import socket
@@ -21,13 +22,14 @@ __all__ = [
     "Resolver",
     "Servers",
     "bound",
+    "check_family",
     "connected",
     "listening",
     "resolve",
 ]
 
 Resolver = Callable[[str], Iterable[str] | Awaitable[Iterable[str]]]
-"""Takes a host's name, and gives its addresses; plain or async."""
+"""Takes a host's name and returns its addresses; plain or async."""
 
 
 class _SocketMaker(Protocol):
@@ -35,7 +37,7 @@ class _SocketMaker(Protocol):
 
 
 class Address:
-    """One address and port, before a socket for it is there."""
+    """An address and port, before there is a socket for it."""
 
     def __init__(self, host: str, port: int) -> None:
         self.ip = ipaddress.ip_address(host)
@@ -44,7 +46,7 @@ class Address:
         self.family = socket.AF_INET if self.ip.version == 4 else socket.AF_INET6
 
     def name(self, sock: socket.socket) -> tuple[Any, ...]:
-        """Give the address as `sock` takes it.
+        """Return the address as the methods of `sock` take it.
 
         The zone of a link-local address ("fe80::1%tun0") is an interface of the socket's namespace.
         """
@@ -61,12 +63,13 @@ class Address:
 async def resolve(
     host: str, port: int | str, family: int, resolver: Resolver | None, what: str = "host"
 ) -> list[Address]:
-    """Give a host's addresses of one family, or of both where it is 0.
+    """Return a host's addresses of one family; family 0 means both.
 
     Raises:
-        ValueError: the host is a name, and there is no resolver; or the port is no number.
-        OSError: it has no address of this family.
+        TypeError, ValueError: an argument is invalid, or the host is a name without a resolver.
+        OSError: the host has no address of this family.
     """
+    check_family(family)
     if not isinstance(host, str):
         raise TypeError(f"{what} must be a str, got {host!r}")
     number = _port(port)
@@ -75,18 +78,37 @@ async def resolve(
     except ValueError:
         if resolver is None:
             raise ValueError(
-                f"{host!r} is not an IP address; names are resolved only by 'resolver', since this "
-                "program's own resolver asks in another network namespace"
+                f"{host!r} is not an IP address; pass an address, or pass 'resolver', because this "
+                "program's own resolver would ask in another network namespace"
             ) from None
         texts = resolver(host)
         if inspect.isawaitable(texts):
             texts = await texts
-        found = [Address(str(text), number) for text in texts]
+        found = _resolved(host, texts, number)
     fitting = [each for each in found if family in (0, each.family)]
     if not fitting:
         kind = {0: "", socket.AF_INET: "IPv4 ", socket.AF_INET6: "IPv6 "}.get(family, "")
         raise socket.gaierror(socket.EAI_NONAME, f"{host} has no {kind}address")
     return fitting
+
+
+def _resolved(host: str, texts: object, port: int) -> list[Address]:
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise TypeError(f"the resolver must return a list of addresses for {host!r}, got {texts!r}")
+    try:
+        return [Address(str(text), port) for text in texts]
+    except ValueError as error:
+        raise ValueError(f"the resolver's answer for {host!r} is not valid: {error}") from None
+
+
+def check_family(family: int) -> None:
+    """Check that a family is IPv4, IPv6, or 0 for both.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if family not in (0, socket.AF_INET, socket.AF_INET6):
+        raise ValueError(f"family must be socket.AF_INET, socket.AF_INET6 or 0, got {family!r}")
 
 
 def _port(port: int | str) -> int:
@@ -102,10 +124,10 @@ def _port(port: int | str) -> int:
 async def connected(
     make: _SocketMaker, targets: Sequence[Address], local: Sequence[Address], proto: int
 ) -> socket.socket:
-    """Give a TCP connection to the first address that accepts one, each tried in turn.
+    """Try the addresses in turn; return a TCP socket that is connected to one of them.
 
     Raises:
-        OSError: none accepts it; as asyncio raises it.
+        OSError: no address accepts the connection; the same error as asyncio raises.
     """
     errors: list[OSError] = []
     for target in targets:
@@ -127,12 +149,17 @@ async def connected(
 
 
 async def _connect(sock: socket.socket, name: tuple[Any, ...]) -> None:
-    """Connect, as an event loop's `sock_connect` does; uvloop's loses the zone of an address."""
+    """Connect as an event loop's `sock_connect` does. uvloop's would lose an address's zone."""
     try:
         sock.connect(name)
         return
     except BlockingIOError:
         pass
+    source = sock.getsockname()[0]
+    if source == "0.0.0.0" or (source == "::1" and name[0] != source):
+        # The kernel has a route but no address, and sends the SYN with this source. Nobody answers.
+        text = f"no interface inside has an address to connect to {name} from; add one"
+        raise OSError(errno.EADDRNOTAVAIL, text)
     loop = asyncio.get_running_loop()
     decided = loop.create_future()
 
@@ -151,10 +178,10 @@ async def _connect(sock: socket.socket, name: tuple[Any, ...]) -> None:
 
 
 def _bind(sock: socket.socket, family: int, local: Sequence[Address]) -> None:
-    """Bind to the local address of the same family, if any was given.
+    """Bind a socket to the local address of its family, if local addresses were given.
 
     Raises:
-        OSError: the kernel refuses, or there is none of this family.
+        OSError: the kernel refuses, or no local address has this family.
     """
     if not local:
         return
@@ -162,7 +189,7 @@ def _bind(sock: socket.socket, family: int, local: Sequence[Address]) -> None:
         if address.family == family:
             sock.bind(address.name(sock))
             return
-    raise OSError(f"no local address of the family of {sock.family.name} was given")
+    raise OSError(f"local_addr has no address of family {sock.family.name}, as the target has")
 
 
 async def listening(
@@ -172,7 +199,7 @@ async def listening(
     reuse_address: bool | None,
     reuse_port: bool | None,
 ) -> list[socket.socket]:
-    """Give a bound TCP socket for each address; asyncio lets them listen."""
+    """Return a bound TCP socket for each address. asyncio calls `listen` on them."""
     made: list[socket.socket] = []
     try:
         for address in addresses:
@@ -183,7 +210,7 @@ async def listening(
             if reuse_port:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if address.family == socket.AF_INET6:
-                # Else "::" would take the port of "0.0.0.0" as well.
+                # Otherwise "::" would also take the port at "0.0.0.0".
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind(address.name(sock))
     except BaseException:
@@ -203,7 +230,7 @@ async def bound(
     reuse_port: bool | None,
     allow_broadcast: bool | None,
 ) -> socket.socket:
-    """Give a UDP socket, bound and connected to what was given."""
+    """Return a UDP socket, bound to the local and connected to the remote address, if given."""
     families: list[int] = [each.family for each in (*remote, *local)]
     families = families or [family or socket.AF_INET]
     sock = await make(families[0], socket.SOCK_DGRAM, proto)
@@ -214,7 +241,7 @@ async def bound(
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         _bind(sock, families[0], local)
         if remote:
-            sock.connect(remote[0].name(sock))  # at once: nothing is sent
+            sock.connect(remote[0].name(sock))  # does not block: UDP sends nothing to connect
     except BaseException:
         sock.close()
         raise
@@ -222,14 +249,14 @@ async def bound(
 
 
 class Servers(asyncio.AbstractServer):
-    """Several servers as one: asyncio makes a server of one socket where it is given the socket."""
+    """Several servers as one, because asyncio makes a server of only one given socket."""
 
     def __init__(self, servers: Sequence[asyncio.Server]) -> None:
         self._servers = servers
 
     @property
     def sockets(self) -> tuple[Any, ...]:
-        """The sockets that listen; none once it is closed."""
+        """The listening sockets; empty after closing."""
         return tuple(sock for server in self._servers for sock in server.sockets)
 
     def close(self) -> None:

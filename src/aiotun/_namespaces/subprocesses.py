@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import marshal
+import operator
 import os
 import signal
 import socket
@@ -20,8 +21,8 @@ __all__ = ["Word", "start"]
 
 Word = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
-# A Python that is starting answers Ctrl-C with a traceback. One that was started with the signal
-# ignored goes on ignoring it, until it becomes the program.
+# Ctrl-C would make a starting Python print a traceback. If the signal is ignored when Python
+# starts, Python goes on ignoring it. `launch` restores the signal for the program.
 _WITHOUT_CTRL_C = ("/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh")
 
 Ids = tuple[int | None, int | None, list[int] | None]
@@ -36,17 +37,19 @@ async def start(
 ) -> asyncio.subprocess.Process:
     """Start a program in a network namespace; see `Namespace.create_subprocess_exec`.
 
-    asyncio starts an interpreter that enters the namespace and then becomes the program. That takes
-    some 30 ms. A `preexec_fn` would hold up the event loop for as long, and is for frozen programs
-    only, which have no interpreter.
+    asyncio starts an interpreter, which enters the namespace and then executes the program. That
+    takes about 30 ms. A `preexec_fn` would block the event loop for that long, so only frozen
+    programs use it: they have no interpreter.
 
     Args:
         net: the network namespace.
-        user: the user namespace around it, where that has to be entered too.
+        user: the user namespace around it, if the process has to enter that, too.
         words: the program and its arguments.
-        resolv_conf: the text of its /etc/resolv.conf, or None.
-        options: those of `asyncio.create_subprocess_exec`.
+        resolv_conf: the text of the program's /etc/resolv.conf, or None.
+        options: options of `asyncio.create_subprocess_exec`.
     """
+    if resolv_conf is not None and not isinstance(resolv_conf, str):
+        raise TypeError(f"resolv_conf must be a str, the text of the file, got {resolv_conf!r}")
     ids = _ids(options)
     text = None if resolv_conf is None else resolv_conf.encode()
     where = (-1 if user is None else user.fd, net.fd, text)
@@ -64,8 +67,8 @@ async def start(
             process = await _create(words, options)
 
         def wait() -> bytes:
-            """Tell the child what to do, and wait until it has become the program."""
-            with contextlib.suppress(OSError):  # it has ended already, and said why
+            """Tell the child what to do, and wait until it has executed the program."""
+            with contextlib.suppress(OSError):  # the child has ended already, and said why
                 ours.sendall(told)
             return b"".join(iter(lambda: ours.recv(4096), b""))
 
@@ -86,10 +89,10 @@ def _launcher(control: int) -> tuple[Word, ...]:
 
 
 async def _create(words: Iterable[Word], options: dict[str, Any]) -> asyncio.subprocess.Process:
-    """Have asyncio start a process, and end it here if this is cancelled meanwhile.
+    """Let asyncio start a process; if this is cancelled meanwhile, end the process.
 
-    asyncio's own way of ending it then takes the status of a child that has just ended away from
-    the child watcher, which complains of an unknown child.
+    asyncio would also end it, but would take the status of a child that has just ended before the
+    child watcher does. The child watcher then warns about an unknown child.
     """
     creating = asyncio.create_task(asyncio.create_subprocess_exec(*words, **options))
     try:
@@ -100,27 +103,32 @@ async def _create(words: Iterable[Word], options: dict[str, Any]) -> asyncio.sub
 
 
 def _ids(options: dict[str, Any]) -> Ids:
-    """Take user and groups out of the options: they apply after the namespace has been entered."""
+    """Remove user and groups from the options. They apply after entering the namespace."""
     user, group, extra = (options.pop(name, None) for name in ("user", "group", "extra_groups"))
-    if isinstance(user, str):
+    return (
+        None if user is None else _id("user", user),
+        None if group is None else _id("group", group),
+        None if extra is None else [_id("group", each) for each in extra],
+    )
+
+
+def _id(what: str, value: Any) -> int:
+    if isinstance(value, str):
+        import grp
         import pwd
 
-        user = pwd.getpwnam(user).pw_uid
-    return user, _gid(group), None if extra is None else [_gid(each) for each in extra]
-
-
-def _gid(group: Any) -> Any:
-    if isinstance(group, str):
-        import grp
-
-        return grp.getgrnam(group).gr_gid
-    return group
+        return pwd.getpwnam(value).pw_uid if what == "user" else grp.getgrnam(value).gr_gid
+    number = operator.index(value)
+    # With all 32 bits set, setreuid(2) would leave the ID as it is.
+    if not 0 <= number < 2**32 - 1:
+        raise ValueError(f"{what} must be a name or an ID of 0 to 4294967294, got {number}")
+    return number
 
 
 def _program(
     where: tuple[int, int, bytes | None], ids: Ids, words: Iterable[Word], options: dict[str, Any]
 ) -> bytes:
-    """Say what to become, for `launch.main`. What only the program is to have is no option then."""
+    """Pack what `launch.main` must do; remove the options that only apply to the program."""
     env = options.pop("env", None)
     env = os.environ if env is None else env
     argv = [os.fsencode(word) for word in words]
@@ -129,6 +137,13 @@ def _program(
     if not os.path.dirname(program):
         paths = [os.path.join(os.fsencode(folder), program) for folder in os.get_exec_path(env)]
     variables = {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
+    if not argv[0]:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "")
+    # In the child, execve would fail with a traceback.
+    if any(b"\0" in word for word in (program, *argv, *variables, *variables.values())):
+        raise ValueError("the program, its arguments and its environment can't have a null byte")
+    if any(not name or b"=" in name for name in variables):
+        raise ValueError("the name of an environment variable can't be empty or have a '='")
     interruptible = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
     return marshal.dumps((*where, ids, interruptible, paths, argv, variables))
 
@@ -142,7 +157,7 @@ def _preexec(
         step = "enter"
         try:
             launch.enter(*where)
-            step = "exec"
+            step = "become"
             launch.become(ids)
         except OSError as error:
             launch.tell(control, step, error)
@@ -159,8 +174,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:
-    # Not process.kill(): that waits for a child that has just ended (Popen.send_signal polls), and
-    # the child watcher complains as in `_create`.
+    # Don't use process.kill(): it would take the status of a child that has just ended
+    # (Popen.send_signal polls), and the child watcher would warn, as `_create` says.
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
@@ -170,11 +185,14 @@ def _error(step: str, code: int, said: str, what: str | bytes | None) -> OSError
     name = what if what is None else os.fsdecode(what)
     if step == "exec":
         return OSError(code, said, name)
+    if step == "become":
+        text = f"the program can't have this user, group or extra_groups: {said}"
+        return OSError(code, f"{text}; a rootless namespace has only the user who made it")
     text = f"the program could not enter the network namespace: {name}: {said}"
     if code in (errno.EPERM, errno.EACCES) and name and name.startswith("/"):
         text += "; leave out resolv_conf, or allow mounts in user namespaces (AppArmor, seccomp)"
     elif code == errno.ENOENT:
         text += "; leave out resolv_conf, or create that file"
     else:
-        text += "; it takes CAP_SYS_ADMIN, or as an ordinary user a namespace of this program's own"
+        text += "; this takes CAP_SYS_ADMIN, or a namespace that this program made"
     return NotPermittedError(code, text)

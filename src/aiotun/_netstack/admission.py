@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from .._packets.native import checksum
+from .._packets.udp import TCP, pseudo_header
 from .addresses import Address, address, unicast
 from .answers import Refusal, reset, unreachable
 
@@ -110,7 +112,7 @@ class Admission:
 
     def take(self, seen: Seen) -> bool:
         """Hold, answer or drop a packet; return False if it is for the kernel instead."""
-        _, packet, header = seen
+        packet, header = seen.packet, seen.header
         if header.fragment and _hides_flags(packet, header):
             self._core.counts.packets_refused += 1
             return True
@@ -119,11 +121,14 @@ class Admission:
         ports, sequence, flags = _START.unpack_from(packet, header.payload_offset)
         key = header.src_bytes + header.dst_bytes + ports
         if flags & _RST:
-            if key in self._held:
+            if key in self._held and _sums(seen):
                 self._expire(key)
             return False
         if flags & (_SYN | _ACK) != _SYN:
             return False
+        if not _sums(seen):
+            self._core.counts.packets_refused += 1
+            return True
         if not self._concerns(header):
             return self._refuses_own(seen)
         if not self._has_sender(header):
@@ -328,6 +333,20 @@ def _is_valid(packet: bytes, header: IPHeader) -> bool:
         return False
     size = (packet[at + 12] >> 4) * 4
     return size >= _TCP_HEADER and (header.fragment or at + size <= end)
+
+
+def _sums(seen: Seen) -> bool:
+    """Whether the checksums are right, as far as this packet tells. The kernel drops it otherwise.
+
+    TCP's checksum covers a segment's other fragments, too, which only the kernel sees.
+    """
+    packet, header = seen.packet, seen.header
+    at, end = header.payload_offset, header.total_length
+    if header.version == 4 and checksum(packet[:at], 0):
+        return False
+    if seen.checked or header.fragment:
+        return True
+    return not checksum(packet[at:end], pseudo_header(packet, end - at, TCP))
 
 
 def _hides_flags(packet: bytes, header: IPHeader) -> bool:

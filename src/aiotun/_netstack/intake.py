@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .seen import TcpTaker
     from .udp import UdpInterceptor
 
-__all__ = ["Intake"]
+__all__ = ["Intake", "is_checked"]
 
 _OURS = frozenset({ICMP, ICMPV6, UDP})
 
@@ -36,6 +36,11 @@ _OURS = frozenset({ICMP, ICMPV6, UDP})
 # that consists of several UDP datagrams.
 _NEEDS_CSUM, _DATA_VALID = 1, 2
 _UDP_L4 = 5
+
+
+def is_checked(packet: bytes) -> bool:
+    """Whether a virtio-net header says that a checksum is known to be right, or is partial."""
+    return bool(packet[0] & (_NEEDS_CSUM | _DATA_VALID))
 
 
 class Intake:
@@ -133,10 +138,10 @@ class Intake:
         """Take a packet that begins with a virtio-net header of `header` bytes; see `take`."""
         if len(packet) < header:
             return False
-        flags, kind, *_ = VNET_HDR.unpack_from(packet)
+        _, kind, *_ = VNET_HDR.unpack_from(packet)
         if kind != _UDP_L4:
             # This includes UFO: one large datagram that the kernel would fragment.
-            return self.take(packet[header:], bool(flags & (_NEEDS_CSUM | _DATA_VALID)))
+            return self.take(packet[header:], is_checked(packet))
         if self.udp is None:
             return False
         try:

@@ -9,6 +9,7 @@ from .._packets import native
 from .._packets.ipheader import IPHeader
 from .._packets.udp import TCP
 from .._queue.port import Port
+from .intake import is_checked
 from .seen import Seen
 
 if TYPE_CHECKING:
@@ -114,4 +115,6 @@ def _tcp(sent: bytes, at: int) -> Seen | None:
         header = IPHeader(packet)
     except ValueError:
         return None
-    return Seen(sent, packet, header) if header.proto == TCP else None
+    if header.proto != TCP:
+        return None
+    return Seen(sent, packet, header, at > 0 and is_checked(sent))

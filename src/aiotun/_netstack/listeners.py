@@ -50,9 +50,10 @@ class Listeners(Mechanism):
 
     on_demand = True
 
-    def __init__(self, namespace: Namespace, tun: str) -> None:
+    def __init__(self, namespace: Namespace, tun: str, mtu: int) -> None:
         self._namespace = namespace
         self._tun = os.fsencode(tun)
+        self._mtu = mtu
         self._loop = asyncio.get_running_loop()
         self._receiver: Receiver | None = None
         # The socket that was unused for longest comes first.
@@ -95,7 +96,7 @@ class Listeners(Mechanism):
             sock.close()
             return receiver is not None
         try:
-            make_transparent(sock)
+            make_transparent(sock, self._mtu)
             sock.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, self._tun)
             key = _bind(sock, keys, header)
             if key is not None:

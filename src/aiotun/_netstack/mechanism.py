@@ -29,6 +29,10 @@ SO_BINDTODEVICE = 25
 
 # in.h, in6.h
 _IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
+_IP_MTU_DISCOVER, _IP_PMTUDISC_DONT = 10, 0
+
+# tcp.h: TCP_MIN_SND_MSS, and the two headers. The kernel sends no smaller segments.
+_LEAST_PACKET = 48 + 20 + 20
 
 
 class Receiver(Protocol):
@@ -91,8 +95,12 @@ class Mechanism(abc.ABC):
         """Leave a port to a server of the stack."""
 
 
-def make_transparent(sock: socket.socket) -> None:
+def make_transparent(sock: socket.socket, mtu: int) -> None:
     """Let a TCP socket be bound to addresses that are not this host's, before `bind`.
+
+    Args:
+        sock: the socket.
+        mtu: the device's.
 
     Raises:
         OSError: the kernel refuses.
@@ -100,6 +108,10 @@ def make_transparent(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if sock.family == socket.AF_INET:
         sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
+        if mtu < _LEAST_PACKET:
+            # The kernel must fragment segments. Otherwise it would tell the sender's address that
+            # they are too long, which is not its own, so it would not hear that itself.
+            sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT)
     else:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)

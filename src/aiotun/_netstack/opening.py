@@ -100,6 +100,8 @@ def check(
     for word in ("addresses", "routes"):
         if isinstance(tun[word], Iterator):
             tun[word] = list(tun[word])
+    if mtu is None:  # which `open_tun` takes for its default
+        raise TypeError("mtu must be an int, got None")
     open_tun(**tun)
     ipv6_default = None
     if routes is DEFAULT_ROUTES and mtu >= IPV6_MIN_MTU:
@@ -137,9 +139,9 @@ async def open_core(options: Options) -> Prepared:
         queue = tun.queues[0]
         queue.use(IntakePort(queue.port, intake))
         if done.tproxy:
-            core.mechanism = Tproxy(namespace, tun.name)
+            core.mechanism = Tproxy(namespace, tun.name, tun.mtu)
         else:
-            core.mechanism = Listeners(namespace, tun.name)
+            core.mechanism = Listeners(namespace, tun.name, tun.mtu)
     undo_at_close = options.intercept and not owns
     place = NamespaceFd(os.dup(namespace.fileno())) if undo_at_close else None
     return Prepared(core, done.control, owns, place)

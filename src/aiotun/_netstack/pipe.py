@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import socket
 import struct
+from typing import Any
 
 __all__ = ["PipeStats", "pipe"]
 
@@ -49,6 +50,8 @@ async def pipe(a: Streams, b: Streams, *, stats: PipeStats | None = None) -> Non
         broke (`PipeStats.error`).
 
     Raises:
+        TypeError: an argument is invalid.
+        ValueError: `a` and `b` are the same connection.
         Exception: a reader or writer of another library raised something that is not an `OSError`.
             Both connections are reset then, too.
 
@@ -57,6 +60,7 @@ async def pipe(a: Streams, b: Streams, *, stats: PipeStats | None = None) -> Non
 
     *Concurrency*: no other task may read from these readers meanwhile.
     """
+    _check(a, b, stats)
     counts = stats if stats is not None else PipeStats()
     ways = {
         asyncio.create_task(_copy(a[0], b[1], counts, "a_to_b")),
@@ -90,6 +94,17 @@ async def pipe(a: Streams, b: Streams, *, stats: PipeStats | None = None) -> Non
     a[1].close()
     b[1].close()
     await asyncio.wait(watches)
+
+
+def _check(a: Any, b: Any, stats: object) -> None:
+    for pair in (a, b):
+        fits = isinstance(pair, tuple) and len(pair) == 2
+        if not fits or not hasattr(pair[0], "read") or not hasattr(pair[1], "wait_closed"):
+            raise TypeError(f"pipe needs two tuples of a reader and a writer, got {pair!r}")
+    if a[1] is b[1]:
+        raise ValueError(f"pipe needs two connections, got {a!r} twice")
+    if stats is not None and not isinstance(stats, PipeStats):
+        raise TypeError(f"stats must be a PipeStats, got {stats!r}")
 
 
 async def _copy(

@@ -83,7 +83,7 @@ async def relay(a: PacketIO, b: PacketIO, *, stats: RelayStats | None = None) ->
 
     Raises:
         DeviceLostError: one device's interface is gone.
-        TypeError: `a` or `b` is not a device.
+        TypeError: `a` or `b` is not a device, or `stats` is not a `RelayStats`.
         ValueError: one is a TUN device and the other a TAP device, or both are the same.
 
     *Cancellation*: closes neither device. Packets that were received but not sent yet are sent if
@@ -94,7 +94,9 @@ async def relay(a: PacketIO, b: PacketIO, *, stats: RelayStats | None = None) ->
     """
     for each in (a, b):
         if not isinstance(each, PacketIO):
-            raise TypeError(f"relay needs two devices, got {type(each).__name__}")
+            raise TypeError(
+                f"relay needs two devices, got {type(each).__name__}; a stack's is its 'tun'"
+            )
     if a is b:
         raise ValueError(f"relay needs two devices, got {a!r} twice")
     if a._format.mode != b._format.mode:
@@ -102,6 +104,8 @@ async def relay(a: PacketIO, b: PacketIO, *, stats: RelayStats | None = None) ->
             f"relay can't connect a TUN and a TAP device, got {a!r} and {b!r}; a TAP carries "
             "Ethernet frames, whose headers the packets of a TUN lack"
         )
+    if stats is not None and not isinstance(stats, RelayStats):
+        raise TypeError(f"stats must be a RelayStats, got {stats!r}")
     counts = stats if stats is not None else RelayStats()
     pumps = [
         asyncio.create_task(_pump(a, b, counts.a_to_b)),

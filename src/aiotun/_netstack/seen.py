@@ -17,11 +17,14 @@ class Seen(NamedTuple):
             not complete, so the packet must be written later with this header.
         packet: the packet without the virtio-net header.
         header: its IP header.
+        checked: whether TCP's checksum needs no check: the virtio-net header says that it is known
+            to be right, or is partial.
     """
 
     sent: bytes
     packet: bytes
     header: IPHeader
+    checked: bool
 
 
 class TcpTaker(Protocol):

@@ -24,9 +24,10 @@ class Tproxy(Mechanism):
     way. Accepted sockets inherit that: their packets leave by the device, whatever the routes are.
     """
 
-    def __init__(self, namespace: Namespace, tun: str) -> None:
+    def __init__(self, namespace: Namespace, tun: str, mtu: int) -> None:
         self._namespace = namespace
         self._tun = os.fsencode(tun)
+        self._mtu = mtu
         self._receiver: Receiver | None = None
         self._listening: list[socket.socket] = []
 
@@ -41,7 +42,7 @@ class Tproxy(Mechanism):
                         continue  # a kernel without IPv6
                     raise
                 made.append(sock)
-                make_transparent(sock)
+                make_transparent(sock, self._mtu)
                 sock.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, self._tun)
                 sock.bind((address, PORT))
                 sock.listen(receiver.backlog)

@@ -137,16 +137,17 @@ class Run:
             lengths.append(self.last - before)
         else:
             lengths = list(sizes)
-        if len(lengths) != self.count or before < 0 or min(lengths, default=0) < 0:
+        count, stride = self.count, self.stride
+        if len(lengths) != count or before < 0 or min(lengths, default=0) < 0:
             raise ValueError(
                 f"{self!r} needs one size for each packet, and sizes and 'before' must be at least "
                 f"0; got before={before} and {len(lengths)} sizes"
             )
-        # Compare two ends: that of the last packet, and that of the longest other one if it were
-        # the last but one. The second is a bound for all others.
-        first = self.start + before + (self.count - 2) * self.stride
-        end = max(first + max(lengths[:-1], default=0), first + self.stride + lengths[-1])
-        if end > self.buffer.nbytes:
+        # Compare two ends: that of the last packet, and that of the longest packet if it were the
+        # last but one. The second is a bound for all others.
+        last = self.start + before + (count - 1) * stride
+        room = self.buffer.nbytes - last
+        if lengths[-1] > room or max(lengths) > room + stride:
             raise ValueError(f"a packet of {self!r} would end outside the buffer")
         return lengths
 
@@ -175,7 +176,10 @@ class Run:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.release()
+        pool = self._pool
+        if pool is not None:
+            self._pool = None
+            pool.put(self.buffer)
 
     def __del__(self) -> None:
         if getattr(self, "_pool", None) is not None:

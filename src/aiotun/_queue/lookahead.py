@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 
 __all__ = ["TURNS", "Lookahead"]
@@ -64,10 +65,12 @@ class Lookahead:
             self._poll = select.poll()
             self._poll.register(fd, select.POLLIN)
         poll = self._poll.poll
-        for polls in range(1, _POLLS + 1):
-            if poll(0):
-                self.pays = True
-                self.burst |= polls == 1
-                return True
         self.pays = False
+        # poll(2) fails with EINVAL while RLIMIT_NOFILE is 0, as some sandboxes set it.
+        with contextlib.suppress(OSError):
+            for polls in range(1, _POLLS + 1):
+                if poll(0):
+                    self.pays = True
+                    self.burst |= polls == 1
+                    return True
         return False

@@ -42,7 +42,9 @@ def lost(code: int | None, name: str) -> DeviceLostError:
     if code == errno.ENOTCONN:  # a Unix socket says so from the second time on
         text = f"{name} has no other end: it was closed, or never connected; close this queue"
     elif code in _SOCKET_ERRORS:
-        text = f"{name} came to its end: {_SOCKET_ERRORS[code]}; close this queue"
+        # Only a Unix socket comes to its end this way, and it gets no ICMP.
+        why = _SOCKET_ERRORS[errno.ECONNRESET if code == errno.ECONNREFUSED else code]
+        text = f"{name} came to its end: {why}; close this queue"
     else:
         text = (
             f"{name} is gone: it was deleted, or its namespace ended; close this device, and open "

@@ -58,6 +58,11 @@ class ServedFd(FdOwner):
     # Receiving
 
     async def _receive(self, take: Callable[[Self], T]) -> T:
+        if self._free and not self._drained:  # being resumed, and nobody else waits
+            try:
+                return take(self)
+            except OSError as error:
+                self._refuse(error)
         loop = self._watch.loop if self._resuming else None
         if loop is None:
             loop = self._bind()

@@ -1,3 +1,3 @@
-module stack
+module contenders
 
 go 1.22

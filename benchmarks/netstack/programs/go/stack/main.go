@@ -1,4 +1,4 @@
-// gVisor's netstack on a TUN device: accepts every connection and datagram, as ../_contract.py says.
+// gVisor's netstack on a TUN device: accepts every connection and datagram, as ../../_contract.py says.
 // Usage: stack TUN
 package main
 

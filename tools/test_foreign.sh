@@ -26,6 +26,8 @@ for architecture in ${ARCHITECTURES:-arm64 s390x}; do
     tools/foreign.sh "$architecture"
     # Debian's library for cryptography is too old for the WireGuard example on s390x.
     [ "$architecture" = s390x ] && without=wireguard || without=nothing
+    # Without this, QEMU computes pointer authentication for minutes before the first test.
+    [ "$architecture" = arm64 ] && export QEMU_CPU=max,pauth-impdef=on || unset QEMU_CPU
     echo "--- $architecture: ${*:-all tests that need no device}"
     # Its own list of emulators (Linux 6.7) and its own root, so that the tests can start programs,
     # and nothing changes outside.

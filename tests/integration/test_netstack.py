@@ -171,6 +171,8 @@ async def test_a_namespace_that_is_given_stays_open_and_gets_its_rules_back(
 
 
 async def test_fifty_stacks_leave_nothing_behind() -> None:
+    need_resets()
+
     async def one() -> None:
         async with aiotun.open_netstack(intercept=True) as stack:
             await stack.intercept_tcp(tell)
@@ -506,6 +508,7 @@ async def test_closing_ends_servers_and_is_not_stopped_by_cancellation() -> None
 
 
 async def test_a_stack_closes_after_its_helper_has_died() -> None:
+    need_resets()
     async with (
         aiotun.new_namespace(rootless=True) as ns,
         aiotun.open_netstack(namespace=ns, intercept=True) as opened,

@@ -13,13 +13,8 @@ from aiotun import DeviceLostError
 from aiotun.testing import memory_pair
 
 from ..helpers import ip, wait_until
-from .kernel import link, names
+from .kernel import link, names, resident_kib
 from .rig import OURS, PORT, THEIRS, number, rig, udp
-
-
-def resident_kib() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
 
 
 def open_fds() -> int:

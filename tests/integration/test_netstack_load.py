@@ -22,7 +22,7 @@ import pytest
 import aiotun
 
 from ..helpers import checksum, wait_until
-from .kernel import children_of
+from .kernel import children_of, resident_kib
 from .stacks import client_of, force_mechanism
 
 SYN, RST, ACK = 0x02, 0x04, 0x10
@@ -409,10 +409,6 @@ async def test_the_loop_sleeps_with_connections_that_make_no_progress(
 
 
 # --- One after the other -------------------------------------------------------------------------
-
-
-def resident_kib() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 1024
 
 
 @pytest.mark.parametrize("rootless", [True, False], ids=["rootless", "privileged"])

@@ -385,6 +385,8 @@ def run(runs: int, loops: Sequence[str]) -> Iterator[Table]:
     with contextlib.ExitStack() as stack:
         # wg(8) looks for Unix sockets in /run. There must be only ours.
         subprocess.run(["mount", "-t", "tmpfs", "none", "/run"], check=True)
+        for conf in ("all", "default"):  # `isolate` has switched IPv6 off
+            Path(f"/proc/sys/net/ipv6/conf/{conf}/disable_ipv6").write_text("0")
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         field = Field(stack, folder)
         names = enter(field, loops)

@@ -27,6 +27,8 @@ class Outside:
             f"address add {NEAR}/24 dev out0",
             "link set out0 up",
         )
+        # With its namespace it would vanish only some time later.
+        stack.callback(ip, "link delete out0")
         ip(
             f"address add {FAR}/24 dev out1",
             f"address add {TARGET}/32 dev lo",

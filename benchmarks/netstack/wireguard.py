@@ -134,6 +134,7 @@ def run(runs: int, contenders: Sequence[Contender]) -> Iterator[Table]:
     with contextlib.ExitStack() as stack:
         # wireguard-go's socket is in /run. There must be only ours.
         subprocess.run(["mount", "-t", "tmpfs", "none", "/run"], check=True)
+        stack.callback(subprocess.run, ["umount", "--lazy", "/run"], check=True)
         outside = Outside(stack)
         server, clients = Keys(), [Keys() for _ in contenders]
         outside.enter("sh", "-c", f"exec {GO / 'wireguard'} -f {DEVICE} 2>/dev/null")

@@ -31,7 +31,7 @@ MARKER = "AIOTUN_TESTS_OUTSIDE"
 PROOF = Path("/run/aiotun-tests")
 NODE = Path("/dev/net/tun")
 
-CLONE_NEWNET = 0x4000_0000  # sched.h
+CLONE_NEWNS, CLONE_NEWNET = 0x0002_0000, 0x4000_0000  # sched.h
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 2, 4, 8, 4096  # mount.h
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1  # sockios.h, if.h
 _TUN_DEVICE = os.makedev(10, 200)  # Documentation/admin-guide/devices.txt
@@ -155,13 +155,25 @@ def bind(source: str, target: str) -> None:
     mount(source, target, "", _MS_BIND)
 
 
-def unshare_netns() -> None:
-    """Give the calling thread a new network namespace."""
+def _unshare_thread(flags: int) -> None:
     if sys.version_info >= (3, 12):
-        os.unshare(CLONE_NEWNET)
-    elif _libc.unshare(CLONE_NEWNET) != 0:
+        os.unshare(flags)
+    elif _libc.unshare(flags) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def unshare_netns() -> None:
+    """Give the calling thread a new network namespace."""
+    _unshare_thread(CLONE_NEWNET)
+
+
+def unshare_run() -> None:
+    """Give the calling thread, and those that it starts, a /run of their own."""
+    proof = PROOF.read_text()
+    _unshare_thread(CLONE_NEWNS)
+    _mount_run()
+    PROOF.write_text(proof)
 
 
 def setns(fd: int) -> None:
@@ -177,11 +189,15 @@ def _make_private() -> None:
     # sysfs shows the interfaces of the namespace that mounted it. Without a new mount,
     # /sys/class/net would still show the machine's.
     mount("sysfs", "/sys", "sysfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    _mount_run()
+    prepare_netns()
+    PROOF.write_text(str(_inode("net")))
+
+
+def _mount_run() -> None:
     # 'ip netns add' makes its names under /run/netns. Not nodev: _open_node_to_all makes a node
     # here.
     mount("tmpfs", "/run", "tmpfs", _MS_NOSUID, "mode=0755")
-    prepare_netns()
-    PROOF.write_text(str(_inode("net")))
 
 
 def _open_node_to_all() -> None:

@@ -57,6 +57,10 @@ def pytest_configure(config: pytest.Config) -> None:
     why = _isolation.problem(os.environ)
     if why is not None:
         pytest.exit(f"aiotun tests: {why}", 4)
+    # The workers of pytest-xdist (-n) run at the same time, and their tests put files, mounts and
+    # names of namespaces into /run.
+    if hasattr(config, "workerinput"):
+        _isolation.unshare_run()
     # A shell makes a program that it starts with '&' ignore SIGINT, and the programs that the tests
     # start would inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

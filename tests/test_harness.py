@@ -33,12 +33,11 @@ def run_pytest(
     )
 
 
-def run_here(folder: Path, source: str, **env: str) -> subprocess.CompletedProcess[str]:
+def run_here(folder: Path, source: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a test module from another folder with our conftest."""
     (folder / "test_it.py").write_text(source)
-    return run_pytest(
-        "-c", str(ROOT / "pyproject.toml"), "-p", "tests.conftest", str(folder), env=env
-    )
+    ours = ("-c", str(ROOT / "pyproject.toml"), "-p", "tests.conftest")
+    return run_pytest(*ours, *args, str(folder), env=env)
 
 
 # --- Isolation -----------------------------------------------------------------------------------
@@ -130,6 +129,30 @@ def test_names_of_namespaces_stay_private() -> None:
         assert os.path.ismount("/run")
     finally:
         ip("netns", "del", "ours")
+
+
+def test_workers_do_not_share_run(tmp_path: Path) -> None:
+    """Each of two tests that run at the same time makes the same file, and waits for the other."""
+    done = run_here(
+        tmp_path,
+        """
+import os, pathlib, time, pytest
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("number", ["0", "1"])
+def test_it(number):
+    here = pathlib.Path(__file__).parent
+    with open("/run/both", "x") as file:
+        file.write(number)
+    (here / number).touch()
+    while not all((here / each).exists() for each in "01"):
+        time.sleep(0.01)
+    assert pathlib.Path("/run/both").read_text() == number
+    assert os.path.ismount("/run")
+""",
+        "-n",
+        "2",
+    )
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_the_thread_comes_back_after_a_failure(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def started() -> Iterator[Any]:
     """Start the example with an interpreter and from a folder that the ordinary user can read."""
     python, env = ordinary_python()
     folder = Path("/run/aiotun-user/examples")
-    shutil.copytree(EXAMPLES, folder, dirs_exist_ok=True)
+    shutil.copytree(EXAMPLES, folder)
 
     def begin(*args: str) -> Any:
         # With an additional group, which the example must drop.
@@ -129,7 +129,7 @@ def test_root_and_unknown_users_are_refused() -> None:
 def test_an_ordinary_user_is_told_to_start_as_root() -> None:
     python, env = ordinary_python()
     folder = Path("/run/aiotun-user/examples")
-    shutil.copytree(EXAMPLES, folder, dirs_exist_ok=True)
+    shutil.copytree(EXAMPLES, folder)
     try:
         done = run(DROP, args=[*python, str(folder / DROP), *ARGS], env=env)
         check_failure(done, 1, "start this as root")

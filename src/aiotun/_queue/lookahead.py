@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 
 __all__ = ["TURNS", "Lookahead"]
 
 # How often a queue polls for the next packet, which takes some 5 microseconds in all.
 _POLLS = 12
-# Every sixteenth wake-up polls even though it did not pay the last time, to see whether it would.
+# On a single core the sender can't run while we poll. It has run before, or it runs once we sleep.
+_POLLS_ON_ONE_CORE = 1
+# These wake-ups poll even though it did not pay the last time, to see whether it would: every
+# sixteenth, and some soon after it stopped paying. On a single core an exchange stops whenever the
+# scheduler does not let the sender run at once. Each packet until the next try then takes a turn of
+# the loop, which costs more than a few polls.
 _RETRY = 16
+_RETRY_SOON = (2, 4, 8)
 
 TURNS = 16
 """How often one call by the loop may resume the same task."""
@@ -31,15 +38,18 @@ class Lookahead:
         pays: polling found the next packet, the last time.
     """
 
-    __slots__ = ("_more_runs", "_poll", "_runs", "_wakeups", "burst", "pays")
+    __slots__ = ("_more_runs", "_poll", "_polls", "_runs", "_wakeups", "burst", "pays")
 
     def __init__(self) -> None:
         self.burst = True
         self.pays = False
         self._runs = 0  # taken since the loop called
         self._more_runs = False  # a second one was there, the last time that it was tried
-        self._wakeups = 0  # how often the loop called while one task waited
+        # How often the loop called while one task waited, from the call on in which polling last
+        # found a packet.
+        self._wakeups = 0
         self._poll: select.poll | None = None
+        self._polls = _POLLS
 
     def due(self) -> bool:
         """Count a wake-up; tell whether to look for another packet after it."""
@@ -47,7 +57,7 @@ class Lookahead:
             self._more_runs = False
         self._runs = 0
         self._wakeups += 1
-        return self.pays or self._wakeups % _RETRY == 0
+        return self.pays or self._wakeups % _RETRY == 0 or self._wakeups in _RETRY_SOON
 
     def another(self) -> bool:
         """Count a run that was taken; tell whether to try another at once."""
@@ -65,12 +75,17 @@ class Lookahead:
             self._poll = select.poll()
             self._poll.register(fd, select.POLLIN)
         poll = self._poll.poll
-        self.pays = False
+        paid, self.pays = self.pays, False
         # poll(2) fails with EINVAL while RLIMIT_NOFILE is 0, as some sandboxes set it.
         with contextlib.suppress(OSError):
-            for polls in range(1, _POLLS + 1):
+            if not paid:
+                # Not each time: the answer seldom changes, and asking takes a microsecond.
+                alone = len(os.sched_getaffinity(0)) == 1
+                self._polls = _POLLS_ON_ONE_CORE if alone else _POLLS
+            for polls in range(1, self._polls + 1):
                 if poll(0):
                     self.pays = True
                     self.burst |= polls == 1
+                    self._wakeups = 1
                     return True
         return False

@@ -22,14 +22,14 @@ READER = "sh -c 'echo rea\"\"dy; while read x; do echo got-$x; done'"
 
 # What programs with a screen do at Ctrl-Z: they restore the terminal, and only then stop.
 SCREEN = f"""{sys.executable} -c '
-import os, signal, time
+import os, signal, sys, time
 def stop(*_):
     time.sleep(0.2)
     print("resto" + "red", flush=True)
     os.kill(os.getpid(), signal.SIGSTOP)
 signal.signal(signal.SIGTSTP, stop)
 print("rea" + "dy", flush=True)
-while True: print("got-" + input(), flush=True)
+for line in iter(sys.stdin.readline, ""): print("got-" + line, flush=True)
 '"""
 
 
@@ -58,10 +58,10 @@ def answer(running: Running, line: str, words: str) -> None:
     running.read_until(PROMPT)
 
 
-def continue_and_end(running: Running) -> None:
+def continue_and_end(running: Running, name: str = "aiotun run") -> None:
     """Continue the job that reads, and interrupt it."""
     type_in(running, "fg\n")
-    running.read_until("aiotun run")
+    running.read_until(name)
     type_in(running, "line\n")
     running.read_until("got-line")
     type_in(running, "\x03")  # Ctrl-C

@@ -8,7 +8,7 @@ There is no clock here: `now` is an argument, in seconds, and must not go back.
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_address
 
 from .allowedips import AllowedIPs, Network
@@ -27,7 +27,8 @@ class Interface:
     """The protocol of a WireGuard interface, without a device.
 
     Args:
-        epoch: `now` plus this is the time in seconds since 1970.
+        epoch: returns the time of the wall clock, in seconds since 1970, at which `now` was 0.
+            It changes when the wall clock is set.
         mtu: the device's MTU; the service updates it.
         handshakes: how many a second need no cookie.
         inside: networks that our own routes lead into the tunnel.
@@ -38,7 +39,7 @@ class Interface:
         private_key: bytes,
         peers: Iterable[PeerConfig],
         *,
-        epoch: float,
+        epoch: Callable[[], float],
         mtu: int = 1420,
         timers: Timers | None = None,
         handshakes: int = 100,

@@ -33,8 +33,17 @@ __all__ = ["Options", "Service", "opened", "serve"]
 
 
 def _now() -> float:
-    """Seconds, including the time when the machine sleeps, as sessions age then, too."""
+    """Seconds, including the time when the machine sleeps.
+
+    The peer's clock goes on meanwhile, so that sessions have aged when the machine wakes up. The
+    first packet then finds that and begins a handshake. The loop's timers don't count that time,
+    and are late by what they had left, at most.
+    """
     return clock_gettime(CLOCK_BOOTTIME)
+
+
+def _epoch() -> float:
+    return time.time() - _now()
 
 
 class Service:
@@ -268,7 +277,7 @@ async def opened(
         interface = Interface(
             config.private_key,
             config.peers,
-            epoch=time.time() - _now(),
+            epoch=_epoch,
             mtu=config.mtu,
             timers=options.timers,
             handshakes=options.handshakes,

@@ -31,7 +31,7 @@ class Lookahead:
         pays: polling found the next packet, the last time.
     """
 
-    __slots__ = ("_more_runs", "_poll", "_runs", "_wakeups", "burst", "pays")
+    __slots__ = ("_more_runs", "_poll", "_retry", "_runs", "_wakeups", "burst", "pays")
 
     def __init__(self) -> None:
         self.burst = True
@@ -39,25 +39,24 @@ class Lookahead:
         self._runs = 0  # taken since the loop called
         self._more_runs = False  # a second one was there, the last time that it was tried
         self._wakeups = 0  # how often the loop called while one task waited
+        self._retry = True  # this wake-up tries what did not pay the last time
         self._poll: select.poll | None = None
 
     def due(self) -> bool:
         """Count a wake-up; tell whether to look for another packet after it."""
-        if self._runs == 1 and self._tries_another():
+        if self._runs == 1:  # a second one was not there, or not tried
             self._more_runs = False
         self._runs = 0
         self._wakeups += 1
-        return self.pays or self._wakeups % _RETRY == 0
+        self._retry = self._wakeups % _RETRY == 0
+        return self.pays or self._retry
 
     def another(self) -> bool:
         """Count a run that was taken; tell whether to try another at once."""
         self._runs += 1
         if self._runs > 1:
             self._more_runs = True
-        return self._tries_another()
-
-    def _tries_another(self) -> bool:
-        return self._more_runs or self._wakeups % _RETRY == 0
+        return self._more_runs or self._retry
 
     def look(self, fd: int) -> bool:
         """Poll for the next packet, and learn from what comes of it."""

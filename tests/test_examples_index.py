@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,3 +69,9 @@ def test_what_the_index_says_of_an_example_is_so(name: str) -> None:
     packages = {each for each in others - here - OPTIONAL if not each.startswith("_")} - {"aiotun"}
     named = {each.strip() for each in row[5].split(",")} & PACKAGES
     assert named == packages
+
+
+def test_the_extra_installs_what_the_examples_import() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extra = project["optional-dependencies"]["examples"]
+    assert {re.split("[<>=]", each)[0].replace("-", "_") for each in extra} == PACKAGES

@@ -32,8 +32,11 @@ def test_version_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["show", "-d"], "unrecognized arguments: -d; see 'aiotun "),
         (["dump", "tun0", "icmp"], "unrecognized arguments: icmp; see 'aiotun dump --help'"),
         (["help", "sing"], "invalid choice"),
+        (["help", "sing"], "; see 'aiotun --help'"),
         (["demo", "--count", "0"], "a whole number above 0"),
         (["demo", "--count", "many"], "a whole number above 0"),
+        (["run", "--seed", "x", "--", "true"], "argument --seed: must be a whole number"),
+        (["run", "--delay", "50ms", "--", "true"], "must be milliseconds without a unit"),
     ],
 )
 def test_invalid_usage_exits_with_2(
@@ -117,3 +120,27 @@ def test_ctrl_c_while_it_is_loaded() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("command", ["doctor", "networkd tun0", "help"])
+def test_output_that_cannot_be_written_is_one_line(command: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "aiotun", *command.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "aiotun: the output can't be written: No space left on device\n"
+
+
+def test_doctor_without_stdout_has_no_traceback() -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m aiotun doctor >&-"],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""

@@ -147,6 +147,11 @@ def test_the_name_servers_are_read_again_when_the_file_changes(tmp_path: Path) -
     [
         (["run"], "give a command to run"),
         (["run", "--host-loopback", "here", "--", "true"], "--host-loopback needs an IP address"),
+        *(
+            (["run", "--host-loopback", each, "--", "true"], "can't reach this machine by that")
+            for each in ("127.0.0.1", "::1", "0.0.0.0", "224.0.0.1", "fe80::1", "198.18.0.1")
+        ),
+        (["run", "--host-loopback", "198.18.0.53", "--", "true"], "can't reach this machine"),
         (["run", "--deny", "a..b", "--", "true"], "can't find the address of 'a..b'"),
     ],
 )

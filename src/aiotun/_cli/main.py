@@ -1,7 +1,6 @@
 """The `aiotun` command. Only this module prints; the others give it the lines."""
 
 import argparse
-import functools
 import os
 import sys
 import textwrap
@@ -17,7 +16,17 @@ __all__ = ["main", "make_parser"]
 
 # Flushes each line, because the reader of a pipe may be waiting for it. The text must be
 # `printable` already; it may have colors.
-_say_painted = functools.partial(print, flush=True)
+def _say_painted(text: str, end: str = "\n") -> None:
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"the output can't be written: {error.strerror}") from error
+
+
+class OutputError(aiotun.AiotunError):
+    """Stdout takes no more, for example because the disk is full."""
 
 
 def _say(text: str, end: str = "\n") -> None:
@@ -44,24 +53,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     except arguments.UsageError as error:
         _note(str(error))
         return 2
+    except OutputError as error:
+        _discard_output()
+        _note(str(error))
+        return 1
     except aiotun.AiotunError as error:
         _note(getattr(error, "strerror", None) or str(error))
         return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of the output has closed it. Without this, Python would report the same error
-        # again when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 1
     return status or 0
+
+
+def _discard_output() -> None:
+    """Let what is still to be flushed go nowhere, or Python would report the error again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Parser(argparse.ArgumentParser):
     """Reports a usage error in one line, as the rest of the command does."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"aiotun: {terminal.printable(message)}; see '{self.prog} --help'\n")
+        # The choices of 'aiotun help' are the commands, which the help of all of them explains.
+        program = self.prog.removesuffix(" help")
+        self.exit(2, f"aiotun: {terminal.printable(message)}; see '{program} --help'\n")
 
 
 class _Version(argparse.Action):

@@ -1,4 +1,4 @@
-"""Runs a command whose whole network is carried by this program.
+"""Runs a command whose whole network is carried by aiotun.
 
 Two namespaces do it: the command's own, with a TUN device, and a netstack that intercepts whatever
 comes out of that device. `Outside` carries it on to the host's network.
@@ -58,11 +58,8 @@ def run(options: Options) -> int:
         UsageError: an option is wrong.
         AiotunError: the namespace or a device in it could not be made.
     """
-    try:
-        ipaddress.ip_address(options.host_loopback or "10.0.0.1")
-    except ValueError:
-        text = f"--host-loopback needs an IP address, got {options.host_loopback!r}"
-        raise UsageError(text) from None
+    if options.host_loopback is not None:
+        _check_host_loopback(options.host_loopback)
     access = Access(
         tuple(Place.parse(each) for each in options.deny),
         tuple(Place.parse(each) for each in options.allow),
@@ -74,6 +71,31 @@ def run(options: Options) -> int:
         return asyncio.run(_run(options, access))
     finally:
         gc.enable()
+
+
+def _check_host_loopback(text: str) -> None:
+    """Refuse what the command would never send out of its namespace.
+
+    Raises:
+        UsageError: no such address, or one that the command has itself.
+    """
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise UsageError(f"--host-loopback needs an IP address, got {text!r}") from None
+    taken = {ipaddress.ip_address(each) for each in _NAME_SERVERS}
+    taken |= {ipaddress.ip_interface(each).ip for each in _OWN}
+    if (
+        address.is_loopback
+        or address.is_unspecified
+        or address.is_multicast
+        or address.is_link_local
+        or address in taken
+    ):
+        raise UsageError(
+            f"--host-loopback {text}: the command can't reach this machine by that address, which "
+            "is its own or none of one host; give one that nobody else has, such as 10.0.2.2"
+        )
 
 
 async def _run(options: Options, access: Access) -> int:

@@ -14,7 +14,7 @@ from .arguments import UsageError
 __all__ = ["Options", "add_run", "options"]
 
 _DESCRIPTION = """\
-Runs a command whose whole network is carried by this program. It needs no root.
+Runs a command whose whole network is carried by aiotun. It needs no root.
 
 The command runs in a private network namespace, as the same user. Its connections, datagrams and
 pings are carried to this machine's network one by one. Names are asked of this machine's name
@@ -67,25 +67,25 @@ def add_run(
     command = commands.add_parser(
         "run",
         usage="aiotun run [OPTIONS] [--] COMMAND [ARGUMENT ...]",
-        help="run a command whose whole network is carried by this program",
+        help="run a command whose whole network is carried by aiotun",
         description="\n\n".join(textwrap.fill(each, 78) for each in _DESCRIPTION.split("\n\n")),
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = command.add_argument
     option("--log", action="store_true", help="print a line for each connection to stderr")
-    option("--deny", action="append", default=[], metavar="HOST[:PORT]", help="never reach this")
-    option("--allow", action="append", default=[], metavar="HOST[:PORT]", help="reach only this")
+    option("--deny", action="append", default=[], metavar="HOST[:PORT]", help="never reach this; may be repeated")
+    option("--allow", action="append", default=[], metavar="HOST[:PORT]", help="reach only this; may be repeated")
     said = "let the command reach this machine's 127.0.0.1 (or ::1) as ADDR"
     option("--host-loopback", metavar="ADDR", help=said)
     said = "lose P %% of the packets in each direction"
     option("--drop", type=_percent, default=0.0, metavar="P", help=said)
     said = "delay packets by MS milliseconds in each direction"
-    option("--delay", type=_not_negative, default=0.0, metavar="MS", help=said)
+    option("--delay", type=_milliseconds, default=0.0, metavar="MS", help=said)
     said = "carry at most BIT bits a second in each direction (500kbit, 10mbit, 1gbit)"
     option("--rate", type=_rate, default=0.0, metavar="BIT", help=said)
     said = "choose which packets are lost (default: 0); the same number loses the same ones"
-    option("--seed", type=int, default=0, metavar="N", help=said)
+    option("--seed", type=_whole, default=0, metavar="N", help=said)
     said = "also write the packets to a pcap file, or a pcapng file if FILE ends in .pcapng"
     option("--write", metavar="FILE", help=said)
     option("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -113,6 +113,20 @@ def _not_negative(text: str) -> float:
     if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError("must be a number, 0 or more")
     return number
+
+
+def _milliseconds(text: str) -> float:
+    try:
+        return _not_negative(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError("must be milliseconds without a unit, such as 50") from None
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("must be a whole number") from None
 
 
 def _percent(text: str) -> float:

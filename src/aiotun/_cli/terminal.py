@@ -21,11 +21,11 @@ __all__ = [
 BOLD, DIM, RED, GREEN, YELLOW, BLUE, MAGENTA, CYAN = 1, 2, 31, 32, 33, 34, 35, 36
 
 
-def wanted(stream: IO[str], environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether to color the text for this stream (https://no-color.org)."""
+def wanted(stream: IO[str] | None, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether to color the text for this stream (https://no-color.org); it may be closed."""
     if environ.get("NO_COLOR") or environ.get("TERM") == "dumb":
         return False
-    return stream.isatty()
+    return stream is not None and stream.isatty()
 
 
 def printable(text: str) -> str:

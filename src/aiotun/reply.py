@@ -91,7 +91,7 @@ def icmp_echo(
     # or broadcast (224 and above).
     if not 0 < source[0] < 224 or target[0] >= 224:
         return None
-    if addresses is not None and IPv4Address(target) not in addresses:
+    if addresses is not None and not _is_listed(IPv4Address(target), addresses):
         return None
     if length != len(packet):
         if not 28 <= length < len(packet):
@@ -109,6 +109,27 @@ def icmp_echo(
         start, length, identity, fragment, _HOPS, 1, header_sum, target, source, 0, icmp_sum
     )
     return head + packet[24:]
+
+
+def _is_listed(
+    address: IPv4Address | IPv6Address, addresses: Container[IPv4Address | IPv6Address]
+) -> bool:
+    """Whether to answer for an address.
+
+    Raises:
+        TypeError: `addresses` is a collection of what can never be equal to an address.
+    """
+    if address in addresses:
+        return True
+    if isinstance(addresses, (set, frozenset, list, tuple, dict)):
+        for first in addresses:
+            if type(first) not in (IPv4Address, IPv6Address):
+                raise TypeError(
+                    f"addresses must hold addresses of the ipaddress module, got {first!r}, which "
+                    "never matches; write ipaddress.ip_address(...)"
+                )
+            break
+    return False
 
 
 def _echo_with_options(
@@ -221,7 +242,7 @@ def icmpv6_echo(
         return None
     if source[0] == 0xFF or target[0] == 0xFF or source == _UNSPECIFIED:
         return None
-    if addresses is not None and IPv6Address(target) not in addresses:
+    if addresses is not None and not _is_listed(IPv6Address(target), addresses):
         return None
     if length + 40 != len(packet):
         if not 8 <= length < len(packet) - 40:
@@ -255,6 +276,7 @@ def ethernet(
 
     Raises:
         ValueError: `mac` is not a valid unicast MAC.
+        TypeError: `addresses` holds no addresses.
     """
     ours = _mac(mac)
     receiver, sender = bytes(frame[:6]), bytes(frame[6:12])
@@ -280,7 +302,8 @@ def arp(
         mac: the MAC to answer with, as `"02:00:00:00:00:01"` or 6 bytes.
         addresses: the addresses to answer for. Any object works that supports ``in`` with an
             `IPv4Address`: a set, which may hold IPv6 addresses too, or an `IPv4Network` (which
-            includes its broadcast address). A set of text or of interface objects never matches.
+            includes its broadcast address). A set of text or of interface objects is a
+            TypeError at the first address that is not in it.
 
     Returns:
         The reply, as a frame of 42 bytes. None if the frame is not an ARP request for one of the
@@ -293,6 +316,7 @@ def arp(
 
     Raises:
         ValueError: `mac` is not a valid unicast MAC.
+        TypeError: `addresses` holds no addresses.
     """
     ours = _mac(mac)
     if tag := _priority_tag(frame):
@@ -314,7 +338,7 @@ def _arp(
         return None
     if not _unicast(sender_mac) or sender == target or sender[0] >= 224:
         return None
-    if IPv4Address(target) not in addresses:
+    if not _is_listed(IPv4Address(target), addresses):
         return None
     return _ARP.pack(sender_mac, ours, *_ARP_FIXED, 2, ours, target, sender_mac, sender)
 
@@ -331,7 +355,7 @@ def neighbour_advertisement(
         mac: the MAC to answer with, as `"02:00:00:00:00:01"` or 6 bytes.
         addresses: the addresses to answer for. Any object works that supports ``in`` with an
             `IPv6Address`: a set, which may hold IPv4 addresses too, or an `IPv6Network`. A set of
-            text or of interface objects never matches.
+            text or of interface objects is a TypeError at the first address that is not in it.
 
     Returns:
         The advertisement, as a frame of 86 bytes, with the flags *solicited* and *override*. None
@@ -388,7 +412,7 @@ def _advertisement(
         flags, receiver = _SOLICITED | _OVERRIDE, sender_mac if link is None else link[:6]
         if not _unicast(receiver):
             return None
-    if IPv6Address(target) not in addresses:
+    if not _is_listed(IPv6Address(target), addresses):
         return None
     option = bytes((_TARGET_LINK, 1)) + ours
     pseudo = int.from_bytes(target + source + target + option, "big")

@@ -966,3 +966,19 @@ class TestNotUndone:
         assert {"10.9.0.1/24", "fd09::1/64"} < addresses("old0")
         assert {"10.90.0.0/16", "fd90::/64"} < {each["dst"] for each in routes("old0")}
         assert socket.if_nametoindex("old0")
+
+
+@pytest.mark.parametrize("method", ["get", "set", "add_address"])
+async def test_an_interface_that_is_deleted_meanwhile_is_a_lost_device(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = getattr(Session, method)
+
+    async def after_deletion(session: Session, *args: Any, **named: Any) -> Any:
+        if "tun7" in names():
+            ip("link", "del", "tun7")
+        return await original(session, *args, **named)
+
+    monkeypatch.setattr(Session, method, after_deletion)
+    with pytest.raises(aiotun.DeviceLostError, match="tun7 was deleted while it was opened"):
+        await aiotun.open_tun("tun7", addresses=["10.0.7.1/24"], mtu=1400)

@@ -21,7 +21,7 @@ from .._kernel.interface import Interface
 from .._link.netlink import in_session
 from .._link.values import DEFAULT_METRICS
 from .._queue.port import Offloads
-from ..errors import AiotunError, DeviceBusyError, DeviceMismatchError, LinkError
+from ..errors import AiotunError, DeviceBusyError, DeviceLostError, DeviceMismatchError, LinkError
 from .options import Options
 
 if TYPE_CHECKING:
@@ -97,12 +97,29 @@ class Opening:
             index = ioctl.get_index(self._name)
             info = in_session(lambda session: self._set_up(session, index))
             self._set_ownership(info)
-        except BaseException:
+        except BaseException as error:
+            lost = self._lost(error)
             self._undo_all(namespace)
             del namespace  # otherwise the error's traceback would keep the namespace open
+            if lost is not None:
+                raise lost from error
             raise
         interface = Interface(info.name, info.index, info.mtu, namespace)
         return Opened(self._fds, interface, self._offloads)
+
+    def _lost(self, error: BaseException) -> DeviceLostError | None:
+        """Return the error for an interface that was deleted while we configured it.
+
+        To netlink it looks like one that never existed.
+        """
+        if not isinstance(error, LinkError) or error.errno != errno.ENODEV or not self._fds:
+            return None
+        try:
+            ioctl.get_flags(self._fds[0], self._name)
+        except DeviceLostError as lost:
+            text = f"{self._name} was deleted while it was opened; open it again"
+            return DeviceLostError(lost.errno, text, self._name)
+        return None
 
     def undo(self, opened: Opened) -> None:
         """Undo an opening that succeeded after its task was cancelled."""

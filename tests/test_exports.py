@@ -251,3 +251,12 @@ def test_importing_loads_only_what_opening_a_device_needs() -> None:
     assert ours <= NEEDED
     rare = {"aiotun._device.adopting", "aiotun._kernel.rootless", "aiotun._kernel.rtnetlink"}
     assert loaded & rare == set()
+
+
+@pytest.mark.parametrize("module", ["datagrams", "namespaces", "netstack", "testing"])
+def test_modules_need_no_import_of_their_own(module: str) -> None:
+    code = f"import aiotun; print(aiotun.{module}.__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"aiotun.{module}\n"

@@ -152,9 +152,14 @@ _LAZY = {
     "relay": "_netstack.relay",
 }
 
+# Modules that users write as `aiotun.datagrams`, without importing them by that name.
+_MODULES = frozenset(
+    ("capture", "datagrams", "namespaces", "netstack", "offload", "reply", "runs", "testing")
+)
+
 
 def __getattr__(name: str) -> object:
-    if name in ("capture", "netstack", "offload", "reply", "runs"):
+    if name in _MODULES:
         return importlib.import_module(f".{name}", __name__)
     if name == "__version__":
         from importlib.metadata import version  # slow to import, and rarely needed

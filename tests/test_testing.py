@@ -736,3 +736,44 @@ def test_without_delays_packets_pass_without_a_loop() -> None:
     finally:
         faulty.close()
         other.close()
+
+
+# --- arguments of a wrong type --------------------------------------------------------------------
+
+
+class _Protocol(asyncio.DatagramProtocol):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda tun: tun.capture("packets.pcap"), "capture needs a PcapWriter, got 'packets.pcap'"),
+        (lambda tun: tun.set_carrier("on"), "on must be True or False, got 'on'"),
+        (lambda tun: tun.set_steering_ebpf("x"), "program must be the fd of a BPF program"),
+        (lambda tun: tun.set_filter_ebpf("x"), "program must be the fd of a BPF program"),
+        (lambda tun: aiotun.endpoint(tun, _Protocol), r"write _Protocol\(\)"),
+        (lambda tun: FaultInjector("tun0"), "device must be an open device, got 'tun0'"),  # type: ignore[arg-type]
+    ],
+)
+async def test_an_argument_of_a_wrong_type_is_named(
+    call: Callable[[Any], object], said: str
+) -> None:
+    one, other = memory_pair()
+    with pytest.raises(TypeError, match=said):
+        call(one)
+    assert not one.closed
+    await one.aclose()
+    await other.aclose()
+
+
+async def test_what_is_not_a_run_is_not_sent() -> None:
+    one, other = memory_pair()
+    not_a_run: Any = b"packets"
+    with pytest.raises(TypeError, match=r"send_run needs an aiotun\.runs\.Run, not bytes"):
+        await one.send_run(not_a_run)
+    async with aiotun.open_datagrams(("127.0.0.1", 0), receive_bytes=1 << 20) as sock:
+        with pytest.raises(TypeError, match=r"send_run needs an aiotun\.runs\.Run, not bytes"):
+            await sock.send_run(not_a_run, ("127.0.0.1", 9))
+    await one.aclose()
+    await other.aclose()

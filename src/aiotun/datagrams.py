@@ -32,7 +32,7 @@ from ._kernel import threads
 from ._kernel.interface import Interface
 from ._kernel.namespaces import NetnsArg
 from ._kernel.once import Once
-from ._packets.runs import Pool, Run
+from ._packets.runs import Pool, Run, check_run
 from ._queue import refusals
 from ._queue.packetio import Arriving, checked_limit, send_all
 from ._queue.runio import NoBufferError, receive_run
@@ -302,9 +302,11 @@ class DatagramSocket(ServedFd):
             How many were sent, which is all of them.
 
         Raises:
-            TypeError, ValueError: the address is not valid, or the run ends outside its buffer.
+            TypeError, ValueError: the address is not valid, `run` is not a run, or it ends outside its
+                buffer.
             PacketError, DeviceClosedError: as `send_many`, with `sent`.
         """
+        check_run(run)
         where = self._destination(address)
         if run.start + (run.count - 1) * run.stride + run.last > run.buffer.nbytes:
             raise ValueError(f"{run!r} ends outside its buffer of {run.buffer.nbytes} bytes")

@@ -295,10 +295,16 @@ class Device(PacketIO):
             the device stops it, too.
 
         Raises:
+            TypeError: `writer` is not a writer.
             ValueError: the writer is for the other mode, or closed.
         """
         from ._queue.recordingport import record
 
+        if not hasattr(writer, "record"):
+            raise TypeError(
+                f"capture needs a PcapWriter, got {writer!r}; write "
+                "'with PcapWriter(file, tun.mode) as writer:' first"
+            )
         if writer.mode != self._mode:
             raise ValueError(
                 f"{writer!r} is for a {writer.mode.upper()} device; "
@@ -320,6 +326,9 @@ class Device(PacketIO):
             DeviceMismatchError: the kernel is older than 5.0.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
+        given: object = on
+        if not isinstance(given, int):  # 0 and 1 are as good
+            raise TypeError(f"on must be True or False, got {given!r}")
         ioctl.set_carrier(self._any_fd(), self.name, on)
 
     def set_steering_ebpf(self, program: int | None) -> None:
@@ -334,7 +343,7 @@ class Device(PacketIO):
             DeviceMismatchError: the fd is not such a program.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
-        number = -1 if program is None else program
+        number = _bpf_fd(program)
         ioctl.set_steering_ebpf(self._any_fd(), self.name, number)
 
     def set_filter_ebpf(self, program: int | None) -> None:
@@ -348,7 +357,7 @@ class Device(PacketIO):
             DeviceMismatchError: the fd is not such a program.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
-        number = -1 if program is None else program
+        number = _bpf_fd(program)
         ioctl.set_filter_ebpf(self._any_fd(), self.name, number)
 
     def _any_fd(self) -> int:
@@ -412,6 +421,13 @@ class TapDevice(Device):
         ioctl.set_tx_filter(self._any_fd(), self.name, packed, all_multicast)
 
 
+def _bpf_fd(program: int | None) -> int:
+    given: object = program
+    if given is not None and not isinstance(given, int):
+        raise TypeError(f"program must be the fd of a BPF program, or None, got {given!r}")
+    return -1 if program is None else program
+
+
 class Opener(Once[D]):
     """The result of `open_tun` and `open_tap`; use it once.
 
@@ -424,6 +440,10 @@ class Opener(Once[D]):
         super().__init__()
         self._device_class = device_class
         self._options = options
+
+    def __repr__(self) -> str:
+        what = repr(self._options.name) if self._options.name else "a new name"
+        return f"<Opener of a {self._options.mode.upper()} device, {what}: await it>"
 
     # These help a user who forgot the 'await'. Type checkers must not see them, because they report
     # the mistake only if an opener lacks these methods.
@@ -564,6 +584,7 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
         DeviceBusyError: another program holds the device, or the device exists and `exclusive` was
             given.
         DeviceMismatchError: the device exists, and is of another kind or has other flags.
+        DeviceLostError: the interface was deleted meanwhile.
         LinkError: the kernel rejected an address, a route or another setting, or the namespace does
             not exist.
         ResourceLimitError: no thread can be started, or no file descriptor or memory is left.

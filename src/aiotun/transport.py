@@ -441,6 +441,11 @@ def _call_if_alive(reference: weakref.WeakMethod[Callable[[], None]]) -> None:
 
 def _packet_callback(protocol: asyncio.BaseProtocol) -> Callable[[bytes], object]:
     """Return the method of a protocol that receives packets."""
+    if isinstance(protocol, type):
+        raise TypeError(
+            f"{protocol!r} is a class, and the protocol must be an object; "
+            f"write {protocol.__name__}()"
+        )
     packet_received: Callable[[bytes], object] | None = getattr(protocol, "packet_received", None)
     if packet_received is not None:
         return packet_received

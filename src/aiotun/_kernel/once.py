@@ -73,6 +73,9 @@ class Once(abc.ABC, Generic[T]):
         if entered is not None:
             await entered.aclose()
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._example}: await it>"
+
     # Type checkers must not see this, because they report the mistake only if an opener lacks the
     # attributes.
     if not TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol, Self
 
 from .._kernel.abi import READ_SIZE
 
-__all__ = ["LIMIT", "Layout", "Pool", "Run", "leading", "padded", "place"]
+__all__ = ["LIMIT", "Layout", "Pool", "Run", "check_run", "leading", "padded", "place"]
 
 LIMIT = 256
 """The most packets of a run; the C module has an array of this length."""
@@ -195,6 +195,12 @@ class _Line(Protocol):
     """Tasks that wait for a buffer."""
 
     def dismiss(self) -> None: ...
+
+
+def check_run(run: object) -> None:
+    """Raise TypeError for what is not a run, before anything is done with it."""
+    if not isinstance(run, Run):
+        raise TypeError(f"send_run needs an aiotun.runs.Run, not {type(run).__name__}")
 
 
 class Pool:

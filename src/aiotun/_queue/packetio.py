@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from .._kernel.words import DecodeErrors, Mode
-from .._packets.runs import LIMIT, Layout, Pool, Run, place
+from .._packets.runs import LIMIT, Layout, Pool, Run, check_run, place
 from ..errors import DeviceClosedError, PacketDecodeError
 from .closing import AsyncClosing
 from .runio import NoBufferError, checked_layout, receive_run
@@ -299,6 +299,7 @@ class PacketIO(AsyncClosing):
             LinkDownError, PacketError, DeviceClosedError, DeviceLostError: as `send_many`, with
                 `sent` and `unsent`.
         """
+        check_run(run)
         lengths = run.lengths(before, sizes)
         self._bind()
         start = run.start + before

@@ -80,7 +80,7 @@ class FaultInjector(PacketIO):
             change one.
 
     Raises:
-        TypeError: a rate is neither a number nor a pair of numbers.
+        TypeError: a rate is neither a number nor a pair of numbers, or `device` is not a device.
         ValueError: a rate is not between 0 and 1, the delay is negative, or the bandwidth not
             above 0.
     """
@@ -115,6 +115,9 @@ class FaultInjector(PacketIO):
         bandwidth: Rate = math.inf,
         seed: int = 0,
     ) -> None:
+        given: object = device
+        if not isinstance(given, PacketIO):
+            raise TypeError(f"device must be an open device, got {given!r}")
         for rate in (drop, delay, duplicate, corrupt, reorder):
             _check_rate(rate)
         if not 0 <= delay_by < float("inf"):

@@ -47,7 +47,7 @@ async def run(command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         sys.exit(__doc__)
     try:
         sys.exit(asyncio.run(run(sys.argv[1:])))

@@ -265,3 +265,12 @@ def test_intercept_says_what_is_wrong_in_a_line(command: list[str], told: str) -
     assert done.returncode == 1
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
+def test_intercept_says_how_to_use_it(words: list[str]) -> None:
+    program = EXAMPLES / "intercept.py"
+    done = subprocess.run(
+        [sys.executable, program, *words], capture_output=True, text=True, check=False
+    )
+    assert "python examples/intercept.py curl" in done.stderr

@@ -383,15 +383,22 @@ async def test_what_is_recorded_can_be_read_by_tshark(
     assert out.split() == [NET4.encode(), b"198.18.0.1"]
 
 
-async def test_the_log_has_a_line_for_each_connection(internet: aiotun.Namespace) -> None:
+@pytest.mark.parametrize(
+    ("host", "named"), [("www.example.org", r" www\.example\.org"), (NET4, ""), (f"{NET4}:80", "")]
+)
+async def test_the_log_has_a_line_for_each_connection(
+    internet: aiotun.Namespace, host: str, named: str
+) -> None:
     code = f"""
 import socket
 with socket.create_connection(({NET4!r}, 80), 10) as s:
-    s.sendall(b'GET / HTTP/1.1\\r\\nHost: www.example.org\\r\\n\\r\\n')
+    s.sendall(b'GET / HTTP/1.1\\r\\nHost: {host}\\r\\n\\r\\n')
     s.shutdown(socket.SHUT_WR)
     s.makefile().read()
 """
     async with echo_server(internet, NET4):
         ended = await python(code, "--log")
-    line = r"aiotun: tcp 203\.0\.113\.2:80 www\.example\.org 41 bytes up, 41 down, \d+\.\d\d s\n"
+    count = len(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")
+    moved = rf"{count} bytes up, {count} down, \d+\.\d\d s\n"
+    line = rf"aiotun: tcp 203\.0\.113\.2:80{named} {moved}"
     assert re.fullmatch(line, ended.err), ended.err

@@ -118,7 +118,11 @@ class Outside:
         began = time.monotonic()
         first, stats = _FirstBytes(reader), PipeStats()
         await pipe((first.reader, writer), streams, stats=stats)
-        named = f" {name}" if (name := server_name(bytes(first.seen))) else ""
+        name = server_name(bytes(first.seen))
+        # HTTP's Host is the address itself, if that is what the program was given.
+        named = (
+            f" {name}" if name and name not in (local[0], f"[{local[0]}]", as_text(local)) else ""
+        )
         moved = f"{stats.a_to_b} bytes up, {stats.b_to_a} down"
         self.log(f"tcp {as_text(local)}{named} {moved}, {time.monotonic() - began:.2f} s")
 

@@ -233,8 +233,12 @@ def _mismatch_text(fd: int, name: str, flags: Iff) -> str:
             )
         return f"the kernel rejects {name!r} as the name of a new interface; choose another name"
     if kind != wanted.lower():
-        what = f"a {kind.upper()} device" if kind in ("tun", "tap") else "another kind of interface"
-        return f"{name} is {what}, not a {wanted} device; choose another name"
+        if kind in ("tun", "tap"):
+            return (
+                f"{name} is a {kind.upper()} device, not a {wanted} device; open it with "
+                f"open_{kind}, or choose another name"
+            )
+        return f"{name} is another kind of interface, not a {wanted} device; choose another name"
     if flags & Iff.MULTI_QUEUE:
         return f"{name} is a single-queue device; open it with queues=1 and without multi_queue"
     return f"{name} is a multi-queue device; open it with multi_queue=True"

@@ -256,7 +256,5 @@ def test_importing_loads_only_what_opening_a_device_needs() -> None:
 @pytest.mark.parametrize("module", ["datagrams", "namespaces", "netstack", "testing"])
 def test_modules_need_no_import_of_their_own(module: str) -> None:
     code = f"import aiotun; print(aiotun.{module}.__name__)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == f"aiotun.{module}\n"

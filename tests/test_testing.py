@@ -745,6 +745,10 @@ class _Protocol(asyncio.DatagramProtocol):
     pass
 
 
+A_CLASS: Any = _Protocol
+TEXT: Any = "tun0"
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -752,8 +756,8 @@ class _Protocol(asyncio.DatagramProtocol):
         (lambda tun: tun.set_carrier("on"), "on must be True or False, got 'on'"),
         (lambda tun: tun.set_steering_ebpf("x"), "program must be the fd of a BPF program"),
         (lambda tun: tun.set_filter_ebpf("x"), "program must be the fd of a BPF program"),
-        (lambda tun: aiotun.endpoint(tun, _Protocol), r"write _Protocol\(\)"),
-        (lambda tun: FaultInjector("tun0"), "device must be an open device, got 'tun0'"),  # type: ignore[arg-type]
+        (lambda tun: aiotun.endpoint(tun, A_CLASS), r"write _Protocol\(\)"),
+        (lambda _: FaultInjector(TEXT), "device must be an open device, got 'tun0'"),
     ],
 )
 async def test_an_argument_of_a_wrong_type_is_named(

@@ -302,7 +302,7 @@ class DatagramSocket(ServedFd):
             How many were sent, which is all of them.
 
         Raises:
-            TypeError, ValueError: the address is not valid, `run` is not a run, or it ends outside its
+            TypeError, ValueError: the address is not valid, or `run` is none, or ends outside its
                 buffer.
             PacketError, DeviceClosedError: as `send_many`, with `sent`.
         """

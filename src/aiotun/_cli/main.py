@@ -14,6 +14,7 @@ from . import arguments, run_arguments, terminal, texts
 
 __all__ = ["main", "make_parser"]
 
+
 # Flushes each line, because the reader of a pipe may be waiting for it. The text must be
 # `printable` already; it may have colors.
 def _say_painted(text: str, end: str = "\n") -> None:
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _discard_output() -> None:
-    """Let what is still to be flushed go nowhere, or Python would report the error again at exit."""
+    """Let what is left go nowhere, or Python would report the same error again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

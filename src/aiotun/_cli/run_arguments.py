@@ -74,8 +74,20 @@ def add_run(
     )
     option = command.add_argument
     option("--log", action="store_true", help="print a line for each connection to stderr")
-    option("--deny", action="append", default=[], metavar="HOST[:PORT]", help="never reach this; may be repeated")
-    option("--allow", action="append", default=[], metavar="HOST[:PORT]", help="reach only this; may be repeated")
+    option(
+        "--deny",
+        action="append",
+        default=[],
+        metavar="HOST[:PORT]",
+        help="never reach this; may be repeated",
+    )
+    option(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="HOST[:PORT]",
+        help="reach only this; may be repeated",
+    )
     said = "let the command reach this machine's 127.0.0.1 (or ::1) as ADDR"
     option("--host-loopback", metavar="ADDR", help=said)
     said = "lose P %% of the packets in each direction"
@@ -119,7 +131,8 @@ def _milliseconds(text: str) -> float:
     try:
         return _not_negative(text)
     except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError("must be milliseconds without a unit, such as 50") from None
+        text = "must be milliseconds without a unit, such as 50"
+        raise argparse.ArgumentTypeError(text) from None
 
 
 def _whole(text: str) -> int:

@@ -21,7 +21,7 @@ export PYTHON WHOLE
 venv = python=$$(tools/python.sh) && tools/venv.sh .venv "$$python" $(1)
 
 help: ## show this
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-20s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-26s%s\n", $$1, $$2 }'
 
 demo: ## ping a device that a Python program answers on; needs no root
 	@$(call venv,none) && .venv/bin/python -m aiotun demo $(ARGS)

@@ -40,6 +40,7 @@ PUBLIC = (
 INTERNAL = (
     "aiotun.Queue.take",
     "aiotun.Queue.watch",
+    "aiotun.netstack.Server.is_of",
     "aiotun.runs.Pool.put",
     "aiotun.runs.Pool.replace",
     "aiotun.runs.Pool.wake",
@@ -84,12 +85,19 @@ def public_names() -> list[str]:
             if inspect.isclass(value):
                 names += [
                     f"{module_name}.{name}.{member}"
-                    for member, inside in vars(value).items()
+                    for member, inside in own_members(value).items()
                     if not member.startswith("_")
                     and (inspect.isfunction(inside) or isinstance(inside, classmethod | property))
                     and f"{module_name}.{name}.{member}" not in INTERNAL
                 ]
     return names
+
+
+def own_members(value: type) -> dict[str, object]:
+    """The members of a class, with those of an internal base, which has no page of its own."""
+    if not value.__bases__[0].__module__.startswith("aiotun._netstack"):
+        return dict(vars(value))
+    return {**vars(value.__bases__[0]), **vars(value)}
 
 
 def check(app: Sphinx, env: BuildEnvironment) -> None:

@@ -55,9 +55,11 @@ class Interface:
         self.indices: dict[bytes, Session | Handshake] = {}
         self.dropped: Counter[str] = Counter()
         self.peers = {each.public_key: Peer(self, each) for each in peers}
-        self._allowed: AllowedIPs[Peer] = AllowedIPs(
+        allowed: AllowedIPs[Peer] = AllowedIPs(
             (network, peer) for peer in self.peers.values() for network in peer.config.allowed_ips
         )
+        # The peer that an inner address of 4 or 16 bytes belongs to, or None.
+        self.owner = allowed.owner
         self._inside = list(inside)
         self._checker = Checker(self.identity.public, handshakes)
 
@@ -84,10 +86,6 @@ class Interface:
             pass
         return index
 
-    def owner(self, address: bytes) -> Peer | None:
-        """The peer that an inner address of 4 or 16 bytes belongs to, or None."""
-        return self._allowed.owner(address)
-
     def loops(self, endpoint: Endpoint) -> bool:
         """Whether our datagrams to this endpoint would come back to us through the tunnel.
 
@@ -100,7 +98,7 @@ class Interface:
 
     def send(self, packets: Iterable[bytes], now: float) -> None:
         """Section 3, sending: seal each packet for the peer that owns its destination address."""
-        owner = self._allowed.owner
+        owner = self.owner
         run: list[bytes] = []
         last: bytes | None = None
         peer: Peer | None = None
@@ -150,7 +148,7 @@ class Interface:
             self.dropped["for no session"] += len(run)
             return []
         peer = session.peer
-        owner = self._allowed.owner
+        owner = self.owner
         good: list[bytes] = []
         last: bytes | None = None
         allowed = False

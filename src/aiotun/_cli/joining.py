@@ -1,8 +1,8 @@
 """Joins two TCP connections: what one receives is written to the other, in the same callback.
 
 `aiotun.netstack.pipe` does the same with streams, which any program can use. A `StreamReader`
-copies each byte into its buffer and out of it again, and wakes a task up. Here this is a third of
-the processor time, as the connections are all that `aiotun run` does.
+copies each byte into its buffer and out of it again, and wakes a task up. That would be a third of
+the processor time of `aiotun run`, which does little else.
 """
 
 import asyncio

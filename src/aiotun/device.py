@@ -519,7 +519,8 @@ def open_tun(name: str | None = None, **options: Unpack[TunOptions]) -> Opener[T
             module. DST is a network, an address or ``default``. All routes go through this device.
             ``onlink`` allows a gateway that is in none of the device's networks.
         mtu (int): the link's IP MTU in bytes, 68 to 65535; IPv6 needs at least 1280.
-        txqueuelen (int): how many packets each queue holds in the kernel, 0 to 524288.
+        txqueuelen (int): how many packets each queue holds in the kernel, 0 to 524288; newer
+            kernels allow at most 32767.
         gso_max_segs (int): how many segments a super-packet that is received has at most, 1 to
             65535: see `Link.set_gso_max`.
         gso_max_size (int): how many bytes it has at most, 1 to 65536.

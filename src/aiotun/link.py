@@ -185,7 +185,8 @@ class Link:
 
         Args:
             packets: how many packets the queue holds. On a TUN or TAP device this is the length of
-                each of its queues, and at most 524288.
+                each of its queues, and at most 524288. Newer kernels allow at most 32767 (Linux 7.2
+                and some stable releases before it).
 
         Raises:
             ValueError: the number is negative or does not fit into 32 bits.

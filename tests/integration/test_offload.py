@@ -293,12 +293,16 @@ def arrived(sock: socket.socket) -> list[int]:
 
 @pytest.mark.parametrize("queues", [1, 4])
 async def test_interleaved_flows_are_merged_each_by_itself(queues: int) -> None:
-    """The kernel counts a packet for each flow, and each socket receives its own, in order."""
+    """The kernel counts a packet for each flow, and each socket receives its own, in order.
+
+    Before Linux 6.2 nothing is merged, because the kernel takes no super-packets of UDP.
+    """
     async with rig("split", queues=queues) as r:
         with receivers(8) as socks:
+            expected = 8 if Offloads.USO in r.tun.offloads else 240
             before = (await r.tun.link.stats()).rx_packets
             assert await r.tun.send_many(for_each(socks, 30)) == 240
-            assert (await r.tun.link.stats()).rx_packets == before + len(socks)
+            assert (await r.tun.link.stats()).rx_packets == before + expected
             assert [arrived(sock) for sock in socks] == [list(range(30))] * 8
 
 

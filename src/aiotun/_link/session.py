@@ -63,6 +63,8 @@ _HINTS = {
     errno.ENETDOWN: "bring the link up first",
     errno.ENOBUFS: "the kernel is short of memory for netlink; try again",
 }
+# rtnetlink.c: Linux 7.2 and some stable releases before it allow no more (txqlen_range).
+_LONG_QUEUE = {errno.ERANGE: "newer kernels limit a queue to at most 32767 packets"}
 
 _importing = threading.Lock()
 
@@ -133,7 +135,8 @@ class Session:
         if unknown := attributes.keys() - _SETTABLE:
             raise TypeError(f"no such link attribute: {', '.join(sorted(unknown))}")
         request = self._ipr.link("set", index=info.index, **attributes)
-        await self._ask(request, what, info.name, hint)
+        hints = _HINTS | _LONG_QUEUE if "txqlen" in attributes else _HINTS
+        await self._ask(request, what, info.name, hint, hints)
 
     async def autoconf(self, info: LinkInfo) -> Autoconf | None:
         """Return the settings of the link's IPv6 autoconfiguration; None if it has no IPv6."""

@@ -38,36 +38,37 @@ class Lookahead:
         pays: polling found the next packet, the last time.
     """
 
-    __slots__ = ("_more_runs", "_poll", "_polls", "_runs", "_wakeups", "burst", "pays")
+    __slots__ = (
+        "_more_runs", "_poll", "_polls", "_retry", "_runs", "_since", "_wakeups", "burst", "pays"
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.burst = True
         self.pays = False
         self._runs = 0  # taken since the loop called
         self._more_runs = False  # a second one was there, the last time that it was tried
-        # How often the loop called while one task waited, from the call on in which polling last
-        # found a packet.
-        self._wakeups = 0
+        self._wakeups = 0  # how often the loop called while one task waited
+        self._since = 0  # the same, from the call on in which polling last found a packet
+        self._retry = True  # this wake-up tries what did not pay the last time
         self._poll: select.poll | None = None
         self._polls = _POLLS
 
     def due(self) -> bool:
         """Count a wake-up; tell whether to look for another packet after it."""
-        if self._runs == 1 and self._tries_another():
+        if self._runs == 1:  # a second one was not there, or not tried
             self._more_runs = False
         self._runs = 0
         self._wakeups += 1
-        return self.pays or self._wakeups % _RETRY == 0 or self._wakeups in _RETRY_SOON
+        self._since += 1
+        self._retry = self._wakeups % _RETRY == 0
+        return self.pays or self._since % _RETRY == 0 or self._since in _RETRY_SOON
 
     def another(self) -> bool:
         """Count a run that was taken; tell whether to try another at once."""
         self._runs += 1
         if self._runs > 1:
             self._more_runs = True
-        return self._tries_another()
-
-    def _tries_another(self) -> bool:
-        return self._more_runs or self._wakeups % _RETRY == 0
+        return self._more_runs or self._retry
 
     def look(self, fd: int) -> bool:
         """Poll for the next packet, and learn from what comes of it."""
@@ -86,6 +87,6 @@ class Lookahead:
                 if poll(0):
                     self.pays = True
                     self.burst |= polls == 1
-                    self._wakeups = 1
+                    self._since = 1
                     return True
         return False

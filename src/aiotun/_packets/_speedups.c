@@ -450,6 +450,11 @@ static unsigned finish_sum(uint64_t sum, const uint8_t *data, size_t length)
 #else
 #define VECTORS
 #endif
+#if defined(__GNUC__) && !defined(__clang__) /* clang unrolls by itself */
+#define UNROLLED _Pragma("GCC unroll 4")
+#else
+#define UNROLLED
+#endif
 
 /* Return the folded sum of data of any length. */
 VECTORS static unsigned sum_of(const uint8_t *data, size_t length)
@@ -460,8 +465,7 @@ VECTORS static unsigned sum_of(const uint8_t *data, size_t length)
 		size_t bytes = (length < BLOCK ? length : BLOCK) & ~(size_t)3;
 		uint32_t low = 0, high = 0, word;
 
-#pragma GCC unroll 4
-		for (size_t at = 0; at < bytes; at += 4) {
+		UNROLLED for (size_t at = 0; at < bytes; at += 4) {
 			memcpy(&word, data + at, 4);
 			low += word & 0xffff;
 			high += word >> 16;
@@ -480,7 +484,6 @@ VECTORS static unsigned copy_and_sum(uint8_t *restrict to, const uint8_t *restri
 	size_t bytes = length & ~(size_t)3;
 	uint32_t low = 0, high = 0, word;
 
-#pragma GCC unroll 4
 	for (size_t at = 0; at < bytes; at += 4) {
 		memcpy(&word, from + at, 4);
 		memcpy(to + at, &word, 4);

@@ -43,10 +43,10 @@ def responder(who: str) -> list[str]:
     return [*command, "--uvloop"] if who == "uvloop" else command
 
 
-def ping(address: str, count: int) -> tuple[float, float, int]:
+def ping(address: str, count: int, core: int = FIRST_CORE) -> tuple[float, float, int]:
     """Ping so many times; return the mean and the 99th percentile in microseconds, and the lost."""
     pinger = str(compiled("pinger.c"))
-    with child(pinger, address, str(count), core=FIRST_CORE) as process:
+    with child(pinger, address, str(count), core=core) as process:
         mean, p99, lost = output_of(process).split()
     return int(mean) / 1000, int(p99) / 1000, int(lost)
 

@@ -72,7 +72,7 @@ def wireguard(data: bytes) -> None:
             peer = PeerConfig(
                 crypto.public_key(keys[far]), allowed_ips=[ip_network(network)], endpoint=far
             )
-            ends[own] = Interface(keys[own], [peer], epoch=1.7e9)
+            ends[own] = Interface(keys[own], [peer], epoch=lambda: 1.7e9)
         got: dict[Any, list[bytes]] = {_A: [], _B: []}
         now = 1000.0
         ends[_A].send([_PACKETS[_A][0]], now)

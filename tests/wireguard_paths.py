@@ -60,11 +60,12 @@ def by_runs(patch: pytest.MonkeyPatch) -> None:
 
     def send_runs(self: Interface, packets: Iterable[bytes], now: float) -> None:
         for run in runs_of(packets, self.mtu):
-            sealed = Sealer(self).seal(packets_run(run, self.mtu), now)
-            if sealed is None:
+            messages = packets_run(run, self.mtu)
+            endpoint = Sealer(self).seal(messages, now)
+            if endpoint is None:
                 send(self, run, now)
             else:
-                self.outgoing.append((sealed[1], sealed[0].segments()))
+                self.outgoing.append((endpoint, messages.segments()))
 
     def receive_runs(
         self: Interface, datagrams: Sequence[bytes], source: Endpoint, now: float

@@ -58,7 +58,12 @@ def main() -> int:
         timers.add_argument(
             f"--{name.replace('_', '-')}", type=float, default=getattr(standard, name), metavar="S"
         )
-    options = parser.parse_args(namespace=Options())
+    # argparse would refuse a command that comes after CONFIG and options.
+    words, after = sys.argv[1:], list[str]()
+    if "--" in words:
+        place = words.index("--")
+        words, after = words[:place], words[place + 1 :]
+    options = parser.parse_args(words, namespace=Options())
     options.timers = Timers(**{name: getattr(options, name) for name in vars(standard)})
     path: Path = options.config  # type: ignore[attr-defined]  # given by argparse
     options.name = options.name or path.stem
@@ -71,7 +76,7 @@ def main() -> int:
     except KeyboardInterrupt:  # while a peer's name can't be resolved
         return 130
     uvloop: bool = options.uvloop  # type: ignore[attr-defined]
-    command: list[str] = options.command  # type: ignore[attr-defined]
+    command: list[str] = options.command + after  # type: ignore[attr-defined]
     proxy: str | None = options.proxy  # type: ignore[attr-defined]
     if command and proxy:
         parser.error("give either --proxy or a COMMAND")

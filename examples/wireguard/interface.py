@@ -8,7 +8,7 @@ There is no clock here: `now` is an argument, in seconds, and must not go back.
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_address
 
 from .allowedips import AllowedIPs, Network
@@ -27,7 +27,8 @@ class Interface:
     """The protocol of a WireGuard interface, without a device.
 
     Args:
-        epoch: `now` plus this is the time in seconds since 1970.
+        epoch: returns the time of the wall clock, in seconds since 1970, at which `now` was 0.
+            It changes when the wall clock is set.
         mtu: the device's MTU; the service updates it.
         handshakes: how many a second need no cookie.
         inside: networks that our own routes lead into the tunnel.
@@ -38,7 +39,7 @@ class Interface:
         private_key: bytes,
         peers: Iterable[PeerConfig],
         *,
-        epoch: float,
+        epoch: Callable[[], float],
         mtu: int = 1420,
         timers: Timers | None = None,
         handshakes: int = 100,
@@ -54,9 +55,11 @@ class Interface:
         self.indices: dict[bytes, Session | Handshake] = {}
         self.dropped: Counter[str] = Counter()
         self.peers = {each.public_key: Peer(self, each) for each in peers}
-        self._allowed: AllowedIPs[Peer] = AllowedIPs(
+        allowed: AllowedIPs[Peer] = AllowedIPs(
             (network, peer) for peer in self.peers.values() for network in peer.config.allowed_ips
         )
+        # The peer that an inner address of 4 or 16 bytes belongs to, or None.
+        self.owner = allowed.owner
         self._inside = list(inside)
         self._checker = Checker(self.identity.public, handshakes)
 
@@ -83,10 +86,6 @@ class Interface:
             pass
         return index
 
-    def owner(self, address: bytes) -> Peer | None:
-        """The peer that an inner address of 4 or 16 bytes belongs to, or None."""
-        return self._allowed.owner(address)
-
     def loops(self, endpoint: Endpoint) -> bool:
         """Whether our datagrams to this endpoint would come back to us through the tunnel.
 
@@ -99,7 +98,7 @@ class Interface:
 
     def send(self, packets: Iterable[bytes], now: float) -> None:
         """Section 3, sending: seal each packet for the peer that owns its destination address."""
-        owner = self._allowed.owner
+        owner = self.owner
         run: list[bytes] = []
         last: bytes | None = None
         peer: Peer | None = None
@@ -149,7 +148,7 @@ class Interface:
             self.dropped["for no session"] += len(run)
             return []
         peer = session.peer
-        owner = self._allowed.owner
+        owner = self.owner
         good: list[bytes] = []
         last: bytes | None = None
         allowed = False

@@ -27,6 +27,7 @@ __all__ = ["Handshake", "Peer", "Timers"]
 _STAGED = 128  # how many packets wait for a session
 _JITTER = 1 / 3  # seconds, so that two peers that start at once don't collide again and again
 _UNANSWERED = 3  # initiations, after which the endpoint's name is looked up again
+_TICK = 0.02  # seconds, by which two timestamps differ after they are rounded
 _FLOOD = 0.02  # the least seconds between two initiations of a peer
 
 
@@ -72,6 +73,10 @@ class Peer:
         self._handshake: Handshake | None = None
         self._staged: deque[bytes] = deque()
         self._last_initiation = -math.inf
+        # The peer takes an initiation for a replay if its timestamp is not later than all before.
+        # So timestamps go on when the wall clock is set back, and follow it when it is set forward:
+        # a machine without a clock of its own starts in 1970.
+        self._latest = 0.0
         self._unanswered = 0  # initiations since the last genuine message
         self._attempts_since = 0.0
         self._timestamp_seen = bytes(12)
@@ -215,7 +220,8 @@ class Peer:
         jitter = random.uniform(0, _JITTER)
         self._retry_at = self._alarm(now + self._timers.rekey_timeout + jitter)
         local = self._interface.new_index()
-        timestamp = tai64n(self._interface.epoch + now)
+        self._latest = max(self._interface.epoch() + now, self._latest + _TICK)
+        timestamp = tai64n(self._latest)
         message, noise = initiate(
             self._identity, self.config.public_key, self._static_static, local, timestamp
         )
@@ -340,6 +346,13 @@ class Peer:
 
     def tick(self, now: float) -> None:
         """Do what is due."""
+        # First, because after the machine has slept all timers may be due, and the next ones begin
+        # a handshake.
+        if self._forget_at is not None and now >= self._forget_at:  # 6.3
+            self._forget_at = None
+            for entry in (self.previous, self.current, self.next, self._handshake):
+                self._drop(entry)
+            self.previous = self.current = self.next = self._handshake = None
         if self._retry_at is not None and now >= self._retry_at:
             if now - self._attempts_since >= self._timers.rekey_attempt:  # 6.4
                 self._give_up()
@@ -357,8 +370,3 @@ class Peer:
         if self._persistent_at is not None and now >= self._persistent_at:
             self._persistent_at = now + self.config.keepalive
             self.send([b""], now)
-        if self._forget_at is not None and now >= self._forget_at:  # 6.3
-            self._forget_at = None
-            for entry in (self.previous, self.current, self.next, self._handshake):
-                self._drop(entry)
-            self.previous = self.current = self.next = self._handshake = None

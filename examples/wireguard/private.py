@@ -4,9 +4,11 @@ Nothing else on the machine is touched. The datagrams to the peers leave from ou
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 from _names import Names
@@ -40,6 +42,7 @@ async def serve_command(config: Config, options: Options, command: Sequence[str]
         try:
             process = await ns.create_subprocess_exec(*command, resolv_conf=resolv_conf)
             _leave_signals_to(process)
+            threading.Thread(target=_stop_with, args=(process.pid,), daemon=True).start()
             ended = asyncio.create_task(process.wait())
             await asyncio.wait([ended, *tasks], return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
@@ -60,9 +63,27 @@ async def serve_command(config: Config, options: Options, command: Sequence[str]
 
 
 def _leave_signals_to(process: asyncio.subprocess.Process) -> None:
-    """The terminal sends Ctrl-C to the command too, which decides what it means."""
+    """The terminal sends Ctrl-C and Ctrl-Z to the command too, which decides what they mean."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGQUIT):
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP):
         loop.add_signal_handler(number, lambda: None)
     for number in (signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, process.send_signal, number)
+
+
+def _stop_with(pid: int) -> None:
+    """Stop when the command stops, so that the shell sees it; continue it afterwards.
+
+    In a thread, because uvloop leaves nobody else SIGCHLD.
+    """
+    with contextlib.suppress(ChildProcessError, ProcessLookupError):  # it has ended
+        while _state(pid) == os.CLD_STOPPED:
+            os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG)
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+            os.kill(pid, signal.SIGCONT)
+
+
+def _state(pid: int) -> int:
+    """Wait until the command stops or ends. Its exit status is left to the loop (WNOWAIT)."""
+    found = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    return found.si_code if found is not None else 0

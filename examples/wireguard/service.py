@@ -27,14 +27,23 @@ from .config import Config, look_up
 from .interface import Interface
 from .messages import OVERHEAD_BYTES
 from .peer import Peer, Timers
-from .runs import Opener, Packets, Sealer
+from .runs import Opener, Sealer
 
 __all__ = ["Options", "Service", "opened", "serve"]
 
 
 def _now() -> float:
-    """Seconds, including the time when the machine sleeps, as sessions age then, too."""
+    """Seconds, including the time when the machine sleeps.
+
+    The peer's clock goes on meanwhile, so that sessions have aged when the machine wakes up. The
+    first packet then finds that and begins a handshake. The loop's timers don't count that time,
+    and are late by what they had left, at most.
+    """
     return clock_gettime(CLOCK_BOOTTIME)
+
+
+def _epoch() -> float:
+    return time.time() - _now()
 
 
 class Service:
@@ -67,12 +76,13 @@ class Service:
         while True:
             with await self.tun.recv_run(pool, limit=segments) as run:
                 now = _now()
-                sealed = sealer.seal(run, now)
-                if sealed is not None:
-                    await self._send(*sealed)
+                endpoint = sealer.seal(run, now)
+                if endpoint is not None:
+                    await self._send(run, endpoint)
                 else:
                     interface.send(run.segments(), now)
-            await self._settle()
+            if interface.outgoing or interface.due < self._armed:
+                await self._settle()
 
     async def _settle(self) -> None:
         """Send what the interface has to send, and set the timer if it is due earlier."""
@@ -137,13 +147,14 @@ class Service:
                     await self._deliver(opened)
                 elif packets := interface.receive(run.segments(), source, now):
                     await deliver(self.tun, packets, interface.dropped)
-            await self._settle()
+            if interface.outgoing or interface.due < self._armed:
+                await self._settle()
 
-    async def _deliver(self, packets: Packets) -> None:
+    async def _deliver(self, packets: Run) -> None:
         """Send packets to the device, in order; drop and count what the kernel refuses."""
         dropped = self.interface.dropped
         try:
-            await self.tun.send_run(packets.run, sizes=packets.sizes)
+            await self.tun.send_run(packets)
         except LinkDownError as error:
             dropped["the link is down"] += len(error.unsent)
         except PacketError as error:
@@ -268,7 +279,7 @@ async def opened(
         interface = Interface(
             config.private_key,
             config.peers,
-            epoch=time.time() - _now(),
+            epoch=_epoch,
             mtu=config.mtu,
             timers=options.timers,
             handshakes=options.handshakes,

@@ -69,16 +69,18 @@ class Session:
         initiator: whether we started that handshake.
 
     Attributes:
-        head: how each of our data messages begins.
-        remote_words: the peer's index many times, as numbers: for the headers of a run.
+        head, local_head: how each of our data messages begins, and each of the peer's.
+        remote_words, local_words: the peer's index many times, as numbers, and ours: for the
+            headers of a run.
         reject_at: from this time on it is neither used nor accepted (section 6.2).
         rekey_at, receiver_rekey_at: from these times on a sender, and a peer that only receives,
             start a new handshake. Only the initiator does so; otherwise both peers would.
     """
 
     __slots__ = (
-        "_decrypt", "_encrypt", "decrypt_into", "encrypt_into", "head", "local", "peer",
-        "receiver_rekey_at", "reject_at", "rekey_at", "remote", "remote_words", "sent", "window",
+        "_decrypt", "_encrypt", "decrypt_into", "encrypt_into", "head", "local", "local_head",
+        "local_words", "peer", "receiver_rekey_at", "reject_at", "rekey_at", "remote",
+        "remote_words", "sent", "window",
     )  # fmt: skip
 
     def __init__(
@@ -94,6 +96,7 @@ class Session:
     ) -> None:
         self.peer = peer
         self.local, self.remote = local, remote
+        self.local_words = memoryview(local * 256).cast("I")
         self.remote_words = memoryview(remote * 256).cast("I")
         self.reject_at = now + timers.reject_after
         spare = timers.keepalive_timeout + timers.rekey_timeout
@@ -101,7 +104,7 @@ class Session:
         self.receiver_rekey_at = self.reject_at - spare if initiator else math.inf
         self.sent = 0  # messages
         self.window = ReplayWindow()
-        self.head = DATA + remote
+        self.head, self.local_head = DATA + remote, DATA + local
         send, receive = ChaCha20Poly1305(keys.send), ChaCha20Poly1305(keys.receive)
         self._encrypt, self.encrypt_into = send.encrypt, send.encrypt_into
         self._decrypt, self.decrypt_into = receive.decrypt, receive.decrypt_into

@@ -75,7 +75,7 @@ def uapi(port: int, mark: int, interface: Interface) -> str:
         if peer.endpoint is not None:
             lines.append(f"endpoint={show_endpoint(peer.endpoint)}")
         if peer.last_handshake is not None:
-            seconds = interface.epoch + peer.last_handshake
+            seconds = interface.epoch() + peer.last_handshake
             lines.append(f"last_handshake_time_sec={int(seconds)}")
             lines.append(f"last_handshake_time_nsec={int(seconds % 1 * 1e9)}")
         lines.append(f"tx_bytes={peer.sent_bytes}")

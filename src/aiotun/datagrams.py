@@ -184,7 +184,7 @@ class DatagramSocket(ServedFd):
         most = checked_limit("batches", limit)
         return Arriving(self._receive, lambda _: self._take_many(most))
 
-    async def recv_run(self, pool: Pool) -> tuple[Run, Address]:
+    def recv_run(self, pool: Pool) -> Coroutine[Any, Any, tuple[Run, Address]]:
         """Receive a run of datagrams into one buffer, without an object for each.
 
         This waits for a datagram, and returns what the kernel hands over in one call: one datagram,
@@ -204,7 +204,7 @@ class DatagramSocket(ServedFd):
         """
         if not isinstance(pool, Pool):
             raise TypeError(f"recv_run needs an aiotun.runs.Pool, not {type(pool).__name__}")
-        return await receive_run(
+        return receive_run(
             pool, self._wait_for_buffer, self._receive, lambda _: self._take_run(pool)
         )
 

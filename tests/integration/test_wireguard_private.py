@@ -10,14 +10,16 @@ import struct
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from ..helpers import need, ordinary_python
 from .test_examples import EXAMPLES
-from .test_wireguard import INNER, KINDS, Side, endpoint, joined, start
+from .test_run_jobs import PROMPT, READER, continue_and_end, shell, type_in
+from .test_wireguard import INNER, KINDS, Side, endpoint, joined, start, until
 
 SIZE = 100_000_000
 INSIDE = INNER[4][1]
@@ -189,12 +191,96 @@ def test_nothing_but_the_command_is_touched(tmp_path: Path) -> None:
         assert process.returncode == 5
 
 
+def test_ctrl_z_stops_it_and_fg_continues_it(tmp_path: Path) -> None:
+    with tunnelled("ours", tmp_path) as (_, _, path), shell() as running:
+        words = " ".join(ours(path, "--"))
+        type_in(running, f"{words} {READER}\n")
+        running.read_until("ready")
+        type_in(running, "\x1a")  # Ctrl-Z
+        running.read_until("Stopped")
+        running.read_until(PROMPT)
+        continue_and_end(running, "wireguard")
+
+
+# --- The network outside changes -----------------------------------------------------------------
+
+
+QUICK = ("--reject-after", "2", "--rekey-timeout", "0.3", "--rekey-attempt", "60")
+ASKED = f"echo ready; while read line; do ping -q -c 1 -w 15 {INSIDE} >&2; echo status $?; done"
+
+
+@contextlib.contextmanager
+def asking(how: str, path: Path) -> Iterator[tuple["subprocess.Popen[str]", Callable[[], None]]]:
+    """Our process, and a function that gets an answer from inside the tunnel."""
+    if how == "proxy":
+        with proxied(path, *QUICK) as (address, process):
+            through = ("-x", f"socks5h://{address}", "-T", "-", f"http://{INSIDE}/data")
+
+            def send() -> None:
+                done = subprocess.run(curl("-H", "Content-Length: 1", *through), input=b"x")
+                assert done.returncode == 0
+
+            yield process, send
+        return
+    command = ours(path, *QUICK, "--", "sh", "-c", ASKED)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        stdin, stdout = process.stdin, process.stdout
+
+        def ping() -> None:
+            stdin.write("\n")
+            stdin.flush()
+            assert stdout.readline() == "status 0\n"
+
+        try:
+            yield process, ping
+            process.communicate()
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("how", ["proxy", "command"])
+def test_the_link_goes_down_and_the_address_is_another(how: str, tmp_path: Path) -> None:
+    with tunnelled("ours", tmp_path) as (a, _, path), asking(how, path) as (_, ask):
+        ask()
+        for number, words in enumerate(("link set va down", "addr flush dev va scope global")):
+            a.run("ip", *words.split())
+            moved = f"192.0.2.{77 + number}/24"
+            a.run("ip", "link", "set", "va", "up")
+            a.run("ip", "addr", "flush", "dev", "va", "scope", "global")
+            a.run("ip", "addr", "add", moved, "dev", "va")
+            ask()
+
+
+def stop_for(seconds: float, process: "subprocess.Popen[str]") -> None:
+    over = time.monotonic() + seconds
+    process.send_signal(signal.SIGSTOP)
+    until(lambda: time.monotonic() > over)
+    process.send_signal(signal.SIGCONT)
+
+
+@KINDS
+@pytest.mark.parametrize("how", ["proxy", "command"])
+def test_a_process_that_was_stopped_for_longer_than_a_session_lives(
+    how: str, kind: str, tmp_path: Path
+) -> None:
+    """As on a machine that was suspended: our timers are late, and the session is too old."""
+    with tunnelled(kind, tmp_path) as (_, _, path), asking(how, path) as (process, ask):
+        for _ in range(2):
+            ask()
+            stop_for(2.5, process)
+        ask()
+
+
 # --- The proxy -----------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def proxied(path: Path) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    command = ours(path, "--proxy", "127.0.0.1:0")
+def proxied(path: Path, *words: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    command = ours(path, *words, "--proxy", "127.0.0.1:0")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

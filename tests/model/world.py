@@ -144,8 +144,10 @@ class World:
         watch = len(self.into.there) > _RING or bool(self.disabled) or len(self.targets) > 2
         dropped = self._dropped() if watch else 0
         group = next(self.groups)
-        if self.sending and len(self.fds) > 1:
-            self.epoch += 1  # a call that goes on sending may move the flow to another queue
+        if (self.sending or self.uncertain) and len(self.fds) > 1:
+            # A call that goes on sending may move the flow to another queue, and so may the kernel
+            # at the moment when it closes one.
+            self.epoch += 1
         packets = [self.into.add(flow.number, self.epoch, "doubtful") for _ in range(together)]
         fed = self.line.feed(flow, payloads_for(flow, [p.number for p in packets], size))
         state = "there" if fed else "never"

@@ -12,16 +12,16 @@ import ipaddress
 import math
 import os
 import resource
-import signal
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import aiotun
 from aiotun.netstack import UdpFlow
 
 from .access import Access, Address, Place, is_of_this_machine
 from .arguments import UsageError
+from .job import Job
 from .outside import Inside, Outside, as_text
 from .outside_ping import PingsOutside
 from .outside_udp import UdpOutside
@@ -234,10 +234,10 @@ async def _command(
     names: Sequence[str],
     limits: tuple[int, int],
 ) -> int:
-    """Run the command in our process group, so that the terminal is its own as well as ours."""
+    """Run the command, and return its exit status."""
     ours = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with contextlib.AsyncExitStack() as stack:
-        signals = stack.enter_context(_Signals())
+        job = stack.enter_context(Job())
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)  # what the command inherits
         try:
             process = await _start(ns, options, resolvers, names, stack)
@@ -251,7 +251,7 @@ async def _command(
             return _NOT_EXECUTABLE
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, ours)
-        signals.pass_on_to(process)
+        job.begin(process)
         gc.freeze()
         gc.enable()
         status = await process.wait()
@@ -279,46 +279,3 @@ async def _start(
     log = options.note if options.log else _silent
     await stack.enter_async_context(answering_on_loopback(ns, resolvers.servers, log))
     return await ns.create_subprocess_exec(*options.command)
-
-
-class _Signals:
-    """Leaves the terminal's signals to the command, and passes on those sent to this process.
-
-    The terminal sends Ctrl-C and Ctrl-\\ to the whole group, so the command has them already and
-    decides what they mean. Ctrl-Z stops both, and the shell's `fg` continues both.
-
-    It begins before the command starts: the command may say that it is ready, and somebody may send
-    a signal for it, before this process knows that it has started.
-    """
-
-    _TERMINALS = (signal.SIGINT, signal.SIGQUIT)
-    _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-
-    def __init__(self) -> None:
-        self._process: asyncio.subprocess.Process | None = None
-        self._early: list[signal.Signals] = []
-
-    def __enter__(self) -> Self:
-        loop = asyncio.get_running_loop()
-        for number in self._TERMINALS:
-            loop.add_signal_handler(number, _silent, "")
-        for number in self._PASSED_ON:
-            loop.add_signal_handler(number, self._came, number)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (*self._TERMINALS, *self._PASSED_ON):
-            loop.remove_signal_handler(number)
-
-    def pass_on_to(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        for number in self._early:
-            self._came(number)
-
-    def _came(self, number: signal.Signals) -> None:
-        if self._process is None:
-            self._early.append(number)
-        elif self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process.pid, number)

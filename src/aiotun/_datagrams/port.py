@@ -362,10 +362,13 @@ class DatagramPort:
             and length <= LARGEST_RUN_BYTES
             and 0 < last < size + self._full_tails
         ):
-            with contextlib.suppress(OSError):  # `write_many` below handles the error
-                piece = run.buffer[run.start : run.start + length]
-                control = () if is_one else self._segmented(size)
+            piece = run.buffer[run.start : run.start + length]
+            control = () if is_one else self._segmented(size)
+            try:
                 self._sendmsg((piece,), control, address, count)
+            except OSError:
+                pass  # `write_many` handles the error
+            else:
                 return count
         return self.write_many([*run.views()], address)
 

@@ -132,13 +132,14 @@ class Run:
         Raises:
             ValueError: there is not one size for each packet, or a packet ends outside the buffer.
         """
-        if sizes is None:
-            lengths = [self.size - before] * (self.count - 1)
-            lengths.append(self.last - before)
-        else:
-            lengths = list(sizes)
         count, stride = self.count, self.stride
-        if len(lengths) != count or before < 0 or min(lengths, default=0) < 0:
+        if sizes is None:
+            lengths = [self.size - before] * (count - 1)
+            lengths.append(self.last - before)
+            different = lengths[-2:]
+        else:
+            different = lengths = list(sizes)
+        if len(lengths) != count or before < 0 or min(different, default=0) < 0:
             raise ValueError(
                 f"{self!r} needs one size for each packet, and sizes and 'before' must be at least "
                 f"0; got before={before} and {len(lengths)} sizes"
@@ -147,7 +148,7 @@ class Run:
         # last but one. The second is a bound for all others.
         last = self.start + before + (count - 1) * stride
         room = self.buffer.nbytes - last
-        if lengths[-1] > room or max(lengths) > room + stride:
+        if lengths[-1] > room or max(different) > room + stride:
             raise ValueError(f"a packet of {self!r} would end outside the buffer")
         return lengths
 

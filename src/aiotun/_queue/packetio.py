@@ -151,9 +151,9 @@ class PacketIO(AsyncClosing):
         most = checked_limit("recv_many", limit)
         return self._receive(lambda io: io._take_many(most))
 
-    async def recv_run(
+    def recv_run(
         self, pool: Pool, *, before: int = 16, after: int = 16, align: int = 16, limit: int = 45
-    ) -> Run:
+    ) -> Coroutine[Any, Any, Run]:
         """Receive packets of one pair of addresses into one buffer, without an object for each.
 
         Waits for a packet, and returns what is ready and fits one run: the segments of a
@@ -182,7 +182,7 @@ class PacketIO(AsyncClosing):
                 "recv_run needs packets without a header: offload='off' or 'split', and "
                 "packet_info=False"
             )
-        return await receive_run(
+        return receive_run(
             pool, self._wait_for_buffer, self._receive, lambda io: io._take_run(pool, checked)
         )
 

@@ -10,7 +10,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test test-others test-all test-peers test-boringtun fuzz soak lint docs bench bench-vpn bench-tap bench-peers bench-netstack bench-report clean
-.PHONY: coverage dist release-check test-dist test-lowest audit man test-free-threaded test-foreign test-kernels
+.PHONY: coverage dist release-check test-dist test-lowest audit man test-free-threaded test-foreign test-kernels test-musl
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -52,6 +52,9 @@ foreign = python=$$(tools/python.sh) && tools/venv.sh .venvs/release "$$python" 
 
 test-foreign: ## run the tests that need no device on emulated arm64 and s390x (big-endian)
 	@$(foreign) && tools/test_foreign.sh $(ARGS)
+
+test-musl: ## run the tests that need no device on a Python built with musl, which it builds
+	@python=$$(tools/python.sh) && tools/venv.sh .venvs/release "$$python" release && tools/test_musl.sh $(ARGS)
 
 test-kernels: ## boot other kernels in QEMU and run the tests there; KERNELS="5.10 6.1", ARGS=--basic
 	@$(foreign) && tools/foreign.sh amd64 && .venv/bin/python -m tests.kernels $(KERNELS) $(ARGS)

@@ -54,7 +54,7 @@ def test_every_key_is_read() -> None:
         (("MTU = 1400", "MTU = 1_400"), "line 7: MTU: 1_400 is not a number"),
         (("MTU = 1400", "MTU"), "not KEY = VALUE"),
         (("fd00::2/128", "fd00::2/129"), "line 13"),
-        (("[2001:db8::1]:51821", "2001:db8::1"), "line 14"),
+        (("[2001:db8::1]:51821", "2001:db8::1"), "line 14: Endpoint: 2001:db8::1 is not ["),
         (("[2001:db8::1]:51821", "[2001:db8::1]:0"), "line 14"),
         (("[2001:db8::1]:51821", "[2001:db8::1]:70000"), "line 14: Endpoint: 70000 is not"),
         ((f"privatekey = {KEY}", ""), "no PrivateKey"),

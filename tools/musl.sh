@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds CPython 3.13 with musl as its C library, from Debian's sources, in .foreign/musl, installs
 # there what the tests need, and prints the interpreter. Takes about ten minutes the first time, and
-# needs gcc and make. Needs no root and installs nothing into the system. x86-64 only.
+# needs gcc, make and perl. Needs no root and installs nothing into the system. x86-64 only.
 set -eu
 cd "$(dirname "$0")/.."
 folder=$PWD/.foreign/musl
@@ -64,25 +64,35 @@ END
     chmod +x "$folder/musl-gcc"
     export CC="$folder/musl-gcc" CFLAGS="-O1 -fPIC"
     sources trixie zlib python3.13
-    sources bookworm libffi  # the newer one has no configure
+    sources bookworm libffi openssl  # the newer libffi has no configure
+    sources unstable sqlite3         # older ones need tclsh
     build 'zlib-*' --static
     build 'libffi-*' --disable-shared --with-pic --disable-docs --disable-multi-os-directory
+    build 'sqlite3-*' --disable-shared --disable-tcl --disable-readline
+    # Its libraries only.
+    (cd "$work"/openssl-* &&
+        nice -n 10 ./Configure linux-x86_64 --prefix="$folder/python" --libdir=lib no-shared \
+            no-tests no-asm no-engine &&
+        nice -n 10 make -s -j "$(nproc)" build_libs && make -s install_dev) >>"$log" 2>&1 ||
+        fail "openssl could not be built with musl; see $log"
     export PKG_CONFIG=false ZLIB_CFLAGS="-I$folder/python/include" \
         ZLIB_LIBS="-L$folder/python/lib -lz" LIBFFI_CFLAGS="-I$folder/python/include" \
-        LIBFFI_LIBS="-L$folder/python/lib -lffi"
-    build 'Python-3.13*' -q --without-ensurepip --disable-test-modules
+        LIBFFI_LIBS="-L$folder/python/lib -lffi" LIBSQLITE3_CFLAGS="-I$folder/python/include" \
+        LIBSQLITE3_LIBS="-L$folder/python/lib -lsqlite3"
+    build 'Python-3.13*' -q --without-ensurepip --disable-test-modules \
+        --with-openssl="$folder/python"
     rm -rf "$work"
 fi
 "$python" -c '
-import ctypes, platform, sys, zlib
+import ctypes, platform, sqlite3, ssl, sys, zlib
 sys.exit(platform.libc_ver()[0] == "glibc")
-' || fail "$python is not a Python with musl, ctypes and zlib"
+' || fail "$python is not a Python with musl, ctypes, sqlite3, ssl and zlib"
 if [ ! -e "$folder/packages" ]; then
     rm -rf "$folder/site"
     .venvs/release/bin/python -m pip --disable-pip-version-check install --quiet \
         --target "$folder/site" --only-binary :all: --platform musllinux_1_2_x86_64 \
-        --python-version 3.13 dpkt hypothesis pyroute2 pytest pytest-asyncio pytest-timeout \
-        pytest-xdist setuptools typing-extensions >"$log" 2>&1 ||
+        --python-version 3.13 cryptography dpkt hypothesis pyroute2 pytest pytest-asyncio \
+        pytest-timeout pytest-xdist setuptools typing-extensions uvloop >"$log" 2>&1 ||
         fail "pip could not install what the tests need; see $log"
     : >"$folder/packages"
 fi

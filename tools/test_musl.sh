@@ -1,7 +1,6 @@
 #!/bin/sh
-# test_musl.sh [PYTEST'S ARGUMENTS]: runs the tests that need no device with the musllinux wheel, on a
-# Python that is built with musl, on asyncio's loop. That Python has no ssl, which uvloop and pyroute2
-# need.
+# test_musl.sh [PYTEST'S ARGUMENTS]: runs the tests that need no device, and those of the offload modes,
+# with the musllinux wheel, on a Python that is built with musl.
 set -eu
 cd "$(dirname "$0")/.."
 python=$(tools/musl.sh)
@@ -16,14 +15,12 @@ cp -a "$folder/site" "$folder/aiotun/site"
 for each in pyproject.toml README.md CHANGELOG.md tests examples benchmarks fuzz docs tools; do
     cp -a "$each" "$folder/aiotun/"
 done
-printf 'from asyncio import new_event_loop as new_event_loop\n\nLoop = type(None)\n' \
-    >"$folder/aiotun/site/uvloop.py"
 cd "$folder/aiotun"
 export PYTHONPATH="$folder/aiotun/site" PYTHONDONTWRITEBYTECODE=1
 "$python" -c '
 from aiotun._packets import native
 assert native.SPEEDUPS, "the C module of the musllinux wheel is not in use"
 '
-# cryptography, which the WireGuard example needs, is not there.
-exec "$python" -m pytest -q -p no:cacheprovider -p no:xdist -k "not wireguard and not uvloop" \
-    ${*:-$(tools/pure_tests.sh)}
+# gcc's sanitizers need glibc.
+exec "$python" -m pytest -q -p no:cacheprovider -p no:xdist -k "not sanitizers" \
+    ${*:-$(tools/pure_tests.sh) tests/integration/test_modes.py}

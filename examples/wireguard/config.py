@@ -198,11 +198,17 @@ def look_up(value: str) -> list[Endpoint]:
         OSError: there is no such name, or it can't be resolved now.
     """
     host, colon, port = value.rpartition(":")
+    host = host.strip("[]")
     if not colon or not host:
         raise ValueError(f"{value} is not HOST:PORT")
+    if ":" in host:  # a resolver may ask its servers for such a name, if it is not an address
+        try:
+            ip_address(host)
+        except ValueError:
+            raise ValueError(f"{value} is not [ADDRESS]:PORT") from None
     if not port[:1].isalpha():  # else a service's name
         port = str(_number(port, 65535, 1))  # getaddrinfo would turn 70000 into 4464
-    found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_DGRAM)
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     families: dict[int, list[Endpoint]] = {}
     for family, *_, address in found:
         endpoint: Endpoint = str(address[0]), int(address[1])

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Coroutine
@@ -18,7 +19,7 @@ import aiotun
 from aiotun import DeviceClosedError, DeviceLostError, PacketIO, Queue
 from aiotun._kernel.words import Offload
 
-from ..helpers import ip, wait_until
+from ..helpers import SLOWER, ip, wait_until
 from .rig import KINDS, RECEIVE, number, rig, waiting
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -456,15 +457,25 @@ async def test_a_fork_holds_the_interface() -> None:
     await wait_until(lambda: "fork0" not in names())
 
 
-async def test_the_loop_is_not_blocked_by_the_last_close() -> None:
-    """The kernel takes about 15 ms to delete the interface, and the loop keeps running."""
-    turns = 0
+async def test_the_loop_is_not_blocked_by_the_last_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel takes some ms to delete an interface; here it takes until the loop has run."""
+    ran, close = threading.Event(), os.close
     async with aiotun.open_tun("slow0") as tun:
+        number = tun.fileno()
+
+        def slow(fd: int) -> None:
+            if fd == number:
+                assert ran.wait(5 * SLOWER)
+            close(fd)
+
+        monkeypatch.setattr(os, "close", slow)
         task = asyncio.create_task(tun.aclose())
-        while not task.done():
-            turns += 1
+        for _ in range(10):
             await asyncio.sleep(0)
-    assert turns > 10
+        assert not task.done()
+        ran.set()
+        await task
+    assert names() == ["lo"]
 
 
 async def test_many_devices_at_once_and_one_after_the_other() -> None:

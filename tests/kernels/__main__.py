@@ -12,14 +12,18 @@ The other parts run on the same version of User-mode Linux, a kernel that is a p
 faster, but has one processor, and is built without nf_tables for the family inet and without
 SOCK_DESTROY. Tests that need these skip there. They run in QEMU with --qemu, for an hour or more.
 
+Two guests run at once (--at-once).
+
 Needs tools/foreign.sh before it (`make test-kernels` does that).
 """
 
 import argparse
+import asyncio
 import signal
 import sys
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from ..helpers import ROOT
 from .fetching import SUITES, FetchError, Kernel, fetch, fetch_user_mode
@@ -38,7 +42,8 @@ BASIC = [
 NEAR = [
     "opening", "offload", "offloads", "persistent", "from_fd", "link", "queues", "moving",
     "bridges", "events", "errors", "waiting", "closing", "cancellation", "namespaces", "netstack",
-    "netstack_admission", "netstack_udp", "netstack_hostile", "relay", "datagrams",
+    "netstack_admission", "netstack_udp", "netstack_hostile", "relay", "datagrams", "datagram_runs",
+    "runs",
 ]  # fmt: skip
 
 
@@ -52,15 +57,54 @@ def _near() -> list[Part]:
     ]
 
 
-def _guests(args: argparse.Namespace, version: str) -> Iterator[tuple[Kernel, list[Part]]]:
-    """The kernels to boot for one version, and the parts for each."""
+class Guest(NamedTuple):
+    """A kernel to boot, and the parts that it runs."""
+
+    version: str
+    kernel: Kernel
+    parts: list[Part]
+
+
+def _guests(args: argparse.Namespace, version: str) -> Iterator[Guest]:
+    """The guests for one version; fetches their kernels."""
     near = [] if args.basic else _near()
     user_mode = args.architecture == "amd64" and not args.qemu
     basic = BASIC if user_mode else BASIC + near
     for user, parts in ((False, basic), (True, near if user_mode else [])):
         chosen = [part for part in parts if not args.only or part.name in args.only]
         if chosen:
-            yield fetch_user_mode(version) if user else fetch(version, args.architecture), chosen
+            kernel = fetch_user_mode(version) if user else fetch(version, args.architecture)
+            yield Guest(version, kernel, chosen)
+
+
+async def _run(
+    args: argparse.Namespace, guests: list[Guest], table: dict[str, dict[str, Result]]
+) -> None:
+    """Run all guests, some of them at once, and put their results into the table."""
+    logs = ROOT / "build" / "kernels"
+    logs.mkdir(parents=True, exist_ok=True)
+    free = asyncio.Semaphore(args.at_once)
+
+    async def run(guest: Guest) -> None:
+        async with free:
+            release = guest.kernel.release
+            log = logs / f"{release}.log"
+            kind = "User-mode Linux" if guest.kernel.user_mode else "in QEMU"
+            print(f"{release} ({kind}): its output is in {log.relative_to(ROOT)}", flush=True)
+            begin = time.monotonic()
+            limit = args.minutes * 60
+            results = await boot(guest.kernel, args.architecture, guest.parts, limit, log)
+            print(f"{release}: {(time.monotonic() - begin) / 60:.1f} minutes", flush=True)
+            _show_failures(results)
+            table[guest.version].update(results)
+
+    # So that the guests end, too.
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    async with asyncio.TaskGroup() as group:
+        for guest in guests:
+            group.create_task(run(guest))
 
 
 def main() -> int:
@@ -74,32 +118,25 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="PART", help="these parts")
     parser.add_argument("--qemu", action="store_true", help="all parts in QEMU")
     parser.add_argument("--architecture", default="amd64", help="amd64 or arm64")
-    parser.add_argument("--minutes", type=float, default=30, help="the limit for each kernel")
+    parser.add_argument("--minutes", type=float, default=30, help="the limit for each guest")
+    parser.add_argument("--at-once", type=int, default=2, metavar="GUESTS", help="default: 2")
     args = parser.parse_args()
     unknown = set(args.only or ()) - {part.name for part in BASIC + _near()}
     if unknown:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
-    # So that the guest ends, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    logs = ROOT / "build" / "kernels"
-    logs.mkdir(parents=True, exist_ok=True)
-    table: dict[str, dict[str, Result]] = {}
-    for version in args.versions or SUITES:
-        try:
-            for kernel, parts in _guests(args, version):
-                log = logs / f"{kernel.release}.log"
-                kind = "User-mode Linux" if kernel.user_mode else "in QEMU"
-                where = log.relative_to(ROOT)
-                print(f"{kernel.release} ({kind}): its output is in {where}", flush=True)
-                begin = time.monotonic()
-                results = boot(kernel, args.architecture, parts, args.minutes * 60, log)
-                minutes = (time.monotonic() - begin) / 60
-                print(f"{kernel.release}: {minutes:.1f} minutes", flush=True)
-                _show_failures(results)
-                table.setdefault(version, {}).update(results)
-        except FetchError as error:
-            print(f"aiotun: {error}", file=sys.stderr)
-            return 2
+    try:
+        guests = [each for version in args.versions or SUITES for each in _guests(args, version)]
+    except FetchError as error:
+        print(f"aiotun: {error}", file=sys.stderr)
+        return 2
+    # Filled before the run, so that the rows are in this order.
+    table: dict[str, dict[str, Result]] = {guest.version: {} for guest in guests}
+    for guest in guests:
+        table[guest.version].update((part.name, Result()) for part in guest.parts)
+    try:
+        asyncio.run(_run(args, guests, table))
+    except asyncio.CancelledError:
+        return 143
     print()
     _show(table)
     return int(any(each.status != 0 for results in table.values() for each in results.values()))

@@ -95,9 +95,9 @@ def _download(folder: Path, suite: str, architecture: str) -> None:
     names = sorted((line.split()[0] for line in found.splitlines()), key=_numbers)
     if not names:
         raise FetchError(f"Debian's {suite} has no kernel for virtual machines")
-    # From Linux 7 on, Debian's package is empty and depends on two others.
+    # From Linux 7 on, Debian's package is empty and depends on three others.
     release = names[-1].removeprefix("linux-image-")
-    parts = [f"linux-{part}-{release}" for part in ("image", "binary", "modules")]
+    parts = [f"linux-{part}-{release}" for part in ("base", "image", "binary", "modules")]
     depends = debian("apt-cache", "depends", names[-1])
     debian(
         "apt-get", "download", *(part for part in parts if part in (names[-1], *depends.split()))

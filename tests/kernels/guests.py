@@ -1,12 +1,12 @@
 """Guests that run parts of the tests on another kernel, and what they print."""
 
+import asyncio
 import contextlib
 import os
 import re
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,10 +61,12 @@ class Result:
         return f"{said} ({self.seconds} s)"
 
 
-def boot(
+async def boot(
     kernel: Kernel, architecture: str, parts: list[Part], limit: float, log: Path
 ) -> dict[str, Result]:
     """Boot a guest, run the parts in it, and return their results by name.
+
+    Cancellation ends the guest.
 
     Args:
         limit: after so many seconds the guest is ended, and the parts that are left were not run.
@@ -73,16 +75,14 @@ def boot(
     results = {part.name: Result() for part in parts}
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder, "initramfs")
-        with image.open("wb") as file:
-            for data in _files(kernel, architecture, parts):
-                file.write(data)
+        _write(image, _files(kernel, architecture, parts))
         if kernel.user_mode:
             command = _user_mode(kernel, image)
         else:
             command = _qemu(kernel, architecture, image)
-        with _running(["timeout", str(limit), *command]) as lines, log.open("w") as copy:
+        with log.open("w") as copy:
             current = None
-            for line in lines:
+            async for line in _lines("timeout", str(limit), *command):
                 copy.write(line)
                 copy.flush()
                 if match := re.match(r"=== (.+): status (\d+) after (\d+) s$", line):
@@ -145,20 +145,25 @@ def _files(kernel: Kernel, architecture: str, parts: list[Part]) -> Iterator[byt
     yield cpio.END
 
 
-@contextlib.contextmanager
-def _running(command: list[str]) -> Iterator[Iterator[str]]:
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
+def _write(path: Path, pieces: Iterator[bytes]) -> None:
+    with path.open("wb") as file:
+        file.writelines(pieces)
+
+
+async def _lines(*command: str) -> AsyncIterator[str]:
+    """What a program prints, line by line. Ends the program when the caller stops reading."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        limit=1 << 24,  # bytes of a line
     )
     assert process.stdout is not None
     try:
-        yield (line.replace("\r", "") for line in process.stdout)
+        async for line in process.stdout:
+            yield line.decode(errors="replace").replace("\r", "")
     finally:
-        process.terminate()
-        process.wait()
-        process.stdout.close()
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()

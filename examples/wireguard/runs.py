@@ -29,7 +29,7 @@ __all__ = ["Opener", "Sealer"]
 
 _HEAD, _TAG = 16, 16  # bytes, before and after each packet
 _MOST = 256  # packets of a run
-_KEPT = 256  # views; each is for runs of one length
+_SIZES = 16  # of messages, for which to keep views
 _LITTLE = sys.byteorder == "little"  # the words of a message are, whatever the machine's are
 # The counters of runs are written and compared as numbers of 32 bits. A session that is 180 seconds
 # old has ended, long before it needs more.
@@ -133,11 +133,11 @@ class _Kept(dict[tuple[int, int], _Views]):
 
     def __missing__(self, key: tuple[int, int]) -> _Views:
         stride, count = key
-        if len(self) >= _KEPT:
-            self.clear()
-            self._places.clear()
         places = self._places.get(stride)
         if places is None:
+            if len(self._places) >= _SIZES:
+                self.clear()
+                self._places.clear()
             places = _Places(self.buffer, stride, self._target, sealing=self._sealing)
             self._places[stride] = places
         views = self[key] = _Views(places, count)

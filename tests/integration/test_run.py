@@ -186,6 +186,24 @@ for port in (3478, 3479):
     assert first[2] == second[2]
 
 
+@pytest.mark.parametrize("host", [NET4, NET6])
+async def test_datagrams_larger_than_the_path_outside(
+    internet: aiotun.Namespace, host: str
+) -> None:
+    """The device inside has a larger MTU than the cable outside, where they are fragments."""
+    code = f"""
+import socket
+s = socket.socket(socket.{"AF_INET6" if ":" in host else "AF_INET"}, socket.SOCK_DGRAM)
+s.settimeout(10)
+for size in (1472, 1473, 9000, 60000, 65000):
+    s.sendto(bytes(size), ({host!r}, 7))
+    print(len(s.recv(65535)) - size > 0)
+"""
+    async with udp_server(internet, host, 7):
+        ended = await python(code)
+    assert (ended.out, ended.err) == ("True\n" * 5, "")
+
+
 async def test_names_are_asked_of_the_hosts_name_servers(
     internet: aiotun.Namespace, tmp_path: Path
 ) -> None:

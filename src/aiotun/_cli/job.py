@@ -65,6 +65,8 @@ class Job:
         # the command would inherit that the signal is ignored.
         if signal.getsignal(signal.SIGTTOU) is signal.SIG_DFL:
             signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        if signal.SIGCHLD in self._handled:
+            self._look()  # a shell that has its own process group may have stopped already
 
     def _came(self, number: signal.Signals) -> None:
         if self._process is not None:

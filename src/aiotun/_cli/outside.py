@@ -8,23 +8,22 @@ import asyncio
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
-from aiotun.netstack import PipeStats, Refusal, pipe
+from aiotun.netstack import Refusal
 
 from .access import Access, Address, NotPermittedError, is_of_this_machine
+from .joining import End, join
 from .resolvers import Resolvers
 from .server_names import server_name
 
 __all__ = ["Inside", "Outside", "as_text"]
 
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
 _DNS = 53
 _CLAIM_SECONDS = 10.0  # a client that is gone never takes its connection
-_LIMIT = 2**18  # bytes of a stream's buffer
+_FIRST_BYTES = 2**14  # in which a server's name is looked for
 
 # How the host's own errors look to the program inside.
 _REFUSALS: dict[int, bool | Refusal] = {
@@ -57,7 +56,7 @@ class Outside:
         self._access = access
         self._resolvers = resolvers
         self.log = log
-        self._connected: dict[tuple[Address, Address], Streams] = {}
+        self._connected: dict[tuple[Address, Address], End] = {}
 
     # Where an address leads
 
@@ -91,57 +90,47 @@ class Outside:
         """Connect outside; say what the program inside gets to hear."""
         local, peer = local[:2], peer[:2]
         try:
-            streams = await asyncio.open_connection(*self.target(local), limit=_LIMIT)
+            host, port = self.target(local)
+            _, end = await asyncio.get_running_loop().create_connection(End, host, port)
         except NotPermittedError:
             self.log(f"tcp {as_text(local)} denied")
             return Refusal.PROHIBITED
         except OSError as error:
             self.log(f"tcp {as_text(local)} failed: {_said(error)}")
             return _REFUSALS.get(error.errno or 0, Refusal.HOST)
-        self._connected[local, peer] = streams
-        asyncio.get_running_loop().call_later(_CLAIM_SECONDS, self._unclaimed, local, peer, streams)
+        self._connected[local, peer] = end
+        asyncio.get_running_loop().call_later(_CLAIM_SECONDS, self._unclaimed, local, peer, end)
         return True
 
-    def _unclaimed(self, local: Address, peer: Address, streams: Streams) -> None:
-        if self._connected.get((local, peer)) is streams:
+    def _unclaimed(self, local: Address, peer: Address, end: End) -> None:
+        if self._connected.get((local, peer)) is end:
             del self._connected[local, peer]
-            streams[1].transport.abort()
+            end.transport.abort()
 
-    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Join a connection of the program inside to the one that stands outside."""
+    def handle(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> Coroutine[Any, Any, None] | None:
+        """Join a connection of the program inside to the one that stands outside.
+
+        The stack calls this when the connection is made. A coroutine would begin later, when the
+        reader may have got data.
+        """
         local: Address = writer.get_extra_info("sockname")[:2]
         peer: Address = writer.get_extra_info("peername")[:2]
-        streams = self._connected.pop((local, peer), None)
-        if streams is None:
+        outside = self._connected.pop((local, peer), None)
+        if outside is None:
             writer.transport.abort()
-            return
+            return None
+        inside = End(_FIRST_BYTES)
+        inside.take_over(writer.transport)
+        return self._carry(local, inside, outside)
+
+    async def _carry(self, local: Address, inside: End, outside: End) -> None:
         began = time.monotonic()
-        first, stats = _FirstBytes(reader), PipeStats()
-        await pipe((first.reader, writer), streams, stats=stats)
-        named = f" {name}" if (name := server_name(bytes(first.seen))) else ""
-        moved = f"{stats.a_to_b} bytes up, {stats.b_to_a} down"
+        await join(inside, outside)
+        named = f" {name}" if (name := server_name(bytes(inside.first))) else ""
+        moved = f"{inside.received} bytes up, {outside.received} down"
         self.log(f"tcp {as_text(local)}{named} {moved}, {time.monotonic() - began:.2f} s")
-
-
-class _FirstBytes:
-    """Reads a stream, and remembers how it begins."""
-
-    _ENOUGH = 2**14
-
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        self._reader = reader
-        self.seen = bytearray()
-
-    @property
-    def reader(self) -> asyncio.StreamReader:
-        """This, for `pipe`, which only reads."""
-        return cast("asyncio.StreamReader", self)
-
-    async def read(self, count: int) -> bytes:
-        data = await self._reader.read(count)
-        if len(self.seen) < self._ENOUGH:
-            self.seen += data[: self._ENOUGH]
-        return data
 
 
 def as_text(address: Address) -> str:

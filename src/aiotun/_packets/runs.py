@@ -136,10 +136,11 @@ class Run:
         if sizes is None:
             lengths = [self.size - before] * (count - 1)
             lengths.append(self.last - before)
-            different = lengths[-2:]
+            least = most = lengths[0]  # of all but the last
         else:
-            different = lengths = list(sizes)
-        if len(lengths) != count or before < 0 or min(different, default=0) < 0:
+            lengths = list(sizes)
+            least, most = min(lengths, default=0), max(lengths, default=0)
+        if len(lengths) != count or before < 0 or least < 0 or lengths[-1] < 0:
             raise ValueError(
                 f"{self!r} needs one size for each packet, and sizes and 'before' must be at least "
                 f"0; got before={before} and {len(lengths)} sizes"
@@ -148,7 +149,7 @@ class Run:
         # last but one. The second is a bound for all others.
         last = self.start + before + (count - 1) * stride
         room = self.buffer.nbytes - last
-        if lengths[-1] > room or max(different) > room + stride:
+        if lengths[-1] > room or most > room + stride:
             raise ValueError(f"a packet of {self!r} would end outside the buffer")
         return lengths
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["SplitPort", "make_port"]
 
 _UDP = 5  # VIRTIO_NET_HDR_GSO_UDP_L4
+_ONLY_UDP = frozenset({_UDP})
 
 _read_split = native.read_split
 _write_merged = native.write_merged
@@ -72,19 +73,23 @@ class SplitPort(Port):
         return copy_into(octets, self.read(fd, octets.nbytes))
 
     def read_many(self, fd: int, limit: int) -> list[bytes]:
-        batch = self._rest[: -limit - 1 : -1]
-        if batch:
-            del self._rest[-len(batch) :]
-        if len(batch) < limit:
-            try:
-                batch += self._read_split(fd, limit - len(batch))
-            except OSError:
-                # What we have goes first; the next call meets the error again.
-                if not batch:
-                    raise
+        # A stream comes in super-packets and acknowledgments, in turn: one super-packet a call.
+        batch = self._read_after_rest(fd, limit) if self._rest else self._read_split(fd, limit)
+        if len(batch) > limit:
             self._rest = batch[: limit - 1 : -1]
             del batch[limit:]
+            self._count_pending()
+        return batch
+
+    def _read_after_rest(self, fd: int, limit: int) -> list[bytes]:
+        """Read as `_read_split`, but what is left of the last super-packet comes first."""
+        batch = self._rest[: -limit - 1 : -1]
+        del self._rest[-len(batch) :]
         self._count_pending()
+        if len(batch) < limit:
+            # What we have goes first; the next call meets the error again.
+            with contextlib.suppress(OSError):
+                batch += self._read_split(fd, limit - len(batch))
         return batch
 
     def for_runs(self) -> Port:
@@ -128,7 +133,7 @@ class SplitPort(Port):
 
     def _read_split(self, fd: int, limit: int) -> list[bytes]:
         """Read super-packets until there are `limit` packets, or more. Never empty: it raises."""
-        kept = self._take_kept()
+        kept = self._take_kept() if self._kept is not None else []
         if len(kept) >= limit:
             return kept
         try:
@@ -169,10 +174,12 @@ class SplitPort(Port):
         _write(fd, b"".join((self._no_header, packet)))
 
     def write_many(self, fd: int, packets: list[Buffer]) -> Sequence[int]:
-        left: Sequence[int] = range(len(packets))
         udp = _UDP not in self._refused_types
-        if self._refused_types <= {_UDP}:
+        left: Sequence[int]
+        if self._refused_types <= _ONLY_UDP:
             left = _write_merged(fd, packets, self._frames, self._header, udp)
+        else:
+            left = range(len(packets))
         return self._write_left(fd, packets, left, udp) if left else left
 
     def _write_left(
@@ -198,7 +205,7 @@ class SplitPort(Port):
     ) -> Sequence[int]:
         left: Sequence[int] = range(len(lengths))
         udp = _UDP not in self._refused_types
-        if self._refused_types <= {_UDP}:
+        if self._refused_types <= _ONLY_UDP:
             left = _write_run(fd, buffer, start, stride, lengths, self._frames, self._header, udp)
         if not left:
             return left

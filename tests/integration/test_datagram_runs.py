@@ -9,7 +9,7 @@ from aiotun import DeviceClosedError, PacketError
 from aiotun.runs import Pool, Run
 
 from .rig import waiting
-from .test_datagrams import collect, each_version, nobody, numbered, opened, pair
+from .test_datagrams import collect, each_version, need_runs, nobody, numbered, opened, pair
 
 SOON = 5.0
 
@@ -55,6 +55,7 @@ async def test_a_run_arrives_as_it_was_sent(
 
 
 async def test_a_run_is_one_call_each_way() -> None:
+    need_runs()
     async with pair() as (one, other):
         sent = numbered([1400] * 44 + [900])
         await soon(one.send_run(run_with(sent), other.address))
@@ -67,6 +68,7 @@ async def test_a_run_is_one_call_each_way() -> None:
 
 
 async def test_what_another_method_left_of_a_run_comes_first() -> None:
+    need_runs()
     pool = Pool(1)
     async with pair() as (one, other):
         sent = numbered([1000] * 9 + [50])

@@ -471,16 +471,22 @@ def test_peers_may_use_only_their_own_addresses(kind: str, tmp_path: Path) -> No
 
 
 class Flood:
-    """Floods a peer with handshakes from a sender that knows its public key."""
+    """Floods a peer with handshakes from a sender that knows its public key.
+
+    It begins when the peer is under load: until then, the peer would answer others as usual.
+    """
 
     def __init__(self, side: Side) -> None:
         self._mac1_key = hash_(LABEL_MAC1 + base64.b64decode(side.public))
         self._target = (OUTER[4][side.index], 51820)
-        self._stop = threading.Event()
+        self._stop, self._got_cookie = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> None:
         self._thread.start()
+        if not self._got_cookie.wait(20):
+            self.__exit__()
+            raise AssertionError("the peer sends no cookies")
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
@@ -493,6 +499,9 @@ class Flood:
             while not self._stop.is_set():
                 for message in messages:
                     sock.sendto(message, self._target)
+                with contextlib.suppress(BlockingIOError):
+                    if sock.recv(65535, socket.MSG_DONTWAIT)[0] == 3:
+                        self._got_cookie.set()
 
 
 def status_of(side: Side, peers: int = 1) -> str:

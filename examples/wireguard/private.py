@@ -80,7 +80,10 @@ def _stop_with(pid: int) -> None:
         while _state(pid) == os.CLD_STOPPED:
             os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG)
             signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
-            os.kill(pid, signal.SIGCONT)
+            # The shell has continued both. The command may have stopped again before we ran.
+            changes = os.WCONTINUED | os.WSTOPPED | os.WNOWAIT
+            if os.waitid(os.P_PID, pid, changes | os.WNOHANG) is None:
+                os.kill(pid, signal.SIGCONT)
 
 
 def _state(pid: int) -> int:

@@ -2,17 +2,20 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from ..commandline import COMMAND, Running, in_terminal
 from ..helpers import need
 from .internet import run
+from .test_wireguard import until
 
 RUN = f"{' '.join(COMMAND)} run"
 PROMPT = "your turn> "
@@ -58,6 +61,19 @@ def answer(running: Running, line: str, words: str) -> None:
     running.read_until(PROMPT)
 
 
+def until_continued(running: Running) -> None:
+    """Wait until aiotun goes on, too, and handles Ctrl-Z again. People don't type as fast."""
+    bash = running.process.pid
+    (child,) = Path(f"/proc/{bash}/task/{bash}/children").read_text().split()
+
+    def handles() -> bool:
+        status = Path(f"/proc/{child}/status").read_text()
+        (caught,) = re.findall(r"SigCgt:\s(\w+)", status)
+        return bool(int(caught, 16) >> (signal.SIGTSTP - 1) & 1)
+
+    until(handles)
+
+
 def continue_and_end(running: Running, name: str = "aiotun run") -> None:
     """Continue the job that reads, and interrupt it."""
     type_in(running, "fg\n")
@@ -86,6 +102,7 @@ def test_ctrl_z_stops_it_and_fg_continues_it(program: str) -> None:
             running.read_until("aiotun run")
             type_in(running, "more\n")
             running.read_until("got-more")
+            until_continued(running)
         type_in(running, "\x1a")
         running.read_until("Stopped")
         running.read_until(PROMPT)

@@ -107,8 +107,10 @@ class Job:
         with contextlib.suppress(ChildProcessError):  # it has ended
             while found := os.waitid(*self._child(), os.WSTOPPED | os.WNOHANG):
                 self._stop(signal.Signals(found.si_status))
-                # The shell has continued our process group. The command may be in another one.
-                if os.waitid(os.P_PID, found.si_pid, os.WCONTINUED | os.WNOHANG) is None:
+                # The shell has continued our process group. The command may be in another one. If
+                # it is in ours, it may have stopped again before we ran: then leave it so.
+                changes = os.WCONTINUED | os.WSTOPPED | os.WNOWAIT
+                if os.waitid(os.P_PID, found.si_pid, changes | os.WNOHANG) is None:
                     _continue(found.si_pid)
 
     def _stop(self, number: signal.Signals) -> None:

@@ -43,12 +43,14 @@ def mounts() -> dict[str, str]:
 async def test_a_new_device_has_threads_and_the_program_sees_no_mount(
     opener: Callable[..., "aiotun.device.Opener[Any]"],
 ) -> None:
-    before = os.readlink("/proc/self/ns/mnt"), mounts()[str(os.getpid())]
+    namespace, before = os.readlink("/proc/self/ns/mnt"), mounts()
+    ours = before[str(os.getpid())]
     async with opener("h0", napi="threaded", queues=2):
         assert tun_flags("h0") & Iff.NAPI
         assert threaded("h0")
-        assert (os.readlink("/proc/self/ns/mnt"), mounts()[str(os.getpid())]) == before
-        assert len(set(mounts().values())) == 1
+        assert os.readlink("/proc/self/ns/mnt") == namespace
+        # A thread of pytest-xdist has other mounts all the time: see `unshare_run`.
+        assert all(seen == before.get(task, ours) for task, seen in mounts().items())
     async with opener("h0", napi=True):
         assert not threaded("h0")
 

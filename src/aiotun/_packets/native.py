@@ -234,14 +234,14 @@ def _read_run(
         except OSError:  # the next call meets any error again
             drained = True
             break
-        try:
-            single = not header or not kept[1] & ~_GSO_ECN
-            (packet,) = _packets_of(kept, frame, header) if single else [b""]
-        except (ValueError, IndexError):
-            break  # the next call counts it
-        if not runs.follows(packets[0], packet, frame):
+        single = len(kept) >= header and not (header and kept[1] & ~_GSO_ECN)
+        # The packet as it came: a strange checksum that is written later may change an address.
+        if not single or not runs.follows(packets[0], kept[header:], frame):
             break
-        packets.append(packet)
+        try:
+            packets += _packets_of(kept, frame, header)
+        except ValueError:
+            break  # the next call counts it
         kept = None
     measures = runs.place(buffer, wanted, packets)
     assert measures is not None

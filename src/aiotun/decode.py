@@ -117,16 +117,16 @@ def _restore(frame: Ethernet, whole: bytes, at: int) -> None:
     if frame.type == ETH_TYPE_IPX and int.from_bytes(whole[12:14], "big") <= 1500:
         # Raw 802.3 (Novell). dpkt skips the payload's first two bytes and would write Ethernet II.
         frame.type, frame.data = int.from_bytes(whole[12:14], "big"), whole[14:]
-        del frame.ipx
+        vars(frame).pop("ipx", None)  # it is missing if dpkt could not decode the payload
         return
-    at += 4 * len(getattr(frame, "mpls_labels", ()))
-    if (
-        getattr(frame, "mpls_labels", ())
-        and whole[at : at + 2] == b"\0\0"
-        and at + 14 <= len(whole)
-    ):
+    labels = getattr(frame, "mpls_labels", ())
+    at += 4 * len(labels)
+    if labels and whole[at : at + 2] == b"\0\0" and at + 14 <= len(whole):
         frame.data = whole[at:]  # dpkt skips a pseudowire's control word (RFC 4385)
         vars(frame).pop("ethernet", None)
+    elif labels and isinstance(frame.data, type(frame)):
+        # The frame in the pseudowire may have all that itself.
+        _restore(frame.data, whole[at:], 14 + 4 * len(getattr(frame.data, "vlan_tags", ())))
 
 
 def _decode(parser: Callable[[bytes], P], data: bytes | bytearray | memoryview) -> P:

@@ -5,7 +5,7 @@ import contextlib
 import errno
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,19 @@ def network_namespaces(pids: Iterable[int]) -> set[str]:
         with contextlib.suppress(OSError):  # it has ended
             found.add(os.readlink(f"/proc/{pid}/ns/net"))
     return found
+
+
+@contextlib.contextmanager
+def held_namespaces(pids: Iterable[int]) -> Iterator[None]:
+    """Keep the numbers of the processes' network namespaces from being given to others.
+
+    The kernel gives a freed number to the next namespace, which another worker of the tests may
+    make at once.
+    """
+    with contextlib.ExitStack() as held:
+        for pid in pids:
+            held.enter_context(open(f"/proc/{pid}/ns/net", "rb"))
+        yield
 
 
 def all_processes() -> list[int]:
@@ -170,10 +183,11 @@ async def test_a_killed_program_leaves_no_helper_and_no_namespace(
         pids = programs_with(marker)
         made = network_namespaces(pids) - ours
         assert made
-        process.kill()
-        await asyncio.to_thread(process.wait)
-        await gone(marker)
-        assert not network_namespaces(all_processes()) & made
+        with held_namespaces(pids):
+            process.kill()
+            await asyncio.to_thread(process.wait)
+            await gone(marker)
+            assert not network_namespaces(all_processes()) & made
 
 
 # --- Interrupted ---------------------------------------------------------------------------------

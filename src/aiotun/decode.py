@@ -26,6 +26,7 @@ __all__ = ["decode_frame", "decode_packet", "encode"]
 
 # The ethertypes of VLAN tags: 802.1Q, 802.1ad, and two that were used before 802.1ad.
 _TAGGED = (b"\x81\0", b"\x88\xa8", b"\x91\0", b"\x92\0")
+_ISL = (b"\1\0\x0c\0\0", b"\3\0\x0c\0\0")  # how the destination of a frame with an ISL tag begins
 _MOST_TAGS = 8  # each 4-byte tag becomes an object of many times its size
 
 _MISSING = "this needs dpkt, which is not installed: pip install 'aiotun[dpkt]'"
@@ -86,7 +87,7 @@ def decode_frame(data: bytes | bytearray | memoryview) -> Ethernet:
         frame.vlan_tags[:0] = outer
         frame.vlanid, frame.priority, frame.cfi = outer[0].as_tuple()
         frame.type = int.from_bytes(whole[12:14], "big")
-    _restore(frame, whole, 14 + 4 * len(places))
+    _restore(frame, whole)
     return frame
 
 
@@ -104,29 +105,33 @@ def _tag_places(frame: bytes) -> list[int]:
     return places
 
 
-def _restore(frame: Ethernet, whole: bytes, at: int) -> None:
+def _restore(frame: Ethernet, whole: bytes) -> None:
     """Put bytes that dpkt skips back into `data`, so that encoding the frame does not lose them.
 
     Args:
         frame: the frame as dpkt has decoded it.
         whole: the bytes that dpkt has decoded.
-        at: the offset of the MPLS labels, or of the payload if there are none.
     """
-    from dpkt.ethernet import ETH_TYPE_IPX
+    from dpkt.ethernet import ETH_TYPE_IPX, VLANtag8021Q
 
+    # dpkt decodes a frame behind a Cisco ISL tag of 26 bytes into the same object.
+    while whole[:5] in _ISL and int.from_bytes(whole[12:14], "big") <= 1500:
+        whole = whole[26:]
     if frame.type == ETH_TYPE_IPX and int.from_bytes(whole[12:14], "big") <= 1500:
         # Raw 802.3 (Novell). dpkt skips the payload's first two bytes and would write Ethernet II.
         frame.type, frame.data = int.from_bytes(whole[12:14], "big"), whole[14:]
         vars(frame).pop("ipx", None)  # it is missing if dpkt could not decode the payload
         return
     labels = getattr(frame, "mpls_labels", ())
-    at += 4 * len(labels)
-    if labels and whole[at : at + 2] == b"\0\0" and at + 14 <= len(whole):
-        frame.data = whole[at:]  # dpkt skips a pseudowire's control word (RFC 4385)
+    if not labels:
+        return
+    tags = [tag for tag in getattr(frame, "vlan_tags", ()) if isinstance(tag, VLANtag8021Q)]
+    inner = whole[14 + 4 * len(tags) + 4 * len(labels) :]
+    if inner[:2] == b"\0\0" and len(inner) >= 14:
+        frame.data = inner  # dpkt skips a pseudowire's control word (RFC 4385)
         vars(frame).pop("ethernet", None)
-    elif labels and isinstance(frame.data, type(frame)):
-        # The frame in the pseudowire may have all that itself.
-        _restore(frame.data, whole[at:], 14 + 4 * len(getattr(frame.data, "vlan_tags", ())))
+    elif isinstance(frame.data, type(frame)):
+        _restore(frame.data, inner)  # the frame in the pseudowire may have all that itself
 
 
 def _decode(parser: Callable[[bytes], P], data: bytes | bytearray | memoryview) -> P:

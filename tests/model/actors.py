@@ -233,6 +233,7 @@ async def _put(world: World, op: Op, how: str, flow: Flow, count: int, bad_at: i
     packets = [world.out.add(flow.number, int(op.ticket) + 1, "doubtful") for _ in range(count)]
     datas = []
     for packet in packets:
+        packet.captured = op.target.captured
         body = payload(OUT, flow.number, packet.number, config.size)
         data = make(flow, [body], config.frame)
         if config.frame and not config.split:

@@ -177,6 +177,8 @@ class Packet:
     """Which queue of the kernel it is in, where that is known."""
     group: int = -1
     """The super-packet that it came in."""
+    captured: bool = True
+    """Whether a capture of the device sees it."""
     state: str = ""
     """``there`` must come; ``doubtful`` may come; ``done`` came; ``never`` must not come."""
 

@@ -82,6 +82,8 @@ class World:
         self.disabled: set[int] = set()
         self.into = Ledger("received")
         self.out = Ledger("sent")
+        self.capturable = 0
+        """How many packets have arrived from those who send through the device itself."""
         self.receiving: list[Op] = []
         self.sending: list[Op] = []
         self.actors: list[Actor] = []
@@ -259,10 +261,12 @@ class World:
 
     def taken_unseen(self, target: Target) -> None:
         """One packet was taken without telling which: the first of a ring, or a foreign one."""
-        firsts: dict[int | None, Packet] = {}
+        firsts: dict[tuple[int, ...], Packet] = {}
         for packet in self.into.there.values():
-            if packet.ring is None or packet.ring in target.rings:
-                firsts.setdefault(packet.ring, packet)
+            if packet.ring is None:  # any ring; those of one flow and epoch are in the same one
+                firsts.setdefault((packet.flow, packet.epoch), packet)
+            elif packet.ring in target.rings:
+                firsts.setdefault((packet.ring,), packet)
         groups = {packet.group for packet in firsts.values()}
         for packet in list(self.into.there.values()):
             if packet in firsts.values() or (self.config.raw and packet.group in groups):
@@ -317,10 +321,10 @@ class World:
     def collect(self) -> None:
         """Account for what has arrived at the far end."""
         for seen in self.line.collect():
-            self.out.came(seen)
+            self.capturable += self.out.came(seen).captured
 
     def went_out(self) -> int | None:
-        """How many packets of the program's the kernel has taken so far, itself counting."""
+        """How many packets the kernel has taken so far that a capture of the device sees."""
         if self.config.frame:
             found = kernel.counters(self.name)
             if found is None:
@@ -328,7 +332,7 @@ class World:
             header = 14 + (28 if self.config.version == 4 else 48)
             return (found.rx_bytes - found.rx_packets * header) // self.config.size
         self.collect()
-        return self.out.done
+        return self.capturable
 
     # The ends of things
 

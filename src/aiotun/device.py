@@ -401,6 +401,7 @@ class TapDevice(Device):
 
         Raises:
             DeviceMismatchError: the kernel does not accept the program.
+            TypeError: an instruction is not four integers that fit.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
         ioctl.attach_filter(self._any_fd(), self.name, program)

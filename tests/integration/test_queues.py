@@ -8,6 +8,7 @@ import platform
 import socket
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -238,6 +239,10 @@ async def test_filters_of_a_tap() -> None:
             assert received() == [b"x"]
             with pytest.raises(DeviceMismatchError, match="filter"):
                 tap.attach_filter([(0xFFFF, 0, 0, 0)])
+            for wrong in ("x", [6], [(6, 0, 0)], [(6, 0, 0, -1)]):
+                given: Any = wrong
+                with pytest.raises(TypeError, match="4 integers"):
+                    tap.attach_filter(given)
 
 
 async def test_calls_on_a_closed_device_raise_device_closed_error() -> None:

@@ -375,7 +375,12 @@ def attach_filter(fd: int, name: str, program: Sequence[tuple[int, int, int, int
             fd, Ioctl.TUNDETACHFILTER, request, name, "remove its filter (only a TAP has one)"
         )
         return
-    code = array.array("B", b"".join(abi.SOCK_FILTER.pack(*step) for step in program))
+    try:
+        code = array.array("B", b"".join(abi.SOCK_FILTER.pack(*step) for step in program))
+    except (TypeError, struct.error) as error:
+        raise TypeError(
+            f"each instruction of program must be 4 integers (code, jt, jf, k): {error}"
+        ) from error
     address, _ = code.buffer_info()
     request = abi.SOCK_FPROG.pack(len(program), address)
     _by_pointer(

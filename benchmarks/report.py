@@ -164,8 +164,10 @@ def targets(machines: Sequence[Mapping[str, Any]]) -> list[str]:
         for table in tables:
             for row in filter(is_target, table["rows"]):
                 name = f"{table['what']}: {row['name']}"
-                goals[name] = f"{'≥' if row['at_least'] else '≤'} {row['target']:g}"
+                goal = f"{'≥' if row['at_least'] else '≤'} {row['target']:g}"
                 verdict = row["verdict"].replace("missed", "**missed**")
+                if goals.setdefault(name, goal) != goal:
+                    verdict += f" (its target was {goal})"  # an earlier run's
                 figures[-1][name] = f"{row['label']} {verdict}"
     rows = [(name, goal, *(each.get(name, "") for each in figures)) for name, goal in goals.items()]
     head = ("", "target", *(machine_of(parts) for parts in machines))

@@ -87,7 +87,10 @@ def test_the_report_tells_all_that_was_measured(results: Path, tmp_path: Path) -
 
 
 def test_what_another_machine_reached_stands_beside_it(results: Path, tmp_path: Path) -> None:
-    rows = [Row("aiotun / C", "ns/packet", [100.0], [100.0], target=1.15)]
+    rows = [
+        Row("aiotun / C", "ns/packet", [100.0], [100.0], target=1.15),
+        Row("aiotun / scapy", "ns/packet", [100.0], [100.0], target=0.9),
+    ]
     tables = [Table("cost", "all", "to read <a> packet", rows)]
     keep(results.with_name("peers-b.json"), {"machine": "b", "load": "2"}, "cost", tables)
     docs = tmp_path / "docs"
@@ -96,7 +99,8 @@ def test_what_another_machine_reached_stands_beside_it(results: Path, tmp_path: 
     assert "|  | target | a & b | b |" in page
     both = "1.45x (1.42-1.50) **missed** | 1.00x (1.00-1.00) reached |"
     assert f"to read <a> packet: aiotun / C | ≤ 1.15 | {both}" in page
-    assert "aiotun / scapy | ≤ 1 | 0.02x (0.02-0.02) reached |  |" in page
+    both = "0.02x (0.02-0.02) reached | 1.00x (1.00-1.00) **missed** (its target was ≤ 0.9) |"
+    assert f"aiotun / scapy | ≤ 1 | {both}" in page
     told = page.rpartition("## Measured on")[2]
     assert "- machine: a & b\n\nAnother machine:\n\n- machine: b\n" in told
 

@@ -13,6 +13,7 @@ import pytest
 
 import aiotun
 
+from ..helpers import wait_until
 from .kernel import CLONE_NEWNET, CLONE_NEWUSER, child, children_of, limited, without_unshare
 from .stacks import client_of, force_mechanism
 from .test_namespace_programs import gone, program, programs_with, wait_ready
@@ -43,16 +44,27 @@ def network_namespaces(pids: Iterable[int]) -> set[str]:
 
 
 @contextlib.contextmanager
-def held_namespaces(pids: Iterable[int]) -> Iterator[None]:
-    """Keep the numbers of the processes' network namespaces from being given to others.
+def held_namespaces(pids: Iterable[int]) -> Iterator[set[str]]:
+    """Give the processes' network namespaces, and keep their numbers from being given to others.
 
     The kernel gives a freed number to the next namespace, which another worker of the tests may
     make at once.
     """
     with contextlib.ExitStack() as held:
-        for pid in pids:
-            held.enter_context(open(f"/proc/{pid}/ns/net", "rb"))
-        yield
+        files = [held.enter_context(open(f"/proc/{pid}/ns/net", "rb")) for pid in pids]
+        yield {f"net:[{os.fstat(file.fileno()).st_ino}]" for file in files}
+
+
+def processes_in(namespaces: set[str]) -> list[str]:
+    """Give the processes whose network namespace is one of these."""
+    found = []
+    for pid in all_processes():
+        if network_namespaces([pid]) & namespaces:
+            with contextlib.suppress(OSError):  # it has ended
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                status = Path(f"/proc/{pid}/status").read_text().splitlines()
+                found.append(f"{pid}: {words!r}, {status[2]}, {status[6]}")
+    return found
 
 
 def all_processes() -> list[int]:
@@ -181,13 +193,16 @@ async def test_a_killed_program_leaves_no_helper_and_no_namespace(
         await asyncio.to_thread(wait_ready, process)
         ours = network_namespaces([os.getpid()])
         pids = programs_with(marker)
-        made = network_namespaces(pids) - ours
-        assert made
-        with held_namespaces(pids):
+        with held_namespaces(pids) as theirs:
+            made = theirs - ours
+            assert made
             process.kill()
             await asyncio.to_thread(process.wait)
             await gone(marker)
-            assert not network_namespaces(all_processes()) & made
+            # A process that is ending has no environment any more, but its namespace still.
+            with contextlib.suppress(TimeoutError):
+                await wait_until(lambda: processes_in(made) == [])
+            assert processes_in(made) == []
 
 
 # --- Interrupted ---------------------------------------------------------------------------------

@@ -227,6 +227,28 @@ async def test_without_descriptors_connections_are_refused_and_then_accepted_aga
         await answering
 
 
+async def test_many_first_syns_for_one_port_need_one_socket(
+    stack: aiotun.Netstack, mechanism: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    make = aiotun.Namespace.socket
+
+    async def slow(namespace: aiotun.Namespace, *args: Any) -> socket.socket:
+        made.append(1)
+        await asyncio.sleep(0.1)
+        return await make(namespace, *args)
+
+    monkeypatch.setattr(aiotun.Namespace, "socket", slow)
+    await stack.intercept_tcp(close)
+    made.clear()
+    await stack.tun.send_many([segment(80, SYN, sport=2000 + number) for number in range(100)])
+    answered = 0
+    async with asyncio.timeout(20):
+        while answered < 100:
+            answered += sum(packet[33] == SYN | ACK for packet in await stack.tun.recv_many())
+    assert len(made) == (mechanism == "listeners")
+
+
 def acknowledge(packet: bytes) -> bytes:
     """Answer a SYN and ACK, as a client does."""
     sport, dport, sequence, acknowledged = struct.unpack_from("!HHII", packet, 20)

@@ -60,6 +60,7 @@ class Listeners(Mechanism):
         self._waiting: dict[Key, _Waiting] = {}
         self._most = min(max(spare_descriptors() // 4, 1), _SOCKETS_MAX)
         self._timer: asyncio.TimerHandle | None = None
+        self._making = asyncio.Lock()
 
     async def start(self, receiver: Receiver) -> None:
         self._receiver = receiver
@@ -89,12 +90,21 @@ class Listeners(Mechanism):
     async def prepare(self, header: IPHeader) -> bool:
         if not header.dport:
             return False
+        # Many SYNs for one port may wait here at once. They need one socket, not one each: those
+        # would take the program's last descriptors, and connections would be refused.
+        async with self._making:
+            receiver = self._receiver
+            if receiver is None or self.ready(header):  # stopped, or made while this one waited
+                return receiver is not None
+            return await self._listen(header)
+
+    async def _listen(self, header: IPHeader) -> bool:
         keys = _keys(header)
         sock = await self._namespace.socket(keys[0][0])
         receiver = self._receiver
-        if receiver is None or self.ready(header):  # stopped, or another call made the socket
+        if receiver is None:  # stopped meanwhile
             sock.close()
-            return receiver is not None
+            return False
         try:
             make_transparent(sock, self._mtu)
             sock.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, self._tun)

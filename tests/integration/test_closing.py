@@ -491,5 +491,5 @@ async def test_many_devices_at_once_and_one_after_the_other() -> None:
     await asyncio.gather(*(one(place) for place in range(30)))
     for place in range(20):
         await one(place)
-    assert len(os.listdir("/proc/self/fd")) == before
+    await wait_until(lambda: len(os.listdir("/proc/self/fd")) == before)
     assert names() == ["lo"]

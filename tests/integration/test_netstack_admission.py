@@ -367,7 +367,7 @@ async def test_a_capture_records_what_is_answered_too(
             with pytest.raises(ConnectionRefusedError):
                 await client.open_connection("192.0.2.1", 80)
         server.close()
-        assert writer.written == 2
+        await wait_until(lambda: writer.written == 2)  # its thread writes
 
 
 def segment(src: str, dst: str, *, sport: int = 1234, flags: int, payload: bytes = b"") -> bytes:

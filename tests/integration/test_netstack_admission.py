@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+import uvloop
 
 import aiotun
 from aiotun.netstack import Refusal
@@ -203,6 +205,43 @@ async def test_closing_cancels_admit_and_refuses_what_is_held(whole: bool) -> No
             for attempt in attempts:
                 with pytest.raises(ConnectionRefusedError):
                     await attempt
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.parametrize("new_loop", [asyncio.SelectorEventLoop, uvloop.new_event_loop])
+@pytest.mark.parametrize("waits_for", ["admit", "socket"])
+def test_a_stack_that_holds_syns_can_be_closed_after_its_loop(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+    waits_for: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def never(*args: Any) -> Any:
+        await asyncio.get_running_loop().create_future()
+
+    async def leave() -> aiotun.Netstack:
+        stack = await aiotun.open_netstack(intercept=True)
+        await stack.intercept_tcp(greet, admit=never if waits_for == "admit" else None)
+        monkeypatch.setattr(aiotun.Namespace, "socket", never)
+        for port in range(1, 4):
+            await stack.tun.send(segment("10.77.0.2", "192.0.2.1", sport=port, flags=0x02))
+        await asyncio.sleep(0)
+        return stack
+
+    force_mechanism(monkeypatch, "listeners")
+    reported: list[Any] = []
+    loop = new_loop()
+    loop.set_exception_handler(lambda _, context: reported.append(context))
+    stack = loop.run_until_complete(leave())
+    tasks = asyncio.all_tasks(loop)
+    loop.close()
+    stack.close()
+    assert stack.tun.closed
+    assert len(tasks) == stack.stats.connections_refused == 3
+    for task in tasks:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own switch
+    del task, tasks, stack
+    gc.collect()
+    assert reported == []
 
 
 async def test_an_admit_that_fails_refuses_and_is_reported(stack: aiotun.Netstack) -> None:

@@ -265,7 +265,8 @@ class Admission:
         self._for_one[held.destination] -= 1
         if not self._for_one[held.destination]:
             del self._for_one[held.destination]
-        if held.task is not None:
+        # A closed loop can't cancel a task. The collector ends it.
+        if held.task is not None and not self._loop.is_closed():
             held.task.cancel()
         return held
 

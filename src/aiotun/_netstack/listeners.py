@@ -92,11 +92,16 @@ class Listeners(Mechanism):
             return False
         # Many SYNs for one port may wait here at once. They need one socket, not one each: those
         # would take the program's last descriptors, and connections would be refused.
-        async with self._making:
+        await self._making.acquire()
+        try:
             receiver = self._receiver
             if receiver is None or self.ready(header):  # stopped, or made while this one waited
                 return receiver is not None
             return await self._listen(header)
+        finally:
+            # Not if the collector destroys this task after its loop: no waiting task can be woken.
+            if not self._loop.is_closed():
+                self._making.release()
 
     async def _listen(self, header: IPHeader) -> bool:
         keys = _keys(header)

@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import pickle
+import resource
 import socket
 import subprocess
 import threading
@@ -18,6 +19,7 @@ import pytest
 import aiotun
 from aiotun._kernel.rootless import Helper
 from aiotun._namespaces.pool import _BATCH_MAX
+from aiotun.errors import ResourceLimitError
 from aiotun.namespaces import Namespace
 
 from ..helpers import REAL_ROOT, make_icmp_echo, wait_until
@@ -260,6 +262,18 @@ async def test_the_helper_goes_on_after_a_request_that_no_socket_can_have(
     assert isinstance(helper, Helper)
     with pytest.raises(OSError, match="Invalid argument"):
         helper.make_sockets(1 << 70, 1, 0, 1)
+    (await rootless.socket()).close()
+
+
+async def test_the_helper_goes_on_after_no_descriptor_was_allowed(rootless: Namespace) -> None:
+    """While RLIMIT_NOFILE is 0, poll(2) fails."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(ResourceLimitError):
+            await rootless.socket()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     (await rootless.socket()).close()
 
 

@@ -16,6 +16,7 @@ import gc
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -30,7 +31,7 @@ __all__ = ["Helper", "start"]
 
 # How many seconds a helper may take to answer. Normally it takes microseconds, and a few
 # milliseconds to start. If it takes longer, the process was stopped (SIGSTOP, for example).
-_TIMEOUT = 30.0
+_TIMEOUT = 30
 
 # unix(7): SCM_MAX_FD, the most descriptors in one message.
 _MAX_FDS = 253
@@ -223,7 +224,10 @@ def start() -> tuple[Helper, NamespaceFd]:
         ResourceLimitError: no process or file descriptor is left.
     """
     ours, theirs = socket.socketpair()
-    ours.settimeout(_TIMEOUT)
+    # Not settimeout: Python would call poll(2) before each call, and poll fails with EINVAL while
+    # RLIMIT_NOFILE is 0, as some sandboxes set it. That would be taken for a helper that has ended.
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", _TIMEOUT, 0))
     try:
         with theirs:
             process = _spawn(theirs)

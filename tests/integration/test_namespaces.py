@@ -1,6 +1,7 @@
 """Namespaces as objects: with the program's own privilege, and without root by a helper process."""
 
 import asyncio
+import contextlib
 import copy
 import errno
 import gc
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 import aiotun
+from aiotun._kernel import places
 from aiotun._kernel.rootless import Helper
 from aiotun._namespaces.pool import _BATCH_MAX
 from aiotun.errors import ResourceLimitError
@@ -284,6 +286,36 @@ async def test_many_sockets_at_once_leave_few_in_the_pool(ns: Namespace) -> None
     for sock in made:
         sock.close()
     assert len(os.listdir("/proc/self/fd")) < before + _BATCH_MAX
+
+
+async def test_after_descriptors_ran_out_sockets_are_made_one_at_a_time(
+    ns: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the helper makes 32 sockets for each attempt, and the kernel drops them."""
+    asked: list[int] = []
+    make = places.make_sockets
+
+    def noted(family: int, kind: int, proto: int, count: int) -> list[socket.socket]:
+        asked.append(count)
+        return make(family, kind, proto, count)
+
+    monkeypatch.setattr(places, "make_sockets", noted)
+    for sock in await asyncio.gather(*(ns.socket() for _ in range(100))):
+        sock.close()
+    assert asked[-1] == _BATCH_MAX
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with contextlib.suppress(ResourceLimitError):
+            while True:  # the pool still has some
+                (await ns.socket()).close()
+        asked.clear()
+        with pytest.raises(ResourceLimitError):
+            await ns.socket()
+        assert asked == [1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    (await ns.socket()).close()
 
 
 async def test_whoever_wants_one_socket_holds_one(ns: Namespace) -> None:

@@ -84,6 +84,7 @@ class Pool:
             try:
                 made = places.make_sockets(*kind, count)
             except OSError as error:
+                self._batch[kind] = 1
                 # The program has no free descriptor, but this pool may hold some that are not used.
                 if error.errno != errno.EMFILE or not self._drain():
                     raise

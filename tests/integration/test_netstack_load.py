@@ -249,6 +249,30 @@ async def test_many_first_syns_for_one_port_need_one_socket(
     assert len(made) == (mechanism == "listeners")
 
 
+async def test_syns_that_wait_while_no_socket_can_be_made_are_refused_together(
+    stack: aiotun.Netstack, mechanism: str
+) -> None:
+    """One attempt and one report are enough: a flood must not cause one for each SYN."""
+    if mechanism == "tproxy":
+        pytest.skip("its sockets are made at the start")
+    reported: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    await stack.intercept_tcp(close)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        await stack.tun.send_many([segment(port, SYN) for port in range(1, 101)])
+        await wait_until(lambda: stack.stats.connections_refused == 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert [each["exception"].errno for each in reported] == [errno.EMFILE]
+    await stack.tun.send_many([segment(port, SYN, sport=2000) for port in range(1, 101)])
+    answered = 0
+    async with asyncio.timeout(20):
+        while answered < 100:
+            answered += sum(packet[33] == SYN | ACK for packet in await stack.tun.recv_many())
+
+
 def acknowledge(packet: bytes) -> bytes:
     """Answer a SYN and ACK, as a client does."""
     sport, dport, sequence, acknowledged = struct.unpack_from("!HHII", packet, 20)

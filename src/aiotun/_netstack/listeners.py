@@ -17,6 +17,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
+from ..errors import ResourceLimitError
 from .core import spare_descriptors
 from .mechanism import SO_BINDTODEVICE, Mechanism, Receiver, make_transparent
 
@@ -61,6 +62,7 @@ class Listeners(Mechanism):
         self._most = min(max(spare_descriptors() // 4, 1), _SOCKETS_MAX)
         self._timer: asyncio.TimerHandle | None = None
         self._making = asyncio.Lock()
+        self._shortages = 0  # how many times no socket could be made
 
     async def start(self, receiver: Receiver) -> None:
         self._receiver = receiver
@@ -92,12 +94,18 @@ class Listeners(Mechanism):
             return False
         # Many SYNs for one port may wait here at once. They need one socket, not one each: those
         # would take the program's last descriptors, and connections would be refused.
+        before = self._shortages
         await self._making.acquire()
         try:
             receiver = self._receiver
             if receiver is None or self.ready(header):  # stopped, or made while this one waited
                 return receiver is not None
+            if self._shortages > before:  # another call has just tried, and has reported why not
+                return False
             return await self._listen(header)
+        except ResourceLimitError:
+            self._shortages += 1
+            raise
         finally:
             # Not if the collector destroys this task after its loop: no waiting task can be woken.
             if not self._loop.is_closed():

@@ -81,7 +81,11 @@ class Mechanism(abc.ABC):
 
     @abc.abstractmethod
     async def prepare(self, header: IPHeader) -> bool:
-        """Make a socket that listens for this SYN; False if the kernel can't have such a socket.
+        """Make a socket that listens for this SYN.
+
+        Returns:
+            False if the kernel can't have such a socket, or if a call that this one waited for had
+            no resources to make one (that call raises the error).
 
         Raises:
             OSError, LinkError: no socket can be made now.

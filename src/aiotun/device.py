@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeVar, Unpack
 
@@ -341,6 +342,7 @@ class Device(PacketIO):
 
         Raises:
             DeviceMismatchError: the fd is not such a program.
+            TypeError, ValueError: `program` is not an open fd.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
         number = _bpf_fd(program)
@@ -355,6 +357,7 @@ class Device(PacketIO):
 
         Raises:
             DeviceMismatchError: the fd is not such a program.
+            TypeError, ValueError: `program` is not an open fd.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
         number = _bpf_fd(program)
@@ -415,10 +418,13 @@ class TapDevice(Device):
             all_multicast: whether to receive all multicast frames, too.
 
         Raises:
-            ValueError: one of `macs` is not a valid MAC address.
+            ValueError: one of `macs` is not a valid MAC address, or there are more than 65,535.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
+        device_options.switch("all_multicast", all_multicast)
         packed = [bytes.fromhex(parse_mac(mac, multicast=True).replace(":", "")) for mac in macs]
+        if len(packed) > 0xFFFF:
+            raise ValueError(f"macs must be at most 65,535 addresses, got {len(packed):,}")
         ioctl.set_tx_filter(self._any_fd(), self.name, packed, all_multicast)
 
 
@@ -426,7 +432,14 @@ def _bpf_fd(program: int | None) -> int:
     given: object = program
     if given is not None and not isinstance(given, int):
         raise TypeError(f"program must be the fd of a BPF program, or None, got {given!r}")
-    return -1 if program is None else program
+    if program is None:
+        return -1
+    try:
+        os.fstat(program)
+    except (OSError, OverflowError):
+        text = f"program must be the fd of a BPF program, or None, but fd {program} is not open"
+        raise ValueError(text) from None
+    return program
 
 
 class Opener(Once[D]):

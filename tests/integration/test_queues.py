@@ -243,6 +243,18 @@ async def test_filters_of_a_tap() -> None:
                 given: Any = wrong
                 with pytest.raises(TypeError, match="4 integers"):
                     tap.attach_filter(given)
+            with pytest.raises(DeviceMismatchError, match="filter"):  # not one instruction
+                tap.attach_filter([(6, 0, 0, 0)] * 65_537)
+            with pytest.raises(ValueError, match=r"at most 65,535 addresses, got 65,536"):
+                tap.set_tx_filter([peer] * 65_536)
+            given = "all"
+            with pytest.raises(TypeError, match="all_multicast must be True or False"):
+                tap.set_tx_filter([peer], all_multicast=given)
+            for fd in (-1, 1 << 20, 1 << 40):
+                with pytest.raises(ValueError, match="is not open"):
+                    tap.set_filter_ebpf(fd)
+                with pytest.raises(ValueError, match="is not open"):
+                    tap.set_steering_ebpf(fd)
 
 
 async def test_calls_on_a_closed_device_raise_device_closed_error() -> None:

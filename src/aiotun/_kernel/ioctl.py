@@ -382,7 +382,9 @@ def attach_filter(fd: int, name: str, program: Sequence[tuple[int, int, int, int
             f"each instruction of program must be 4 integers (code, jt, jf, k): {error}"
         ) from error
     address, _ = code.buffer_info()
-    request = abi.SOCK_FPROG.pack(len(program), address)
+    # The kernel takes at most 4,096 instructions. It must not see a number that was cut to 16 bits.
+    count = min(len(code) // abi.SOCK_FILTER.size, 0xFFFF)
+    request = abi.SOCK_FPROG.pack(count, address)
     _by_pointer(
         fd, Ioctl.TUNATTACHFILTER, request, name,
         "use that filter (only a TAP can have one, and the program must be a valid BPF program)",

@@ -424,6 +424,12 @@ UNUSUAL = {
     "PPPoE and a VLAN tag": _on_the_wire("81000005 8864 11000011 0023 0021"),
     "a control word": _on_the_wire("8847 00005140 00000000", _on_the_wire("0800")),
     "a pseudowire without one": _on_the_wire("8847 00005140", _on_the_wire("0800")),
+    "two tags in a pseudowire": _on_the_wire(
+        "8847 00005140", _on_the_wire("81000064" * 2 + "0800")
+    ),
+    "three tags in a pseudowire": _on_the_wire(
+        "8847 00005140", _on_the_wire("81000064" * 3 + "0800")
+    ),
     "raw 802.3": _on_the_wire("0030 ffff 002e 0004", bytes(42)),
     "raw 802.3, padded": _on_the_wire("0020 ffff 001e 0004", bytes(42)),
     "IPX in Ethernet II": _on_the_wire("8137 ffff 001e 0004", bytes(26)),
@@ -455,6 +461,17 @@ def test_all_tags_are_decoded() -> None:
     assert encode(decoded)[20:24] == b"\x81\0\xe0\5"
     with pytest.raises(aiotun.PacketDecodeError, match="9 VLAN tags; at most 8"):
         aiotun.decode_frame(_on_the_wire("81000064" * 9 + "0800"))
+
+
+def test_tags_in_a_pseudowire_that_dpkt_would_lose_are_kept_as_bytes() -> None:
+    two = aiotun.decode_frame(UNUSUAL["two tags in a pseudowire"])
+    assert isinstance(two.data, Ethernet)
+    three = aiotun.decode_frame(UNUSUAL["three tags in a pseudowire"])
+    assert three.data == UNUSUAL["three tags in a pseudowire"][18:]
+    assert not hasattr(three, "ethernet")
+    # The source address of an IP packet is where a frame has its type. 129.0 looks like VLAN tags.
+    packet = encode(IP(src=b"\x81\0\1\2", dst=b"\x81\0\1\2", data=b"\x81\0\1\2" * 8))
+    assert isinstance(aiotun.decode_frame(_on_the_wire("8847 00005140", packet)).data, IP)
 
 
 def test_pppoe_has_its_length_and_protocol() -> None:

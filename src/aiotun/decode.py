@@ -63,8 +63,9 @@ def decode_frame(data: bytes | bytearray | memoryview) -> Ethernet:
 
     Returns:
         A `dpkt.ethernet.Ethernet`. It includes what dpkt alone would leave out: up to 8 VLAN tags
-        in `vlan_tags`; a pseudowire's control word and what follows it, as bytes in `data`; and the
-        payload of a raw 802.3 frame (Novell), as bytes in `data`.
+        in `vlan_tags`; a pseudowire's control word and what follows it, as bytes in `data`; a frame
+        in a pseudowire with more VLAN tags than dpkt reads, as bytes in `data`; and the payload of
+        a raw 802.3 frame (Novell), as bytes in `data`.
 
     Raises:
         PacketDecodeError: dpkt can't decode the frame, or it has more than 8 VLAN tags.
@@ -78,8 +79,11 @@ def decode_frame(data: bytes | bytearray | memoryview) -> Ethernet:
     # of a buffer that the caller may change.
     whole = bytes(data)
     places = _tag_places(whole)
-    # dpkt reads two tags if the second one is 0x8100. Of other stacks it keeps only the last tags.
-    if len(places) < 2 or (len(places) == 2 and whole[places[1] : places[1] + 2] == b"\x81\0"):
+    if len(places) > _MOST_TAGS:
+        raise PacketDecodeError(
+            f"the frame has {len(places)} VLAN tags; at most {_MOST_TAGS} are decoded"
+        )
+    if _reads_all(whole, places):
         frame = _decode(ethernet.Ethernet, whole)
     else:
         frame = _decode(ethernet.Ethernet, whole[:12] + whole[places[-1] :])
@@ -98,11 +102,15 @@ def _tag_places(frame: bytes) -> list[int]:
     while frame[at : at + 2] in _TAGGED and len(frame) >= at + 6:
         places.append(at)
         at += 4
-    if len(places) > _MOST_TAGS:
-        raise PacketDecodeError(
-            f"the frame has {len(places)} VLAN tags; at most {_MOST_TAGS} are decoded"
-        )
     return places
+
+
+def _reads_all(frame: bytes, places: list[int]) -> bool:
+    """Whether dpkt reads all of a frame's VLAN tags.
+
+    It reads two tags if the second one is 0x8100. Of other stacks it keeps only the last tags.
+    """
+    return len(places) < 2 or (len(places) == 2 and frame[places[1] : places[1] + 2] == b"\x81\0")
 
 
 def _restore(frame: Ethernet, whole: bytes) -> None:
@@ -127,10 +135,13 @@ def _restore(frame: Ethernet, whole: bytes) -> None:
         return
     tags = [tag for tag in getattr(frame, "vlan_tags", ()) if isinstance(tag, VLANtag8021Q)]
     inner = whole[14 + 4 * len(tags) + 4 * len(labels) :]
-    if inner[:2] == b"\0\0" and len(inner) >= 14:
-        frame.data = inner  # dpkt skips a pseudowire's control word (RFC 4385)
+    # dpkt skips a pseudowire's control word (RFC 4385).
+    skipped = inner[:2] == b"\0\0" and len(inner) >= 14
+    is_frame = isinstance(frame.data, type(frame))
+    if skipped or (is_frame and not _reads_all(inner, _tag_places(inner))):
+        frame.data = inner
         vars(frame).pop("ethernet", None)
-    elif isinstance(frame.data, type(frame)):
+    elif is_frame:
         _restore(frame.data, inner)  # the frame in the pseudowire may have all that itself
 
 

@@ -12,14 +12,12 @@ import uvloop
 
 from . import _isolation, invariants
 from ._leaks import LeakCheck
-from .helpers import SLOWER
 
-# On an emulated machine everything takes long.
+# A busy or emulated machine is slow, which is no fault of what is tested.
 hypothesis.settings.register_profile(
-    "slower", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
-if SLOWER > 1:
-    hypothesis.settings.load_profile("slower")
+hypothesis.settings.load_profile("patient")
 
 # --- The whole run -------------------------------------------------------------------------------
 

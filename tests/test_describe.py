@@ -180,7 +180,7 @@ FRAME_SEEDS = [frame for frame, _ in FRAMES] + [ether(0x86DD, packet) for packet
 
 
 @given(st.binary(max_size=200), st.booleans())
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 def test_any_bytes_have_a_line(data: bytes, frame: bool) -> None:
     check(data, frame)
 
@@ -190,7 +190,7 @@ def test_any_bytes_have_a_line(data: bytes, frame: bool) -> None:
     st.lists(st.tuples(st.integers(0, 120), st.integers(0, 255)), max_size=4),
     st.integers(0, 120),
 )
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=3000)
 def test_damaged_packets_have_a_line(
     seed: tuple[bytes, bool], changes: list[tuple[int, int]], end: int
 ) -> None:

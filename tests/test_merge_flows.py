@@ -258,7 +258,7 @@ def _packets(choose: random.Random, streams: list[Packet], count: int) -> Iterat
 
 
 @each_merge
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(batches())
 def test_every_flow_keeps_its_order(merge: Merge, batch: tuple[list[bytes], bool]) -> None:
     packets, frame = batch
@@ -290,7 +290,7 @@ def _without_identity(packet: bytes, frame: bool) -> bytes:
 
 
 @pytest.mark.skipif(_speedups is None, reason="missing: the C module")
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(batches(), st.booleans())
 def test_c_and_python_merge_alike(batch: tuple[list[bytes], bool], udp: bool) -> None:
     packets, frame = batch

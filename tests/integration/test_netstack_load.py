@@ -475,10 +475,12 @@ async def test_fifty_stacks_leave_descriptors_processes_and_memory_as_they_were(
     for _ in range(10):  # what is made once
         await one()
     gc.collect()
-    before = descriptors(), children_of(os.getpid())
+    before, children = descriptors(), children_of(os.getpid())
     memory = resident_kib()
     for _ in range(50):
         await one()
     gc.collect()  # a namespace is kept by a cycle until then
-    assert (descriptors(), children_of(os.getpid())) == before
+    # Fewer, if something of an earlier test was still being closed.
+    assert descriptors() <= before
+    assert children_of(os.getpid()) == children
     assert resident_kib() - memory < 2048

@@ -119,8 +119,9 @@ async def test_aclose_cancelled_closes_all_the_same() -> None:
     tun = await aiotun.open_tun("gone0")
     task = asyncio.create_task(tun.aclose())
     await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
+    # If the thread that closes was quicker, there is nothing left to cancel.
+    cancelled = task.cancel()
+    with pytest.raises(asyncio.CancelledError) if cancelled else contextlib.nullcontext():
         await task
     await wait_until(lambda: "gone0" not in names())
     await tun.aclose()

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from aiotun import DeviceClosedError, LinkDownError, PacketError, PacketIO, Queue
-from aiotun._queue.packetio import BUDGET
 from aiotun.offload import split
 from aiotun.testing import memory_pair
 
@@ -20,7 +19,7 @@ from .rig import KINDS, OURS, THEIRS, rig, udp, waiting
 each_kind = pytest.mark.parametrize("kind", [*KINDS, "memory"])
 
 # All of one flow, and not alike: so each kind of device keeps them in order.
-PACKETS = [udp(THEIRS, 1, OURS, 2, bytes([place % 256, place // 256])) for place in range(700)]
+PACKETS = [udp(THEIRS, 1, OURS, 2, bytes([place % 256, place // 256])) for place in range(2500)]
 
 
 @contextlib.asynccontextmanager
@@ -57,7 +56,7 @@ async def test_the_packet_that_is_refused_and_all_behind_it(
 
 
 @pytest.mark.parametrize("kind", ["device", "split", "split group"])
-@pytest.mark.parametrize("bad", [BUDGET - 1, BUDGET, 600])
+@pytest.mark.parametrize("bad", [255, 256, 600, 1023, 1024, 2400])
 async def test_a_batch_that_is_sent_in_several_turns(kind: str, bad: int) -> None:
     async with device(kind) as io:
         packets: list[Any] = PACKETS[:]
@@ -81,7 +80,7 @@ async def test_of_a_generator_only_what_was_taken(kind: str) -> None:
         source = endless()
         sent, unsent = await failing(io, source, PacketError)
         assert (sent, unsent[:13]) == (7, packets[7:])
-        assert sent + len(unsent) == BUDGET
+        assert sent + len(unsent) == io._format.batch
         assert next(source) == PACKETS[0]
 
 
@@ -126,7 +125,7 @@ async def test_cancelled_between_the_turns(kind: str) -> None:
         with pytest.raises(asyncio.CancelledError) as caught:
             await task
         sent, unsent = told(caught.value)
-        assert 0 < sent <= BUDGET
+        assert 0 < sent <= io._format.batch
         assert unsent == PACKETS[sent:]
 
 

@@ -36,7 +36,7 @@ async def passed_on(source: aiotun.TunDevice, target: aiotun.TunDevice, one: boo
         async for packet in source:
             await target.send(packet)
     else:
-        async for batch in source.batches(512):
+        async for batch in source.batches(1024):
             await target.send_many(batch)
 
 

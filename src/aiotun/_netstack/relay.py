@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .._kernel.abi import PI_SIZE
 from .._packets import native
-from .._queue.packetio import BUDGET, PacketIO
+from .._queue.packetio import PacketIO
 from .._queue.port import Offloads
 from ..errors import AiotunError, DeviceClosedError, LinkDownError, PacketError
 
@@ -90,7 +90,8 @@ async def relay(a: PacketIO, b: PacketIO, *, stats: RelayStats | None = None) ->
     there is room for them; otherwise they are dropped and counted in `RelayCounts.unsent`.
 
     *Concurrency*: other tasks may use both devices meanwhile; each packet goes to one receiver.
-    Other tasks run after every 256 packets. Several relays may share a device.
+    Other tasks run after every 256 packets, or 1,024 with ``offload="split"``. Several relays may
+    share a device.
     """
     for each in (a, b):
         if not isinstance(each, PacketIO):
@@ -126,7 +127,7 @@ async def relay(a: PacketIO, b: PacketIO, *, stats: RelayStats | None = None) ->
 async def _pump(source: PacketIO, target: PacketIO, counts: RelayCounts) -> None:
     """Move packets one way until one device is closed here."""
     convert = converter(source._format, target._format)
-    limit = _SUPER_PACKETS if source._format.offload == "raw" else BUDGET
+    limit = _SUPER_PACKETS if source._format.offload == "raw" else source._format.batch
     try:
         while True:
             try:

@@ -79,7 +79,7 @@ class PacketIO(AsyncClosing):
     not wait does not overtake one that does; senders likewise.
 
     *Fairness*: where packets never run out, a receiver lets the loop turn once after every
-    256 packets, before it reads and never after.
+    256 packets, or after a larger batch, before it reads and never after.
 
     *Loops*: the first coroutine that is awaited binds a queue to its event loop. Another loop is a
     `RuntimeError`. A `send` that need not wait raises it only if the queue's loop is in asyncio's
@@ -138,8 +138,8 @@ class PacketIO(AsyncClosing):
         """Wait for one packet, then take all that are ready.
 
         Args:
-            limit: how many at most. What may be read before the loop has a turn bounds the batch,
-                too: 256 packets.
+            limit: how many at most. A batch has no more than 256 packets, or 1,024 with
+                ``offload="split"``.
 
         Returns:
             Between 1 and `limit` packets, in the order they came.
@@ -148,7 +148,7 @@ class PacketIO(AsyncClosing):
             TypeError, ValueError: `limit` is not an int, or below 1.
             DeviceClosedError, DeviceLostError: as `recv`.
         """
-        most = checked_limit("recv_many", limit)
+        most = checked_limit("recv_many", limit, self._format.batch)
         return self._receive(lambda io: io._take_many(most))
 
     def recv_run(
@@ -216,7 +216,7 @@ class PacketIO(AsyncClosing):
         Raises:
             TypeError, ValueError: `limit` is not an int, or below 1.
         """
-        most = checked_limit("batches", limit)
+        most = checked_limit("batches", limit, self._format.batch)
         return Arriving(self._receive, lambda io: io._take_many(most))
 
     def decoded(self, errors: DecodeErrors = "skip") -> AsyncIterator[Any]:
@@ -263,7 +263,8 @@ class PacketIO(AsyncClosing):
         With ``offload="split"`` packets of one flow are merged, also if packets of other flows are
         between them, so they may overtake those. Otherwise all packets are sent in order.
 
-        After every 256 packets the loop gets a turn. An iterable is asked for so many at a time.
+        After every 256 packets, or 1,024 with ``offload="split"``, the loop gets a turn. An
+        iterable is asked for so many at a time.
 
         Returns:
             How many were sent, which is all of them.
@@ -277,7 +278,7 @@ class PacketIO(AsyncClosing):
                 `packets` has no length (a generator, for example), `unsent` has only those that
                 were taken from it.
         """
-        return send_all(self._bind, packets, self._send_at_once, self.send)
+        return send_all(self._bind, packets, self._send_at_once, self.send, self._format.batch)
 
     async def send_run(
         self, run: Run, *, before: int = 0, sizes: Sequence[int] | None = None
@@ -480,8 +481,9 @@ async def send_all(
     packets: Iterable[P],
     at_once: Callable[[list[P]], Sequence[int]],
     send: Callable[[P], Coroutine[Any, Any, None]],
+    batch: int = BUDGET,
 ) -> int:
-    """Send packets, a budget at a time; see `PacketIO.send_many`.
+    """Send packets, a batch at a time; see `PacketIO.send_many`.
 
     Args:
         at_once: sends as many as possible without waiting, and raises nothing. It returns where in
@@ -490,7 +492,7 @@ async def send_all(
     """
     sent = 0
     chunk: list[P] = []
-    chunks = _chunks(packets)
+    chunks = _chunks(packets, batch)
     try:
         bind()
         for chunk in chunks:
@@ -514,7 +516,7 @@ async def send_all(
     return sent
 
 
-def checked_limit(method: str, limit: object) -> int:
+def checked_limit(method: str, limit: object, most: int = BUDGET) -> int:
     """Give how many packets may be taken at once; a limit may be any int from 1."""
     try:
         number = operator.index(limit)  # type: ignore[arg-type]  # this is the check
@@ -523,15 +525,15 @@ def checked_limit(method: str, limit: object) -> int:
         raise TypeError(text) from None
     if number < 1:
         raise ValueError(f"{method} needs a limit of at least 1, not {number}")
-    return min(number, BUDGET)
+    return min(number, most)
 
 
-def _chunks(packets: Iterable[P]) -> Iterator[list[P]]:
-    """Give a budget's worth of packets at a time.
+def _chunks(packets: Iterable[P], batch: int) -> Iterator[list[P]]:
+    """Give a batch of packets at a time.
 
     What an iterable gives before it raises is sent first.
     """
-    if type(packets) is list and 0 < len(packets) <= BUDGET:
+    if type(packets) is list and 0 < len(packets) <= batch:
         yield packets  # as nearly always: no need to copy it
         return
     # A list, or the like, is copied: the caller may change it while this waits.
@@ -540,14 +542,14 @@ def _chunks(packets: Iterable[P]) -> Iterator[list[P]]:
         chunk: list[P] = []
         failure: Exception | None = None
         try:
-            chunk.extend(itertools.islice(source, BUDGET))
+            chunk.extend(itertools.islice(source, batch))
         except Exception as error:  # noqa: BLE001 - raised again below
             failure = error
         if chunk:
             yield chunk
         if failure is not None:
             raise failure
-        if len(chunk) < BUDGET:
+        if len(chunk) < batch:
             return
 
 

@@ -85,6 +85,16 @@ class PacketFormat(NamedTuple):
         return 0 if self.offload == "off" else self.vnet_bytes
 
     @property
+    def batch(self) -> int:
+        """The most packets that are read or written at once, which takes about a millisecond.
+
+        A segment of a super-packet takes less than half as long as a packet by itself. And large
+        batches are faster: their super-packets go out one after the other, so whoever receives them
+        is woken up less often.
+        """
+        return 1024 if self.offload == "split" else 256
+
+    @property
     def header_bytes(self) -> int:
         """How many bytes stand before the packet itself."""
         pi = PI_SIZE if self.packet_info else 0

@@ -14,6 +14,7 @@ from .._kernel.words import DecodeErrors, Mode
 from .._packets.runs import LIMIT, Layout, Pool, Run, check_run, place
 from ..errors import DeviceClosedError, PacketDecodeError
 from .closing import AsyncClosing
+from .port import BUDGET
 from .runio import NoBufferError, checked_layout, receive_run
 
 if TYPE_CHECKING:
@@ -35,13 +36,6 @@ __all__ = [
 
 T = TypeVar("T")
 P = TypeVar("P")
-
-BUDGET = 256
-"""How many packets may be read or written before the loop gets a turn.
-
-At one microsecond a packet, and a few more for what the user does with it, the loop turns once a
-millisecond.
-"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

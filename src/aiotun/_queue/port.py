@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .._kernel.words import Mode, Offload
 
 __all__ = [
+    "BUDGET",
     "TUN_ENDS",
     "Counts",
     "Offloads",
@@ -39,6 +40,13 @@ __all__ = [
     "packets_in",
     "socket_ends",
 ]
+
+BUDGET = 256
+"""How many packets may be read or written before the loop gets a turn.
+
+At one microsecond a packet, and a few more for what the user does with it, the loop turns once a
+millisecond.
+"""
 
 _ETHERNET_HEADER = 14
 
@@ -88,11 +96,10 @@ class PacketFormat(NamedTuple):
     def batch(self) -> int:
         """The most packets that are read or written at once, which takes about a millisecond.
 
-        A segment of a super-packet takes less than half as long as a packet by itself. And large
-        batches are faster: their super-packets go out one after the other, so whoever receives them
-        is woken up less often.
+        A segment of a super-packet takes less than half as long as a packet by itself. Large
+        batches are faster, because whoever receives their packets is woken up less often.
         """
-        return 1024 if self.offload == "split" else 256
+        return 1024 if self.offload == "split" else BUDGET
 
     @property
     def header_bytes(self) -> int:
